@@ -1,0 +1,1 @@
+"""Evaluation of exported folders and run folders; imports no trainer."""

@@ -1,0 +1,1 @@
+"""Language models with parts from models of the hippocampus: blocks, data, training, export."""
