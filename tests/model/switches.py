@@ -1,0 +1,59 @@
+"""Small models with every switch, for the tests of this folder."""
+
+from typing import Any
+
+import torch
+
+from llm.model import DecoderConfig, DecoderForCausalLM
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,  # large enough that every part shows in the logits
+}
+STYLES: dict[str, Any] = {"llama": DecoderConfig.llama, "gpt2": DecoderConfig.gpt2}
+SWITCHES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gqa": {"num_key_value_heads": 2},
+    "one_kv_head": {"num_key_value_heads": 1, "stream": ["values"]},
+    "wide_heads": {"head_dim": 20},
+    "nmda": {"hidden_act": "nmda", "nmda_alpha": 10.0},
+    "nmda_learnable": {"hidden_act": "nmda", "nmda_alpha": 0.5, "nmda_beta": 1.3, "nmda_learnable": True},
+    "softmax_scale": {"softmax_scale": 1.0},
+    "padded_vocabulary": {"unpadded_vocab_size": 50},
+    "queries": {"stream": ["queries"]},
+    "keys": {"stream": ["keys"]},
+    "values": {"stream": ["values"]},
+    "values_gqa": {"stream": ["values"], "num_key_value_heads": 2},
+    "all_accumulated": {"stream": ["queries", "keys", "values"], "stream_source": "accumulated"},
+    "all_first": {"stream": ["values", "queries", "keys"], "stream_source": "first", "num_key_value_heads": 2},
+    "values_per_layer": {"stream": ["values"], "stream_weight": "layer"},
+    "all_per_head": {
+        "stream": ["queries", "keys", "values"],
+        "stream_weight": "head",
+        "stream_source": "accumulated",
+        "num_key_value_heads": 2,
+    },
+}
+EVERY = [(style, switch) for style in STYLES for switch in SWITCHES]
+
+
+def make_config(style: str, switch: str = "plain", **settings: Any) -> DecoderConfig:
+    return STYLES[style](**(SIZES | SWITCHES[switch] | settings))
+
+
+def make_model(style: str, switch: str = "plain", **settings: Any) -> DecoderForCausalLM:
+    model = DecoderForCausalLM(make_config(style, switch, **settings)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # learned weights away from where they start
+            if "stream" in name or name.endswith("bias"):
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+    return model
+
+
+def tokens(batch: int, time: int, seed: int = 0, high: int = 50) -> torch.Tensor:
+    return torch.randint(high, (batch, time), generator=torch.Generator().manual_seed(seed))
