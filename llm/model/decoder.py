@@ -173,6 +173,7 @@ class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
     """
 
     config_class = DecoderConfig
+    config: DecoderConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # noqa: RUF012 (transformers declares it so)
@@ -198,7 +199,7 @@ class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
         """
         model = cls(config_from_hf(hf_model.config))
         model.load_state_dict(weights_from_hf(hf_model), strict=True)
-        return model.to(hf_model.dtype).train(hf_model.training)
+        return model.to(hf_model.dtype).train(hf_model.training)  # type: ignore[arg-type]  # transformers hides overloads
 
     def to_hf(self) -> PreTrainedModel:
         """The same model as a `LlamaForCausalLM` or `GPT2LMHeadModel`; its weights are copied.
@@ -208,7 +209,7 @@ class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
         """
         hf_model = model_to_hf(self.config)
         hf_model.load_state_dict(weights_to_hf(self, hf_model), strict=True)
-        return hf_model.to(self.dtype).train(self.training)
+        return hf_model.to(self.dtype).train(self.training)  # type: ignore[arg-type]
 
     def forward(
         self,

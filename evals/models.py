@@ -1,0 +1,163 @@
+"""An exported folder: checked before anything is loaded, then the model in it, and the results kept beside it.
+
+A folder written by `python -m llm export RUN OUT` and any other transformers folder of a causal language model are
+read alike; the first also says in `hippoformer.json` which run, step and seed it came from. torch and transformers are
+imported where a model is loaded, so that a command that only reads results starts at once.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True)
+class Export:
+    """A folder that holds a model, and what `hippoformer.json` says of it (empty for a model from elsewhere)."""
+
+    folder: Path
+    info: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The run's name where there is one, else the folder's."""
+        return str(self.info.get("run", self.folder.name))
+
+    @property
+    def results(self) -> Path:
+        """The folder of this model's evaluations."""
+        return self.folder / "evals"
+
+    def result(self, name: str, absent: Any = None) -> Any:
+        """The content of EXPORT/evals/`name`.json, or `absent` where that was never written."""
+        path = self.results / f"{name}.json"
+        return read_json(path) if path.is_file() else absent
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode with its tokenizer; `device` and `dtype` are recorded with every result."""
+
+    export: Export
+    model: Any
+    tokenizer: Any
+
+    @property
+    def device(self) -> str:
+        return str(self.model.device)
+
+    @property
+    def dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
+
+
+def open_export(folder: str | Path) -> Export:
+    """The exported folder at `folder`, refused with a UserError where it cannot hold a model. Loads nothing."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: make it with `python -m llm export RUN {folder}`")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json: make it with `python -m llm export RUN OUT`")
+    if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+        raise UserError(f"{folder} has no weights (*.safetensors): make it again with `python -m llm export RUN OUT`")
+    card = folder / "hippoformer.json"
+    return Export(folder, read_json(card) if card.is_file() else {})
+
+
+def check_tokenizer(export: Export) -> None:
+    """Refuse a tokenizer with ids that the model has no embedding for, before any weight is read.
+
+    An id beyond the embedding is an index error on a CPU and a corrupted context on a GPU.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(export.folder, trust_remote_code=True)
+        tokenizer = AutoTokenizer.from_pretrained(export.folder, trust_remote_code=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(
+            f"{export.folder} is not a transformers folder with a tokenizer: {first_line(error)}"
+        ) from error
+    ids = max(tokenizer.get_vocab().values()) + 1
+    known = getattr(config, "unpadded_vocab_size", config.vocab_size)  # ours; others do not tell padded rows apart
+    if ids > known:
+        raise UserError(
+            f"{export.folder}: the tokenizer has {ids:,} ids and the model {known:,}; "
+            "put the tokenizer in the folder that the model was trained with"
+        )
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise UserError(f"{export.folder}: the tokenizer names neither a bos_token nor an eos_token; name one of them")
+
+
+def load_model(export: Export, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+    """The model of an exported folder on `device`, in evaluation mode, with its tokenizer.
+
+    `device`: `auto` (a GPU where there is one) or a torch device; `dtype`: `auto` (the folder's) or another of DTYPES.
+    A weight that the folder lacks is a UserError: transformers would fill it with random numbers and go on.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    target = resolve_device(device)
+    check_tokenizer(export)
+    kind = "auto" if dtype == "auto" else getattr(torch, dtype)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            export.folder, trust_remote_code=True, dtype=kind, output_loading_info=True
+        )
+    except Exception as error:  # the folder's own code and safetensors raise whatever they like
+        raise UserError(f"{export.folder} does not load as a causal model: {first_line(error)}") from error
+    model, report = loaded
+    if lacking := [*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])]:
+        raise UserError(
+            f"{export.folder} lacks {len(lacking)} of the model's weights (the first: {sorted(lacking)[0]}); "
+            "export it again"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(export.folder, trust_remote_code=True)
+    return LoadedModel(export, model.to(target).eval(), tokenizer)
+
+
+def resolve_device(device: str) -> "torch.device":
+    """`auto` is a GPU where there is one; anything else must exist, else a UserError."""
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {device} cannot be used here ({first_line(error)}); give --device cpu") from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; a UserError names the file where it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({first_line(error)}); write it again") from error
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: aside first, then renamed over. Text is UTF-8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    aside.write_bytes(content.encode() if isinstance(content, str) else content)
+    aside.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write_file` of indented JSON."""
+    write_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its traceback's other lines."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,63 @@
+"""Commands of `python -m llm`: prepare, fit, validate, export, generate, bench.
+
+Each command is a module with `add_arguments(parser)` and `run(args)`; fit and validate are a LightningCLI. Heavy
+imports happen inside the command that needs them, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from .errors import UserError
+
+COMMANDS = {  # name: (module, one line for --help)
+    "prepare": ("llm.data.prepare", "text of any source -> token store"),
+    "fit": ("llm.train.cli", "train a model: --config FILE, then dotted overrides"),
+    "validate": ("llm.train.cli", "loss of a run's checkpoint on its validation split"),
+    "export": ("llm.export", "run -> a folder that transformers and lm-eval load"),
+    "generate": ("llm.generate", "continue a prompt with an exported model"),
+    "bench": ("llm.bench", "throughput and memory of a config, beside transformers"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, or 2 for input that cannot be used."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] not in COMMANDS:
+        _top_parser().parse_args(words)  # prints help or an error and exits
+        _top_parser().print_help()
+        return 2
+    command, rest = words[0], words[1:]
+    try:
+        module = importlib.import_module(COMMANDS[command][0])
+        if module.__name__ == "llm.train.cli":
+            module.main(command, rest)
+        else:
+            parser = argparse.ArgumentParser(
+                prog=f"python -m llm {command}",
+                description=COMMANDS[command][1],
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+            module.add_arguments(parser)
+            module.run(parser.parse_args(rest))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    lines = [f"  {name:10}{text}" for name, (_, text) in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="python -m llm",
+        description="Language models: data, training, export.\n\n" + "\n".join(lines),
+        epilog="example: python -m llm fit --config configs/stories_values.yaml --trainer.max_steps 100",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    return parser

@@ -1,0 +1,181 @@
+"""One shard of a token store on disk: three files, whole or absent.
+
+    ids, lengths  ->  ShardWriter  ->  NAME.tokens  little-endian uint16, or uint32 for a vocabulary above 65,536
+                                       NAME.ends    position after each document in the shard, little-endian uint64
+                                       NAME.json    the manifest: where from, how much, sha256; renamed into place last
+
+A document is its ids followed by the end-of-document id. `is_whole` asks whether the files are those that the manifest
+describes, `shard_problems` also whether they make sense.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from .stories import Split
+
+SPLITS: tuple[Split, ...] = ("train", "validation")
+ENDS = np.dtype("<u8")
+CHUNK = 1 << 22  # tokens checked at a time
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The least type that holds every id below `vocab_size`."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a shard holds and what it was made of. Nothing in it depends on when or by how many processes."""
+
+    name: str
+    split: Split
+    source: dict[str, str | int]  # location, size, sha256
+    documents: int
+    empty_documents: int  # left out: a document without text has nothing to learn from
+    tokens: int  # end-of-document ids included
+    bytes_in: int  # of the documents' text in UTF-8
+    bytes_out: int  # of NAME.tokens
+    sha256: dict[str, str]  # of each file, by suffix
+    dtype: str
+    tokenizer_fingerprint: str
+    versions: dict[str, str]
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> "Manifest | None":
+        """The manifest of a shard; None where there is none or it is no manifest."""
+        try:
+            return cls(**json.loads((folder / f"{name}.json").read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+class ShardWriter:
+    """Writes a shard aside, under names that end in .partial, and renames it when it is complete.
+
+    A context: leaving it without `finish` removes what was written. `bytes_in` and `empty_documents` are the caller's
+    to count, who knows the text.
+    """
+
+    def __init__(self, folder: Path, name: str, dtype: np.dtype) -> None:
+        self.folder, self.name, self.dtype = folder, name, dtype
+        self.tokens = self.documents = self.bytes_in = self.empty_documents = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        self._files = {kind: _partial(self._path(kind)).open("wb") for kind in ("tokens", "ends")}
+        self._digests = {kind: hashlib.sha256() for kind in self._files}
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for kind, file in self._files.items():
+            file.close()
+            _partial(self._path(kind)).unlink(missing_ok=True)
+
+    def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Append documents: `tokens` [sum of lengths], of which each takes `lengths` [documents], its end included."""
+        self._write("tokens", tokens.astype(self.dtype))
+        self._write("ends", (self.tokens + np.cumsum(lengths)).astype(ENDS))
+        self.tokens += len(tokens)
+        self.documents += len(lengths)
+
+    def finish(
+        self, split: Split, source: dict[str, str | int], tokenizer_fingerprint: str, versions: dict[str, str]
+    ) -> Manifest:
+        """Move the shard into place, its manifest last, and return the manifest."""
+        for kind, file in self._files.items():
+            _settle(file)
+            _partial(self._path(kind)).replace(self._path(kind))
+        manifest = Manifest(
+            name=self.name,
+            split=split,
+            source=source,
+            documents=self.documents,
+            empty_documents=self.empty_documents,
+            tokens=self.tokens,
+            bytes_in=self.bytes_in,
+            bytes_out=self.tokens * self.dtype.itemsize,
+            sha256={kind: digest.hexdigest() for kind, digest in self._digests.items()},
+            dtype=self.dtype.name,
+            tokenizer_fingerprint=tokenizer_fingerprint,
+            versions=versions,
+        )
+        write_json(self._path("json"), asdict(manifest))
+        return manifest
+
+    def _write(self, kind: str, values: np.ndarray) -> None:
+        data = values.tobytes()
+        self._files[kind].write(data)
+        self._digests[kind].update(data)
+
+    def _path(self, kind: str) -> Path:
+        return self.folder / f"{self.name}.{kind}"
+
+
+def write_json(path: Path, content: object, indent: int | None = 1) -> None:
+    """Write a JSON file aside and rename it: it is whole or absent, after a power cut too."""
+    with _partial(path).open("wb") as file:
+        file.write(json.dumps(content, indent=indent, ensure_ascii=False).encode() + b"\n")
+        _settle(file)
+    _partial(path).replace(path)
+
+
+def is_whole(folder: Path, manifest: Manifest) -> bool:
+    """Whether both files of a shard are, byte for byte, those that its manifest describes."""
+    for kind, expected in manifest.sha256.items():
+        path = folder / f"{manifest.name}.{kind}"
+        if not path.is_file() or _sha256(path) != expected:
+            return False
+    return True
+
+
+def shard_problems(folder: Path, name: str, vocab_size: int, end_of_document: int) -> Iterator[str]:
+    """Read a shard from end to end: one sentence for each thing that is wrong with it."""
+    manifest = Manifest.read(folder, name)
+    if manifest is None:
+        yield f"{folder / name}.json is missing or no manifest"
+        return
+    if not is_whole(folder, manifest):
+        yield f"{folder / name}: its files are not those that its manifest describes"
+    tokens_path, ends_path = folder / f"{name}.tokens", folder / f"{name}.ends"
+    if not (tokens_path.is_file() and ends_path.is_file()):
+        return
+    ends = np.fromfile(ends_path, ENDS).astype(np.int64)
+    dtype = token_dtype(vocab_size)
+    if (np.diff(ends, prepend=0) <= 0).any():
+        yield f"{ends_path}: the document ends do not ascend"
+    if (ends[-1] if len(ends) else 0) != tokens_path.stat().st_size // dtype.itemsize:
+        yield f"{ends_path}: the last document does not end at the last token"
+    largest, marks = 0, [np.empty(0, dtype=np.int64)]
+    with tokens_path.open("rb") as file:
+        start = 0
+        while len(ids := np.fromfile(file, dtype, CHUNK)):
+            largest = max(largest, int(ids.max()))
+            marks.append(start + 1 + np.flatnonzero(ids == end_of_document))
+            start += len(ids)
+    if largest >= vocab_size:
+        yield f"{tokens_path}: the token id {largest} is beyond the vocabulary of {vocab_size}"
+    if not np.array_equal(np.concatenate(marks), ends):
+        yield f"{tokens_path}: the end-of-document ids are not where the documents end"
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def _settle(file: BinaryIO) -> None:
+    """Close a file when its content is on the disk, so that a rename never outruns it."""
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

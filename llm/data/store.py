@@ -1,0 +1,300 @@
+"""The token store: a folder of shards that are read by position and never loaded.
+
+    STORE/store.json                      index: shards of each split, vocabulary, fingerprints; written last
+    STORE/tokenizer/                      the tokenizer, as save_pretrained writes it
+    STORE/{train,validation}/NAME.*       the shards: tokens, document ends and a manifest each (see `llm.data.shard`)
+    STORE/plan.json                       the settings it was made with (see `llm.data.prepare`)
+
+The shards of a split form one row of tokens; a position counts from its start. A document is its ids and, as its last,
+the end-of-document id; an end is the position after that. Opening reads store.json alone. A shard's size is checked
+when it is first read, its content on demand by `verify`.
+
+Reads are `os.pread` on open files: random windows of a file larger than memory cost what they use, where np.memmap
+read 300 times as much (measured, see DESIGN.md), and processes share a descriptor without sharing a position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import UserError
+from .shard import ENDS, SPLITS, Manifest, shard_problems, token_dtype, write_json
+from .stories import Split
+from .tokenizer import load_tokenizer, tokenizer_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1
+OPEN_FILES = 256  # a quarter of the usual limit of 1,024 a process
+PIECE = 1 << 24  # tokens read at a time; Linux reads at most 2 GiB a call
+REMAKE = "run the same prepare command again to make this shard anew"
+ENDS_AT_ONCE = 512  # document ends read at a time after a search: 4 KiB, one page
+
+
+class TokenStore:
+    """One split of a store, read by position.
+
+    Any number of processes may read one store. An instance may be pickled and survives a fork: DataLoader workers
+    each open their files when they first read. Threads of one process each take an instance of their own.
+
+    path, split              the folder (absolute) and which part of it
+    tokens, documents        how many this split holds
+    vocab_size, dtype        every id is below vocab_size; how the shards hold them
+    end_of_document          the id that ends each document and is nowhere else
+    fingerprint              of the tokens of both splits: what a resumed run compares
+    tokenizer_fingerprint    of the tokenizer that made it
+    """
+
+    def __init__(self, path: Path, split: Split, index: dict[str, Any]) -> None:
+        self.path = path
+        self.split = split
+        self.vocab_size: int = index["vocab_size"]
+        self.dtype = np.dtype(index["dtype"])
+        self.end_of_document: int = index["end_of_document"]
+        self.fingerprint: str = index["fingerprint"]
+        self.tokenizer_fingerprint: str = index["tokenizer_fingerprint"]
+        shards = index["splits"][split]
+        self._names: list[str] = shards["names"]
+        self._sha256: list[str] = shards["sha256"]
+        self._token_ends = list(accumulate(shards["tokens"]))  # global position after each shard's last token
+        self._document_ends = list(accumulate(shards["documents"]))
+        self.tokens: int = self._token_ends[-1] if self._token_ends else 0
+        self.documents: int = self._document_ends[-1] if self._document_ends else 0
+        self._files: OrderedDict[tuple[int, str], int] = OrderedDict()  # descriptors, the least recently used first
+
+    @classmethod
+    def open(cls, path: str | Path, split: Split = "train") -> TokenStore:
+        """Open by its index alone, whatever the number of shards. Raises UserError where there is no finished store."""
+        path = Path(path).absolute()
+        return cls(path, split, read_index(path))
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """The ids at positions start, ..., start + count - 1: [count] int64, across shards where need be.
+
+        Raises UserError for positions outside the split and for a shard that is missing or truncated.
+        """
+        self._check_range(start, start + count)
+        ids = np.empty(count, dtype=np.int64)
+        width = self.dtype.itemsize
+        filled = 0
+        while filled < count:
+            shard, begin, end = self._shard_at(start + filled)
+            some = min(count - filled, end - start - filled, PIECE)
+            data = self._pread(shard, "tokens", (start + filled - begin) * width, some * width)
+            ids[filled : filled + some] = np.frombuffer(data, self.dtype)
+            filled += some
+        return ids
+
+    def document(self, index: int) -> tuple[int, int]:
+        """The positions [start, end) of a document, its end-of-document id included."""
+        if not 0 <= index < self.documents:
+            raise UserError(f"{self._called()} has no document {index}; it holds {self.documents}")
+        shard = bisect_right(self._document_ends, index)
+        begin = self._token_ends[shard - 1] if shard else 0
+        local = index - (self._document_ends[shard - 1] if shard else 0)
+        start = int(self._ends(shard, local - 1, local)[0]) if local else 0
+        return begin + start, begin + int(self._ends(shard, local, local + 1)[0])
+
+    def document_tokens(self, index: int) -> np.ndarray:
+        """The ids of a document, its end-of-document id last: [length] int64."""
+        start, end = self.document(index)
+        return self.read(start, end - start)
+
+    def ends_between(self, start: int, stop: int) -> np.ndarray:
+        """The ends e of documents with start < e <= stop, ascending: [n] int64. They are searched for on disk."""
+        self._check_range(start, stop)
+        found = [np.empty(0, dtype=np.int64)]
+        while start < stop:
+            shard, begin, end = self._shard_at(start)
+            found += [begin + ends for ends in self._ends_in_shard(shard, start - begin, min(stop, end) - begin)]
+            start = end
+        return np.concatenate(found)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that made the store, from the store."""
+        return load_tokenizer(self.path / "tokenizer")
+
+    def verify(self) -> list[str]:
+        """Read everything again: each sentence names one shard and what is wrong with it; none means all is well."""
+        problems = []
+        if content_fingerprint(read_index(self.path)["splits"]) != self.fingerprint:
+            problems.append(f"{self.path}/store.json: its fingerprint is not that of the shards it lists")
+        if tokenizer_fingerprint(self.tokenizer()) != self.tokenizer_fingerprint:
+            problems.append(f"{self.path}/tokenizer: not the tokenizer that made the store")
+        folder = self.path / self.split
+        for shard, name in enumerate(self._names):
+            problems += shard_problems(folder, name, self.vocab_size, self.end_of_document)
+            manifest = Manifest.read(folder, name)
+            listed = (*self._counts(shard), self._sha256[shard])
+            if manifest and (manifest.tokens, manifest.documents, manifest.sha256["tokens"]) != listed:
+                problems.append(f"{folder / name}: its manifest is not the one that store.json lists")
+        return problems
+
+    def close(self) -> None:
+        """Close the open files; a later read opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __del__(self) -> None:
+        if hasattr(self, "_files"):  # a failed __init__ has none
+            self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenStore.open, (self.path, self.split)
+
+    # ---- Shards ------------------------------------------------------------------------------------------------------
+
+    def _shard_at(self, position: int) -> tuple[int, int, int]:
+        """(shard, begin, end): the shard that holds a position, and the positions it holds. An empty one holds none."""
+        shard = bisect_right(self._token_ends, position)
+        return shard, self._token_ends[shard - 1] if shard else 0, self._token_ends[shard]
+
+    def _counts(self, shard: int) -> tuple[int, int]:
+        """(tokens, documents) of a shard."""
+        tokens, documents = self._token_ends[shard], self._document_ends[shard]
+        return (
+            (tokens - self._token_ends[shard - 1], documents - self._document_ends[shard - 1])
+            if shard
+            else (tokens, documents)
+        )
+
+    def _file(self, shard: int, kind: str) -> Path:
+        return self.path / self.split / f"{self._names[shard]}.{kind}"
+
+    def _pread(self, shard: int, kind: str, offset: int, length: int) -> bytes:
+        descriptor = self._files.get((shard, kind))
+        if descriptor is None:
+            descriptor = self._open(shard, kind)
+        else:
+            self._files.move_to_end((shard, kind))
+        data = os.pread(descriptor, length, offset)
+        if len(data) < length:  # it was whole when it was opened
+            raise UserError(f"{self._file(shard, kind)} was truncated while it was read; {REMAKE}")
+        return data
+
+    def _open(self, shard: int, kind: str) -> int:
+        """Open a file of a shard, check its size against the index, and make room among the open files."""
+        path = self._file(shard, kind)
+        tokens, documents = self._counts(shard)
+        expected = tokens * self.dtype.itemsize if kind == "tokens" else documents * ENDS.itemsize
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UserError(f"{path} cannot be opened ({error.strerror}); {REMAKE}") from error
+        found = os.fstat(descriptor).st_size
+        if found != expected:
+            os.close(descriptor)
+            raise UserError(f"{path} has {found} bytes, not the {expected} that store.json lists; {REMAKE}")
+        if len(self._files) >= OPEN_FILES:
+            os.close(self._files.popitem(last=False)[1])
+        self._files[shard, kind] = descriptor
+        return descriptor
+
+    def _ends(self, shard: int, first: int, last: int) -> np.ndarray:
+        """Ends of the documents first, ..., last - 1 of a shard, counted in the shard: [last - first] int64."""
+        width = ENDS.itemsize
+        return np.frombuffer(self._pread(shard, "ends", first * width, (last - first) * width), ENDS).astype(np.int64)
+
+    def _ends_in_shard(self, shard: int, start: int, stop: int) -> Iterator[np.ndarray]:
+        documents = self._counts(shard)[1]
+        first = bisect_right(range(documents), start, key=lambda index: int(self._ends(shard, index, index + 1)[0]))
+        for index in range(first, documents, ENDS_AT_ONCE):
+            ends = self._ends(shard, index, min(index + ENDS_AT_ONCE, documents))
+            yield ends[ends <= stop]
+            if ends[-1] >= stop:
+                return
+
+    def _check_range(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self.tokens:
+            raise UserError(f"{self._called()} has no positions {start} to {stop}; it holds {self.tokens} tokens")
+
+    def _called(self) -> str:
+        return f"the {self.split} split of {self.path}"
+
+
+def check_tokenizer(store: TokenStore, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError unless `tokenizer` encodes as the one that made the store does."""
+    given = tokenizer_fingerprint(tokenizer)
+    # A newer `tokenizers` may write the same tokenizer down differently: then the store's own copy is asked.
+    if given != store.tokenizer_fingerprint and given != tokenizer_fingerprint(store.tokenizer()):
+        raise UserError(
+            f"{store.path} was made with another tokenizer; use the one in {store.path / 'tokenizer'} or prepare a "
+            "store with this one"
+        )
+
+
+def check_vocabulary(store: TokenStore, model_vocab_size: int) -> None:
+    """Raise UserError where the store may hold an id that a model with `model_vocab_size` rows has no row for."""
+    if store.vocab_size > model_vocab_size:
+        raise UserError(
+            f"{store.path} holds token ids up to {store.vocab_size - 1}, beyond the model's vocabulary of "
+            f"{model_vocab_size}; set vocab_size to at least {store.vocab_size}"
+        )
+
+
+def write_index(
+    path: Path,
+    manifests: dict[Split, list[Manifest]],
+    *,
+    vocab_size: int,
+    end_of_document: int,
+    tokenizer_fingerprint: str,
+) -> None:
+    """Write store.json from the manifests of all shards, in order: from then on the store is finished."""
+    # Columns rather than a record a shard: a third of the size, and 60,000 shards are read in 50 ms.
+    splits = {
+        split: {
+            "names": [manifest.name for manifest in shards],
+            "tokens": [manifest.tokens for manifest in shards],
+            "documents": [manifest.documents for manifest in shards],
+            "sha256": [manifest.sha256["tokens"] for manifest in shards],
+        }
+        for split, shards in manifests.items()
+    }
+    index = {
+        "format": FORMAT,
+        "vocab_size": vocab_size,
+        "dtype": token_dtype(vocab_size).str,
+        "end_of_document": end_of_document,
+        "tokenizer_fingerprint": tokenizer_fingerprint,
+        "fingerprint": content_fingerprint(splits),
+        "splits": splits,
+    }
+    write_json(path / "store.json", index, indent=None)
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """The content of store.json. Raises UserError where there is no finished store of this format."""
+    if not path.exists():
+        raise UserError(f"there is no token store {path}; make one with `python -m llm prepare SOURCE... --out {path}`")
+    try:
+        index = json.loads((path / "store.json").read_bytes())
+        readable = index["format"] == FORMAT
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is no finished token store, having no store.json; run the same prepare command again to finish it"
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}/store.json cannot be read ({error}); delete it and run prepare again") from error
+    if not readable:
+        raise UserError(f"{path} is a token store of another format ({index['format']}); prepare it again")
+    return index
+
+
+def content_fingerprint(splits: Mapping[Any, Any]) -> str:
+    """sha256 over the sha256 of the tokens of every shard, in order: equal for equal data wherever it was made."""
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        digest.update(f"{split} {' '.join(splits[split]['sha256'])}\n".encode())
+    return digest.hexdigest()

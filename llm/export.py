@@ -1,0 +1,146 @@
+"""`python -m llm export RUN OUT`: a checkpoint becomes a folder that transformers and lm-eval load.
+
+Stages: verified checkpoint -> model -> folder (weights, config, tokenizer, model code) -> reload elsewhere, compare
+logits -> rename into place.
+
+The folder is self-contained: it carries the files of `llm.model` and loads with `trust_remote_code=True` where this
+project is not installed and the network is off. That is tested before it gets its name: a Python in isolated mode, in
+another directory and without this project, loads it and must give the same logits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .data.store import TokenStore
+from .errors import UserError
+from .model import DecoderForCausalLM
+from .train import checkpoint as checkpoints
+
+PROBE = """
+import sys
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+folder, probe = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="auto").eval()
+assert "transformers_modules" in type(model).__module__, "the folder's own code was not used"
+with torch.no_grad():
+    logits = model(load_file(probe)["input_ids"]).logits
+save_file({"logits": logits.contiguous()}, probe + ".logits")
+"""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def export(run: Path, out: Path, step: int | None = None, dtype: torch.dtype = torch.float32) -> DecoderForCausalLM:
+    """Write the run's checkpoint (its newest, or that of `step`) to the new folder `out`; returns the model.
+
+    Raises:
+        UserError: no such run or checkpoint, `out` is not empty, or the reloaded logits differ from the model's.
+    """
+    if not (run / "run.json").is_file():
+        raise UserError(f"{run} is no run folder (it has no run.json): give the run.folder of a training run")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"output folder {out} is not empty: give another or remove it")
+    checkpoint = checkpoints.find(run, step)
+    record = json.loads((run / "run.json").read_text())
+    tokenizer = TokenStore.open(record["store"], "train").tokenizer()
+
+    config = checkpoint.config()
+    config.pad_token_id = config.pad_token_id or tokenizer.pad_token_id
+    config.bos_token_id = config.bos_token_id or tokenizer.bos_token_id
+    config.eos_token_id = config.eos_token_id or tokenizer.eos_token_id
+    model = DecoderForCausalLM(config)
+    checkpoints.restore(checkpoint, model)
+    model.to(dtype).eval()  # type: ignore[arg-type]  # transformers hides the overloads
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".partial", dir=out.parent))
+    try:
+        model.save_pretrained(partial)
+        tokenizer.model_max_length = config.max_position_embeddings
+        tokenizer.save_pretrained(partial)
+        facts = {
+            "run": record["name"],
+            "step": checkpoint.step,
+            "tokens_seen": checkpoint.state["tokens_seen"],
+            "parameters": model.num_parameters(),
+            "seed": record["seed"],
+            "dtype": str(dtype).removeprefix("torch."),
+            "git_commit": record["git_commit"],
+        }
+        (partial / "hippoformer.json").write_text(json.dumps(facts, indent=1))
+        check_reload(model, partial)
+        partial.chmod(0o755)  # mkdtemp makes it private
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return model
+
+
+def check_reload(model: DecoderForCausalLM, folder: Path, tokens: int = 64) -> None:
+    """Load `folder` in an isolated Python without this project and compare logits on random tokens.
+
+    Raises:
+        UserError: it does not load, or the logits are not equal to the last bit.
+    """
+    config = model.config
+    length = min(tokens, config.max_position_embeddings)
+    vocabulary = config.unpadded_vocab_size or config.vocab_size
+    ids = torch.randint(vocabulary, (2, length), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(ids).logits
+    with tempfile.TemporaryDirectory() as elsewhere:
+        found = _reloaded_logits(folder.resolve(), ids, Path(elsewhere))
+    if not torch.equal(found, expected):
+        difference = (found.float() - expected.float()).abs().max().item()
+        raise UserError(f"the reloaded logits differ by up to {difference:.3g} from the trained model's: not kept")
+
+
+def _reloaded_logits(folder: Path, ids: Tensor, elsewhere: Path) -> Tensor:
+    probe = elsewhere / "probe.safetensors"
+    save_file({"input_ids": ids}, probe)
+    script = elsewhere / "reload.py"
+    script.write_text(PROBE)
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(elsewhere / "modules"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-I", script, folder, probe],
+        cwd=elsewhere,
+        env={**os.environ, **quiet},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:]
+        raise UserError(f"the exported folder does not load in a fresh Python ({' '.join(last)}): not kept")
+    return load_file(f"{probe}.logits")["logits"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m llm export`."""
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("out", type=Path, help="new folder to write")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that verifies)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
+    parser.epilog = "example: python -m llm export runs/stories/values runs/stories/export/values"
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export, and say what was written."""
+    model = export(args.run, args.out, args.step, DTYPES[args.dtype])
+    print(f"{args.out}: {model.num_parameters():,} parameters, {args.dtype}, reloaded logits equal")

@@ -1,0 +1,197 @@
+"""What happens around the steps of a run: guard, measurements, progress bar, checkpoints.
+
+Order within a step: guard (before the optimizer) -> optimizer -> measurements -> checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from tqdm import tqdm
+
+from ..errors import UserError
+from . import checkpoint as checkpoints
+from .flops import device_peak, flops_per_token
+from .run import RunFolder
+
+
+def whole_step(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether the micro-batch that just ended completed an optimizer step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+class FiniteGuard(pl.Callback):
+    """Ends the run before a non-finite loss reaches the weights."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
+        loss = trainer.strategy.reduce(module.step_loss, reduce_op="mean")
+        if math.isfinite(loss.item()):
+            return
+        step, data = trainer.global_step, trainer.datamodule
+        last = checkpoints.newest(self.run.path / "checkpoints")[0]
+        raise UserError(
+            f"the loss is {loss.item()} at step {step} (batch: seed {data.seed}, step {step}, rows 0 to "
+            f"{data.batch_size - 1}); the last good checkpoint is {last.path if last else 'none'}: continue from it "
+            "with --resume and a lower learning rate"
+        )
+
+
+class Measurements(pl.Callback):
+    """Loss, learning rate, gradient norm and throughput, every `trainer.log_every_n_steps` steps, to all loggers.
+
+    train_loss is the mean over the steps since the last row; tokens_per_second is measured over the same steps,
+    without validation and checkpoints; tokens are predicted tokens, padding not counted. mfu is model FLOPs per second
+    over the peak of all devices, empty where the device's peak is not known.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.bar = tqdm(disable=True)
+        state = run.resumed.state if run.resumed else {}
+        self.tokens_seen: int = state.get("tokens_seen", 0)
+        self.seconds_before: float = state.get("seconds", 0.0)
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.peak = self.run.settings.peak_flops or device_peak(module.device, "16" in str(trainer.precision))
+        self.flops = flops_per_token(module.decoder_config, trainer.datamodule.context)
+        self.bar = progress_bar(trainer.max_steps, trainer.global_step, "train", "step")
+        self.started = time.perf_counter()
+        self._start_window()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not whole_step(trainer, batch_idx):
+            return
+        self.tokens_seen += batch["num_items_in_batch"]
+        self.losses.append(module.step_loss)
+        self.bar.update()
+        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps:
+            self._log_training(trainer, module)
+
+    def _log_training(self, trainer: pl.Trainer, module: Any) -> None:
+        loss = trainer.strategy.reduce(torch.stack(self.losses).mean(), reduce_op="mean").item()
+        rate = (self.tokens_seen - self.window_tokens) / (time.perf_counter() - self.window_start)
+        self._log(
+            trainer,
+            train_loss=loss,
+            perplexity=math.exp(min(loss, 700.0)),  # exp(710) is beyond float64
+            learning_rate=module.learning_rate,
+            gradient_norm=module.gradient_norm.item(),
+            tokens_per_second=rate,
+            mfu=rate * self.flops / (self.peak * trainer.world_size) if self.peak else None,
+        )
+        self.bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s")
+        self._start_window()
+
+    def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        if trainer.state.fn == "fit":
+            self.skip(time.perf_counter() - self.paused)
+            self._log(trainer, validation_loss=module.validation_loss)
+            tqdm.write(f"step {trainer.global_step}: validation loss {module.validation_loss:.4f}", file=sys.stderr)
+
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self.bar.close()
+        self.run.close(
+            {
+                "step": trainer.global_step,
+                "tokens_seen": self.tokens_seen,
+                "validation_loss": module.validation_loss,
+                "seconds": self.seconds(),
+                "parameters": module.model.num_parameters(),
+            }
+        )
+
+    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
+        self.bar.close()
+
+    def seconds(self) -> float:
+        """Seconds of training so far, validation and checkpoints included, over all lives of the run."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def skip(self, seconds: float) -> None:
+        """Leave `seconds` out of the throughput."""
+        self.window_start += seconds
+
+    def _start_window(self) -> None:
+        self.losses: list[torch.Tensor] = []
+        self.window_start, self.window_tokens = time.perf_counter(), self.tokens_seen
+
+    def _log(self, trainer: pl.Trainer, **values: float | None) -> None:
+        row = {"tokens": self.tokens_seen, **values, "seconds": self.seconds()}
+        measured = {name: value for name, value in row.items() if value is not None}
+        for logger in trainer.loggers:
+            logger.log_metrics(measured, trainer.global_step)
+
+
+class ValidationBar(pl.Callback):
+    """A progress bar over the validation rows where they take more than a few seconds."""
+
+    def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.bar = progress_bar(
+            int(sum(map(int, trainer.num_val_batches))), 0, "validate", "batch", leave=False, delay=3
+        )
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        self.bar.update()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self.bar.close()
+
+
+class Checkpoints(pl.Callback):
+    """Writes a checkpoint every so many steps and at the end; restores the one that the run continues from."""
+
+    def __init__(self, run: RunFolder, measurements: Measurements) -> None:
+        self.run, self.measurements = run, measurements
+
+    def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
+        if self.run.resumed is not None:
+            checkpoints.restore(self.run.resumed, module.model, trainer.optimizers[0])
+            set_progress(trainer, self.run.resumed.step)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        if not whole_step(trainer, batch_idx):
+            return
+        if step % self.run.settings.checkpoint_every and step != trainer.max_steps:
+            return
+        began = time.perf_counter()
+        state = {
+            "step": step,
+            "tokens_seen": self.measurements.tokens_seen,
+            "seconds": self.measurements.seconds(),
+            "identity": self.run.identity,
+        }
+        folder = self.run.path / "checkpoints"
+        checkpoints.write(folder, module.model, trainer.optimizers[0], state, self.run.settings.keep_checkpoints)
+        self.measurements.skip(time.perf_counter() - began)
+
+
+def callbacks(run: RunFolder) -> list[pl.Callback]:
+    """The callbacks of a run, in the order in which they act within a step."""
+    measurements = Measurements(run)
+    return [FiniteGuard(run), measurements, ValidationBar(), Checkpoints(run, measurements)]
+
+
+def set_progress(trainer: pl.Trainer, step: int) -> None:
+    """Make the trainer stand at `step`: its counters of optimizer steps, logged steps and micro-batches."""
+    loop = trainer.fit_loop.epoch_loop
+    loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
+    loop.batch_progress.total.ready = step * trainer.accumulate_grad_batches
+    loop._batches_that_stepped = step
+
+
+def progress_bar(total: int, done: int, what: str, unit: str, **settings: Any) -> tqdm:
+    """A bar with rate and time left; in a log file a line every half minute instead of ten a second."""
+    interval = 0.1 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, initial=done, desc=what, unit=unit, mininterval=interval, dynamic_ncols=True, **settings)

@@ -1,0 +1,52 @@
+"""Floating-point operations of a training step, and the peak of known devices."""
+
+from __future__ import annotations
+
+import torch
+
+from ..model import DecoderConfig
+
+# Dense bf16 / fp16 tensor-core peak in FLOP/s, from the vendors' data sheets (without sparsity). A device that is
+# not named here has no peak, and then no utilisation is reported.
+BF16_PEAK = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,  # SXM
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA RTX A4000": 76.7e12,
+}
+# Single precision outside the tensor cores, same sources: what fp32 training uses unless TF32 is allowed.
+FP32_PEAK = {
+    "NVIDIA H200": 67e12,
+    "NVIDIA H100 80GB HBM3": 67e12,
+    "NVIDIA H100 PCIe": 51e12,
+    "NVIDIA A100": 19.5e12,
+    "NVIDIA L40S": 91.6e12,
+    "NVIDIA RTX A4000": 19.2e12,
+}
+
+
+def flops_per_token(config: DecoderConfig, context: int) -> float:
+    """Model FLOPs of a forward and a backward pass for one token (Chowdhery et al. 2022, PaLM, Appendix B).
+
+    6 for each weight that a token is multiplied with (2 forward, 4 backward), and 12 K for each (layer, head, key)
+    of the attention, all `context` keys counted as PaLM does although half of them are masked. The embedding is a
+    look-up and counts nothing; the output head counts, tied or not.
+    """
+    c = config
+    attention = c.hidden_size * c.head_dim * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)
+    matrices = 3 if c.feedforward == "gated" else 2
+    feedforward = matrices * c.hidden_size * c.intermediate_size
+    head = c.hidden_size * c.unpadded_vocab_size
+    weights = c.num_hidden_layers * (attention + feedforward) + head
+    return 6.0 * weights + 12.0 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * context
+
+
+def device_peak(device: torch.device, half_precision: bool) -> float | None:
+    """The device's peak in FLOP/s from the tables above; None where it is not named, CPUs among them."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    table = BF16_PEAK if half_precision else FP32_PEAK
+    return next((peak for known, peak in table.items() if name.startswith(known)), None)

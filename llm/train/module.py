@@ -1,0 +1,102 @@
+"""The LightningModule: loss, optimizer, learning rate, clipping.
+
+Dimension letters: B sequences of a micro-batch, T time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from ..model import DecoderConfig, DecoderForCausalLM
+from .optim import Optimizer, Schedule
+
+
+class LanguageModule(pl.LightningModule):
+    """Next-token training of a decoder.
+
+    A batch is a dict: input_ids and shift_labels (B, T) int64, labels already shifted and -100 where there is nothing
+    to predict; num_items_in_batch, the number of predicted tokens in the whole global batch. The gradient is that of
+    the mean over those tokens, whatever the number of micro-batches and devices and however the tokens fall on them.
+
+    Args:
+        decoder: sizes and switches of the model.
+        optimizer, schedule: see `optim.py`.
+        seed: names the dropout of every step; initial weights have `decoder.initializer_seed`.
+        gradient_clip: largest gradient norm; None does not clip. (The norm is logged either way.)
+        activation_checkpointing: recompute the blocks in the backward pass: less memory, a third more time.
+        compile: torch.compile the blocks; the first step takes longer.
+    """
+
+    def __init__(
+        self,
+        decoder: DecoderConfig,
+        optimizer: Optimizer | None = None,
+        schedule: Schedule | None = None,
+        seed: int = 0,
+        gradient_clip: float | None = 1.0,
+        activation_checkpointing: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.decoder_config = decoder
+        self.optimizer_settings = optimizer or Optimizer()
+        self.schedule = schedule or Schedule()
+        self.seed, self.gradient_clip = seed, gradient_clip
+        self.model = DecoderForCausalLM(decoder)
+        if activation_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if compile:
+            for block in self.model.model.layers:
+                block.compile()
+        self.step_loss: Tensor | None = None  # of the step under way: this rank's share of the global mean
+        self.gradient_norm: Tensor | None = None  # of the last step, before clipping
+        self.validation_loss: float | None = None  # of the last validation
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; the learning rate is set before each step, so there is no scheduler with a state."""
+        return self.optimizer_settings.build(self.model)
+
+    def on_fit_start(self) -> None:
+        self.schedule.check(self.trainer.max_steps)
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.learning_rate = self.optimizer_settings.lr * self.schedule.factor(self.global_step, self.trainer.max_steps)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.learning_rate
+        micro_batch = batch_idx % self.trainer.accumulate_grad_batches
+        torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank, micro_batch))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss whose average over micro-batches (Lightning) and ranks (the strategy) is the global token mean."""
+        micro_batches = self.trainer.accumulate_grad_batches
+        if batch_idx % micro_batches == 0:
+            self.step_loss = torch.zeros((), device=self.device)
+        loss = self.model(**batch).loss * (micro_batches * self.trainer.world_size)
+        self.step_loss += loss.detach() / micro_batches
+        return loss
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        limit = float("inf") if self.gradient_clip is None else self.gradient_clip
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+
+    def on_validation_epoch_start(self) -> None:
+        self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # summed loss, predicted tokens
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        loss = self.model(**batch | {"num_items_in_batch": 1}).loss
+        self.sums += torch.stack([loss.double(), (batch["shift_labels"] != -100).sum()])
+
+    def on_validation_epoch_end(self) -> None:
+        total, tokens = self.trainer.strategy.reduce(self.sums, reduce_op="sum").tolist()
+        self.validation_loss = total / tokens
+
+
+def step_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
+    """The seed of dropout in one micro-batch: a function of where in the run it is, so a resumed run draws the same."""
+    digest = hashlib.sha256(f"dropout:{seed}:{step}:{rank}:{micro_batch}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

@@ -1,0 +1,80 @@
+"""Parameter groups and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass
+class Optimizer:
+    """AdamW (Loshchilov & Hutter 2019).
+
+    Args:
+        lr: peak learning rate.
+        betas, eps: of the moments.
+        weight_decay: on matrices only (two dimensions, embeddings among them); never on norms, biases, stream
+            weights or the scalars of a learned NMDA.
+    """
+
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+
+    def build(self, model: nn.Module) -> torch.optim.AdamW:
+        """AdamW over the model's parameters, in two groups, fused where the device has the kernel."""
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim == 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim != 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
+
+@dataclass
+class Schedule:
+    """Learning rate as a factor of the peak, a pure function of the step, so that nothing of it needs saving.
+
+    Warm-up is a straight line to the peak over `warmup_steps`. Then `shape`: "cosine" falls from the peak to
+    `floor` at the last step, "constant" stays. Over the last `cooldown_steps` a straight line leads from where the
+    shape stands to 0 (residual-attention-streams.txt, Section 5.1: 500 steps of warm-up, cosine, 5,000 of cool-down).
+
+    Raises:
+        ValueError: an unknown shape, or a warm-up and cool-down that do not fit into the run (from `check`).
+    """
+
+    shape: str = "cosine"
+    warmup_steps: int = 0
+    cooldown_steps: int = 0
+    floor: float = 0.0
+
+    def check(self, max_steps: int) -> None:
+        """Whether a run of `max_steps` can follow this schedule."""
+        if self.shape not in ("cosine", "constant"):
+            raise ValueError(f"schedule.shape {self.shape!r} is unknown: give cosine or constant")
+        if max_steps < 1:
+            raise ValueError("trainer.max_steps must be at least 1: the schedule is a function of it")
+        if self.warmup_steps + self.cooldown_steps > max_steps:
+            raise ValueError(
+                f"warm-up {self.warmup_steps} and cool-down {self.cooldown_steps} are longer than the run of "
+                f"{max_steps} steps: shorten them or raise trainer.max_steps"
+            )
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """The factor for the update that takes step `step` (from 0) to `step + 1`, above 0 and at most 1."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        cooldown_start = max_steps - self.cooldown_steps
+        if step < cooldown_start:
+            return self._shape(step, max_steps)
+        return self._shape(cooldown_start, max_steps) * (max_steps - step) / self.cooldown_steps
+
+    def _shape(self, step: int, max_steps: int) -> float:
+        if self.shape == "constant":
+            return 1.0
+        progress = (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps)
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))

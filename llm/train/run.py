@@ -1,0 +1,200 @@
+"""The run folder: everything one training run leaves behind.
+
+RUN/
+    config.yaml     the resolved config; `python -m llm fit --config RUN/config.yaml` is the same run
+    run.json        name, seed, parameters, identity, store fingerprint, git commit, versions, device
+    metrics.csv     one row a measurement (training) or validation
+    tensorboard/    the same for TensorBoard
+    checkpoints/    see `checkpoint.py`
+    summary.json    step, tokens_seen, validation_loss, seconds, parameters; written when the last step is done
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from ..errors import UserError
+from . import checkpoint as checkpoints
+
+COLUMNS = (
+    "step tokens train_loss perplexity learning_rate gradient_norm tokens_per_second mfu validation_loss seconds"
+).split()
+LOGGERS = ("csv", "tensorboard", "wandb")
+PACKAGES = ("hippoformer", "torch", "lightning", "transformers", "tokenizers", "numpy")
+
+
+@dataclass
+class RunSettings:
+    """Where a run is kept and what it leaves there.
+
+    Args:
+        folder: the run folder; its last part is the run's name.
+        checkpoint_every: optimizer steps between checkpoints; the last step always has one.
+        keep_checkpoints: how many of the newest stay.
+        loggers: any of csv, tensorboard, wandb.
+        peak_flops: FLOP/s of one device at this precision, for the utilisation of a device that `flops.py` does not
+            name.
+    """
+
+    folder: str = "runs/unnamed"
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    loggers: list[str] = field(default_factory=lambda: ["csv", "tensorboard"])
+    peak_flops: float | None = None
+
+    def check(self) -> None:
+        """UserError naming every setting that cannot be used."""
+        problems = [
+            f"run.{name} {getattr(self, name)} must be at least 1"
+            for name in ("checkpoint_every", "keep_checkpoints")
+            if getattr(self, name) < 1
+        ]
+        if unknown := sorted(set(self.loggers) - set(LOGGERS)):
+            problems.append(f"run.loggers {unknown} is unknown: give any of {', '.join(LOGGERS)}")
+        if "wandb" in self.loggers and importlib.util.find_spec("wandb") is None:
+            problems.append("run.loggers asks for wandb, which is not installed: pip install wandb or leave it out")
+        if problems:
+            raise UserError("; ".join(problems))
+
+
+class RunFolder:
+    """One run's folder.
+
+    Args:
+        settings: see `RunSettings`.
+        identity: what must be the same for a checkpoint to continue this run (data, order, model).
+    """
+
+    def __init__(self, settings: RunSettings, identity: dict[str, Any]) -> None:
+        settings.check()
+        self.settings, self.identity = settings, identity
+        self.path = Path(settings.folder)
+        self.resumed: checkpoints.Checkpoint | None = None
+
+    def find(self, resume: str | None) -> list[str]:
+        """Decide where the run starts: `resumed` is a checkpoint or None. Returns sentences on torn checkpoints.
+
+        Args:
+            resume: None for a new run in an empty folder; "auto" for the folder's newest checkpoint that verifies, or
+                a new run where there is none; else the path of a checkpoint or of a run.
+
+        Raises:
+            UserError: the folder holds another run, or the checkpoint is of a different one.
+        """
+        passed_over: list[str] = []
+        if resume is None:
+            if self.path.exists() and any(self.path.iterdir()):
+                raise UserError(
+                    f"run folder {self.path} is not empty: continue its run with --resume auto, or give another "
+                    "--run.folder"
+                )
+        elif resume == "auto":
+            self.resumed, passed_over = checkpoints.newest(self.path / "checkpoints")
+        elif (Path(resume) / "checkpoints").is_dir():
+            self.resumed = checkpoints.find(Path(resume))
+        else:
+            self.resumed = checkpoints.read(Path(resume))
+        if self.resumed is not None:
+            self._check_identity(self.resumed)
+        return passed_over
+
+    def _check_identity(self, checkpoint: checkpoints.Checkpoint) -> None:
+        theirs = checkpoint.state["identity"]
+        keys = sorted(self.identity.keys() | theirs.keys())
+        different = [
+            f"{key} ({theirs.get(key)} there, {self.identity.get(key)} here)"
+            for key in keys
+            if theirs.get(key) != self.identity.get(key)
+        ]
+        if different:
+            raise UserError(
+                f"{checkpoint.path} belongs to another run, it differs in {', '.join(different)}: give the same "
+                "settings or another --run.folder"
+            )
+
+    def open(self, config_yaml: str, facts: dict[str, Any]) -> list[Logger]:
+        """Write config.yaml and run.json, and return the loggers; a resumed run keeps its rows up to the checkpoint."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "config.yaml").write_text(config_yaml)
+        record = {"name": self.path.name, **facts, "identity": self.identity, **environment()}
+        (self.path / "run.json").write_text(json.dumps(record, indent=1))
+        step = self.resumed.step if self.resumed else 0
+        makers = {
+            "csv": lambda: MetricsFile(self.path / "metrics.csv", step),
+            "tensorboard": lambda: TensorBoardLogger(self.path, name="tensorboard", version="", purge_step=step),
+            "wandb": lambda: WandbLogger(name=self.path.name, save_dir=self.path, resume="allow", id=self.path.name),
+        }
+        return [makers[name]() for name in self.settings.loggers]
+
+    def close(self, summary: dict[str, Any]) -> None:
+        """Write summary.json: the run is finished."""
+        (self.path / "summary.json").write_text(json.dumps(summary, indent=1))
+
+
+class MetricsFile(Logger):
+    """metrics.csv: one row a call, flushed at once; rows after `step` are dropped, a resumed run makes them again."""
+
+    name, version = "csv", ""
+
+    def __init__(self, path: Path, step: int) -> None:
+        super().__init__()
+        self.path = path
+        rows = []
+        if path.is_file():
+            with path.open(newline="") as stream:
+                rows = [row for row in csv.DictReader(stream) if (row["step"] or "").isdigit()]
+        partial = path.with_suffix(".partial")
+        with partial.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(row for row in rows if int(row["step"]) <= step)
+        partial.replace(path)
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        with self.path.open("a", newline="") as stream:
+            csv.DictWriter(stream, COLUMNS).writerow({"step": step, **metrics})
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """config.yaml holds them."""
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git commit, and device: what a reader needs to trust or repeat a figure."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "git_commit": _git_commit(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "device": device,
+        "platform": platform.platform(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the source, with "+changes" where the work tree differs; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,30 @@
+"""What the tests of `llm.data` share: the real data, and a small tokenizer trained on a real text."""
+
+from pathlib import Path
+
+import pytest
+
+from llm.data.tokenizer import train_bpe
+
+TEXT = "The hippocampus turns “where” into when: 3,141 café notes,\n\ta naïve map — and 𝒙 ≤ 42.\n"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data beside the checkout; absent elsewhere."""
+    folder = Path(__file__).parents[2].parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the real data in ../shared/data, which is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bpe():
+    return train_bpe([TEXT] * 4, 400)
+
+
+@pytest.fixture(scope="session")
+def bpe_folder(bpe, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bpe")
+    bpe.save_pretrained(folder)
+    return folder
