@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{args.model} is no exported folder (it has no config.json): make one with llm export")
     if args.temperature < 0 or args.max_new_tokens < 1 or args.top_k < 1:
         raise UserError("give --temperature >= 0, --max-new-tokens >= 1 and --top-k >= 1")
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model: Any = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=True, dtype="auto")
     model.to(device).eval()

@@ -119,7 +119,7 @@ class TokenDataModule(pl.LightningDataModule):
         workers: loading processes; 0 is fastest, reading is far quicker than any model.
 
     Raises:
-        UserError: no store, one too small, or a batch that does not divide (from `setup`).
+        UserError: no store, one too small, or a batch that does not divide (from `open` and `setup`).
     """
 
     def __init__(
@@ -140,15 +140,28 @@ class TokenDataModule(pl.LightningDataModule):
         self.seed, self.workers = seed, workers
         self.validate_every, self.validation_rows = validate_every, validation_rows
 
-    def setup(self, stage: str) -> None:
-        """Open the store and set the trainer's accumulation and validation interval from batch sizes in rows."""
-        trainer = self._trainer
+    def open(self) -> None:
+        """Open the store, once.
+
+        Raises:
+            UserError: no store, a torn one, or too few tokens for a row.
+        """
+        if hasattr(self, "store"):
+            return
         if self.kind not in ROWS:
             raise UserError(f"data.rows {self.kind!r} is unknown: give one of {', '.join(ROWS)}")
         self.store = TokenStore.open(self.store_path, "train")
+        held_out = TokenStore.open(self.store_path, "validation")
+        for split in (self.store, held_out):
+            split.check_sizes()
         self.training = Rows(self.store, self.context, self.kind)
-        self.validation = Rows(TokenStore.open(self.store_path, "validation"), self.context, self.kind)
+        self.validation = Rows(held_out, self.context, self.kind)
         self.order = WindowOrder(self.training.count, self.batch_size, self.seed)
+
+    def setup(self, stage: str) -> None:
+        """Open the store and set the trainer's accumulation and validation interval from batch sizes in rows."""
+        trainer = self._trainer
+        self.open()
         trainer.accumulate_grad_batches = self.micro_batches(trainer.world_size)
         trainer.val_check_interval = self.validate_every * trainer.accumulate_grad_batches
 

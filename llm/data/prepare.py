@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 HELD_OUT = 0.005  # of the documents; 4.4 of 9,040 million tokens are held out in nanoGPT's OpenWebText
 SAMPLE_BYTES = 50_000_000  # of text to train a tokenizer on; more changes few merges
+FAILURES_TOLD = 20  # in full
 SAMPLE_SOURCES = 64  # that the sample is taken from in turn, spread evenly over all
 
 
@@ -180,8 +181,8 @@ def _settle_tokenizer(
         partial.rename(folder)
     settled = load_tokenizer(folder)
     saved = Tokenizer.from_file(str(folder / "tokenizer.json"))  # what the workers encode with
-    fingerprints = {tokenizer_fingerprint(each) for each in (settled, saved, loaded or settled)}
-    if len(fingerprints) > 1:
+    came_back = _identity(settled)
+    if came_back != _identity(loaded or settled) or came_back["tokenizer_fingerprint"] != tokenizer_fingerprint(saved):
         raise UserError("the tokenizer does not come back from save_pretrained as it was; give its tokenizer.json")
     return settled
 
@@ -214,15 +215,25 @@ def _make_shards(sources: Sequence[Source], recipe: Recipe, workers: int) -> dic
         results = run_all(partial(shards_of, recipe), sources, workers, progress)
     failures = [result for result in results if isinstance(result, UserError)]
     if failures:
-        told = "\n  ".join(str(failure) for failure in failures)
-        raise UserError(
-            f"{told}\n{len(failures)} of {len(sources)} sources could not be prepared, the others are done; mend them "
-            "and run the same command again, or leave them out with another --out"
-        )
+        raise _all_told(failures, len(sources))
     done = [manifest for result in results if not isinstance(result, UserError) for manifest in result]
     if not any(manifest.tokens for manifest in done if manifest.split == "train"):
         raise UserError("every document was held out for validation; give more, or a smaller --validation-fraction")
     return {split: [manifest for manifest in done if manifest.split == split] for split in SPLITS}
+
+
+def _all_told(failures: Sequence[UserError], sources: int) -> UserError:
+    if sources == 1:
+        return failures[0]
+    told = [str(failure) for failure in failures[:FAILURES_TOLD]]
+    if len(failures) > FAILURES_TOLD:
+        told.append(f"... and {len(failures) - FAILURES_TOLD} more")
+    others = ", the others are done" if len(failures) < sources else ""
+    return UserError(
+        "\n  ".join(told)
+        + f"\n{len(failures)} of {sources} sources could not be prepared{others}; mend them and run the "
+        "same command again, or leave them out with another --out"
+    )
 
 
 def _summary(out: Path, manifests: dict[Split, list[Manifest]], vocab_size: int, seconds: float) -> Summary:

@@ -125,6 +125,18 @@ class TokenStore:
         """The tokenizer that made the store, from the store."""
         return load_tokenizer(self.path / "tokenizer")
 
+    def check_sizes(self) -> None:
+        """Compare the size of every file with the index: a stat each, what a run does before its first step.
+
+        Raises UserError for a shard that is missing or truncated.
+        """
+        for shard in range(len(self._names)):
+            for kind in ("tokens", "ends"):
+                try:
+                    self._check_size(shard, kind, self._file(shard, kind).stat().st_size)
+                except OSError as error:
+                    raise self._missing(shard, kind, error) from error
+
     def verify(self) -> list[str]:
         """Read everything again: each sentence names one shard and what is wrong with it; none means all is well."""
         problems = []
@@ -163,11 +175,9 @@ class TokenStore:
     def _counts(self, shard: int) -> tuple[int, int]:
         """(tokens, documents) of a shard."""
         tokens, documents = self._token_ends[shard], self._document_ends[shard]
-        return (
-            (tokens - self._token_ends[shard - 1], documents - self._document_ends[shard - 1])
-            if shard
-            else (tokens, documents)
-        )
+        if shard == 0:
+            return tokens, documents
+        return tokens - self._token_ends[shard - 1], documents - self._document_ends[shard - 1]
 
     def _file(self, shard: int, kind: str) -> Path:
         return self.path / self.split / f"{self._names[shard]}.{kind}"
@@ -185,21 +195,29 @@ class TokenStore:
 
     def _open(self, shard: int, kind: str) -> int:
         """Open a file of a shard, check its size against the index, and make room among the open files."""
-        path = self._file(shard, kind)
-        tokens, documents = self._counts(shard)
-        expected = tokens * self.dtype.itemsize if kind == "tokens" else documents * ENDS.itemsize
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self._file(shard, kind), os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise UserError(f"{path} cannot be opened ({error.strerror}); {REMAKE}") from error
-        found = os.fstat(descriptor).st_size
-        if found != expected:
+            raise self._missing(shard, kind, error) from error
+        try:
+            self._check_size(shard, kind, os.fstat(descriptor).st_size)
+        except UserError:
             os.close(descriptor)
-            raise UserError(f"{path} has {found} bytes, not the {expected} that store.json lists; {REMAKE}")
+            raise
         if len(self._files) >= OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
         self._files[shard, kind] = descriptor
         return descriptor
+
+    def _check_size(self, shard: int, kind: str, found: int) -> None:
+        tokens, documents = self._counts(shard)
+        expected = tokens * self.dtype.itemsize if kind == "tokens" else documents * ENDS.itemsize
+        if found != expected:
+            path = self._file(shard, kind)
+            raise UserError(f"{path} has {found} bytes, not the {expected} that store.json lists; {REMAKE}")
+
+    def _missing(self, shard: int, kind: str, error: OSError) -> UserError:
+        return UserError(f"{self._file(shard, kind)} cannot be opened ({error.strerror}); {REMAKE}")
 
     def _ends(self, shard: int, first: int, last: int) -> np.ndarray:
         """Ends of the documents first, ..., last - 1 of a shard, counted in the shard: [last - first] int64."""

@@ -7,6 +7,7 @@ process that began them, even where that is killed outright, so that none goes o
 """
 
 import os
+import signal
 import sys
 import threading
 from collections import deque
@@ -150,6 +151,7 @@ _counts: Any = None
 def _start_worker(counts: Any, lifeline: Connection, threads: int) -> None:
     global _counts
     _counts = counts
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its workers, without a trace
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # of `tokenizers`; read when it first encodes
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()

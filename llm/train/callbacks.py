@@ -58,6 +58,7 @@ class Measurements(pl.Callback):
         state = run.resumed.state if run.resumed else {}
         self.tokens_seen: int = state.get("tokens_seen", 0)
         self.seconds_before: float = state.get("seconds", 0.0)
+        self.validated_at = -1
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         self.peak = self.run.settings.peak_flops or device_peak(module.device, "16" in str(trainer.precision))
@@ -96,10 +97,13 @@ class Measurements(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
         if trainer.state.fn == "fit":
             self.skip(time.perf_counter() - self.paused)
+            self.validated_at = trainer.global_step
             self._log(trainer, validation_loss=module.validation_loss)
             tqdm.write(f"step {trainer.global_step}: validation loss {module.validation_loss:.4f}", file=sys.stderr)
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        if self.validated_at != trainer.global_step:
+            validate_now(trainer)
         self.bar.close()
         self.run.close(
             {
@@ -181,6 +185,13 @@ def callbacks(run: RunFolder) -> list[pl.Callback]:
     """The callbacks of a run, in the order in which they act within a step."""
     measurements = Measurements(run)
     return [FiniteGuard(run), measurements, ValidationBar(), Checkpoints(run, measurements)]
+
+
+def validate_now(trainer: pl.Trainer) -> None:
+    """Validate within `fit`, as Lightning does at its interval: the last step always has a validation loss."""
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
 
 
 def set_progress(trainer: pl.Trainer, step: int) -> None:

@@ -21,7 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from transformers.configuration_utils import PretrainedConfig
 
 from ..data.module import TokenDataModule
-from ..data.store import TokenStore, check_vocabulary
+from ..data.store import check_vocabulary
 from ..errors import UserError
 from ..model import DecoderConfig
 from . import checkpoint as checkpoints
@@ -88,12 +88,12 @@ class CLI(LightningCLI):
 
     def _identity(self) -> dict[str, Any]:
         data: TokenDataModule = self.datamodule
-        store = TokenStore.open(data.store_path, "train")
-        check_vocabulary(store, self.model.decoder_config.unpadded_vocab_size)
+        data.open()
+        check_vocabulary(data.store, self.model.decoder_config.unpadded_vocab_size)
         decoder = self.model.decoder_config.to_diff_dict()
         decoder.pop("transformers_version", None)
         return {
-            "store_fingerprint": store.fingerprint,
+            "store_fingerprint": data.store.fingerprint,
             "seed": data.seed,
             "batch_size": data.batch_size,
             "context": data.context,

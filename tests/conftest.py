@@ -1,0 +1,68 @@
+"""What all tests share: threads, a small story store, and a tiny training run on it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# Before torch is imported: two test processes share two cores, and OpenMP threads that spin for each other's core
+# make both ten times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import yaml
+
+from llm.cli import main
+
+
+@pytest.fixture(scope="session")
+def story_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A token store of 400 built-in stories with a vocabulary of about 500."""
+    store = tmp_path_factory.mktemp("stories") / "store"
+    words = ["prepare", "stories", "--documents", "400", "--train-tokenizer", "512", "--workers", "1"]
+    assert main([*words, "--out", str(store)]) == 0
+    return store
+
+
+@pytest.fixture
+def tiny_config(story_store: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a config of a tiny run; keyword arguments with __ for dots override it: tiny_config(data__context=16)."""
+
+    def write(**overrides: object) -> Path:
+        config: dict = {
+            "seed_everything": 3,
+            "decoder": {
+                "vocab_size": 512,
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 32,
+                "stream": ["values"],
+            },
+            "model": {
+                "optimizer": {"lr": 3e-3},
+                "schedule": {"warmup_steps": 1, "cooldown_steps": 1},
+            },
+            "data": {
+                "store": str(story_store),
+                "context": 32,
+                "batch_size": 8,
+                "validate_every": 10,
+                "validation_rows": 16,
+            },
+            "trainer": {"max_steps": 20, "accelerator": "cpu", "precision": "32-true", "log_every_n_steps": 1},
+            "run": {"folder": str(tmp_path / "run"), "checkpoint_every": 5},
+        }
+        for dotted, value in overrides.items():
+            place = config
+            *parents, last = dotted.split("__")
+            for name in parents:
+                place = place[name]
+            place[last] = value
+        path = tmp_path / f"config-{len(list(tmp_path.glob('config-*')))}.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    return write

@@ -1,0 +1,131 @@
+"""`python -m llm export` and `generate`: the folder stands alone, and its logits are the trained model's."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llm import export as exporting
+from llm.cli import main
+from llm.train import checkpoint as checkpoints
+
+Config = Callable[..., Path]
+ALONE = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+try:
+    import llm
+    sys.exit("the project is importable here")
+except ImportError:
+    pass
+folder = sys.argv[1]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+inputs = tokenizer("Mary gave the ball to", return_tensors="pt")
+out = model.generate(**inputs, max_new_tokens=5, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+assert out.shape[1] == inputs["input_ids"].shape[1] + 5
+model.save_pretrained(sys.argv[2])  # and once more, as a user who fine-tunes would
+again = AutoModelForCausalLM.from_pretrained(sys.argv[2], trust_remote_code=True).eval()
+assert (again(**inputs).logits == model(**inputs).logits).all()
+print(type(model).__module__, tokenizer.decode(out[0]))
+"""
+
+
+@pytest.fixture
+def trained(tiny_config: Config, tmp_path: Path) -> Path:
+    settings = {
+        "decoder__stream": ["queries", "values"],
+        "decoder__stream_weight": "head",
+        "decoder__hidden_act": "nmda",
+        "decoder__nmda_learnable": True,
+        "decoder__tie_word_embeddings": True,
+        "decoder__vocab_size": 576,
+        "decoder__unpadded_vocab_size": 512,
+    }
+    assert main(["fit", "--config", str(tiny_config(trainer__max_steps=8, **settings))]) == 0
+    return tmp_path / "run"
+
+
+def test_the_folder_stands_alone(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "out"
+    assert main(["export", str(trained), str(out)]) == 0
+    assert "reloaded logits equal" in capsys.readouterr().out
+    assert oct(out.stat().st_mode & 0o777) == "0o755"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "alone.py").write_text(isolated(ALONE))
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", elsewhere / "alone.py", out, tmp_path / "again"],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("transformers_modules")
+    facts = json.loads((out / "hippoformer.json").read_text())
+    assert (facts["run"], facts["step"], facts["seed"]) == ("run", 8, 3)
+    assert main(["generate", str(out), "--prompt", "One day, Mary", "--max-new-tokens", "6"]) == 0
+    assert capsys.readouterr().out.startswith("One day, Mary")
+    assert main(["generate", str(out), "--prompt", "One day" * 50]) == 2
+    assert "leave no room" in capsys.readouterr().err
+
+
+def isolated(script: str) -> str:
+    """With -S, site-packages are put on the path by hand and .pth files (the editable install) are not read."""
+    packages = Path(torch.__file__).parents[1]
+    return f"import sys\nsys.path.append({str(packages)!r})\n{script}"
+
+
+def test_logits_are_those_of_the_checkpoint(trained: Path, tmp_path: Path) -> None:
+    model = exporting.export(trained, tmp_path / "out")
+    saved = load_file(trained / "checkpoints" / "step-00000008" / "model.safetensors")
+    exported = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in saved.items())
+    half = exporting.export(trained, tmp_path / "half", step=5, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert model.config.eos_token_id is not None
+    assert json.loads((tmp_path / "half" / "hippoformer.json").read_text())["step"] == 5
+
+
+def test_an_export_that_differs_is_not_kept(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A weight lost on the way to the folder: the reload must notice, and nothing may remain."""
+    save = exporting.DecoderForCausalLM.save_pretrained
+
+    def lossy(self: torch.nn.Module, folder: Path) -> None:
+        save(self, folder)
+        tensors = load_file(folder / "model.safetensors")
+        name = "model.layers.1.attention.stream.values_weight"
+        save_file(tensors | {name: tensors[name] + 1e-3}, folder / "model.safetensors", {"format": "pt"})
+
+    monkeypatch.setattr(exporting.DecoderForCausalLM, "save_pretrained", lossy)
+    assert main(["export", str(trained), str(tmp_path / "out")]) == 2
+    assert "logits differ" in capsys.readouterr().err
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
+def test_what_cannot_be_exported(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["export", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2
+    assert "no run folder" in capsys.readouterr().err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    assert main(["export", str(trained), str(tmp_path / "full")]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert main(["export", str(trained), str(tmp_path / "out"), "--step", "7"]) == 2
+    assert "step-00000007" in capsys.readouterr().err
+    for path in (trained / "checkpoints").iterdir():
+        (path / "model.safetensors").write_bytes(b"")
+    assert main(["export", str(trained), str(tmp_path / "out")]) == 2
+    assert "no complete checkpoint" in capsys.readouterr().err
+    assert checkpoints.newest(trained / "checkpoints")[0] is None
+    assert main(["generate", str(tmp_path), "--prompt", "a"]) == 2
+    assert "llm export" in capsys.readouterr().err

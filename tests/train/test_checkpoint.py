@@ -1,0 +1,90 @@
+"""Checkpoints: whole or absent, verified, found, restored."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm.errors import UserError
+from llm.model import DecoderConfig, DecoderForCausalLM
+from llm.train import checkpoint as checkpoints
+from llm.train.optim import Optimizer
+
+
+def small(**settings: object) -> DecoderForCausalLM:
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return DecoderForCausalLM(DecoderConfig.llama(**(sizes | {"tie_word_embeddings": True} | settings)))
+
+
+def step(model: DecoderForCausalLM, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    ids = torch.randint(40, (2, 10), generator=torch.Generator().manual_seed(seed))
+    model(ids, shift_labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_a_restored_run_continues_bit_for_bit(tmp_path: Path) -> None:
+    model = small()
+    optimizer = Optimizer().build(model)
+    for seed in range(3):
+        step(model, optimizer, seed)
+    checkpoints.write(tmp_path, model, optimizer, {"step": 3}, keep=2)
+    other = small(initializer_seed=9)
+    restored = Optimizer().build(other)
+    checkpoints.restore(checkpoints.newest(tmp_path)[0], other, restored)
+    for seed in range(3, 6):
+        step(model, optimizer, seed)
+        step(other, restored, seed)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert other.lm_head.weight is other.model.embed_tokens.weight
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    model = small()
+    optimizer = Optimizer().build(model)
+    for number in (1, 2, 10, 11):
+        step(model, optimizer, number)
+        checkpoints.write(tmp_path, model, optimizer, {"step": number}, keep=3)
+    return tmp_path
+
+
+def test_the_newest_are_kept(three: Path) -> None:
+    assert sorted(path.name for path in three.iterdir()) == ["step-00000002", "step-00000010", "step-00000011"]
+    checkpoint, passed_over = checkpoints.newest(three)
+    assert checkpoint.step == 11
+    assert passed_over == []
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json", "config.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_torn_checkpoint_is_named_and_passed_over(three: Path, file: str, damage: str) -> None:
+    path = three / "step-00000011" / file
+    content = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content if damage == "flip" else content[:-1])
+    checkpoint, passed_over = checkpoints.newest(three)
+    assert checkpoint.step == 10
+    assert len(passed_over) == 1
+    assert str(path) in passed_over[0]
+
+
+def test_a_half_written_one_is_not_seen(three: Path) -> None:
+    (three / "step-00000011").rename(three / "step-00000012.partial")
+    assert checkpoints.newest(three)[0].step == 10
+    (three / "step-00000010" / "manifest.json").unlink()
+    checkpoint, passed_over = checkpoints.newest(three)
+    assert checkpoint.step == 2
+    assert "manifest.json" in passed_over[0]
+
+
+def test_another_models_checkpoint_is_refused(three: Path) -> None:
+    checkpoint = checkpoints.read(three / "step-00000011")
+    assert json.loads((checkpoint.path / "config.json").read_text())["hidden_size"] == 16
+    for settings in ({"num_hidden_layers": 3}, {"hidden_size": 32}, {"tie_word_embeddings": False}):
+        with pytest.raises(UserError, match="another model"):
+            checkpoints.restore(checkpoint, small(**settings))

@@ -1,0 +1,268 @@
+"""`python -m llm fit` as a user runs it."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from llm.cli import main
+from llm.data.order import WindowOrder
+from llm.data.store import TokenStore
+from llm.model import DecoderConfig, DecoderForCausalLM
+
+Config = Callable[..., Path]
+
+
+def fit(config: Path, *words: str) -> int:
+    return main(["fit", "--config", str(config), *words])
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def losses(run: Path) -> dict[int, str]:
+    return {int(row["step"]): row["train_loss"] for row in metrics(run) if row["train_loss"]}
+
+
+def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+
+
+def assert_same_weights(a: Path, b: Path, step: int) -> None:
+    left, right = weights(a, step), weights(b, step)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_losses_and_weights_are_those_of_a_bare_loop(tiny_config: Config, story_store: Path, tmp_path: Path) -> None:
+    """An independent training loop: own windows, own schedule arithmetic, torch's AdamW, no Lightning."""
+    config = tiny_config(
+        trainer__max_steps=12,
+        data__micro_batch_size=2,  # four micro-batches against one batch here
+        model__schedule={"warmup_steps": 3, "cooldown_steps": 5},
+    )
+    assert fit(config) == 0
+    settings = yaml.safe_load(config.read_text())
+    model = DecoderForCausalLM(DecoderConfig(**settings["decoder"], initializer_seed=3)).train()
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0}], betas=(0.9, 0.95)
+    )
+    store = TokenStore.open(story_store, "train")
+    stream = torch.from_numpy(store.read(0, store.tokens))
+    order = WindowOrder((store.tokens - 1) // 32, 8, 3)
+    expected = {}
+    for step in range(12):
+        rows = torch.stack([stream[32 * order.item(step, row) :][:33] for row in range(8)])
+        loss = torch.nn.functional.cross_entropy(model(rows[:, :-1]).logits.flatten(0, 1), rows[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        cosine = [0.5 * (1 + math.cos(math.pi * (s - 3) / 9)) for s in (step, 7)]
+        factor = (step + 1) / 3 if step < 3 else cosine[0] if step < 7 else cosine[1] * (12 - step) / 5
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * factor
+        optimizer.step()
+        optimizer.zero_grad()
+        expected[step + 1] = loss.item()
+    found = losses(tmp_path / "run")
+    assert found.keys() == expected.keys()
+    for step, loss in expected.items():
+        assert float(found[step]) == pytest.approx(loss, abs=2e-5)
+    saved = weights(tmp_path / "run", 12)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(saved[name], parameter.detach(), rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("rows", ["windows", "documents"])
+def test_killed_and_resumed_equals_undisturbed(tiny_config: Config, tmp_path: Path, rows: str) -> None:
+    """30 steps = 17 steps, kill -9, resume, the rest: losses and weights equal to the last bit, with dropout."""
+    common = {
+        "trainer__max_steps": 30,
+        "data__rows": rows,
+        "data__micro_batch_size": 4,
+        "decoder__residual_dropout": 0.1,
+        "decoder__attention_dropout": 0.1,
+    }
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert fit(tiny_config(**common, run__folder=str(whole))) == 0
+    config = tiny_config(**common, run__folder=str(broken))
+    command = [sys.executable, "-m", "llm", "fit", "--config", str(config), "--resume", "auto"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not (broken / "metrics.csv").exists() or 17 not in losses(broken):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = losses(broken)
+    assert subprocess.run([*command], stderr=subprocess.DEVNULL, check=False).returncode == 0
+    assert losses(broken) == losses(whole) == losses(broken) | before
+    assert list(losses(broken)) == list(range(1, 31))
+    assert_same_weights(whole, broken, 30)
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (whole, broken)]
+    assert summaries[0]["tokens_seen"] == summaries[1]["tokens_seen"]
+    assert summaries[0]["validation_loss"] == summaries[1]["validation_loss"]
+
+
+def test_what_a_run_leaves_behind(tiny_config: Config, story_store: Path, tmp_path: Path) -> None:
+    assert fit(tiny_config(), "--trainer.max_steps", "10") == 0
+    run = tmp_path / "run"
+    record = json.loads((run / "run.json").read_text())
+    assert record["store_fingerprint"] == TokenStore.open(story_store).fingerprint
+    assert record["seed"] == 3
+    assert {"torch", "lightning", "transformers"} <= record["versions"].keys()
+    assert (len(record["git_commit"] or "") >= 40) == (Path(__file__).parents[2] / ".git").exists()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["trainer"]["max_steps"] == 10
+    rows = metrics(run)
+    assert [row["step"] for row in rows if row["validation_loss"]] == ["10"]
+    last = rows[-2] if rows[-1]["validation_loss"] else rows[-1]
+    assert int(last["tokens"]) == 10 * 8 * 32
+    assert float(last["perplexity"]) == pytest.approx(math.exp(float(last["train_loss"])))
+    assert float(last["gradient_norm"]) > 0
+    assert float(last["tokens_per_second"]) > 0
+    assert last["mfu"] == ""
+    assert list((run / "tensorboard").glob("events*"))
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["step"] == 10
+    again = tmp_path / "again"
+    assert main(["fit", "--config", str(run / "config.yaml"), "--run.folder", str(again)]) == 0
+    assert losses(again) == losses(run)
+
+
+def test_validation_is_the_token_mean_over_the_whole_split(
+    tiny_config: Config, story_store: Path, tmp_path: Path
+) -> None:
+    for rows in ("windows", "documents"):
+        run = tmp_path / rows
+        config = tiny_config(data__rows=rows, data__validation_rows=None, trainer__max_steps=3, run__folder=str(run))
+        assert fit(config) == 0
+        model = DecoderForCausalLM.from_pretrained(run / "checkpoints" / "step-00000003").eval()
+        store = TokenStore.open(story_store, "validation")
+        if rows == "windows":
+            pieces = [store.read(32 * i, 33) for i in range((store.tokens - 1) // 32)]
+        else:
+            pieces = [store.document_tokens(i)[:33] for i in range(store.documents)]
+        total = count = 0.0
+        for piece in pieces:
+            ids = torch.from_numpy(piece)[None]
+            with torch.no_grad():
+                logits = model(ids[:, :-1]).logits[0]
+            total += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+            count += len(piece) - 1
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["validation_loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_validate_prints_the_checkpoints_loss(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = tiny_config(trainer__max_steps=3)
+    assert fit(config) == 0
+    loss = json.loads((tmp_path / "run" / "summary.json").read_text())["validation_loss"]
+    capsys.readouterr()
+    assert main(["validate", "--config", str(config)]) == 0
+    assert capsys.readouterr().out.strip() == f"validation loss {loss:.4f}"
+
+
+def test_the_stream_is_the_only_difference_of_a_pair(tiny_config: Config, tmp_path: Path) -> None:
+    """Off is bitwise the plain model through the whole loop; on is another curve from the same first loss on."""
+    curves = {}
+    for name, settings in {
+        "plain": {"decoder__stream": []},
+        "off": {"decoder__stream": [], "decoder__stream_source": "first", "decoder__stream_weight": "head"},
+        "on": {"decoder__stream": ["values"]},
+    }.items():
+        assert fit(tiny_config(**settings, run__folder=str(tmp_path / name), trainer__max_steps=6)) == 0
+        curves[name] = losses(tmp_path / name)
+    assert curves["plain"] == curves["off"]
+    assert all(curves["plain"][step] != curves["on"][step] for step in (2, 6))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    settings = {"model__optimizer__lr": 1e30, "model__schedule": {"shape": "constant"}, "run__checkpoint_every": 1}
+    assert fit(tiny_config(**settings)) == 2
+    message = capsys.readouterr().err
+    checkpoint = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    step = int(checkpoint.name[-8:])
+    for part in ("the loss is nan", f"at step {step}", "rows 0 to 7", str(checkpoint), "--resume"):
+        assert part in message
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_activation_checkpointing_and_compile_train_alike(tiny_config: Config, tmp_path: Path, precision: str) -> None:
+    curves = []
+    for name, switch in (("plain", {}), ("recompute", {"model__activation_checkpointing": True})):
+        run = tmp_path / name
+        assert fit(tiny_config(**switch, run__folder=str(run), trainer__precision=precision, trainer__max_steps=5)) == 0
+        curves.append([float(loss) for loss in losses(run).values()])
+    assert curves[0] == pytest.approx(curves[1], abs=1e-3 if precision == "bf16-mixed" else 1e-6)
+
+
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    tiny_config: Config, tmp_path: Path, story_store: Path, capsys: pytest.CaptureFixture
+) -> None:
+    torn = tmp_path / "torn"
+    shutil.copytree(story_store, torn)
+    shard = next((torn / "train").glob("*.tokens"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    cases: dict[str, tuple[list[str], str]] = {
+        "no store": (["--data.store", str(tmp_path / "nowhere")], "llm prepare"),
+        "small vocabulary": (["--decoder.vocab_size", "100"], "vocab_size"),
+        "heads": (["--decoder.num_attention_heads", "5"], "does not divide"),
+        "key": (["--decoder.hidden_sise", "5"], "did you mean decoder.hidden_size"),
+        "type": (["--data.batch_size", "many"], "data.batch_size"),
+        "batch": (["--data.micro_batch_size", "3"], "the nearest that is, is 9"),
+        "schedule": (["--trainer.max_steps", "1"], "longer than the run"),
+        "no config": (["--config", str(tmp_path / "none.yaml")], "none.yaml"),
+        "loggers": (["--run.loggers", "[csv,papyrus]"], "papyrus"),
+        "too little text": (["--data.context", "10000000"], "too few"),
+        "torn shard": (["--data.store", str(torn)], shard.name),
+        "rows": (["--data.rows", "pages"], "windows, documents"),
+        "resume": (["--resume", str(tmp_path / "nowhere")], "nowhere"),
+    }
+    for name, (words, part) in cases.items():
+        assert fit(tiny_config(), *words) == 2, name
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message.startswith("error: "), name
+        assert part in message, (name, message)
+        assert not (tmp_path / "run").exists(), name
+
+
+def test_a_run_folder_is_never_overwritten_or_mixed(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert fit(tiny_config(trainer__max_steps=10)) == 0
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    assert fit(tiny_config()) == 2
+    assert "--resume auto" in capsys.readouterr().err
+    assert fit(tiny_config(seed_everything=4), "--resume", "auto") == 2
+    assert "seed" in capsys.readouterr().err
+    assert fit(tiny_config(decoder__stream=[]), "--resume", "auto") == 2
+    assert "decoder" in capsys.readouterr().err
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+    torn = tmp_path / "run" / "checkpoints" / "step-00000010" / "model.safetensors"
+    torn.write_bytes(b"")
+    assert fit(tiny_config(), "--resume", "auto") == 0
+    message = capsys.readouterr().err
+    assert f"passed over: {torn}" in message
+    assert "continuing from" in message
+    assert list(losses(tmp_path / "run")) == list(range(1, 21))

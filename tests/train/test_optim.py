@@ -1,0 +1,114 @@
+"""Groups, schedule and FLOPs against what they should be by hand or by torch's own counter."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from llm.model import DecoderConfig, DecoderForCausalLM
+from llm.train.flops import device_peak, flops_per_token
+from llm.train.optim import Optimizer, Schedule
+
+
+@pytest.mark.parametrize("style", [DecoderConfig.llama, DecoderConfig.gpt2])
+def test_only_matrices_decay(style: Any) -> None:
+    model = DecoderForCausalLM(
+        style(
+            vocab_size=64,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            stream=["queries", "values"],
+            stream_weight="head",
+            hidden_act="nmda",
+            nmda_learnable=True,
+        )
+    )
+    optimizer = Optimizer(lr=0.1, weight_decay=0.5).build(model)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # with no gradient, decay alone moves a weight: by 1 - 0.1 x 0.5
+    for name, parameter in model.named_parameters():
+        matrix = any(part in name for part in ("_proj.weight", "embed_", "lm_head"))
+        torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if matrix else 1.0), msg=name)
+
+
+def test_the_papers_schedule_by_hand() -> None:
+    """500 steps of warm-up, cosine to 0 at 40,000, a straight line to 0 over the last 5,000."""
+    schedule = Schedule(shape="cosine", warmup_steps=500, cooldown_steps=5000)
+    factor = [schedule.factor(step, 40_000) for step in range(40_000)]
+    assert factor[0] == 1 / 500
+    assert factor[249] == 0.5
+    assert factor[499] == factor[500] == 1.0
+    assert factor[20_250] == pytest.approx(0.5)  # the middle of the cosine
+    knee = 0.5 * (1 + math.cos(math.pi * 34_500 / 39_500))
+    assert factor[35_000] == pytest.approx(knee)
+    assert factor[37_500] == pytest.approx(knee / 2)
+    assert factor[39_999] == pytest.approx(knee / 5000)
+
+
+@given(
+    st.sampled_from(["cosine", "constant"]),
+    st.integers(0, 50),
+    st.integers(0, 50),
+    st.integers(1, 100),
+    st.floats(0, 1),
+)
+def test_any_schedule_rises_then_falls_within_bounds(
+    shape: str, warmup: int, cooldown: int, between: int, floor: float
+) -> None:
+    steps = warmup + between + cooldown
+    schedule = Schedule(shape, warmup, cooldown, floor)
+    schedule.check(steps)
+    factor = [schedule.factor(step, steps) for step in range(steps)]
+    assert all(0 <= value <= 1 for value in factor)
+    assert factor[: warmup + 1] == sorted(factor[: warmup + 1])
+    assert factor[warmup:] == sorted(factor[warmup:], reverse=True)
+    assert max(factor) == 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "message"),
+    [
+        (Schedule(shape="linear"), 10, "cosine or constant"),
+        (Schedule(warmup_steps=6, cooldown_steps=5), 10, "longer than the run"),
+        (Schedule(), -1, "max_steps"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(schedule: Schedule, steps: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        schedule.check(steps)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DecoderConfig.llama(vocab_size=96, hidden_size=64, num_hidden_layers=3, num_attention_heads=4),
+        DecoderConfig.llama(
+            vocab_size=96,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            head_dim=8,
+            unpadded_vocab_size=80,
+        ),
+        DecoderConfig.gpt2(vocab_size=96, hidden_size=48, num_hidden_layers=2, num_attention_heads=3),
+    ],
+)
+def test_flops_are_those_that_torch_counts(config: DecoderConfig) -> None:
+    model = DecoderForCausalLM(config)
+    model.set_attn_implementation("eager")  # every key counted, as the formula does
+    ids = torch.randint(80, (2, 40))
+    with FlopCounterMode(display=False) as counter:
+        model(ids, shift_labels=ids).loss.backward()
+    assert flops_per_token(config, 40) == pytest.approx(counter.get_total_flops() / ids.numel(), rel=1e-3)
+
+
+def test_no_peak_is_invented() -> None:
+    assert device_peak(torch.device("cpu"), half_precision=True) is None
