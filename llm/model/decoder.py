@@ -25,11 +25,10 @@ from .block import Block
 from .config import DecoderConfig
 from .convert import config_from_hf, model_to_hf, weights_from_hf, weights_to_hf
 from .feedforward import FEEDFORWARDS
+from .loss import IGNORED, linear_next_token_loss, next_token_loss
 from .norms import norm
 from .positions import inverse_frequencies, rotary_angles
 from .streams import ResidualStream
-
-IGNORED = -100  # the label of a token that is left out of the loss
 
 
 def build_block(config: DecoderConfig, index: int) -> Block:
@@ -155,14 +154,20 @@ class Decoder(nn.Module):
 
 
 class OutputHead(nn.Linear):
-    """Hidden states (..., D) -> logits (..., unpadded V); the rows that only pad the vocabulary are not computed."""
+    """Hidden states (B, T, D) -> logits (B, T, unpadded V), or the loss of given targets (B, T).
+
+    The rows that only pad the vocabulary are not computed.
+    """
 
     def __init__(self, hidden_size: int, vocab_size: int, unpadded_vocab_size: int) -> None:
         super().__init__(hidden_size, vocab_size, bias=False)
         self.unpadded_vocab_size = unpadded_vocab_size
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.weight[: self.unpadded_vocab_size])
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, num_items: Tensor | int | None = None) -> Tensor:
+        weight = self.weight[: self.unpadded_vocab_size]
+        if targets is None:
+            return F.linear(hidden, weight)
+        return linear_next_token_loss(hidden, weight, targets, num_items)
 
 
 class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
@@ -257,8 +262,7 @@ class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
         if shift_labels is not None:
-            loss = next_token_loss(self.lm_head(out.last_hidden_state), shift_labels, num_items_in_batch)
-            return CausalLMOutputWithPast(loss=loss)
+            return CausalLMOutputWithPast(loss=self.lm_head(out.last_hidden_state, shift_labels, num_items_in_batch))
         kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(out.last_hidden_state[:, kept])
         loss = None
@@ -306,16 +310,6 @@ def seeded_normal(seed: int, name: str, shape: torch.Size) -> Tensor:
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # 63 bits: seeds are signed
     return torch.randn(shape, generator=generator)
-
-
-def next_token_loss(logits: Tensor, targets: Tensor, num_items: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy in float32: logits (B, T, V), targets (B, T) with -100 left out.
-
-    The sum over the targets divided by `num_items`, or by their own number where it is None.
-    """
-    reduction = "mean" if num_items is None else "sum"
-    loss = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
-    return loss if num_items is None else loss / num_items
 
 
 # An exported folder names these classes and carries the files of this package.

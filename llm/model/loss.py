@@ -1,0 +1,84 @@
+"""Next-token cross-entropy, in float32, without ever holding all logits.
+
+Dimension letters: N predicted positions (B T), D width, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100  # the label of a token that is left out of the loss
+CHUNK_ELEMENTS = 2**25  # logits held at once: 128 MiB of float32
+
+
+def next_token_loss(logits: Tensor, targets: Tensor, num_items: Tensor | int | None = None) -> Tensor:
+    """Cross-entropy of ready logits (..., V) and targets (...), -100 left out.
+
+    The sum over the targets divided by `num_items`, or by their own number where it is None.
+    """
+    reduction = "mean" if num_items is None else "sum"
+    loss = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
+    return loss if num_items is None else loss / num_items
+
+
+def linear_next_token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, num_items: Tensor | int | None) -> Tensor:
+    """`next_token_loss(hidden @ weight.T, targets, num_items)`, a chunk of positions at a time.
+
+    The gradient is made together with the loss, while a chunk's logits are at hand, so they are neither kept nor
+    computed twice (the idea of Liger-Kernel's fused linear cross-entropy, Hsu et al. 2024). Matrix products run in
+    autocast's dtype where autocast is on, the softmax in float32.
+
+    Args:
+        hidden: (..., D). weight: (V, D). targets: (...), -100 left out.
+        num_items: what the sum is divided by; None is the number of targets.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    total = _SummedLoss.apply(hidden.flatten(0, -2), weight, targets.flatten(), dtype, torch.is_grad_enabled())
+    return total / ((targets != IGNORED).sum() if num_items is None else num_items)
+
+
+class _SummedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, grad: bool) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            h, w = hidden.to(dtype), weight.to(dtype)
+            total = torch.zeros((), dtype=torch.float32, device=h.device)
+            grad_h = torch.empty_like(h) if grad else None
+            grad_w = torch.zeros_like(weight, dtype=torch.float32) if grad else None
+            rows = max(1, CHUNK_ELEMENTS // w.shape[0])
+            for start in range(0, len(h), rows):
+                chunk = slice(start, start + rows)
+                probabilities, loss = _softmax_minus_target(h[chunk] @ w.t(), targets[chunk])
+                total += loss
+                if grad_h is not None and grad_w is not None:
+                    p = probabilities.to(dtype)
+                    grad_h[chunk] = p @ w
+                    if dtype == torch.float32:
+                        grad_w.addmm_(p.t(), h[chunk])
+                    else:
+                        grad_w += p.t() @ h[chunk]
+        if grad_h is not None:
+            ctx.save_for_backward(grad_h.to(hidden.dtype), grad_w)
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_h, grad_w = ctx.saved_tensors
+        return grad_h * grad.to(grad_h.dtype), (grad_w * grad).to(ctx.weight_dtype), None, None, None
+
+
+def _softmax_minus_target(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """d loss / d logits (N, V) in float32 and the summed loss; rows without a target are zero in both."""
+    wide = logits.float()
+    counted = targets != IGNORED
+    index = targets.clamp(min=0)[:, None]
+    normaliser = wide.logsumexp(-1, keepdim=True)
+    loss = ((normaliser - wide.gather(1, index)).squeeze(1) * counted).sum()
+    normaliser.masked_fill_(~counted[:, None], torch.inf)  # exp(x - inf) = 0
+    gradient = wide.sub_(normaliser).exp_()
+    gradient.scatter_add_(1, index, -counted[:, None].float())
+    return gradient, loss

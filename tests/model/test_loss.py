@@ -1,0 +1,94 @@
+"""The chunked loss against torch's cross-entropy on whole logits: value and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm.model import loss as losses
+
+
+@given(
+    rows=st.integers(1, 40),
+    width=st.integers(1, 24),
+    vocabulary=st.integers(2, 50),
+    chunk=st.integers(1, 1000),
+    ignored=st.floats(0, 0.9),
+    items=st.none() | st.integers(1, 500),
+    scale=st.sampled_from([0.1, 1.0, 30.0]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=150, deadline=None)
+def test_value_and_gradients(
+    rows: int,
+    width: int,
+    vocabulary: int,
+    chunk: int,
+    ignored: float,
+    items: int | None,
+    scale: float,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = (scale * torch.randn(2, rows, width, generator=generator)).requires_grad_()
+    weight = torch.randn(vocabulary, width, generator=generator, requires_grad=True)
+    targets = torch.randint(vocabulary, (2, rows), generator=generator)
+    targets[torch.rand(2, rows, generator=generator) < ignored] = -100
+    targets[0, 0] = 0  # at least one
+    whole = F.cross_entropy((hidden @ weight.T).flatten(0, 1).double(), targets.flatten(), reduction="sum")
+    expected = whole / (items or (targets != -100).sum())
+    before = losses.CHUNK_ELEMENTS
+    losses.CHUNK_ELEMENTS = chunk
+    try:
+        found = losses.linear_next_token_loss(hidden, weight, targets, items)
+    finally:
+        losses.CHUNK_ELEMENTS = before
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    ready = losses.next_token_loss(hidden @ weight.T, targets, items)
+    torch.testing.assert_close(ready.double(), expected, rtol=1e-5, atol=1e-5)
+    for a, b in zip(
+        torch.autograd.grad(3 * found, (hidden, weight)),
+        torch.autograd.grad(3 * expected, (hidden, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_without_gradients_and_in_bfloat16() -> None:
+    hidden, weight = torch.randn(3, 20, 16, requires_grad=True), torch.randn(64, 16, requires_grad=True)
+    targets = torch.randint(64, (3, 20))
+    exact = losses.linear_next_token_loss(hidden, weight, targets, None)
+    with torch.no_grad():
+        assert torch.equal(losses.linear_next_token_loss(hidden, weight, targets, None), exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = losses.linear_next_token_loss(hidden, weight, targets, None)
+        plain = F.cross_entropy(F.linear(hidden, weight).float().flatten(0, 1), targets.flatten())
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, plain, rtol=1e-3, atol=1e-3)
+    gradients = torch.autograd.grad(rough, (hidden, weight))
+    references = torch.autograd.grad(exact, (hidden, weight))
+    for a, b in zip(gradients, references, strict=True):
+        assert a.dtype == b.dtype == torch.float32
+        assert F.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.999
+
+
+def test_no_tensor_as_large_as_all_logits_is_kept() -> None:
+    saved: list[int] = []
+    hidden, weight = torch.randn(64, 8, requires_grad=True), torch.randn(500, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        losses.linear_next_token_loss(hidden, weight, torch.randint(500, (64,)), 64)
+    assert max(saved) <= 500 * 8 < 64 * 500
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_ignored_is_zero_over_the_batch(dtype: torch.dtype) -> None:
+    hidden, weight = (
+        torch.randn(4, 8, dtype=dtype, requires_grad=True),
+        torch.randn(9, 8, dtype=dtype, requires_grad=True),
+    )
+    loss = losses.linear_next_token_loss(hidden, weight, torch.full((4,), -100), 7)
+    loss.backward()
+    assert loss == 0
+    assert hidden.grad is not None and (hidden.grad == 0).all()
+    assert weight.grad is not None and weight.grad.dtype == dtype and (weight.grad == 0).all()
