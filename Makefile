@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+RUN := runs/stories
+
 .PHONY: run test lint
 .DELETE_ON_ERROR:
 
@@ -9,6 +11,19 @@ BIN := .venv/bin
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+# A corpus and its tokens; the pair, alike but for the stream of values; both as transformers folders; two evaluations;
+# one table. Every command picks up where it was: a `make run` that was killed goes on.
+run: .venv/.installed
+	$(BIN)/python -m llm prepare stories --documents 30000 --train-tokenizer 1024 --out $(RUN)/store
+	$(BIN)/python -m llm fit --config configs/stories_classic.yaml --resume auto
+	$(BIN)/python -m llm fit --config configs/stories_values.yaml --resume auto
+	$(BIN)/python -m llm export $(RUN)/classic $(RUN)/export/classic
+	$(BIN)/python -m llm export $(RUN)/values $(RUN)/export/values
+	$(BIN)/python -m evals ioi $(RUN)/export/classic $(RUN)/export/values
+	$(BIN)/python -m evals run $(RUN)/export/classic $(RUN)/export/values --tasks stories --limit 200
+	$(BIN)/python -m evals compare $(RUN)/classic $(RUN)/values \
+		--exports $(RUN)/export/classic $(RUN)/export/values --out $(RUN)/comparison
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

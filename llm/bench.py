@@ -207,7 +207,7 @@ def resident_peak() -> int:
 
 def peak_memory_elsewhere(args: argparse.Namespace, name: str) -> float:
     """`peak_memory` in a fresh process, whose high-water mark is its own."""
-    words = [sys.executable, "-m", "llm", "bench", *sys.argv[2:], "--memory-of", name]
+    words = [sys.executable, "-m", "llm", "bench", "--memory-of", name, *sys.argv[2:]]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"measuring the memory of {name} failed: {done.stderr.strip().splitlines()[-1]}")

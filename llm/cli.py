@@ -20,16 +20,27 @@ COMMANDS = {  # name: (module, one line for --help)
     "generate": ("llm.generate", "continue a prompt with an exported model"),
     "bench": ("llm.bench", "throughput and memory of a config, beside transformers"),
 }
+HELP = "\n".join(
+    [
+        "usage: python -m llm COMMAND ...; python -m llm COMMAND --help tells more",
+        "",
+        *(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items()),
+        "",
+        "example: python -m llm fit --config configs/stories_values.yaml --trainer.max_steps 100",
+    ]
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 for input that cannot be used."""
     words = sys.argv[1:] if arguments is None else arguments
-    if not words or words[0] not in COMMANDS:
-        _top_parser().parse_args(words)  # prints help or an error and exits
-        _top_parser().print_help()
-        return 2
+    if not words or words[0] in ("-h", "--help"):
+        print(HELP, file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
     command, rest = words[0], words[1:]
+    if command not in COMMANDS:
+        print(f"error: unknown command {command!r}: give one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
     try:
         module = importlib.import_module(COMMANDS[command][0])
         if module.__name__ == "llm.train.cli":
@@ -49,15 +60,3 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-def _top_parser() -> argparse.ArgumentParser:
-    lines = [f"  {name:10}{text}" for name, (_, text) in COMMANDS.items()]
-    parser = argparse.ArgumentParser(
-        prog="python -m llm",
-        description="Language models: data, training, export.\n\n" + "\n".join(lines),
-        epilog="example: python -m llm fit --config configs/stories_values.yaml --trainer.max_steps 100",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
-    return parser

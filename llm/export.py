@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -44,18 +45,23 @@ save_file({"logits": logits.contiguous()}, probe + ".logits")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def export(run: Path, out: Path, step: int | None = None, dtype: torch.dtype = torch.float32) -> DecoderForCausalLM:
-    """Write the run's checkpoint (its newest, or that of `step`) to the new folder `out`; returns the model.
+def export(run: Path, out: Path, step: int | None = None, dtype: torch.dtype = torch.float32) -> None:
+    """Write the run's checkpoint (its newest, or that of `step`) to the new folder `out`.
+
+    Where `out` holds just this export already, nothing is done: the command may be run again.
 
     Raises:
         UserError: no such run or checkpoint, `out` is not empty, or the reloaded logits differ from the model's.
     """
     if not (run / "run.json").is_file():
         raise UserError(f"{run} is no run folder (it has no run.json): give the run.folder of a training run")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"output folder {out} is not empty: give another or remove it")
     checkpoint = checkpoints.find(run, step)
     record = json.loads((run / "run.json").read_text())
+    facts = describe(checkpoint, record, dtype)
+    if out.exists() and any(out.iterdir()):
+        if (out / "hippoformer.json").is_file() and json.loads((out / "hippoformer.json").read_text()) == facts:
+            return
+        raise UserError(f"output folder {out} is not empty: give another or remove it")
     tokenizer = TokenStore.open(record["store"], "train").tokenizer()
 
     config = checkpoint.config()
@@ -72,15 +78,6 @@ def export(run: Path, out: Path, step: int | None = None, dtype: torch.dtype = t
         model.save_pretrained(partial)
         tokenizer.model_max_length = config.max_position_embeddings
         tokenizer.save_pretrained(partial)
-        facts = {
-            "run": record["name"],
-            "step": checkpoint.step,
-            "tokens_seen": checkpoint.state["tokens_seen"],
-            "parameters": model.num_parameters(),
-            "seed": record["seed"],
-            "dtype": str(dtype).removeprefix("torch."),
-            "git_commit": record["git_commit"],
-        }
         (partial / "hippoformer.json").write_text(json.dumps(facts, indent=1))
         check_reload(model, partial)
         partial.chmod(0o755)  # mkdtemp makes it private
@@ -90,7 +87,21 @@ def export(run: Path, out: Path, step: int | None = None, dtype: torch.dtype = t
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return model
+
+
+def describe(checkpoint: checkpoints.Checkpoint, record: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """hippoformer.json: which run and step the folder holds. Equal facts are an equal export."""
+    manifest = json.loads((checkpoint.path / "manifest.json").read_text())
+    return {
+        "run": record["name"],
+        "step": checkpoint.step,
+        "tokens_seen": checkpoint.state["tokens_seen"],
+        "parameters": checkpoint.state["parameters"],
+        "seed": record["seed"],
+        "dtype": str(dtype).removeprefix("torch."),
+        "git_commit": record["git_commit"],
+        "checkpoint_sha256": manifest["model.safetensors"]["sha256"],
+    }
 
 
 def check_reload(model: DecoderForCausalLM, folder: Path, tokens: int = 64) -> None:
@@ -142,5 +153,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export, and say what was written."""
-    model = export(args.run, args.out, args.step, DTYPES[args.dtype])
-    print(f"{args.out}: {model.num_parameters():,} parameters, {args.dtype}, reloaded logits equal")
+    export(args.run, args.out, args.step, DTYPES[args.dtype])
+    facts = json.loads((args.out / "hippoformer.json").read_text())
+    print(f"{args.out}: step {facts['step']}, {facts['parameters']:,} parameters, {args.dtype}, reloaded logits equal")

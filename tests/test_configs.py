@@ -11,7 +11,6 @@ from llm.model import DecoderConfig, DecoderForCausalLM
 from llm.train.optim import Schedule
 
 FOLDER = Path(__file__).parents[1] / "configs"
-V, D = "vocab", "width"
 
 
 def llama_parameters(vocab: int, width: int, layers: int, ffn: int, key_values: int) -> int:
@@ -26,7 +25,7 @@ def gpt2_parameters(vocab: int, width: int, layers: int, positions: int, biases:
 
 
 PARAMETERS = {
-    "stories": llama_parameters(1024, 128, 4, 384, 64),
+    "stories": llama_parameters(1024, 128, 4, 384, 128) + 1024 * 128,  # untied
     "tinystories_8m": gpt2_parameters(50257, 256, 8, 256, True),
     "gpt2_124m": gpt2_parameters(50304, 768, 12, 1024, False),
     "1b": llama_parameters(131072, 2048, 16, 8192, 512),

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from llm import export as exporting
 from llm.cli import main
+from llm.errors import UserError
 from llm.train import checkpoint as checkpoints
 
 Config = Callable[..., Path]
@@ -85,14 +86,19 @@ def isolated(script: str) -> str:
 
 
 def test_logits_are_those_of_the_checkpoint(trained: Path, tmp_path: Path) -> None:
-    model = exporting.export(trained, tmp_path / "out")
+    exporting.export(trained, tmp_path / "out")
     saved = load_file(trained / "checkpoints" / "step-00000008" / "model.safetensors")
     exported = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(tensor, exported[name]) for name, tensor in saved.items())
-    half = exporting.export(trained, tmp_path / "half", step=5, dtype=torch.bfloat16)
-    assert half.dtype == torch.bfloat16
-    assert model.config.eos_token_id is not None
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] is not None
+    written = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
+    exporting.export(trained, tmp_path / "out")  # again: nothing to do
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == written
+    exporting.export(trained, tmp_path / "half", step=5, dtype=torch.bfloat16)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "half" / "hippoformer.json").read_text())["step"] == 5
+    with pytest.raises(UserError, match="not empty"):
+        exporting.export(trained, tmp_path / "half", step=8, dtype=torch.bfloat16)
 
 
 def test_an_export_that_differs_is_not_kept(

@@ -105,15 +105,6 @@ class Measurements(pl.Callback):
         if self.validated_at != trainer.global_step:
             validate_now(trainer)
         self.bar.close()
-        self.run.close(
-            {
-                "step": trainer.global_step,
-                "tokens_seen": self.tokens_seen,
-                "validation_loss": module.validation_loss,
-                "seconds": self.seconds(),
-                "parameters": module.model.num_parameters(),
-            }
-        )
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
         self.bar.close()
@@ -165,20 +156,30 @@ class Checkpoints(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
-        if not whole_step(trainer, batch_idx):
-            return
-        if step % self.run.settings.checkpoint_every and step != trainer.max_steps:
-            return
-        began = time.perf_counter()
+        due = whole_step(trainer, batch_idx) and step % self.run.settings.checkpoint_every == 0
+        if due and step < trainer.max_steps:
+            began = time.perf_counter()
+            self._write(trainer, module)
+            self.measurements.skip(time.perf_counter() - began)
+
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """After the last validation, so that the last checkpoint knows all that the summary says."""
+        state = self._write(trainer, module)
+        if trainer.global_step >= trainer.max_steps:
+            self.run.close(state)
+
+    def _write(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
         state = {
-            "step": step,
+            "step": trainer.global_step,
             "tokens_seen": self.measurements.tokens_seen,
+            "validation_loss": module.validation_loss,
             "seconds": self.measurements.seconds(),
+            "parameters": module.model.num_parameters(),
             "identity": self.run.identity,
         }
         folder = self.run.path / "checkpoints"
         checkpoints.write(folder, module.model, trainer.optimizers[0], state, self.run.settings.keep_checkpoints)
-        self.measurements.skip(time.perf_counter() - began)
+        return state
 
 
 def callbacks(run: RunFolder) -> list[pl.Callback]:

@@ -13,7 +13,6 @@ import logging
 import re
 import sys
 import warnings
-from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.pytorch import Trainer
@@ -40,7 +39,10 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,
     "log_every_n_steps": 10,
 }
-EXAMPLE = "example: python -m llm fit --config configs/stories_values.yaml --trainer.max_steps 100"
+EXAMPLES = {
+    "fit": {"epilog": "example: python -m llm fit --config configs/stories_values.yaml --trainer.max_steps 100"},
+    "validate": {"epilog": "example: python -m llm validate --config runs/stories/values/config.yaml"},
+}
 
 
 class Parser(LightningArgumentParser):
@@ -114,6 +116,9 @@ class CLI(LightningCLI):
             print(f"passed over: {sentence}", file=sys.stderr)
         if run.resumed is not None:
             print(f"continuing from {run.resumed.path}", file=sys.stderr)
+        if run.resumed is not None and run.resumed.step >= trainer.max_steps:
+            run.close(run.resumed.state)  # a kill may have come between the last checkpoint and the summary
+            print(f"{run.path} is finished at step {run.resumed.step}: nothing to do", file=sys.stderr)
         trainer.callbacks += callbacks(run)
         facts = {
             "seed": self.datamodule.seed,
@@ -124,12 +129,13 @@ class CLI(LightningCLI):
         trainer.loggers = run.open(self._config_yaml(), facts)
 
     def before_validate(self) -> None:
-        resume = self._get(self.config_init, "resume")
-        path = Path(self._get(self.config_init, "run").folder if resume in (None, "auto") else resume)
-        checkpoint = checkpoints.find(path) if (path / "checkpoints").is_dir() else checkpoints.read(path)
-        checkpoints.restore(checkpoint, self.model.model)
+        run = self._run_folder()
+        run.find(self._get(self.config_init, "resume") or "auto")
+        if run.resumed is None:
+            raise UserError(f"{run.path} holds no complete checkpoint: train it first with llm fit")
+        checkpoints.restore(run.resumed, self.model.model)
         self.trainer.callbacks.append(ValidationBar())
-        print(f"validating {checkpoint.path}", file=sys.stderr)
+        print(f"validating {run.resumed.path}", file=sys.stderr)
 
     def after_validate(self) -> None:
         print(f"validation loss {self.model.validation_loss:.4f}")
@@ -163,7 +169,7 @@ def parse(arguments: list[str], run: bool = True) -> CLI:
         parser_class=Parser,
         seed_everything_default=0,
         trainer_defaults=TRAINER_DEFAULTS,
-        parser_kwargs={"fit": {"epilog": EXAMPLE}, "prog": "python -m llm"} if run else {},
+        parser_kwargs=EXAMPLES | {"prog": "python -m llm"} if run else {},
         args=arguments,
         run=run,
     )

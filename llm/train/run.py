@@ -30,6 +30,7 @@ from . import checkpoint as checkpoints
 COLUMNS = (
     "step tokens train_loss perplexity learning_rate gradient_norm tokens_per_second mfu validation_loss seconds"
 ).split()
+SUMMARY = ("step", "tokens_seen", "validation_loss", "seconds", "parameters")
 LOGGERS = ("csv", "tensorboard", "wandb")
 PACKAGES = ("hippoformer", "torch", "lightning", "transformers", "tokenizers", "numpy")
 
@@ -137,8 +138,9 @@ class RunFolder:
         }
         return [makers[name]() for name in self.settings.loggers]
 
-    def close(self, summary: dict[str, Any]) -> None:
-        """Write summary.json: the run is finished."""
+    def close(self, state: dict[str, Any]) -> None:
+        """Write summary.json from the last checkpoint's state: the run is finished."""
+        summary = {name: state[name] for name in SUMMARY}
         (self.path / "summary.json").write_text(json.dumps(summary, indent=1))
 
 

@@ -1,0 +1,65 @@
+"""The front door: help, unknown commands, and the benchmark."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llm.cli import COMMANDS, main
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_help_has_an_example(command: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert f"python -m llm {command}" in text.split("example")[-1], text[-500:]
+
+
+def test_no_command_and_an_unknown_one() -> None:
+    for words, status in (([], 2), (["trane"], 2), (["--help"], 0)):
+        done = subprocess.run([sys.executable, "-m", "llm", *words], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == status
+        assert "prepare" in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_imports_go_one_way() -> None:
+    """llm imports neither small nor evals, llm.model only torch, transformers and itself, evals no trainer."""
+    for path in ROOT.glob("llm/**/*.py"):
+        assert not re.search(r"^\s*(from|import) (small|evals)\b", path.read_text(), re.M), path
+    for path in ROOT.glob("llm/model/*.py"):
+        for line in re.findall(r"^\s*(?:from (\S+)|import (\S+))", path.read_text(), re.M):
+            name = line[0] or line[1]
+            own = name.startswith(".") and not name.startswith("..")
+            assert own or name.split(".")[0] in {"torch", "transformers", *sys.stdlib_module_names}, (path, name)
+    for path in [*ROOT.glob("evals/*.py")]:
+        assert not re.search(r"^\s*(from|import) (llm\.train|llm\.model|lightning)\b", path.read_text(), re.M), path
+
+
+def test_bench_prints_both_ratios_and_memory(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    """In a process of its own: it measures, so it must not share this one's threads."""
+    out = tmp_path / "bench.json"
+    words = ["--config", str(tiny_config(decoder__softmax_scale=1.0)), "--rounds", "2", "--steps", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "llm", "bench", *words, "--json", str(out), "--", "--data.context", "16"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "classic to transformers: " in done.stdout
+    assert "values to classic: " in done.stdout
+    result = json.loads(out.read_text())
+    assert result["context"] == 16
+    assert all(len(rates) == 2 and min(rates) > 0 for rates in result["tokens_per_second"].values())
+    assert all(memory > 0 for memory in result["peak_memory_mib"].values())
+    for name in ("classic_to_transformers", "values_to_classic"):
+        assert result[name]["least"] <= result[name]["median"] <= result[name]["greatest"]
