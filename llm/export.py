@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .data.store import TokenStore
+from .data.tokenizer import load_tokenizer
 from .errors import UserError
 from .model import DecoderForCausalLM
 from .train import checkpoint as checkpoints
@@ -62,7 +62,7 @@ def export(run: Path, out: Path, step: int | None = None, dtype: torch.dtype = t
         if (out / "hippoformer.json").is_file() and json.loads((out / "hippoformer.json").read_text()) == facts:
             return
         raise UserError(f"output folder {out} is not empty: give another or remove it")
-    tokenizer = TokenStore.open(record["store"], "train").tokenizer()
+    tokenizer = load_tokenizer(run / "tokenizer")
 
     config = checkpoint.config()
     config.pad_token_id = config.pad_token_id or tokenizer.pad_token_id

@@ -88,7 +88,7 @@ class Measurements(pl.Callback):
             tokens_per_second=rate,
             mfu=rate * self.flops / (self.peak * trainer.world_size) if self.peak else None,
         )
-        self.bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s")
+        self.bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
         self._start_window()
 
     def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:

@@ -126,7 +126,7 @@ class CLI(LightningCLI):
             "store": str(self.datamodule.store_path),
             "store_fingerprint": run.identity["store_fingerprint"],
         }
-        trainer.loggers = run.open(self._config_yaml(), facts)
+        trainer.loggers = run.open(self._config_yaml(), facts, self.datamodule.store.path / "tokenizer")
 
     def before_validate(self) -> None:
         run = self._run_folder()

@@ -1,6 +1,7 @@
 """The run folder: everything one training run leaves behind.
 
 RUN/
+    tokenizer/      a copy of the store's, so that the run can be exported where the store is not
     config.yaml     the resolved config; `python -m llm fit --config RUN/config.yaml` is the same run
     run.json        name, seed, parameters, identity, store fingerprint, git commit, versions, device
     metrics.csv     one row a measurement (training) or validation
@@ -16,6 +17,7 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
+import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,9 +126,17 @@ class RunFolder:
                 "settings or another --run.folder"
             )
 
-    def open(self, config_yaml: str, facts: dict[str, Any]) -> list[Logger]:
-        """Write config.yaml and run.json, and return the loggers; a resumed run keeps its rows up to the checkpoint."""
+    def open(self, config_yaml: str, facts: dict[str, Any], tokenizer: Path | None = None) -> list[Logger]:
+        """Write config.yaml and run.json, and return the loggers; a resumed run keeps its rows up to the checkpoint.
+
+        Args:
+            config_yaml: the resolved config.
+            facts: what run.json says beside the identity and the environment.
+            tokenizer: folder to copy.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        if tokenizer is not None:
+            shutil.copytree(tokenizer, self.path / "tokenizer", dirs_exist_ok=True)
         (self.path / "config.yaml").write_text(config_yaml)
         record = {"name": self.path.name, **facts, "identity": self.identity, **environment()}
         (self.path / "run.json").write_text(json.dumps(record, indent=1))
