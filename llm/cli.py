@@ -1,4 +1,4 @@
-"""Commands of `python -m llm`: prepare, fit, validate, export, generate, bench.
+"""Commands of `python -m llm`: prepare, inspect, fit, validate, export, generate, bench.
 
 Each command is a module with `add_arguments(parser)` and `run(args)`; fit and validate are a LightningCLI. Heavy
 imports happen inside the command that needs them, so `--help` answers at once.
@@ -14,6 +14,7 @@ from .errors import UserError
 
 COMMANDS = {  # name: (module, one line for --help)
     "prepare": ("llm.data.prepare", "text of any source -> token store"),
+    "inspect": ("llm.data.inspect", "what a token store holds, and whether it is whole"),
     "fit": ("llm.train.cli", "train a model: --config FILE, then dotted overrides"),
     "validate": ("llm.train.cli", "loss of a run's checkpoint on its validation split"),
     "export": ("llm.export", "run -> a folder that transformers and lm-eval load"),

@@ -79,6 +79,7 @@ def export(run: Path, out: Path, step: int | None = None, dtype: torch.dtype = t
         tokenizer.model_max_length = config.max_position_embeddings
         tokenizer.save_pretrained(partial)
         (partial / "hippoformer.json").write_text(json.dumps(facts, indent=1))
+        print("loading the folder in a fresh Python to compare logits ...", file=sys.stderr)
         check_reload(model, partial)
         partial.chmod(0o755)  # mkdtemp makes it private
         if out.exists():

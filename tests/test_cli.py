@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,6 +43,25 @@ def test_imports_go_one_way() -> None:
             assert own or name.split(".")[0] in {"torch", "transformers", *sys.stdlib_module_names}, (path, name)
     for path in [*ROOT.glob("evals/*.py")]:
         assert not re.search(r"^\s*(from|import) (llm\.train|llm\.model|lightning)\b", path.read_text(), re.M), path
+
+
+def test_inspect_shows_a_store_and_names_a_flipped_byte(
+    story_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["inspect", str(story_store), "--verify"]) == 0
+    text = capsys.readouterr().out
+    assert "400 documents" in text
+    assert "verified" in text
+    copy = tmp_path / "store"
+    shutil.copytree(story_store, copy)
+    shard = next((copy / "train").glob("*.tokens"))
+    content = bytearray(shard.read_bytes())
+    content[1000] ^= 1
+    shard.write_bytes(content)
+    assert main(["inspect", str(copy), "--verify"]) == 2
+    assert shard.stem in capsys.readouterr().err
+    assert main(["inspect", str(copy), "--at", "100000000"]) == 2
+    assert "error: " in capsys.readouterr().err
 
 
 def test_bench_prints_both_ratios_and_memory(tiny_config: Callable[..., Path], tmp_path: Path) -> None:

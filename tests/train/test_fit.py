@@ -120,6 +120,20 @@ def test_killed_and_resumed_equals_undisturbed(tiny_config: Config, tmp_path: Pa
     assert summaries[0]["validation_loss"] == summaries[1]["validation_loss"]
 
 
+def test_accumulation_weighs_tokens_not_micro_batches(tiny_config: Config, tmp_path: Path) -> None:
+    """Documents of unequal length: the mean over all tokens of the step, however the rows are cut into batches."""
+    curves = []
+    for micro in (8, 2, 1):
+        run = tmp_path / str(micro)
+        settings = {"data__rows": "documents", "data__context": 256, "data__micro_batch_size": micro}
+        assert fit(tiny_config(**settings, run__folder=str(run), trainer__max_steps=6)) == 0
+        curves.append([float(loss) for loss in losses(run).values()])
+        tokens = [int(row["tokens"]) for row in metrics(run)]
+        assert tokens[0] < 0.9 * 8 * 256  # the rows do differ in length
+    assert curves[1] == pytest.approx(curves[0], abs=2e-6)
+    assert curves[2] == pytest.approx(curves[0], abs=2e-6)
+
+
 def test_what_a_run_leaves_behind(tiny_config: Config, story_store: Path, tmp_path: Path) -> None:
     assert fit(tiny_config(), "--trainer.max_steps", "10") == 0
     run = tmp_path / "run"
