@@ -4,7 +4,8 @@ Stages: config -> three contenders (transformers in a bare loop; classic and val
 windows of steps in turn, A B C A B C -> ratios within each round, their median and range -> peak memory, each
 contender in a process of its own.
 
-Everyone gets the same rows of random tokens, precision, sdpa attention, fused AdamW and clipping. The steps at the
+Everyone gets rows of random tokens of the same number and length, the same precision, sdpa attention, fused AdamW and
+clipping. transformers' model is the nearest that it has: switches off, and GPT-2 with all its biases. The steps at the
 start of a window are not counted: they allocate and, where asked for, compile.
 """
 
@@ -33,9 +34,9 @@ from .data.shard import SPLITS, ShardWriter, token_dtype
 from .data.store import write_index
 from .errors import UserError
 from .model import DecoderConfig
-from .model.convert import model_to_hf
+from .model.convert import TO_HF_ACTIVATION, model_to_hf
 from .train.callbacks import callbacks, whole_step
-from .train.cli import TRAINER_DEFAULTS, parse
+from .train.cli import PRECISIONS, TRAINER_DEFAULTS, parse
 from .train.module import LanguageModule
 from .train.optim import Schedule
 from .train.run import RunFolder, RunSettings, environment
@@ -75,19 +76,22 @@ def random_store(folder: Path, vocab_size: int, tokens: int) -> None:
     write_index(folder, manifests, vocab_size=vocab_size, end_of_document=0, tokenizer_fingerprint="none")
 
 
-def plain(config: DecoderConfig, **switches: Any) -> DecoderConfig:
-    """The same sizes with every switch off that transformers' models do not have."""
-    settings = copy.deepcopy(config)
-    act = {"gated": "silu", "plain": "gelu_new"}[config.feedforward]
-    off: dict[str, Any] = {
-        "stream": [],
-        "softmax_scale": None,
-        "unpadded_vocab_size": config.vocab_size,
-        "hidden_act": act,
-    }
-    for name, value in (off | switches).items():
-        setattr(settings, name, value)
-    return settings
+def with_settings(config: DecoderConfig, **settings: Any) -> DecoderConfig:
+    """A copy of the config with other settings."""
+    changed = copy.deepcopy(config)
+    for name, value in settings.items():
+        setattr(changed, name, value)
+    return changed
+
+
+def nearest_in_transformers(config: DecoderConfig) -> DecoderConfig:
+    """The same sizes without what transformers' Llama and GPT-2 lack: switches off, GPT-2 with all its biases."""
+    gated = config.feedforward == "gated"
+    act = config.hidden_act if config.hidden_act in TO_HF_ACTIVATION else "silu" if gated else "gelu_new"
+    biases = {} if gated else {"attention_bias": True, "mlp_bias": True}
+    return with_settings(
+        config, stream=[], softmax_scale=None, unpadded_vocab_size=config.vocab_size, hidden_act=act, **biases
+    )
 
 
 class StepTimes(pl.Callback):
@@ -115,7 +119,7 @@ class Fit:
         self.plan = plan
         given = plan.module
         self.module = LanguageModule(
-            plain(given.decoder_config, stream=stream),
+            with_settings(given.decoder_config, stream=stream),
             given.optimizer_settings,
             Schedule(shape="constant"),
             gradient_clip=given.gradient_clip or 1.0,
@@ -131,7 +135,6 @@ class Fit:
                 **TRAINER_DEFAULTS | {"limit_val_batches": 0},
                 max_steps=steps + UNCOUNTED,
                 accelerator=self.plan.device,
-                devices=1,
                 precision=self.plan.precision,  # type: ignore[arg-type]
                 callbacks=[times, *callbacks(run)[:-1]],  # without checkpoints
             )
@@ -146,9 +149,10 @@ class Bare:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.device = torch.device("cuda" if plan.device == "gpu" else "cpu")
-        model: PreTrainedModel = model_to_hf(plain(plan.module.decoder_config))
+        model: PreTrainedModel = model_to_hf(nearest_in_transformers(plan.module.decoder_config))
         model.set_attn_implementation("sdpa")
-        self.model = model.to(self.device).train()  # type: ignore[arg-type]
+        half = torch.bfloat16 if plan.precision == "bf16-true" else torch.float32
+        self.model = model.to(self.device, half).train()  # type: ignore[arg-type]
         self.model.config.use_cache = False
         self.optimizer = plan.module.optimizer_settings.build(self.model)
         self.clip = plan.module.gradient_clip or 1.0
@@ -163,7 +167,7 @@ class Bare:
         ends = []
         for batch in batches:
             ids = batch.to(self.device, non_blocking=True)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled="bf16" in self.plan.precision):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.precision == "bf16-mixed"):
                 loss = self.forward(input_ids=ids, labels=ids).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
@@ -207,11 +211,20 @@ def resident_peak() -> int:
 
 def peak_memory_elsewhere(args: argparse.Namespace, name: str) -> float:
     """`peak_memory` in a fresh process, whose high-water mark is its own."""
-    words = [sys.executable, "-m", "llm", "bench", "--memory-of", name, *sys.argv[2:]]
+    words = [sys.executable, "-m", "llm", "bench", "--memory-of", name, *command_line(args)]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"measuring the memory of {name} failed: {done.stderr.strip().splitlines()[-1]}")
     return float(done.stdout.split()[-1])
+
+
+def command_line(args: argparse.Namespace) -> list[str]:
+    """The options that measure the same again."""
+    words = ["--config", args.config, "--rounds", str(args.rounds), "--steps", str(args.steps)]
+    words += ["--rows", str(args.rows)] if args.rows else []
+    words += ["--precision", args.precision] if args.precision else []
+    words += ["--compile"] if args.compile else []
+    return words + (["--", *args.overrides] if args.overrides else [])
 
 
 def ratio(rates: dict[str, list[float]], name: str, to: str) -> dict[str, float]:
@@ -244,6 +257,8 @@ def run(args: argparse.Namespace) -> None:
     data: TokenDataModule = cli.datamodule
     rows = args.rows or data.given_micro_batch_size or data.batch_size
     precision = args.precision or str(cli.trainer.precision)
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision {precision!r} is unknown: give one of 32-true, bf16-mixed, bf16-true")
     device = "gpu" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         windows = rows * (args.steps + UNCOUNTED)
@@ -254,9 +269,10 @@ def run(args: argparse.Namespace) -> None:
             print(peak_memory(plan, args.memory_of))
             return
         rates = measure(plan, args.rounds, args.steps)
+    torch.cuda.empty_cache()  # the processes that measure memory come next
     memory = {name: peak_memory_elsewhere(args, name) for name in CONTENDERS}
     result = {
-        "command": "python -m llm bench " + " ".join(sys.argv[2:]),
+        "command": "python -m llm bench " + " ".join(command_line(args)),
         "precision": precision,
         "rows": rows,
         "context": data.context,

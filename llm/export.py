@@ -29,8 +29,11 @@ from .errors import UserError
 from .model import DecoderForCausalLM
 from .train import checkpoint as checkpoints
 
+# With -I -S neither the working directory, nor PYTHONPATH, nor an editable install of this project is seen; the folder
+# of the installed packages is put back by hand.
 PROBE = """
 import sys
+sys.path.append(sys.argv.pop(1))
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -58,16 +61,18 @@ def export(run: Path, out: Path, step: int | None = None, dtype: torch.dtype = t
     checkpoint = checkpoints.find(run, step)
     record = json.loads((run / "run.json").read_text())
     facts = describe(checkpoint, record, dtype)
-    if out.exists() and any(out.iterdir()):
-        if (out / "hippoformer.json").is_file() and json.loads((out / "hippoformer.json").read_text()) == facts:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        there = out / "hippoformer.json"
+        known = json.loads(there.read_text()) if there.is_file() else {}
+        if all(known.get(name) == facts[name] for name in ("checkpoint_sha256", "step", "dtype")):
             return
         raise UserError(f"output folder {out} is not empty: give another or remove it")
     tokenizer = load_tokenizer(run / "tokenizer")
 
     config = checkpoint.config()
-    config.pad_token_id = config.pad_token_id or tokenizer.pad_token_id
-    config.bos_token_id = config.bos_token_id or tokenizer.bos_token_id
-    config.eos_token_id = config.eos_token_id or tokenizer.eos_token_id
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        if getattr(config, name) is None:
+            setattr(config, name, getattr(tokenizer, name))
     model = DecoderForCausalLM(config)
     checkpoints.restore(checkpoint, model)
     model.to(dtype).eval()  # type: ignore[arg-type]  # transformers hides the overloads
@@ -131,7 +136,7 @@ def _reloaded_logits(folder: Path, ids: Tensor, elsewhere: Path) -> Tensor:
     script.write_text(PROBE)
     quiet = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(elsewhere / "modules"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
-        [sys.executable, "-I", script, folder, probe],
+        [sys.executable, "-I", "-S", script, Path(torch.__file__).parents[1], folder, probe],
         cwd=elsewhere,
         env={**os.environ, **quiet},
         capture_output=True,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, set_seed
 
 from .errors import UserError
@@ -33,9 +34,13 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{args.model} is no exported folder (it has no config.json): make one with llm export")
     if args.temperature < 0 or args.max_new_tokens < 1 or args.top_k < 1:
         raise UserError("give --temperature >= 0, --max-new-tokens >= 1 and --top-k >= 1")
-    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=True, dtype="auto")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=True, dtype="auto")
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{args.model} does not load ({reason}): make it again with llm export") from error
     model.to(device).eval()
     inputs = tokenizer(args.prompt, return_tensors="pt").to(device)
     length, limit = inputs["input_ids"].shape[1], model.config.max_position_embeddings

@@ -72,7 +72,7 @@ def test_parses_and_counts(path: Path) -> None:
     assert config.initializer_seed == cli.datamodule.seed == cli.model.seed == 1
     assert cli.datamodule.context == config.max_position_embeddings
     schedule: Schedule = cli.model.schedule
-    schedule.check(cli.trainer.max_steps)
+    assert schedule.problems(cli.trainer.max_steps) == []
     assert cli.datamodule.micro_batches(ranks=1) >= 1
 
 

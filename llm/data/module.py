@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
+from ..model.loss import IGNORED
 from .order import WindowOrder
 from .store import TokenStore
 
-IGNORED = -100
 ROWS = ("windows", "documents")
 
 
@@ -65,6 +65,11 @@ class Rows:
         labels = np.full((len(items), self.context), IGNORED, dtype=np.int64)
         for row, item in enumerate(items):
             tokens = self.tokens(item)
+            if tokens.max() >= self.store.vocab_size:  # on a GPU the embedding would end in a device assert
+                raise UserError(
+                    f"{self.store.path} ({self.store.split}) holds id {tokens.max()} beyond its vocabulary of "
+                    f"{self.store.vocab_size}: name the shard with llm inspect --verify and prepare it again"
+                )
             inputs[row, : len(tokens) - 1] = tokens[:-1]
             labels[row, : len(tokens) - 1] = tokens[1:]
         return {"input_ids": torch.from_numpy(inputs), "shift_labels": torch.from_numpy(labels)}
@@ -77,14 +82,15 @@ class TrainingBatches(Dataset):
         self.rows, self.order = rows, order
         self.micro_batches, self.rank, self.ranks = micro_batches, rank, ranks
         self.micro_batch_size = order.batch_size // (micro_batches * ranks)
+        self._counted = (-1, 0)  # the last step asked for and its predicted tokens
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         step, which = divmod(index, self.micro_batches)
         first = (which * self.ranks + self.rank) * self.micro_batch_size
         batch: dict[str, Any] = self.rows.tensors(self.order.rows(step, first, first + self.micro_batch_size))
-        everyone = [] if self.rows.kind == "windows" else self.order.rows(step, 0, self.order.batch_size)
-        whole = self.order.batch_size * self.rows.context if self.rows.kind == "windows" else None
-        batch["num_items_in_batch"] = whole or self.rows.predicted(everyone)
+        if self._counted[0] != step:
+            self._counted = (step, self.rows.predicted(self.order.rows(step, 0, self.order.batch_size)))
+        batch["num_items_in_batch"] = self._counted[1]
         return batch
 
 
@@ -140,6 +146,22 @@ class TokenDataModule(pl.LightningDataModule):
         self.seed, self.workers = seed, workers
         self.validate_every, self.validation_rows = validate_every, validation_rows
 
+    def problems(self) -> list[str]:
+        """Settings that cannot be: each a sentence."""
+        at_least_one = {
+            "batch_size": self.batch_size,
+            "context": self.context,
+            "micro_batch_size": self.given_micro_batch_size,
+            "validate_every": self.validate_every,
+            "validation_rows": self.validation_rows,
+        }
+        problems = [f"data.{k} {v} must be at least 1" for k, v in at_least_one.items() if v is not None and v < 1]
+        if self.workers < 0:
+            problems.append(f"data.workers {self.workers} must be 0 or more")
+        if self.kind not in ROWS:
+            problems.append(f"data.rows {self.kind!r} is unknown: give one of {', '.join(ROWS)}")
+        return problems
+
     def open(self) -> None:
         """Open the store, once.
 
@@ -148,8 +170,6 @@ class TokenDataModule(pl.LightningDataModule):
         """
         if hasattr(self, "store"):
             return
-        if self.kind not in ROWS:
-            raise UserError(f"data.rows {self.kind!r} is unknown: give one of {', '.join(ROWS)}")
         self.store = TokenStore.open(self.store_path, "train")
         held_out = TokenStore.open(self.store_path, "validation")
         for split in (self.store, held_out):

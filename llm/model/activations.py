@@ -95,7 +95,7 @@ class NMDA(nn.Module):
     @property
     def alpha(self) -> float:
         """alpha now: exp of the learned logarithm, or the fixed value."""
-        return math.exp(self.log_alpha.item() if self.learnable else self.initial["log_alpha"])
+        return self.log_alpha.exp().item() if self.learnable else math.exp(self.initial["log_alpha"])
 
     def forward(self, x: Tensor) -> Tensor:
         if self.learnable:

@@ -101,8 +101,10 @@ class Decoder(nn.Module):
         hidden = F.dropout(hidden, self.config.embedding_dropout, self.training)
         angles = None if self.embed_positions is not None else self._angles(position_ids, hidden.dtype)
 
-        carry, every_hidden, every_attention = None, [hidden], []
+        carry, every_hidden, every_attention = None, [], []
         for layer in self.layers:
+            if output_hidden_states:
+                every_hidden.append(hidden)
             hidden, carry, weights = layer(
                 hidden,
                 carry,
@@ -112,13 +114,13 @@ class Decoder(nn.Module):
                 implementation=self.config._attn_implementation,
                 **kwargs,
             )
-            every_hidden.append(hidden)
-            every_attention.append(weights)
+            if output_attentions:
+                every_attention.append(weights)
         hidden = self.norm(hidden)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden,
             past_key_values=past_key_values,
-            hidden_states=(*every_hidden[:-1], hidden) if output_hidden_states else None,
+            hidden_states=(*every_hidden, hidden) if output_hidden_states else None,
             attentions=tuple(every_attention) if output_attentions else None,
         )
 
@@ -308,8 +310,10 @@ def seeded_normal(seed: int, name: str, shape: torch.Size) -> Tensor:
     """Standard normal numbers, float32, that depend on (seed, name, shape) alone: not on the order in which tensors
     are made, nor on the device."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # 63 bits: seeds are signed
-    return torch.randn(shape, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(
+        int.from_bytes(digest[:8], "little") >> 1
+    )  # 63 bits: seeds are signed
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 # An exported folder names these classes and carries the files of this package.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORED = -100  # the label of a token that is left out of the loss
 CHUNK_ELEMENTS = 2**25  # logits held at once: 128 MiB of float32
@@ -66,9 +67,10 @@ class _SummedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_h, grad_w = ctx.saved_tensors
-        return grad_h * grad.to(grad_h.dtype), (grad_w * grad).to(ctx.weight_dtype), None, None, None
+        return (grad_h.float() * grad).to(grad_h.dtype), (grad_w * grad).to(ctx.weight_dtype), None, None, None
 
 
 def _softmax_minus_target(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,7 @@ class ResidualStream(nn.Module):
             own, weight = projections[name], getattr(self, f"{name}_weight")
             arriving = None if carry is None else carry[index]
             if arriving is not None:
-                mixed[name] = own + (arriving if weight is None else weight * arriving)
+                mixed[name] = own + (arriving if weight is None else weight.to(own.dtype) * arriving)
             onward.append(self._onward(own, arriving, mixed[name], weight))
         return mixed, tuple(onward)
 

@@ -1,6 +1,6 @@
-"""What happens around the steps of a run: guard, measurements, progress bar, checkpoints.
+"""What happens around the steps of a run: measurements, progress bar, checkpoints.
 
-Order within a step: guard (before the optimizer) -> optimizer -> measurements -> checkpoint.
+Order within a step: optimizer -> measurements -> validation where it is due -> checkpoint.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import lightning.pytorch as pl
 import torch
 from tqdm import tqdm
 
-from ..errors import UserError
 from . import checkpoint as checkpoints
 from .flops import device_peak, flops_per_token
 from .run import RunFolder
@@ -23,25 +22,6 @@ from .run import RunFolder
 def whole_step(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Whether the micro-batch that just ended completed an optimizer step."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-
-
-class FiniteGuard(pl.Callback):
-    """Ends the run before a non-finite loss reaches the weights."""
-
-    def __init__(self, run: RunFolder) -> None:
-        self.run = run
-
-    def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
-        loss = trainer.strategy.reduce(module.step_loss, reduce_op="mean")
-        if math.isfinite(loss.item()):
-            return
-        step, data = trainer.global_step, trainer.datamodule
-        last = checkpoints.newest(self.run.path / "checkpoints")[0]
-        raise UserError(
-            f"the loss is {loss.item()} at step {step} (batch: seed {data.seed}, step {step}, rows 0 to "
-            f"{data.batch_size - 1}); the last good checkpoint is {last.path if last else 'none'}: continue from it "
-            "with --resume and a lower learning rate"
-        )
 
 
 class Measurements(pl.Callback):
@@ -59,13 +39,14 @@ class Measurements(pl.Callback):
         self.tokens_seen: int = state.get("tokens_seen", 0)
         self.seconds_before: float = state.get("seconds", 0.0)
         self.validated_at = -1
+        self.losses = [torch.tensor(loss) for loss in state.get("window_losses", [])]
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         self.peak = self.run.settings.peak_flops or device_peak(module.device, "16" in str(trainer.precision))
         self.flops = flops_per_token(module.decoder_config, trainer.datamodule.context)
         self.bar = progress_bar(trainer.max_steps, trainer.global_step, "train", "step")
         self.started = time.perf_counter()
-        self._start_window()
+        self._start_clock()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not whole_step(trainer, batch_idx):
@@ -78,7 +59,7 @@ class Measurements(pl.Callback):
 
     def _log_training(self, trainer: pl.Trainer, module: Any) -> None:
         loss = trainer.strategy.reduce(torch.stack(self.losses).mean(), reduce_op="mean").item()
-        rate = (self.tokens_seen - self.window_tokens) / (time.perf_counter() - self.window_start)
+        rate = (self.tokens_seen - self.clock_tokens) / (time.perf_counter() - self.clock)
         self._log(
             trainer,
             train_loss=loss,
@@ -89,7 +70,8 @@ class Measurements(pl.Callback):
             mfu=rate * self.flops / (self.peak * trainer.world_size) if self.peak else None,
         )
         self.bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
-        self._start_window()
+        self.losses = []
+        self._start_clock()
 
     def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
         self.paused = time.perf_counter()
@@ -115,11 +97,10 @@ class Measurements(pl.Callback):
 
     def skip(self, seconds: float) -> None:
         """Leave `seconds` out of the throughput."""
-        self.window_start += seconds
+        self.clock += seconds
 
-    def _start_window(self) -> None:
-        self.losses: list[torch.Tensor] = []
-        self.window_start, self.window_tokens = time.perf_counter(), self.tokens_seen
+    def _start_clock(self) -> None:
+        self.clock, self.clock_tokens = time.perf_counter(), self.tokens_seen
 
     def _log(self, trainer: pl.Trainer, **values: float | None) -> None:
         row = {"tokens": self.tokens_seen, **values, "seconds": self.seconds()}
@@ -147,7 +128,7 @@ class Checkpoints(pl.Callback):
     """Writes a checkpoint every so many steps and at the end; restores the one that the run continues from."""
 
     def __init__(self, run: RunFolder, measurements: Measurements) -> None:
-        self.run, self.measurements = run, measurements
+        self.run, self.measurements, self.due = run, measurements, False
 
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
         if self.run.resumed is not None:
@@ -156,11 +137,15 @@ class Checkpoints(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
-        due = whole_step(trainer, batch_idx) and step % self.run.settings.checkpoint_every == 0
-        if due and step < trainer.max_steps:
-            began = time.perf_counter()
+        self.due = whole_step(trainer, batch_idx) and step % self.run.settings.checkpoint_every == 0
+        validated_next = step % trainer.datamodule.validate_every == 0 and trainer.enable_validation
+        if self.due and step < trainer.max_steps and not validated_next:
             self._write(trainer, module)
-            self.measurements.skip(time.perf_counter() - began)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """After the validation of its step, whose row a resumed run would not make again."""
+        if trainer.state.fn == "fit" and self.due and trainer.global_step < trainer.max_steps:
+            self._write(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         """After the last validation, so that the last checkpoint knows all that the summary says."""
@@ -169,23 +154,26 @@ class Checkpoints(pl.Callback):
             self.run.close(state)
 
     def _write(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
+        began = time.perf_counter()
         state = {
             "step": trainer.global_step,
             "tokens_seen": self.measurements.tokens_seen,
             "validation_loss": module.validation_loss,
             "seconds": self.measurements.seconds(),
             "parameters": module.model.num_parameters(),
+            "window_losses": [loss.item() for loss in self.measurements.losses],  # since the last row of metrics
             "identity": self.run.identity,
         }
         folder = self.run.path / "checkpoints"
         checkpoints.write(folder, module.model, trainer.optimizers[0], state, self.run.settings.keep_checkpoints)
+        self.measurements.skip(time.perf_counter() - began)
         return state
 
 
 def callbacks(run: RunFolder) -> list[pl.Callback]:
     """The callbacks of a run, in the order in which they act within a step."""
     measurements = Measurements(run)
-    return [FiniteGuard(run), measurements, ValidationBar(), Checkpoints(run, measurements)]
+    return [measurements, ValidationBar(), Checkpoints(run, measurements)]
 
 
 def validate_now(trainer: pl.Trainer) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -30,6 +31,7 @@ from ..errors import UserError
 from ..model import DecoderConfig, DecoderForCausalLM
 
 PARTIAL = ".partial"
+FILES = ("model.safetensors", "optimizer.safetensors", "config.json", "state.json")
 
 
 @dataclass
@@ -59,25 +61,59 @@ def write(
     """Write a checkpoint of `state["step"]` into `folder`, then remove all but the newest `keep`.
 
     Returns the checkpoint's path. An existing one of the same step is replaced.
+
+    Raises:
+        UserError: it cannot be written (a full disk, say); what was there before is as it was.
     """
     path = folder / f"step-{state['step']:08d}"
-    partial = path.with_name(path.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial, replaced = (path.with_name(path.name + suffix) for suffix in (PARTIAL, ".replaced" + PARTIAL))
+    folder.mkdir(parents=True, exist_ok=True)
+    for stray in folder.glob(f"*{PARTIAL}"):  # of a life that was killed while it wrote
+        shutil.rmtree(stray)
+    try:
+        _write_files(partial, model, optimizer, state)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(
+            f"checkpoint {path} cannot be written ({error}): free some space, then continue from the one before it "
+            "with --resume auto"
+        ) from error
+    if path.exists():
+        path.rename(replaced)
+    partial.rename(path)
+    _sync(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+    for old in _folders(folder)[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def _write_files(
+    partial: Path, model: DecoderForCausalLM, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    partial.mkdir()
     save_file(_parameters(model), partial / "model.safetensors")
     save_file(_optimizer_state(model, optimizer), partial / "optimizer.safetensors")
     model.config.to_json_file(partial / "config.json", use_diff=False)
     (partial / "state.json").write_text(json.dumps(state, indent=1))
     manifest = {file.name: _describe(file) for file in sorted(partial.iterdir())}
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    for file in partial.iterdir():
+    for file in [*partial.iterdir(), partial]:
         _sync(file)
-    shutil.rmtree(path, ignore_errors=True)
-    partial.rename(path)
-    _sync(folder)
-    for old in _folders(folder)[:-keep]:
-        shutil.rmtree(old)
-    return path
+
+
+def set_aside_after(folder: Path, step: int) -> list[Path]:
+    """Rename the checkpoints of steps beyond `step` to `superseded-...`: a run that continues from `step` leaves them.
+
+    Returns their new paths. An earlier one of that name gives way.
+    """
+    aside = []
+    for path in _folders(folder):
+        if _step(path) > step:
+            new = path.with_name(f"superseded-{path.name}")
+            shutil.rmtree(new, ignore_errors=True)
+            aside.append(path.rename(new))
+    return aside
 
 
 def read(path: Path) -> Checkpoint:
@@ -89,18 +125,28 @@ def read(path: Path) -> Checkpoint:
     manifest_file = path / "manifest.json"
     if not manifest_file.is_file():
         raise UserError(f"{path} is no complete checkpoint (it has no manifest.json): give another or --resume auto")
-    for name, expected in json.loads(manifest_file.read_text()).items():
+    try:
+        manifest = dict(json.loads(manifest_file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{manifest_file} cannot be read: use an older checkpoint of the run") from error
+    for name in FILES:
         file = path / name
-        if not file.is_file() or _describe(file) != expected:
+        if not file.is_file() or _describe(file) != manifest.get(name):
             raise UserError(f"{file} is missing or does not match its manifest: use an older checkpoint of the run")
     state = json.loads((path / "state.json").read_text())
     return Checkpoint(path, state["step"], state)
 
 
-def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint in `folder` that verifies, and a sentence for each newer one that does not."""
+def newest(folder: Path, before: int | None = None) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint in `folder` that verifies, and a sentence for each newer one that does not.
+
+    Args:
+        before: only steps below this one.
+    """
     passed_over: list[str] = []
     for path in reversed(_folders(folder)):
+        if before is not None and _step(path) >= before:
+            continue
         try:
             return read(path), passed_over
         except UserError as error:
@@ -163,7 +209,11 @@ def _describe(file: Path) -> dict[str, Any]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if not path.name.endswith(PARTIAL))
+    return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _sync(path: Path) -> None:

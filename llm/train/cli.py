@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import logging
 import re
 import sys
 import warnings
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.configuration_utils import PretrainedConfig
 
 from ..data.module import TokenDataModule
@@ -25,7 +28,7 @@ from ..errors import UserError
 from ..model import DecoderConfig
 from . import checkpoint as checkpoints
 from .callbacks import ValidationBar, callbacks
-from .module import LanguageModule
+from .module import LanguageModule, NotFiniteError
 from .run import RunFolder, RunSettings
 
 # What the run folder does for itself is off in Lightning, and a run is counted in steps, not epochs.
@@ -38,7 +41,20 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "check_val_every_n_epoch": None,
     "use_distributed_sampler": False,
     "log_every_n_steps": 10,
+    "devices": 1,
 }
+# What Lightning's trainer could be told and this project decides elsewhere.
+OURS = {
+    "gradient_clip_val": "give model.gradient_clip",
+    "accumulate_grad_batches": "give data.batch_size and data.micro_batch_size",
+    "val_check_interval": "give data.validate_every, in optimizer steps",
+    "check_val_every_n_epoch": "give data.validate_every, in optimizer steps",
+    "num_sanity_val_steps": "a run validates at data.validate_every and at its end",
+    "max_epochs": "give trainer.max_steps: a run is counted in optimizer steps",
+    "enable_checkpointing": "give run.checkpoint_every",
+    "logger": "give run.loggers",
+}
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "32", 32, None)
 EXAMPLES = {
     "fit": {"epilog": "example: python -m llm fit --config configs/stories_values.yaml --trainer.max_steps 100"},
     "validate": {"epilog": "example: python -m llm validate --config runs/stories/values/config.yaml"},
@@ -80,10 +96,20 @@ class CLI(LightningCLI):
             parser.link_arguments("seed_everything", target)
 
     def instantiate_classes(self) -> None:
+        given = self.config.get(self.subcommand or "", self.config)
+        defaults = inspect.signature(Trainer).parameters
+        for key, ours in OURS.items():
+            if given.get(f"trainer.{key}") not in (None, defaults[key].default, TRAINER_DEFAULTS.get(key)):
+                raise UserError(f"trainer.{key} is not read here: {ours}")
+        if given["trainer.precision"] not in PRECISIONS:
+            raise UserError(
+                f"trainer.precision must be one of {', '.join(p for p in PRECISIONS if isinstance(p, str))}"
+            )
         try:
             super().instantiate_classes()
-        except ValueError as error:  # DecoderConfig: every problem of the config in one message
-            raise UserError(str(error)) from error
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+            # DecoderConfig raises all its problems together; the others are Lightning's, on devices and strategies
+            raise UserError(" ".join(str(error).split())) from error
 
     def _run_folder(self) -> RunFolder:
         return RunFolder(self._get(self.config_init, "run"), self._identity())
@@ -106,20 +132,25 @@ class CLI(LightningCLI):
     def before_fit(self) -> None:
         """Everything that can be refused is refused before the run folder is touched."""
         trainer: Trainer = self.trainer
-        try:
-            self.model.schedule.check(trainer.max_steps)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        problems = [*self.model.problems(trainer.max_steps, self.datamodule.context), *self.datamodule.problems()]
+        if self._get(self.config_init, "trainer").log_every_n_steps < 1:
+            problems.append("trainer.log_every_n_steps must be at least 1")
+        if trainer.world_size > 1:
+            problems.append("training on several devices is not there yet: give --trainer.devices 1")
+        if problems:
+            raise UserError("; ".join(problems))
         self.datamodule.micro_batches(trainer.world_size)
-        run = self._run_folder()
+        self.run_folder = run = self._run_folder()
         for sentence in run.find(self._get(self.config_init, "resume")):
             print(f"passed over: {sentence}", file=sys.stderr)
         if run.resumed is not None:
             print(f"continuing from {run.resumed.path}", file=sys.stderr)
-        if run.resumed is not None and run.resumed.step >= trainer.max_steps:
-            run.close(run.resumed.state)  # a kill may have come between the last checkpoint and the summary
-            print(f"{run.path} is finished at step {run.resumed.step}: nothing to do", file=sys.stderr)
         trainer.callbacks += callbacks(run)
+        if run.resumed is not None and run.resumed.step >= trainer.max_steps:
+            if run.resumed.path.parent == run.path / "checkpoints":
+                run.close(run.resumed.state)  # a kill may have come between the last checkpoint and the summary
+            print(f"{run.path} is finished at step {run.resumed.step}: nothing to do", file=sys.stderr)
+            return
         facts = {
             "seed": self.datamodule.seed,
             "parameters": self.model.model.num_parameters(),
@@ -128,14 +159,33 @@ class CLI(LightningCLI):
         }
         trainer.loggers = run.open(self._config_yaml(), facts, self.datamodule.store.path / "tokenizer")
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except NotFiniteError as error:
+            raise UserError(self._explain(error)) from error
+
+    def _explain(self, error: NotFiniteError) -> str:
+        data, step = self.datamodule, error.step
+        batch = f"seed {data.seed}, step {step}, rows 0 to {data.batch_size - 1} of {data.store_path}"
+        last = checkpoints.newest(self.run_folder.path / "checkpoints", before=step)[0]
+        return (
+            f"the loss is {error.loss} and the gradient norm {error.gradient_norm} at step {step} "
+            f"(its batch: {batch}); the last good checkpoint is {last.path if last else 'none'}: continue from it with --resume and a lower "
+            "model.optimizer.lr"
+        )
+
     def before_validate(self) -> None:
+        if problems := self.datamodule.problems():
+            raise UserError("; ".join(problems))
         run = self._run_folder()
-        run.find(self._get(self.config_init, "resume") or "auto")
-        if run.resumed is None:
-            raise UserError(f"{run.path} holds no complete checkpoint: train it first with llm fit")
-        checkpoints.restore(run.resumed, self.model.model)
+        resume = self._get(self.config_init, "resume")
+        path = run.path if resume in (None, "auto") else Path(resume)
+        checkpoint = checkpoints.find(path) if (path / "checkpoints").is_dir() else checkpoints.read(path)
+        run.check_identity(checkpoint, ["decoder"])
+        checkpoints.restore(checkpoint, self.model.model)
         self.trainer.callbacks.append(ValidationBar())
-        print(f"validating {run.resumed.path}", file=sys.stderr)
+        print(f"validating {checkpoint.path}", file=sys.stderr)
 
     def after_validate(self) -> None:
         print(f"validation loss {self.model.validation_loss:.4f}")

@@ -6,24 +6,18 @@ import torch
 
 from ..model import DecoderConfig
 
-# Dense bf16 / fp16 tensor-core peak in FLOP/s, from the vendors' data sheets (without sparsity). A device that is
-# not named here has no peak, and then no utilisation is reported.
-BF16_PEAK = {
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 80GB HBM3": 989e12,  # SXM
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA RTX A4000": 76.7e12,
-}
-# Single precision outside the tensor cores, same sources: what fp32 training uses unless TF32 is allowed.
-FP32_PEAK = {
-    "NVIDIA H200": 67e12,
-    "NVIDIA H100 80GB HBM3": 67e12,
-    "NVIDIA H100 PCIe": 51e12,
-    "NVIDIA A100": 19.5e12,
-    "NVIDIA L40S": 91.6e12,
-    "NVIDIA RTX A4000": 19.2e12,
+# Dense peaks in FLOP/s (bf16 on tensor cores; fp32 outside them, what fp32 training uses unless TF32 is allowed), from
+# the vendor's data sheets, without sparsity. Names as the driver gives them, whole: a variant has another peak. A
+# device that is not named here has no peak, and then no utilisation is reported.
+PEAKS: dict[str, tuple[float, float]] = {
+    "NVIDIA H200": (989e12, 67e12),
+    "NVIDIA H100 80GB HBM3": (989e12, 67e12),  # SXM
+    "NVIDIA H100 PCIe": (756e12, 51e12),
+    "NVIDIA A100-SXM4-40GB": (312e12, 19.5e12),
+    "NVIDIA A100-SXM4-80GB": (312e12, 19.5e12),
+    "NVIDIA A100 80GB PCIe": (312e12, 19.5e12),
+    "NVIDIA L40S": (362e12, 91.6e12),
+    "NVIDIA RTX A4000": (76.7e12, 19.2e12),
 }
 
 
@@ -44,9 +38,8 @@ def flops_per_token(config: DecoderConfig, context: int) -> float:
 
 
 def device_peak(device: torch.device, half_precision: bool) -> float | None:
-    """The device's peak in FLOP/s from the tables above; None where it is not named, CPUs among them."""
+    """The device's peak in FLOP/s from the table above; None where it is not named, CPUs among them."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    table = BF16_PEAK if half_precision else FP32_PEAK
-    return next((peak for known, peak in table.items() if name.startswith(known)), None)
+    bf16, fp32 = PEAKS.get(torch.cuda.get_device_name(device), (None, None))
+    return bf16 if half_precision else fp32

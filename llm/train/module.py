@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from ..model import DecoderConfig, DecoderForCausalLM
+from ..model.loss import IGNORED
 from .optim import Optimizer, Schedule
+
+
+class NotFiniteError(ArithmeticError):
+    """The loss or the gradient norm of a step is not finite. `step` counts the updates done before it."""
+
+    def __init__(self, step: int, loss: float, gradient_norm: float) -> None:
+        super().__init__(f"loss {loss}, gradient norm {gradient_norm} at step {step}")
+        self.step, self.loss, self.gradient_norm = step, loss, gradient_norm
 
 
 class LanguageModule(pl.LightningModule):
@@ -53,16 +62,23 @@ class LanguageModule(pl.LightningModule):
         if compile:
             for block in self.model.model.layers:
                 block.compile()
-        self.step_loss: Tensor | None = None  # of the step under way: this rank's share of the global mean
-        self.gradient_norm: Tensor | None = None  # of the last step, before clipping
+        self.step_loss = torch.zeros(())  # of the step under way: this rank's share of the global mean
+        self.gradient_norm = torch.zeros(())  # of the last step, before clipping
         self.validation_loss: float | None = None  # of the last validation
+
+    def problems(self, max_steps: int, context: int) -> list[str]:
+        """Settings that cannot be: each a sentence."""
+        problems = [*self.optimizer_settings.problems(), *self.schedule.problems(max_steps)]
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            problems.append(f"model.gradient_clip {self.gradient_clip} must be above 0, or null for none")
+        positions = self.decoder_config.max_position_embeddings
+        if self.decoder_config.position == "learned" and context > positions:
+            problems.append(f"data.context {context} is beyond decoder.max_position_embeddings {positions}")
+        return problems
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the learning rate is set before each step, so there is no scheduler with a state."""
         return self.optimizer_settings.build(self.model)
-
-    def on_fit_start(self) -> None:
-        self.schedule.check(self.trainer.max_steps)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.learning_rate = self.optimizer_settings.lr * self.schedule.factor(self.global_step, self.trainer.max_steps)
@@ -75,21 +91,24 @@ class LanguageModule(pl.LightningModule):
         """Loss whose average over micro-batches (Lightning) and ranks (the strategy) is the global token mean."""
         micro_batches = self.trainer.accumulate_grad_batches
         if batch_idx % micro_batches == 0:
-            self.step_loss = torch.zeros((), device=self.device)
+            self.step_loss = torch.zeros((), device=self.device, dtype=torch.float32)
         loss = self.model(**batch).loss * (micro_batches * self.trainer.world_size)
         self.step_loss += loss.detach() / micro_batches
         return loss
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        """Clip, and stop before a loss or gradient that is not finite reaches the weights."""
         limit = float("inf") if self.gradient_clip is None else self.gradient_clip
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        if not torch.isfinite(self.step_loss + self.gradient_norm):
+            raise NotFiniteError(self.global_step, self.step_loss.item(), self.gradient_norm.item())
 
     def on_validation_epoch_start(self) -> None:
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # summed loss, predicted tokens
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         loss = self.model(**batch | {"num_items_in_batch": 1}).loss
-        self.sums += torch.stack([loss.double(), (batch["shift_labels"] != -100).sum()])
+        self.sums += torch.stack([loss.double(), (batch["shift_labels"] != IGNORED).sum()])
 
     def on_validation_epoch_end(self) -> None:
         total, tokens = self.trainer.strategy.reduce(self.sums, reduce_op="sum").tolist()

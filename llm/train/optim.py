@@ -25,6 +25,21 @@ class Optimizer:
     eps: float = 1e-8
     weight_decay: float = 0.1
 
+    def problems(self) -> list[str]:
+        """What cannot be: each a sentence."""
+        allowed = {
+            "lr": self.lr > 0,
+            "betas": all(0 <= beta < 1 for beta in self.betas),
+            "eps": self.eps > 0,
+            "weight_decay": self.weight_decay >= 0,
+        }
+        rules = {"lr": "above 0", "betas": "from 0 to below 1", "eps": "above 0", "weight_decay": "0 or more"}
+        return [
+            f"model.optimizer.{name} {getattr(self, name)} must be {rules[name]}"
+            for name, ok in allowed.items()
+            if not ok
+        ]
+
     def build(self, model: nn.Module) -> torch.optim.AdamW:
         """AdamW over the model's parameters, in two groups, fused where the device has the kernel."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -43,8 +58,6 @@ class Schedule:
     `floor` at the last step, "constant" stays. Over the last `cooldown_steps` a straight line leads from where the
     shape stands to 0 (residual-attention-streams.txt, Section 5.1: 500 steps of warm-up, cosine, 5,000 of cool-down).
 
-    Raises:
-        ValueError: an unknown shape, or a warm-up and cool-down that do not fit into the run (from `check`).
     """
 
     shape: str = "cosine"
@@ -52,17 +65,21 @@ class Schedule:
     cooldown_steps: int = 0
     floor: float = 0.0
 
-    def check(self, max_steps: int) -> None:
-        """Whether a run of `max_steps` can follow this schedule."""
+    def problems(self, max_steps: int) -> list[str]:
+        """Why a run of `max_steps` cannot follow this schedule: each a sentence."""
+        problems = []
         if self.shape not in ("cosine", "constant"):
-            raise ValueError(f"schedule.shape {self.shape!r} is unknown: give cosine or constant")
+            problems.append(f"model.schedule.shape {self.shape!r} is unknown: give cosine or constant")
+        if min(self.warmup_steps, self.cooldown_steps) < 0 or not 0 <= self.floor <= 1:
+            problems.append("model.schedule needs warmup_steps and cooldown_steps of 0 or more and a floor from 0 to 1")
         if max_steps < 1:
-            raise ValueError("trainer.max_steps must be at least 1: the schedule is a function of it")
-        if self.warmup_steps + self.cooldown_steps > max_steps:
-            raise ValueError(
+            problems.append(f"trainer.max_steps {max_steps} must be at least 1: the schedule is a function of it")
+        elif self.warmup_steps + self.cooldown_steps > max_steps:
+            problems.append(
                 f"warm-up {self.warmup_steps} and cool-down {self.cooldown_steps} are longer than the run of "
-                f"{max_steps} steps: shorten them or raise trainer.max_steps"
+                f"{max_steps} steps: lower model.schedule.warmup_steps and cooldown_steps or raise trainer.max_steps"
             )
+        return problems
 
     def factor(self, step: int, max_steps: int) -> float:
         """The factor for the update that takes step `step` (from 0) to `step + 1`, above 0 and at most 1."""

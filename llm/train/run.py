@@ -3,7 +3,8 @@
 RUN/
     tokenizer/      a copy of the store's, so that the run can be exported where the store is not
     config.yaml     the resolved config; `python -m llm fit --config RUN/config.yaml` is the same run
-    run.json        name, seed, parameters, identity, store fingerprint, git commit, versions, device
+    run.json        name, seed, parameters, identity, store fingerprint, git commit, versions, device, and the lives:
+                    from which step each start went on, with its commit, versions and device
     metrics.csv     one row a measurement (training) or validation
     tensorboard/    the same for TensorBoard
     checkpoints/    see `checkpoint.py`
@@ -13,19 +14,24 @@ RUN/
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import platform
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from ..data.shard import write_json
 from ..errors import UserError
 from . import checkpoint as checkpoints
 
@@ -96,8 +102,9 @@ class RunFolder:
             UserError: the folder holds another run, or the checkpoint is of a different one.
         """
         passed_over: list[str] = []
+        occupied = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
         if resume is None:
-            if self.path.exists() and any(self.path.iterdir()):
+            if occupied:
                 raise UserError(
                     f"run folder {self.path} is not empty: continue its run with --resume auto, or give another "
                     "--run.folder"
@@ -109,12 +116,17 @@ class RunFolder:
         else:
             self.resumed = checkpoints.read(Path(resume))
         if self.resumed is not None:
-            self._check_identity(self.resumed)
+            if occupied and self.resumed.path.parent.resolve() != (self.path / "checkpoints").resolve():
+                raise UserError(
+                    f"{self.resumed.path} is not of the run in {self.path}: give an empty --run.folder to start "
+                    "another run from it"
+                )
+            self.check_identity(self.resumed, list(self.identity))
         return passed_over
 
-    def _check_identity(self, checkpoint: checkpoints.Checkpoint) -> None:
+    def check_identity(self, checkpoint: checkpoints.Checkpoint, keys: list[str]) -> None:
+        """UserError naming those of `keys` in which the checkpoint's run is another than this one."""
         theirs = checkpoint.state["identity"]
-        keys = sorted(self.identity.keys() | theirs.keys())
         different = [
             f"{key} ({theirs.get(key)} there, {self.identity.get(key)} here)"
             for key in keys
@@ -127,7 +139,10 @@ class RunFolder:
             )
 
     def open(self, config_yaml: str, facts: dict[str, Any], tokenizer: Path | None = None) -> list[Logger]:
-        """Write config.yaml and run.json, and return the loggers; a resumed run keeps its rows up to the checkpoint.
+        """Write config.yaml and run.json, and return the loggers.
+
+        A resumed run keeps its metrics up to the checkpoint; what was made beyond it is set aside; run.json gains a
+        life. Settings that changed since are printed.
 
         Args:
             config_yaml: the resolved config.
@@ -137,21 +152,45 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if tokenizer is not None:
             shutil.copytree(tokenizer, self.path / "tokenizer", dirs_exist_ok=True)
-        (self.path / "config.yaml").write_text(config_yaml)
-        record = {"name": self.path.name, **facts, "identity": self.identity, **environment()}
-        (self.path / "run.json").write_text(json.dumps(record, indent=1))
         step = self.resumed.step if self.resumed else 0
+        for aside in checkpoints.set_aside_after(self.path / "checkpoints", step):
+            print(f"set aside: {aside}", file=sys.stderr)
+        (self.path / "summary.json").unlink(missing_ok=True)
+        self._print_changes(config_yaml)
+        (self.path / "config.yaml").write_text(config_yaml)
+        known = self.path / "run.json"
+        record = {"name": self.path.name, **facts, "identity": self.identity, **environment(), "lives": []}
+        if self.resumed is not None and known.is_file():
+            record = json.loads(known.read_text())
+        write_json(known, record | {"lives": [*record["lives"], {"from_step": step, **environment()}]})
         makers = {
             "csv": lambda: MetricsFile(self.path / "metrics.csv", step),
-            "tensorboard": lambda: TensorBoardLogger(self.path, name="tensorboard", version="", purge_step=step),
-            "wandb": lambda: WandbLogger(name=self.path.name, save_dir=self.path, resume="allow", id=self.path.name),
+            "tensorboard": lambda: TensorBoardLogger(
+                self.path, name="tensorboard", version="", purge_step=step + 1 if self.resumed else None
+            ),
+            "wandb": lambda: WandbLogger(
+                name=self.path.name,
+                save_dir=self.path,
+                resume="allow",
+                id=hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16],
+            ),
         }
         return [makers[name]() for name in self.settings.loggers]
+
+    def _print_changes(self, config_yaml: str) -> None:
+        """Say which settings a resumed run changes."""
+        before = self.path / "config.yaml"
+        if self.resumed is None or not before.is_file():
+            return
+        old, new = (dict(_flat(yaml.safe_load(text))) for text in (before.read_text(), config_yaml))
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                print(f"changed: {key} was {old.get(key)}, is {new.get(key)}", file=sys.stderr)
 
     def close(self, state: dict[str, Any]) -> None:
         """Write summary.json from the last checkpoint's state: the run is finished."""
         summary = {name: state[name] for name in SUMMARY}
-        (self.path / "summary.json").write_text(json.dumps(summary, indent=1))
+        write_json(self.path / "summary.json", summary)
 
 
 class MetricsFile(Logger):
@@ -179,6 +218,14 @@ class MetricsFile(Logger):
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """config.yaml holds them."""
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def environment() -> dict[str, Any]:

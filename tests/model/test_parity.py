@@ -80,12 +80,10 @@ def test_logits_loss_and_gradients(pair: tuple[Any, DecoderForCausalLM]) -> None
     assert abs(a.loss - b.loss) <= 1e-6
     a.loss.backward()
     b.loss.backward()
-    reference = DecoderForCausalLM.from_hf(theirs)  # gradients go through the same table of names as weights
-    with torch.no_grad():
+    with torch.no_grad():  # gradients go through the same table of names as weights
         for parameter in theirs.parameters():
             parameter.copy_(parameter.grad)
     gradients = dict(DecoderForCausalLM.from_hf(theirs).named_parameters())
-    assert gradients.keys() == dict(reference.named_parameters()).keys()
     for name, parameter in ours.named_parameters():
         assert (parameter.grad - gradients[name]).abs().max() <= 1e-5, name
 

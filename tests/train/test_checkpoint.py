@@ -57,7 +57,9 @@ def test_the_newest_are_kept(three: Path) -> None:
     assert passed_over == []
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json", "config.json"])
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "optimizer.safetensors", "state.json", "config.json", "manifest.json"]
+)
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_torn_checkpoint_is_named_and_passed_over(three: Path, file: str, damage: str) -> None:
     path = three / "step-00000011" / file
@@ -65,12 +67,13 @@ def test_a_torn_checkpoint_is_named_and_passed_over(three: Path, file: str, dama
     if damage == "remove":
         path.unlink()
     else:
-        content[len(content) // 2] ^= 1
+        content[len(content) // 2] ^= 1 if file != "manifest.json" else 0x80  # no longer UTF-8
         path.write_bytes(content if damage == "flip" else content[:-1])
     checkpoint, passed_over = checkpoints.newest(three)
     assert checkpoint.step == 10
     assert len(passed_over) == 1
-    assert str(path) in passed_over[0]
+    assert str(path.parent) in passed_over[0]
+    assert file in passed_over[0]
 
 
 def test_a_half_written_one_is_not_seen(three: Path) -> None:
