@@ -171,8 +171,8 @@ class CLI(LightningCLI):
         last = checkpoints.newest(self.run_folder.path / "checkpoints", before=step)[0]
         return (
             f"the loss is {error.loss} and the gradient norm {error.gradient_norm} at step {step} "
-            f"(its batch: {batch}); the last good checkpoint is {last.path if last else 'none'}: continue from it with --resume and a lower "
-            "model.optimizer.lr"
+            f"(its batch: {batch}); the last good checkpoint is {last.path if last else 'none'}: continue from it with "
+            "--resume and a lower model.optimizer.lr"
         )
 
     def before_validate(self) -> None:
