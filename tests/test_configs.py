@@ -1,5 +1,7 @@
 """Every config loads, has the size it should have (on the meta device), and a pair differs where it says."""
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,18 @@ def test_parses_and_counts(path: Path) -> None:
     schedule: Schedule = cli.model.schedule
     assert schedule.problems(cli.trainer.max_steps) == []
     assert cli.datamodule.micro_batches(ranks=1) >= 1
+
+
+def test_the_readmes_fit_commands_can_be() -> None:
+    from llm.train.cli import parse
+
+    text = (FOLDER.parent / "README.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"python -m llm fit (--config configs/.*)", text)
+    assert commands
+    for command in commands:
+        with torch.device("meta"):
+            cli = parse(shlex.split(command, comments=True), run=False)
+        assert cli.model.problems(cli.trainer.max_steps, cli.datamodule.context) == []
 
 
 def test_the_1b_run_is_the_papers() -> None:

@@ -80,6 +80,8 @@ class Parser(LightningArgumentParser):
 class CLI(LightningCLI):
     """LightningCLI with the decoder and the run beside Lightning's own parts."""
 
+    run_folder: RunFolder | None = None
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         return {"fit": {"model", "datamodule"}, "validate": {"model", "datamodule"}}
@@ -164,11 +166,15 @@ class CLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except NotFiniteError as error:
             raise UserError(self._explain(error)) from error
+        finally:
+            if self.run_folder is not None:
+                self.run_folder.release()
 
     def _explain(self, error: NotFiniteError) -> str:
         data, step = self.datamodule, error.step
         batch = f"seed {data.seed}, step {step}, rows 0 to {data.batch_size - 1} of {data.store_path}"
-        last = checkpoints.newest(self.run_folder.path / "checkpoints", before=step)[0]
+        folder = Path(self._get(self.config_init, "run").folder)
+        last = checkpoints.newest(folder / "checkpoints", before=step)[0]
         return (
             f"the loss is {error.loss} and the gradient norm {error.gradient_norm} at step {step} "
             f"(its batch: {batch}); the last good checkpoint is {last.path if last else 'none'}: continue from it with "

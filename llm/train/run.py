@@ -14,6 +14,7 @@ RUN/
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -25,7 +26,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import yaml
@@ -90,6 +91,7 @@ class RunFolder:
         self.settings, self.identity = settings, identity
         self.path = Path(settings.folder)
         self.resumed: checkpoints.Checkpoint | None = None
+        self._held: TextIO | None = None
 
     def find(self, resume: str | None) -> list[str]:
         """Decide where the run starts: `resumed` is a checkpoint or None. Returns sentences on torn checkpoints.
@@ -110,6 +112,8 @@ class RunFolder:
                     "--run.folder"
                 )
         elif resume == "auto":
+            if occupied and not (self.path / "run.json").is_file():
+                raise UserError(f"{self.path} is not empty and holds no run (no run.json): give another --run.folder")
             self.resumed, passed_over = checkpoints.newest(self.path / "checkpoints")
         elif (Path(resume) / "checkpoints").is_dir():
             self.resumed = checkpoints.find(Path(resume))
@@ -150,19 +154,20 @@ class RunFolder:
             tokenizer: folder to copy.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        if tokenizer is not None:
-            shutil.copytree(tokenizer, self.path / "tokenizer", dirs_exist_ok=True)
+        self._lock()
         step = self.resumed.step if self.resumed else 0
         for aside in checkpoints.set_aside_after(self.path / "checkpoints", step):
             print(f"set aside: {aside}", file=sys.stderr)
         (self.path / "summary.json").unlink(missing_ok=True)
         self._print_changes(config_yaml)
-        (self.path / "config.yaml").write_text(config_yaml)
         known = self.path / "run.json"
         record = {"name": self.path.name, **facts, "identity": self.identity, **environment(), "lives": []}
         if self.resumed is not None and known.is_file():
             record = json.loads(known.read_text())
         write_json(known, record | {"lives": [*record["lives"], {"from_step": step, **environment()}]})
+        (self.path / "config.yaml").write_text(config_yaml)
+        if tokenizer is not None:
+            shutil.copytree(tokenizer, self.path / "tokenizer", dirs_exist_ok=True)
         makers = {
             "csv": lambda: MetricsFile(self.path / "metrics.csv", step),
             "tensorboard": lambda: TensorBoardLogger(
@@ -176,6 +181,22 @@ class RunFolder:
             ),
         }
         return [makers[name]() for name in self.settings.loggers]
+
+    def _lock(self) -> None:
+        """Hold the folder until `release` or the end of the process; UserError where another process holds it."""
+        self._held = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.release()
+            raise UserError(f"another process is training in {self.path}: wait for it or end it") from error
+        except OSError:  # a file system without locks
+            pass
+
+    def release(self) -> None:
+        """Let go of the folder."""
+        if self._held is not None:
+            self._held.close()
 
     def _print_changes(self, config_yaml: str) -> None:
         """Say which settings a resumed run changes."""

@@ -289,6 +289,27 @@ def test_a_finished_run_is_left_as_it_is(tiny_config: Config, tmp_path: Path, ca
     assert (run / "summary.json").read_bytes() == before[run / "summary.json"]
 
 
+def test_two_processes_never_share_a_run_folder(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert fit(tiny_config(trainer__max_steps=6)) == 0
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    hold = "f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+    holder = f"import fcntl, sys; {hold}"
+    command = [sys.executable, "-c", holder, str(tmp_path / "run" / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        assert fit(tiny_config(), "--resume", "auto") == 2
+        assert "another process is training" in capsys.readouterr().err
+        other.communicate("\n")
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+    assert fit(tiny_config(), "--resume", "auto") == 0
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("mine")
+    assert fit(tiny_config(run__folder=str(tmp_path / "thesis")), "--resume", "auto") == 2
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter1.txt"]
+
+
 def test_a_full_disk_keeps_the_checkpoint_before_it(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
