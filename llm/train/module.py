@@ -85,7 +85,10 @@ class LanguageModule(pl.LightningModule):
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.learning_rate
         micro_batch = batch_idx % self.trainer.accumulate_grad_batches
-        torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank, micro_batch))
+        seed = step_seed(self.seed, self.global_step, self.global_rank, micro_batch)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed formats a stack trace for each unused backend
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss whose average over micro-batches (Lightning) and ranks (the strategy) is the global token mean."""
