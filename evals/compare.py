@@ -216,6 +216,8 @@ def compare(run_folders: Sequence[Path], export_folders: Sequence[Path], out: Pa
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give a folder with --out")
+    if len({folder.resolve() for folder in map(Path, run_folders)}) < len(run_folders):
+        raise UserError(f"{run_folders[0]} is given twice; give the two runs of a pair")
     runs = [read_run(folder) for folder in run_folders]
     check_pair(*runs)
     exports = [open_export(folder) for folder in export_folders]

@@ -40,6 +40,11 @@ class Rows:
         self.store, self.context, self.kind = store, context, kind
         self.count = (store.tokens - 1) // context if kind == "windows" else store.documents
         if self.count < 1:
+            if not store.tokens and store.split == "validation":
+                raise UserError(
+                    f"{store.path} holds no validation tokens: prepare it anew with more text or a larger "
+                    "--validation-fraction"
+                )
             raise UserError(
                 f"{store.path} ({store.split}) holds {store.tokens} tokens, too few for one row of {context}: "
                 "prepare more text or lower data.context"

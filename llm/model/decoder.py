@@ -204,6 +204,8 @@ class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: another class, or a setting that this decoder does not have.
         """
+        if not isinstance(hf_model, PreTrainedModel):
+            raise ValueError(f"from_hf takes a model, not {hf_model!r}: load it with AutoModelForCausalLM first")
         model = cls(config_from_hf(hf_model.config))
         model.load_state_dict(weights_from_hf(hf_model), strict=True)
         return model.to(hf_model.dtype).train(hf_model.training)  # type: ignore[arg-type]  # transformers hides overloads

@@ -54,6 +54,7 @@ OURS = {
     "enable_checkpointing": "give run.checkpoint_every",
     "logger": "give run.loggers",
 }
+PARTS = {"seed_everything", "decoder", "model", "data", "trainer", "run"}
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "32", 32, None)
 EXAMPLES = {
     "fit": {"epilog": "example: python -m llm fit --config configs/stories_values.yaml --trainer.max_steps 100"},
@@ -147,6 +148,8 @@ class CLI(LightningCLI):
             print(f"passed over: {sentence}", file=sys.stderr)
         if run.resumed is not None:
             print(f"continuing from {run.resumed.path}", file=sys.stderr)
+        elif self._get(self.config_init, "resume") is not None:
+            print(f"no checkpoint in {run.path} yet: starting at step 0", file=sys.stderr)
         trainer.callbacks += callbacks(run)
         if run.resumed is not None and run.resumed.step >= trainer.max_steps:
             if run.resumed.path.parent == run.path / "checkpoints":
@@ -166,9 +169,22 @@ class CLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except NotFiniteError as error:
             raise UserError(self._explain(error)) from error
+        except SystemExit as error:  # what Lightning makes of Ctrl-C
+            if self.trainer.interrupted and self.run_folder is not None:
+                print(self._where_it_stands(self.run_folder), file=sys.stderr)
+                raise KeyboardInterrupt from error
+            raise
         finally:
             if self.run_folder is not None:
                 self.run_folder.release()
+
+    def _where_it_stands(self, run: RunFolder) -> str:
+        last = checkpoints.newest(run.path / "checkpoints")[0]
+        kept = f"its newest checkpoint is of step {last.step}" if last else "it has no checkpoint yet"
+        return (
+            f"{run.path} stopped at step {self.trainer.global_step}; {kept}: go on with "
+            f"python -m llm fit --config {run.path}/config.yaml --resume auto"
+        )
 
     def _explain(self, error: NotFiniteError) -> str:
         data, step = self.datamodule, error.step
@@ -198,9 +214,9 @@ class CLI(LightningCLI):
 
     def _config_yaml(self) -> str:
         config = self.config[self.subcommand].clone()
-        config.pop("config", None)
-        config.pop("resume", None)
-        return self._parser(self.subcommand).dump(config, skip_link_targets=True, skip_none=False)
+        for key in vars(config).keys() - PARTS:  # --resume and what only `fit` can be told
+            config.pop(key)
+        return self._parser(self.subcommand).dump(config, skip_link_targets=True, skip_none=False, skip_validation=True)
 
 
 def main(command: str, arguments: list[str]) -> None:

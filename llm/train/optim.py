@@ -77,7 +77,8 @@ class Schedule:
         elif self.warmup_steps + self.cooldown_steps > max_steps:
             problems.append(
                 f"warm-up {self.warmup_steps} and cool-down {self.cooldown_steps} are longer than the run of "
-                f"{max_steps} steps: lower model.schedule.warmup_steps and cooldown_steps or raise trainer.max_steps"
+                f"{max_steps} steps: lower --model.schedule.warmup_steps and --model.schedule.cooldown_steps or raise "
+                "--trainer.max_steps"
             )
         return problems
 

@@ -129,5 +129,7 @@ def test_a_switch_that_hf_lacks_is_refused(settings: dict[str, Any]) -> None:
     )
     with pytest.raises(ValueError, match=next(iter(settings.keys() - {"vocab_size", "norm"}), "parts")):
         model.to_hf()
-    with pytest.raises(ValueError, match="GPT2Model"):
-        DecoderForCausalLM.from_hf(type("GPT2Model", (), {"config": type("GPT2Model", (), {})()})())
+    with pytest.raises(ValueError, match="DecoderConfig cannot be converted"):
+        DecoderForCausalLM.from_hf(model)
+    with pytest.raises(ValueError, match="takes a model, not 'gpt2'"):
+        DecoderForCausalLM.from_hf("gpt2")  # type: ignore[arg-type]

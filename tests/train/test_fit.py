@@ -129,6 +129,23 @@ def test_killed_and_resumed_equals_undisturbed(tiny_config: Config, tmp_path: Pa
     assert summaries[0]["validation_loss"] == summaries[1]["validation_loss"]
 
 
+def test_interrupted_says_how_to_go_on(tiny_config: Config, tmp_path: Path) -> None:
+    config = tiny_config(trainer__max_steps=100_000)
+    command = [sys.executable, "-m", "llm", "fit", "--config", str(config), "--resume", "auto"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.csv").exists() or 12 not in losses(tmp_path / "run"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "no checkpoint in" in message  # at the start
+    assert "stopped at step" in message
+    assert "--resume auto" in message
+    assert "Traceback" not in message
+
+
 def test_accumulation_weighs_tokens_not_micro_batches(tiny_config: Config, tmp_path: Path) -> None:
     """Documents of unequal length: the mean over all tokens of the step, however the rows are cut into batches."""
     curves = []
@@ -200,8 +217,9 @@ def test_validate_prints_the_checkpoints_loss(
     assert fit(config) == 0
     loss = json.loads((tmp_path / "run" / "summary.json").read_text())["validation_loss"]
     capsys.readouterr()
-    assert main(["validate", "--config", str(config)]) == 0
-    assert capsys.readouterr().out.strip() == f"validation loss {loss:.4f}"
+    for file in (config, tmp_path / "run" / "config.yaml"):
+        assert main(["validate", "--config", str(file)]) == 0
+        assert capsys.readouterr().out.strip() == f"validation loss {loss:.4f}"
 
 
 def test_the_stream_is_the_only_difference_of_a_pair(tiny_config: Config, tmp_path: Path) -> None:
