@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evals.models import DTYPES, open_export, write_json
-from llm.errors import UserError
+from llm.errors import exit_status
 
 # Tasks whose rows are written here, so that no network is needed; the same set as evals.harness.BUILT_IN, which this
 # module cannot ask without importing the libraries that read the setting.
@@ -18,15 +18,7 @@ WITHOUT_NETWORK = frozenset({"stories"})
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 for input that cannot be used, said in one line on stderr."""
     options = _parser().parse_args(arguments)
-    try:
-        options.command(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: options.command(options))
 
 
 # ---- Commands: torch and lm-eval are imported inside, so that --help answers at once ---------------------------------

@@ -10,7 +10,7 @@ import argparse
 import importlib
 import sys
 
-from .errors import UserError
+from .errors import exit_status
 
 COMMANDS = {  # name: (module, one line for --help)
     "prepare": ("llm.data.prepare", "text of any source -> token store"),
@@ -42,22 +42,18 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"error: unknown command {command!r}: give one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    try:
-        module = importlib.import_module(COMMANDS[command][0])
-        if module.__name__ == "llm.train.cli":
-            module.main(command, rest)
-        else:
-            parser = argparse.ArgumentParser(
-                prog=f"python -m llm {command}",
-                description=COMMANDS[command][1],
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-            )
-            module.add_arguments(parser)
-            module.run(parser.parse_args(rest))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: _run(command, rest))
+
+
+def _run(command: str, words: list[str]) -> None:
+    module = importlib.import_module(COMMANDS[command][0])
+    if module.__name__ == "llm.train.cli":
+        module.main(command, words)
+        return
+    parser = argparse.ArgumentParser(
+        prog=f"python -m llm {command}",
+        description=COMMANDS[command][1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    module.run(parser.parse_args(words))
