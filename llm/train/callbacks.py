@@ -1,11 +1,13 @@
 """What happens around the steps of a run: measurements, progress bar, checkpoints.
 
-Order within a step: optimizer -> measurements -> validation where it is due -> checkpoint.
+Order within a step: optimizer -> measurements -> checkpoint, after validation where it is due -> Ctrl-C, where one came.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import signal
 import sys
 import time
 from typing import Any
@@ -170,10 +172,37 @@ class Checkpoints(pl.Callback):
         return state
 
 
+class Interrupt(pl.Callback):
+    """Ctrl-C ends a run between two micro-batches; a second one ends it wherever it is.
+
+    Python would raise KeyboardInterrupt between any two instructions. Inside a logger's queue that loses a wake-up, and
+    the logger then waits for its thread for ever.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not under nohup, nor in a notebook
+            signal.signal(signal.SIGINT, self._note)  # Lightning puts the former one back when fit ends
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        self.on_train_batch_end()
+
+    def _note(self, *_: Any) -> None:
+        self.came = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(2, b"\nstopping after this micro-batch; Ctrl-C again stops at once\n")  # print may be under way
+
+
 def callbacks(run: RunFolder) -> list[pl.Callback]:
     """The callbacks of a run, in the order in which they act within a step."""
     measurements = Measurements(run)
-    return [measurements, ValidationBar(), Checkpoints(run, measurements)]
+    return [measurements, ValidationBar(), Checkpoints(run, measurements), Interrupt()]
 
 
 def validate_now(trainer: pl.Trainer) -> None:

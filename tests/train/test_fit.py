@@ -1,58 +1,20 @@
 """`python -m llm fit` as a user runs it."""
 
-import csv
 import json
 import math
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from llm.cli import main
 from llm.data.order import WindowOrder
 from llm.data.store import TokenStore
 from llm.model import DecoderConfig, DecoderForCausalLM
-from llm.train import checkpoint as checkpoints
 
-Config = Callable[..., Path]
-
-
-def fit(config: Path, *words: str) -> int:
-    return main(["fit", "--config", str(config), *words])
-
-
-def metrics(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def losses(run: Path) -> dict[int, str]:
-    return {int(row["step"]): row["train_loss"] for row in metrics(run) if row["train_loss"]}
-
-
-def measured(run: Path) -> list[dict[str, str]]:
-    """The rows without what a clock says."""
-    clocked = {"seconds", "tokens_per_second"}
-    return [{name: value for name, value in row.items() if name not in clocked} for row in metrics(run)]
-
-
-def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
-
-
-def assert_same_weights(a: Path, b: Path, step: int) -> None:
-    left, right = weights(a, step), weights(b, step)
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left)
+from .runs import Config, fit, losses, metrics, weights
 
 
 def test_losses_and_weights_are_those_of_a_bare_loop(tiny_config: Config, story_store: Path, tmp_path: Path) -> None:
@@ -93,57 +55,6 @@ def test_losses_and_weights_are_those_of_a_bare_loop(tiny_config: Config, story_
     saved = weights(tmp_path / "run", 12)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(saved[name], parameter.detach(), rtol=1e-3, atol=1e-4, msg=name)
-
-
-@pytest.mark.parametrize("rows", ["windows", "documents"])
-def test_killed_and_resumed_equals_undisturbed(tiny_config: Config, tmp_path: Path, rows: str) -> None:
-    """30 steps = 16 or so, kill -9, resume, the rest: every row and weight equal to the last bit, with dropout."""
-    common = {
-        "trainer__max_steps": 30,
-        "data__rows": rows,
-        "trainer__log_every_n_steps": 4,  # no divisor of checkpoint_every: a row's mean spans the kill
-        "data__micro_batch_size": 4,
-        "decoder__residual_dropout": 0.1,
-        "decoder__attention_dropout": 0.1,
-    }
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert fit(tiny_config(**common, run__folder=str(whole))) == 0
-    config = tiny_config(**common, run__folder=str(broken))
-    command = [sys.executable, "-m", "llm", "fit", "--config", str(config), "--resume", "auto"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 120
-    while not (broken / "metrics.csv").exists() or 16 not in losses(broken):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = measured(broken)
-    assert subprocess.run([*command], stderr=subprocess.DEVNULL, check=False).returncode == 0
-    assert measured(broken) == measured(whole)
-    assert before == measured(whole)[: len(before)]
-    assert list(losses(broken)) == [4, 8, 12, 16, 20, 24, 28, 30]
-    assert_same_weights(whole, broken, 30)
-    summaries = [json.loads((run / "summary.json").read_text()) for run in (whole, broken)]
-    assert summaries[0]["tokens_seen"] == summaries[1]["tokens_seen"]
-    assert summaries[0]["validation_loss"] == summaries[1]["validation_loss"]
-
-
-def test_interrupted_says_how_to_go_on(tiny_config: Config, tmp_path: Path) -> None:
-    config = tiny_config(trainer__max_steps=100_000)
-    command = [sys.executable, "-m", "llm", "fit", "--config", str(config), "--resume", "auto"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "metrics.csv").exists() or 12 not in losses(tmp_path / "run"):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    message = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
-    assert "no checkpoint in" in message  # at the start
-    assert "stopped at step" in message
-    assert "--resume auto" in message
-    assert "Traceback" not in message
 
 
 def test_accumulation_weighs_tokens_not_micro_batches(tiny_config: Config, tmp_path: Path) -> None:
@@ -271,86 +182,6 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights(
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-def test_going_back_to_an_older_checkpoint_leaves_the_newer_aside(
-    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    run = tmp_path / "run"
-    assert fit(tiny_config(run__keep_checkpoints=4)) == 0
-    first = losses(run)
-    back = str(run / "checkpoints" / "step-00000005")
-    assert fit(tiny_config(run__keep_checkpoints=2), "--resume", back, "--model.optimizer.lr", "1e-5") == 0
-    said = capsys.readouterr().err
-    assert "changed: model.optimizer.lr was 0.003, is 1e-05" in said
-    names = sorted(path.name for path in (run / "checkpoints").iterdir())
-    assert names[:2] == ["step-00000015", "step-00000020"]
-    assert names[2:] == [f"superseded-step-{step:08d}" for step in (10, 15, 20)]
-    second = losses(run)
-    assert list(second) == list(first)
-    assert all((first[step] == second[step]) == (step <= 6) for step in first)  # the sixth loss is before the update
-    record = json.loads((run / "run.json").read_text())
-    assert [life["from_step"] for life in record["lives"]] == [0, 5]
-    other = tmp_path / "other"
-    assert fit(tiny_config(run__folder=str(other))) == 0
-    assert fit(tiny_config(run__folder=str(other)), "--resume", str(run)) == 2
-    assert "is not of the run in" in capsys.readouterr().err
-
-
-def test_a_finished_run_is_left_as_it_is(tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert fit(tiny_config(trainer__max_steps=6)) == 0
-    run = tmp_path / "run"
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert fit(tiny_config(trainer__max_steps=6, model__optimizer__lr=1.0), "--resume", "auto") == 0
-    assert "nothing to do" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    (run / "summary.json").unlink()  # as after a kill between the last checkpoint and the summary
-    assert fit(tiny_config(trainer__max_steps=6), "--resume", "auto") == 0
-    assert (run / "summary.json").read_bytes() == before[run / "summary.json"]
-
-
-def test_two_processes_never_share_a_run_folder(
-    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    assert fit(tiny_config(trainer__max_steps=6)) == 0
-    before = (tmp_path / "run" / "metrics.csv").read_bytes()
-    hold = "f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
-    holder = f"import fcntl, sys; {hold}"
-    command = [sys.executable, "-c", holder, str(tmp_path / "run" / ".lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
-        assert fit(tiny_config(), "--resume", "auto") == 2
-        assert "another process is training" in capsys.readouterr().err
-        other.communicate("\n")
-    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
-    assert fit(tiny_config(), "--resume", "auto") == 0
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter1.txt").write_text("mine")
-    assert fit(tiny_config(run__folder=str(tmp_path / "thesis")), "--resume", "auto") == 2
-    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter1.txt"]
-
-
-def test_a_full_disk_keeps_the_checkpoint_before_it(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    save, calls = checkpoints.save_file, []
-
-    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        calls.append(path)
-        if len(calls) > 3:
-            path.write_bytes(b"torn")
-            raise OSError(28, "No space left on device")
-        save(tensors, path)
-
-    monkeypatch.setattr(checkpoints, "save_file", full)
-    assert fit(tiny_config()) == 2
-    message = capsys.readouterr().err
-    assert "No space left on device" in message
-    assert "free some space" in message
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000005"]
-    monkeypatch.undo()
-    assert fit(tiny_config(), "--resume", "auto") == 0
-    assert list(losses(tmp_path / "run")) == list(range(1, 21))
-
-
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 def test_activation_checkpointing_and_compile_train_alike(tiny_config: Config, tmp_path: Path, precision: str) -> None:
     curves = []
@@ -416,24 +247,3 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         assert part in message, (name, message)
         if name != "id beyond":  # seen when it is read
             assert not (tmp_path / "run").exists(), name
-
-
-def test_a_run_folder_is_never_overwritten_or_mixed(
-    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    assert fit(tiny_config(trainer__max_steps=10)) == 0
-    before = (tmp_path / "run" / "metrics.csv").read_bytes()
-    assert fit(tiny_config()) == 2
-    assert "--resume auto" in capsys.readouterr().err
-    assert fit(tiny_config(seed_everything=4), "--resume", "auto") == 2
-    assert "seed" in capsys.readouterr().err
-    assert fit(tiny_config(decoder__stream=[]), "--resume", "auto") == 2
-    assert "decoder" in capsys.readouterr().err
-    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
-    torn = tmp_path / "run" / "checkpoints" / "step-00000010" / "model.safetensors"
-    torn.write_bytes(b"")
-    assert fit(tiny_config(), "--resume", "auto") == 0
-    message = capsys.readouterr().err
-    assert f"passed over: {torn}" in message
-    assert "continuing from" in message
-    assert list(losses(tmp_path / "run")) == list(range(1, 21))

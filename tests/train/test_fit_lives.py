@@ -1,0 +1,186 @@
+"""The lives of a run: killed, interrupted, resumed, gone back, finished, and the folder that it keeps to itself."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm.cli import main
+from llm.train import checkpoint as checkpoints
+from llm.train.run import MetricsFile
+
+from .runs import Config, assert_same_weights, fit, losses, measured
+
+
+@pytest.mark.parametrize("rows", ["windows", "documents"])
+def test_killed_and_resumed_equals_undisturbed(tiny_config: Config, tmp_path: Path, rows: str) -> None:
+    """30 steps = 16 or so, kill -9, resume, the rest: every row and weight equal to the last bit, with dropout."""
+    common = {
+        "trainer__max_steps": 30,
+        "data__rows": rows,
+        "trainer__log_every_n_steps": 4,  # no divisor of checkpoint_every: a row's mean spans the kill
+        "data__micro_batch_size": 4,
+        "decoder__residual_dropout": 0.1,
+        "decoder__attention_dropout": 0.1,
+    }
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert fit(tiny_config(**common, run__folder=str(whole))) == 0
+    config = tiny_config(**common, run__folder=str(broken))
+    command = [sys.executable, "-m", "llm", "fit", "--config", str(config), "--resume", "auto"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not (broken / "metrics.csv").exists() or 16 not in losses(broken):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = measured(broken)
+    assert subprocess.run([*command], stderr=subprocess.DEVNULL, check=False).returncode == 0
+    assert measured(broken) == measured(whole)
+    assert before == measured(whole)[: len(before)]
+    assert list(losses(broken)) == [4, 8, 12, 16, 20, 24, 28, 30]
+    assert_same_weights(whole, broken, 30)
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (whole, broken)]
+    assert summaries[0]["tokens_seen"] == summaries[1]["tokens_seen"]
+    assert summaries[0]["validation_loss"] == summaries[1]["validation_loss"]
+
+
+def test_interrupted_says_how_to_go_on(tiny_config: Config, tmp_path: Path) -> None:
+    config = tiny_config(trainer__max_steps=100_000)
+    command = [sys.executable, "-m", "llm", "fit", "--config", str(config), "--resume", "auto"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.csv").exists() or 12 not in losses(tmp_path / "run"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "no checkpoint in" in message  # at the start
+    assert "Ctrl-C again stops at once" in message
+    assert "stopped at step" in message
+    assert "--resume auto" in message
+    assert "Traceback" not in message
+
+
+def test_an_interrupt_waits_for_the_end_of_a_micro_batch(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raised inside TensorBoard's queue it would lose a wake-up, and closing the logger would wait for ever."""
+    logged = []
+
+    def log(_: MetricsFile, __: dict, step: int) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        logged.append(step)
+
+    monkeypatch.setattr(MetricsFile, "log_metrics", log)
+    assert main(["fit", "--config", str(tiny_config())]) == 130
+    assert logged == [1, 2, 3]  # the third to its end
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_going_back_to_an_older_checkpoint_leaves_the_newer_aside(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    assert fit(tiny_config(run__keep_checkpoints=4)) == 0
+    first = losses(run)
+    back = str(run / "checkpoints" / "step-00000005")
+    assert fit(tiny_config(run__keep_checkpoints=2), "--resume", back, "--model.optimizer.lr", "1e-5") == 0
+    said = capsys.readouterr().err
+    assert "changed: model.optimizer.lr was 0.003, is 1e-05" in said
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names[:2] == ["step-00000015", "step-00000020"]
+    assert names[2:] == [f"superseded-step-{step:08d}" for step in (10, 15, 20)]
+    second = losses(run)
+    assert list(second) == list(first)
+    assert all((first[step] == second[step]) == (step <= 6) for step in first)  # the sixth loss is before the update
+    record = json.loads((run / "run.json").read_text())
+    assert [life["from_step"] for life in record["lives"]] == [0, 5]
+    other = tmp_path / "other"
+    assert fit(tiny_config(run__folder=str(other))) == 0
+    assert fit(tiny_config(run__folder=str(other)), "--resume", str(run)) == 2
+    assert "is not of the run in" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_left_as_it_is(tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert fit(tiny_config(trainer__max_steps=6)) == 0
+    run = tmp_path / "run"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert fit(tiny_config(trainer__max_steps=6, model__optimizer__lr=1.0), "--resume", "auto") == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    (run / "summary.json").unlink()  # as after a kill between the last checkpoint and the summary
+    assert fit(tiny_config(trainer__max_steps=6), "--resume", "auto") == 0
+    assert (run / "summary.json").read_bytes() == before[run / "summary.json"]
+
+
+def test_two_processes_never_share_a_run_folder(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert fit(tiny_config(trainer__max_steps=6)) == 0
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    hold = "f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+    holder = f"import fcntl, sys; {hold}"
+    command = [sys.executable, "-c", holder, str(tmp_path / "run" / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        assert fit(tiny_config(), "--resume", "auto") == 2
+        assert "another process is training" in capsys.readouterr().err
+        other.communicate("\n")
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+    assert fit(tiny_config(), "--resume", "auto") == 0
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("mine")
+    assert fit(tiny_config(run__folder=str(tmp_path / "thesis")), "--resume", "auto") == 2
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter1.txt"]
+
+
+def test_a_full_disk_keeps_the_checkpoint_before_it(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    save, calls = checkpoints.save_file, []
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        calls.append(path)
+        if len(calls) > 3:
+            path.write_bytes(b"torn")
+            raise OSError(28, "No space left on device")
+        save(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    assert fit(tiny_config()) == 2
+    message = capsys.readouterr().err
+    assert "No space left on device" in message
+    assert "free some space" in message
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000005"]
+    monkeypatch.undo()
+    assert fit(tiny_config(), "--resume", "auto") == 0
+    assert list(losses(tmp_path / "run")) == list(range(1, 21))
+
+
+def test_a_run_folder_is_never_overwritten_or_mixed(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert fit(tiny_config(trainer__max_steps=10)) == 0
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    assert fit(tiny_config()) == 2
+    assert "--resume auto" in capsys.readouterr().err
+    assert fit(tiny_config(seed_everything=4), "--resume", "auto") == 2
+    assert "seed" in capsys.readouterr().err
+    assert fit(tiny_config(decoder__stream=[]), "--resume", "auto") == 2
+    assert "decoder" in capsys.readouterr().err
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+    torn = tmp_path / "run" / "checkpoints" / "step-00000010" / "model.safetensors"
+    torn.write_bytes(b"")
+    assert fit(tiny_config(), "--resume", "auto") == 0
+    message = capsys.readouterr().err
+    assert f"passed over: {torn}" in message
+    assert "continuing from" in message
+    assert list(losses(tmp_path / "run")) == list(range(1, 21))
