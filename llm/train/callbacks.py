@@ -182,9 +182,9 @@ class Interrupt(pl.Callback):
     def __init__(self) -> None:
         self.came = False
 
-    def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not under nohup, nor in a notebook
-            signal.signal(signal.SIGINT, self._note)  # Lightning puts the former one back when fit ends
+            signal.signal(signal.SIGINT, self._note)  # in its teardown Lightning puts the former back
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
         if self.came:
