@@ -1,6 +1,6 @@
 """One source becomes its shards, one a split.
 
-    documents  ->  batches  ->  split by hash  ->  ids, the end-of-document id after each  ->  ShardWriter
+    documents  ->  those of the subset, split by hash  ->  batches  ->  ids, begun and ended  ->  ShardWriter
 
 This is the work of one process of `python -m llm prepare`. It needs `tokenizers` but neither torch nor transformers, so
 that a worker starts in a fraction of a second.
@@ -8,22 +8,26 @@ that a worker starts in a fraction of a second.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from ..errors import UserError
-from .shard import SPLITS, Manifest, ShardWriter, is_whole, token_dtype
-from .sources import Document, Source
+from .documents import BadDocuments, Document, Source
+from .shard import HASHES, SPLITS, Manifest, ShardWriter, is_whole, token_dtype
 from .stories import Split
+from .subset import Subset
 from .tokenizer import encode_documents
 from .workers import Report
 
@@ -37,18 +41,50 @@ class Recipe:
 
     out: Path
     vocab_size: int
+    begin_of_document: int | None
     end_of_document: int
     tokenizer_fingerprint: str
     validation_fraction: float
+    subset: Subset | None
+    skip_bad: int  # broken documents a source may have
+    deduplicate: bool  # then a shard also has the hashes of its documents
 
-    @property
-    def tokenizer_file(self) -> str:
-        return str(self.out / "tokenizer" / "tokenizer.json")
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Tokens of each text as a document, ids that begin and end it included."""
+        around = 1 if self.begin_of_document is None else 2
+        return [len(ids) + around for ids in encode_documents(_backend(self.out, self.tokenizer_fingerprint), texts)]
+
+
+class Kept(NamedTuple):
+    """A document that goes into a shard."""
+
+    split: Split
+    text: str
+    size: int  # bytes of the text in UTF-8
+    digest: bytes  # sha256 of them
+    read: int
+
+
+@contextmanager
+def held(store: Path, what: str) -> Iterator[None]:
+    """Hold a part of a store against all other processes, on other nodes too, and wait for it where it is taken.
+
+    One part at a time: closing the file lets go of all that the process holds.
+    """
+    with (store / "prepare.lock").open("ab") as file:
+        with suppress(OSError):  # a file system without locks: there it is the user who runs a task once
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, zlib.crc32(what.encode()))
+        yield
 
 
 def shards_of(recipe: Recipe, source: Source, report: Report) -> list[Manifest]:
     """The shards of one source, one a split that it has documents for: those that are there and whole, or new ones."""
-    splits = SPLITS if source.split is None else (source.split,)
+    with held(recipe.out, source.name):
+        return _shards_of(recipe, source, report)
+
+
+def _shards_of(recipe: Recipe, source: Source, report: Report) -> list[Manifest]:
+    splits = splits_of(source)
     described = source.description()
     there = [Manifest.read(recipe.out / split, source.name) for split in splits]
     kept = [manifest for manifest in there if manifest and is_whole(recipe.out / manifest.split, manifest)]
@@ -58,56 +94,91 @@ def shards_of(recipe: Recipe, source: Source, report: Report) -> list[Manifest]:
     if len(kept) == len(splits):
         report(source.size, sum(manifest.documents for manifest in kept), sum(manifest.tokens for manifest in kept))
         return kept
+    kinds = ("tokens", "ends", "hashes") if recipe.deduplicate else ("tokens", "ends")
+    bad = BadDocuments(recipe.skip_bad)
     with ExitStack() as stack:
         writers = {
-            split: stack.enter_context(ShardWriter(recipe.out / split, source.name, token_dtype(recipe.vocab_size)))
+            split: stack.enter_context(
+                ShardWriter(recipe.out / split, source.name, token_dtype(recipe.vocab_size), kinds)
+            )
             for split in splits
         }
-        _encode(source, recipe, writers, report)
+        _encode(source, recipe, writers, bad, report)
         versions = {"hippoformer": version("hippoformer"), "tokenizers": version("tokenizers")}
         return [
-            writer.finish(split, described, recipe.tokenizer_fingerprint, versions) for split, writer in writers.items()
+            writers[split].finish(
+                split, described, recipe.tokenizer_fingerprint, versions, bad.sentences if split == splits[0] else None
+            )
+            for split in splits
         ]
 
 
-def split_of(source: Source, text: str, validation_fraction: float) -> Split:
-    """Where a document belongs: a pure function of its text, but where the source has a split of its own."""
+def splits_of(source: Source) -> tuple[Split, ...]:
+    """The splits that a source has a shard for."""
+    return SPLITS if source.split is None else (source.split,)
+
+
+def split_of(source: Source, digest: bytes, validation_fraction: float) -> Split:
+    """Where a document belongs: a pure function of its text's sha256, but where the source has a split of its own."""
     if source.split is not None:
         return source.split
-    place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-    return "validation" if place < validation_fraction * 2**64 else "train"
+    return "validation" if int.from_bytes(digest[:8], "big") < validation_fraction * 2**64 else "train"
 
 
-def _encode(source: Source, recipe: Recipe, writers: dict[Split, ShardWriter], report: Report) -> None:
+def _encode(
+    source: Source, recipe: Recipe, writers: dict[Split, ShardWriter], bad: BadDocuments, report: Report
+) -> None:
     """Write the ids of every document of a source to the writer of its split."""
-    backend = _backend(recipe.tokenizer_file, recipe.tokenizer_fingerprint)
+    backend = _backend(recipe.out, recipe.tokenizer_fingerprint)
     read = 0
-    for batch in _batches(source.documents()):
-        texts: dict[Split, list[str]] = {split: [] for split in writers}
-        for document in batch:
-            split = split_of(source, document.text, recipe.validation_fraction)
-            writers[split].bytes_in += len(document.text.encode())
-            if document.text:
-                texts[split].append(document.text)
-            else:
-                writers[split].empty_documents += 1
+    for batch in _batches(_kept(source.documents(bad), source, recipe, writers)):
         tokens = 0
         for split, writer in writers.items():
-            ids, lengths = _packed(encode_documents(backend, texts[split]), recipe, source)
+            mine = [document for document in batch if document.split == split]
+            ids, lengths = _packed(encode_documents(backend, [document.text for document in mine]), recipe, source)
             writer.add(ids, lengths)
+            if recipe.deduplicate:
+                writer.write("hashes", _hashes(mine))
+            writer.bytes_in += sum(document.size for document in mine)
             tokens += len(ids)
         report(batch[-1].read - read, len(batch), tokens)
         read = batch[-1].read
     report(source.size - read, 0, 0)
 
 
-def _packed(documents: list[list[int]], recipe: Recipe, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Documents end to end, the end-of-document id after each: ids [sum of lengths] and lengths [documents].
+def _kept(
+    documents: Iterator[Document], source: Source, recipe: Recipe, writers: dict[Split, ShardWriter]
+) -> Iterator[Kept]:
+    """The documents to encode; the others are counted in the writer of their split."""
+    for document in documents:
+        data = document.text.encode()
+        digest = hashlib.sha256(data).digest()
+        split = split_of(source, digest, recipe.validation_fraction)
+        writers[split].documents_in += 1
+        if not document.text:  # nothing to learn from
+            writers[split].leave_out("empty")
+        elif recipe.subset is not None and (document.id or digest.hex()) not in recipe.subset:
+            writers[split].leave_out("subset")
+        else:
+            yield Kept(split, document.text, len(data), digest, document.read)
 
-    Raises UserError where a text gave an id beyond the vocabulary, or the one that ends documents.
+
+def _hashes(documents: list[Kept]) -> np.ndarray:
+    whole = np.frombuffer(b"".join(document.digest[:16] for document in documents), ">u8").reshape(-1, 2)
+    hashes = np.empty(len(documents), dtype=HASHES)
+    hashes["high"], hashes["low"] = whole.T
+    hashes["bytes"] = [document.size for document in documents]
+    return hashes
+
+
+def _packed(documents: list[list[int]], recipe: Recipe, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Documents end to end, each begun and ended by its id: ids [sum of lengths] and lengths [documents].
+
+    Raises UserError where a text gave an id beyond the vocabulary, or one that begins or ends documents.
     """
-    for ids in documents:
-        ids.append(recipe.end_of_document)
+    begin, end = recipe.begin_of_document, recipe.end_of_document
+    begun = [] if begin is None else [begin]
+    documents = [[*begun, *ids, end] for ids in documents]
     lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
     packed = np.fromiter(chain.from_iterable(documents), dtype=np.int64, count=int(lengths.sum()))
     if packed.max(initial=0) >= recipe.vocab_size:
@@ -115,17 +186,18 @@ def _packed(documents: list[list[int]], recipe: Recipe, source: Source) -> tuple
             f"{source.location}: a text gave the token id {packed.max()}, beyond the tokenizer's vocabulary of "
             f"{recipe.vocab_size}; give a tokenizer whose ids have no holes"
         )
-    if np.count_nonzero(packed == recipe.end_of_document) != len(documents):
-        raise UserError(
-            f"{source.location}: the tokenizer gives text inside a document the id {recipe.end_of_document}, which "
-            "only ends documents; give a tokenizer with an end-of-sequence token of its own"
-        )
+    for special, what in ((begin, "begins"), (end, "ends")):
+        if special is not None and np.count_nonzero(packed == special) != len(documents):
+            raise UserError(
+                f"{source.location}: the tokenizer gives text inside a document the id {special}, which only {what} "
+                "documents; give a tokenizer with a special token of its own for that"
+            )
     return packed, lengths
 
 
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+def _batches(documents: Iterator[Kept]) -> Iterator[list[Kept]]:
     """Documents in groups of about a million characters."""
-    batch: list[Document] = []
+    batch: list[Kept] = []
     size = 0
     for document in documents:
         batch.append(document)
@@ -138,6 +210,6 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 
 
 @lru_cache(maxsize=1)
-def _backend(file: str, fingerprint: str) -> Tokenizer:
+def _backend(store: Path, fingerprint: str) -> Tokenizer:
     """The tokenizer of a store, loaded once a process; the fingerprint tells stores of one path apart."""
-    return Tokenizer.from_file(file)
+    return Tokenizer.from_file(str(store / "tokenizer" / "tokenizer.json"))

@@ -2,6 +2,7 @@
 
     ids, lengths  ->  ShardWriter  ->  NAME.tokens  little-endian uint16, or uint32 for a vocabulary above 65,536
                                        NAME.ends    position after each document in the shard, little-endian uint64
+                                       NAME.hashes  only where duplicates are dropped: see HASHES
                                        NAME.json    the manifest: where from, how much, sha256; renamed into place last
 
 A document is its ids followed by the end-of-document id. `is_whole` asks whether the files are those that the manifest
@@ -22,6 +23,9 @@ from .stories import Split
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 ENDS = np.dtype("<u8")
+# Of the text of each document that a shard was made of, duplicates too: the first 16 bytes of its sha256, big-endian in
+# two halves, and its length in UTF-8.
+HASHES = np.dtype([("high", ">u8"), ("low", ">u8"), ("bytes", "<u8")])
 CHUNK = 1 << 22  # tokens checked at a time
 
 
@@ -37,10 +41,12 @@ class Manifest:
     name: str
     split: Split
     source: dict[str, str | int]  # location, size, sha256
+    documents_in: int  # that belong to this split, those left out among them
     documents: int
-    empty_documents: int  # left out: a document without text has nothing to learn from
-    tokens: int  # end-of-document ids included
-    bytes_in: int  # of the documents' text in UTF-8
+    left_out: dict[str, int]  # why (empty, subset, duplicate) and how many documents
+    bad: list[str]  # documents left out for being broken, a sentence each; the first split of a source lists them
+    tokens: int  # ids that begin and end documents included
+    bytes_in: int  # of the text of `documents` in UTF-8
     bytes_out: int  # of NAME.tokens
     sha256: dict[str, str]  # of each file, by suffix
     dtype: str
@@ -59,15 +65,16 @@ class Manifest:
 class ShardWriter:
     """Writes a shard aside, under names that end in .partial, and renames it when it is complete.
 
-    A context: leaving it without `finish` removes what was written. `bytes_in` and `empty_documents` are the caller's
-    to count, who knows the text.
+    A context: leaving it without `finish` removes what was written. What is counted beside tokens and documents is the
+    caller's to count, who knows the text.
     """
 
-    def __init__(self, folder: Path, name: str, dtype: np.dtype) -> None:
+    def __init__(self, folder: Path, name: str, dtype: np.dtype, kinds: tuple[str, ...] = ("tokens", "ends")) -> None:
         self.folder, self.name, self.dtype = folder, name, dtype
-        self.tokens = self.documents = self.bytes_in = self.empty_documents = 0
+        self.tokens = self.documents = self.bytes_in = self.documents_in = 0
+        self.left_out: dict[str, int] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        self._files = {kind: _partial(self._path(kind)).open("wb") for kind in ("tokens", "ends")}
+        self._files = {kind: _partial(self._path(kind)).open("wb") for kind in kinds}
         self._digests = {kind: hashlib.sha256() for kind in self._files}
 
     def __enter__(self) -> "ShardWriter":
@@ -80,28 +87,43 @@ class ShardWriter:
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
         """Append documents: `tokens` [sum of lengths], of which each takes `lengths` [documents], its end included."""
-        self._write("tokens", tokens.astype(self.dtype))
-        self._write("ends", (self.tokens + np.cumsum(lengths)).astype(ENDS))
+        self.write("tokens", tokens.astype(self.dtype))
+        self.write("ends", (self.tokens + np.cumsum(lengths)).astype(ENDS))
         self.tokens += len(tokens)
         self.documents += len(lengths)
 
+    def leave_out(self, reason: str) -> None:
+        """Count a document that was read and is not in the shard."""
+        self.left_out[reason] = self.left_out.get(reason, 0) + 1
+
+    def write(self, kind: str, values: np.ndarray) -> None:
+        """Append to one of the files."""
+        data = values.tobytes()
+        self._files[kind].write(data)
+        self._digests[kind].update(data)
+
     def finish(
-        self, split: Split, source: dict[str, str | int], tokenizer_fingerprint: str, versions: dict[str, str]
+        self,
+        split: Split,
+        source: dict[str, str | int],
+        tokenizer_fingerprint: str,
+        versions: dict[str, str],
+        bad: list[str] | None = None,
     ) -> Manifest:
         """Move the shard into place, its manifest last, and return the manifest."""
-        for kind, file in self._files.items():
-            _settle(file)
-            _partial(self._path(kind)).replace(self._path(kind))
+        sha256 = self.settle()
         manifest = Manifest(
             name=self.name,
             split=split,
             source=source,
+            documents_in=self.documents_in or self.documents,
             documents=self.documents,
-            empty_documents=self.empty_documents,
+            left_out=self.left_out,
+            bad=bad or [],
             tokens=self.tokens,
             bytes_in=self.bytes_in,
             bytes_out=self.tokens * self.dtype.itemsize,
-            sha256={kind: digest.hexdigest() for kind, digest in self._digests.items()},
+            sha256=sha256,
             dtype=self.dtype.name,
             tokenizer_fingerprint=tokenizer_fingerprint,
             versions=versions,
@@ -109,10 +131,12 @@ class ShardWriter:
         write_json(self._path("json"), asdict(manifest))
         return manifest
 
-    def _write(self, kind: str, values: np.ndarray) -> None:
-        data = values.tobytes()
-        self._files[kind].write(data)
-        self._digests[kind].update(data)
+    def settle(self) -> dict[str, str]:
+        """Move the files into place, and return the sha256 of each."""
+        for kind, file in self._files.items():
+            _settle(file)
+            _partial(self._path(kind)).replace(self._path(kind))
+        return {kind: digest.hexdigest() for kind, digest in self._digests.items()}
 
     def _path(self, kind: str) -> Path:
         return self.folder / f"{self.name}.{kind}"
@@ -135,13 +159,15 @@ def is_whole(folder: Path, manifest: Manifest) -> bool:
     return True
 
 
-def shard_problems(folder: Path, name: str, vocab_size: int, end_of_document: int) -> Iterator[str]:
+def shard_problems(
+    folder: Path, name: str, vocab_size: int, end_of_document: int, begin_of_document: int | None = None
+) -> Iterator[str]:
     """Read a shard from end to end: one sentence for each thing that is wrong with it."""
     manifest = Manifest.read(folder, name)
     if manifest is None:
         yield f"{folder / name}.json is missing or no manifest"
         return
-    if not is_whole(folder, manifest):
+    if not {"tokens", "ends"} <= manifest.sha256.keys() or not is_whole(folder, manifest):
         yield f"{folder / name}: its files are not those that its manifest describes"
     tokens_path, ends_path = folder / f"{name}.tokens", folder / f"{name}.ends"
     if not (tokens_path.is_file() and ends_path.is_file()):
@@ -152,17 +178,21 @@ def shard_problems(folder: Path, name: str, vocab_size: int, end_of_document: in
         yield f"{ends_path}: the document ends do not ascend"
     if (ends[-1] if len(ends) else 0) != tokens_path.stat().st_size // dtype.itemsize:
         yield f"{ends_path}: the last document does not end at the last token"
-    largest, marks = 0, [np.empty(0, dtype=np.int64)]
+    largest, ended, begun = 0, [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     with tokens_path.open("rb") as file:
         start = 0
         while len(ids := np.fromfile(file, dtype, CHUNK)):
             largest = max(largest, int(ids.max()))
-            marks.append(start + 1 + np.flatnonzero(ids == end_of_document))
+            ended.append(start + 1 + np.flatnonzero(ids == end_of_document))
+            if begin_of_document is not None:
+                begun.append(start + np.flatnonzero(ids == begin_of_document))
             start += len(ids)
     if largest >= vocab_size:
         yield f"{tokens_path}: the token id {largest} is beyond the vocabulary of {vocab_size}"
-    if not np.array_equal(np.concatenate(marks), ends):
+    if not np.array_equal(np.concatenate(ended), ends):
         yield f"{tokens_path}: the end-of-document ids are not where the documents end"
+    if begin_of_document is not None and not np.array_equal(np.concatenate(begun), np.append(0, ends)[: len(ends)]):
+        yield f"{tokens_path}: the begin-of-document ids are not where the documents begin"
 
 
 def _partial(path: Path) -> Path:

@@ -111,6 +111,15 @@ def end_of_document(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
+def begin_of_document(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokenizer's begin-of-sequence id. Raises UserError where it has none, or the one that ends documents."""
+    if tokenizer.bos_token_id is None:
+        raise UserError(f"{_called(tokenizer)} names no begin-of-sequence token; leave --bos out")
+    if tokenizer.bos_token_id == tokenizer.eos_token_id:
+        raise UserError(f"{_called(tokenizer)} begins and ends documents with one token; leave --bos out")
+    return int(tokenizer.bos_token_id)
+
+
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """Number of entries, added tokens included. Raises UserError where an id lies beyond it (ids with holes)."""
     largest = max(tokenizer.get_vocab().values())

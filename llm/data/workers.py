@@ -38,10 +38,10 @@ def available_cores() -> int:
 class Progress:
     """A bar over the bytes of all sources, with files, documents and tokens a second beside it. A context."""
 
-    def __init__(self, size: int, files: int) -> None:
+    def __init__(self, size: int, files: int, what: str = "prepare") -> None:
         # A log is no terminal: there a line every half minute is enough.
         every = 0.5 if sys.stderr.isatty() else 30
-        self._bar = tqdm(total=size, unit="B", unit_scale=True, desc="prepare", mininterval=every)
+        self._bar = tqdm(total=size, unit="B", unit_scale=True, desc=what, mininterval=every)
         self._files, self._done, self._documents, self._tokens = files, 0, 0, 0
 
     def __enter__(self) -> "Progress":

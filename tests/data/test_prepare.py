@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 import llm.data.encode
-import llm.data.prepare
+import llm.data.settle
 import llm.data.sources
 from llm.cli import main
+from llm.data.plan import Settings
 from llm.data.prepare import add_arguments, prepare
 from llm.data.shard import Manifest
 from llm.data.store import TokenStore
@@ -31,38 +32,9 @@ from llm.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from llm.errors import UserError
 
 from .conftest import TEXT
+from .stores import SPLITS, children, documents_of, plain_ids, tree, write_lines
 
 LOOK_ALIKES = [MARKER, f"a{MARKER}b", "<|endoftext", " ", "\n\n", "\u3000", "a" * 20_000, "𝒙é"]
-SPLITS = ("train", "validation")
-
-
-def write_lines(path, texts):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-
-
-def plain_ids(folder, text):
-    """The ids of a text by the saved tokenizer, as `tokenizers` gives them one text at a time."""
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True
-    return tokenizer.encode(text, add_special_tokens=False).ids
-
-
-def documents_of(path, split):
-    store = TokenStore.open(path, split)
-    return [store.document_tokens(index).tolist() for index in range(store.documents)]
-
-
-def tree(path):
-    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    """Six files of thirty documents each, among them one that is empty; large enough that some are held out."""
-    for number in range(6):
-        write_lines(tmp_path / "in" / f"{number}.jsonl", [f"{TEXT} {number} {i}" for i in range(29)] + [""])
-    return tmp_path / "in"
 
 
 # ---- What a store holds ----------------------------------------------------------------------------------------------
@@ -82,7 +54,8 @@ def test_every_document_is_in_the_store_once_on_its_side(corpus, bpe_folder, tmp
         assert documents_of(out, split) == expected[split]
         assert summary.tokens[split] == sum(map(len, expected[split]))
         assert TokenStore.open(out, split).verify() == []
-    assert (summary.documents, summary.empty_documents, summary.vocab_size) == (174, 6, len(load_tokenizer(bpe_folder)))
+    assert (summary.documents, summary.left_out) == (174, {"bad": 0, "empty": 6})
+    assert summary.vocab_size == len(load_tokenizer(bpe_folder))
     store = TokenStore.open(out)
     assert store.end_of_document == 0
     assert store.tokenizer_fingerprint == tokenizer_fingerprint(load_tokenizer(bpe_folder))
@@ -104,7 +77,8 @@ def test_a_manifest_tells_where_a_shard_came_from(corpus, bpe_folder, tmp_path):
         assert manifest.bytes_out == path.stat().st_size == 2 * manifest.tokens
         assert manifest.versions.keys() == {"hippoformer", "tokenizers"}
     assert sum(manifest.documents for manifest in manifests) == 29
-    assert sum(manifest.empty_documents for manifest in manifests) == 1
+    assert [manifest.left_out for manifest in manifests if manifest.left_out] == [{"empty": 1}]
+    assert sum(manifest.documents_in for manifest in manifests) == 30
     assert sum(manifest.bytes_in for manifest in manifests) == sum(len(text.encode()) for text in texts)
 
 
@@ -171,90 +145,12 @@ def test_a_tokenizer_is_trained_on_training_documents_of_all_files_in_turn(tmp_p
     for name in "abc":
         write_lines(tmp_path / f"{name}.jsonl", [f"{name}{i}" for i in range(5)])
     sources = llm.data.sources.open_sources([str(tmp_path)])
-    assert list(llm.data.prepare._sample(sources, 0))[:5] == ["a0", "b0", "c0", "a1", "b1"]
-    sample = list(llm.data.prepare._sample(sources, 0.5))
+    assert list(llm.data.settle._sample(sources, Settings(validation_fraction=0)))[:5] == ["a0", "b0", "c0", "a1", "b1"]
+    sample = list(llm.data.settle._sample(sources, Settings(validation_fraction=0.5)))
     assert 0 < len(sample) < 15
-    assert all(llm.data.encode.split_of(sources[0], text, 0.5) == "train" for text in sample)
-    monkeypatch.setattr(llm.data.prepare, "SAMPLE_BYTES", 7)
-    assert list(llm.data.prepare._sample(sources, 0)) == ["a0", "b0", "c0"]
-
-
-# ---- Again, elsewhere, interrupted -----------------------------------------------------------------------------------
-
-
-def test_the_number_of_workers_changes_nothing(corpus, bpe_folder, tmp_path):
-    for workers in (1, 2, 5):
-        settings = {"tokenizer": bpe_folder, "validation_fraction": 0.2, "workers": workers}
-        prepare([str(corpus)], tmp_path / f"by {workers}", **settings)
-    assert tree(tmp_path / "by 1") == tree(tmp_path / "by 2") == tree(tmp_path / "by 5")
-
-
-def test_the_same_command_makes_only_what_is_missing_or_damaged(corpus, bpe_folder, tmp_path, monkeypatch):
-    out, made = tmp_path / "out", []
-    encode = llm.data.encode._encode
-    monkeypatch.setattr(
-        llm.data.encode, "_encode", lambda source, *rest: made.append(source.name) or encode(source, *rest)
-    )
-
-    def again():
-        made.clear()
-        prepare([str(corpus / "*")], out, tokenizer=bpe_folder, validation_fraction=0.2, workers=1)
-        return made
-
-    assert len(again()) == 6
-    whole = tree(out)
-    assert again() == []
-    tokens = out / "train" / "00001-1.tokens"
-    tokens.write_bytes(b"\xff" + tokens.read_bytes()[1:])
-    (out / "validation" / "00002-2.json").unlink()
-    (out / "train" / "00004-4.ends").write_bytes(b"")
-    (out / "train" / "00005-5.json").write_text("{}")
-    assert again() == ["00001-1", "00002-2", "00004-4", "00005-5"]
-    assert tree(out) == whole
-
-
-MOMENTS = ["plan.json", "tokenizer", "train/*.partial", "train/*.json"]
-
-
-@pytest.mark.skipif(os.name != "posix", reason="kills processes with SIGKILL, which is of POSIX systems")
-def test_a_killed_run_is_finished_by_the_same_command(bpe_folder, tmp_path):
-    for number in range(8):
-        write_lines(tmp_path / "in" / f"{number}.jsonl", [f"{TEXT * 40} {number} {i}" for i in range(60)])
-    arguments = [str(tmp_path / "in"), "--validation-fraction", "0.2", "--tokenizer", str(bpe_folder), "--workers", "2"]
-    assert main(["prepare", *arguments, "--out", str(tmp_path / "undisturbed")]) == 0
-    out = tmp_path / "out"
-    for moment in MOMENTS:
-        run = subprocess.Popen(
-            [sys.executable, "-m", "llm", "prepare", *arguments, "--out", str(out)], stderr=subprocess.DEVNULL
-        )
-        while run.poll() is None and not list(out.glob(moment)):
-            time.sleep(0.001)
-        workers = children(run.pid)
-        run.send_signal(signal.SIGKILL)
-        assert run.wait() == -signal.SIGKILL, f"the run was over before there was a {moment}"
-        for _ in range(100):  # workers end with the run, or they would write beside the next
-            if not any(is_running(worker) for worker in workers):
-                break
-            time.sleep(0.1)
-        else:
-            pytest.fail("a worker went on without its parent")
-        assert not (out / "store.json").exists()
-    assert main(["prepare", *arguments, "--out", str(out)]) == 0
-    assert tree(out) == tree(tmp_path / "undisturbed")
-
-
-def children(process):
-    try:
-        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-    except OSError:  # no /proc
-        return []
-
-
-def is_running(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    assert all(llm.data.encode.split_of(sources[0], sha256(text.encode()).digest(), 0.5) == "train" for text in sample)
+    monkeypatch.setattr(llm.data.settle, "SAMPLE_BYTES", 7)
+    assert list(llm.data.settle._sample(sources, Settings(validation_fraction=0))) == ["a0", "b0", "c0"]
 
 
 # ---- Refused ---------------------------------------------------------------------------------------------------------
@@ -292,8 +188,8 @@ def test_other_settings_tokenizers_sources_or_texts_are_refused(corpus, bpe_fold
     for sources, changed, message in (
         (corpus, {"tokenizer": gpt2}, "was begun with another tokenizer; name another --out"),
         (corpus, {"tokenizer": None, "train_tokenizer": 300}, "was begun with another tokenizer"),
-        (corpus, {"text_key": "body"}, "was begun with the text key 'text', not 'body'; name another --out"),
-        (corpus, {"validation_fraction": 0.1}, r"was begun with the validation fraction 0\.2, not 0\.1"),
+        (corpus, {"text_key": "body"}, "was begun with text key: 'text', not 'body'; name another --out"),
+        (corpus, {"validation_fraction": 0.1}, r"was begun with validation fraction: 0\.2, not 0\.1"),
         (corpus / "[0-4]*", {}, r"was begun with other sources \(1 differ, as .*5\.jsonl\); name another --out"),
     ):
         with pytest.raises(UserError, match=message):
@@ -354,7 +250,7 @@ def test_bad_input_leaves_nothing_behind(corpus, bpe_folder, tmp_path):
 
 def test_a_corpus_that_is_all_held_out_is_refused(bpe_folder, tmp_path):
     write_lines(tmp_path / "a.jsonl", [text for text in map(str, range(9)) if sha256(text.encode()).digest()[0] < 128])
-    with pytest.raises(UserError, match="every document was held out for validation; give more, or a smaller"):
+    with pytest.raises(UserError, match="no document is left to train on; give more, or a smaller"):
         prepare([str(tmp_path / "a.jsonl")], tmp_path / "out", tokenizer=bpe_folder, validation_fraction=0.5, workers=1)
 
 
@@ -395,7 +291,7 @@ def test_help_ends_with_an_example(capsys):
     with pytest.raises(SystemExit) as end:
         main(["prepare", "--help"])
     assert end.value.code == 0
-    assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("example: python -m llm prepare ")
+    assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("  python -m llm prepare ")
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     for arguments in (
@@ -413,5 +309,5 @@ def test_the_command_prints_one_line(corpus, bpe_folder, tmp_path, capsys):
     assert main(["prepare", str(corpus), "--out", str(out), "--tokenizer", str(bpe_folder), "--workers", "1"]) == 0
     [line] = capsys.readouterr().out.splitlines()
     store = TokenStore.open(out)
-    assert line.startswith(f"{out}: 174 documents (6 empty ones left out), {store.tokens:,} training and ")
+    assert line.startswith(f"{out}: 174 documents (left out: 6 empty), {store.tokens:,} training and ")
     shutil.rmtree(out)

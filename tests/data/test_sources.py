@@ -12,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+import llm.data.files
 import llm.data.sources
-from llm.data.sources import FileSource, open_sources
+from llm.data.documents import BadDocuments
+from llm.data.files import FileSource
+from llm.data.sources import open_sources
 from llm.data.stories import MARKER, stories
 from llm.errors import UserError
 
@@ -35,7 +38,7 @@ def write_parquet(path, texts, key="text", **settings):
 
 def read(path, **settings):
     [source] = open_sources([str(path)], **settings)
-    return [document.text for document in source.documents()]
+    return [document.text for document in source.documents(BadDocuments())]
 
 
 # ---- What is there is read -------------------------------------------------------------------------------------------
@@ -85,22 +88,22 @@ def test_text_is_split_as_python_splits_it_wherever_the_chunks_end(texts, marker
     path = tmp_path_factory.mktemp("txt") / "a.txt"
     content = marker.join(texts) + "."
     path.write_text(content, newline="")
-    expected = [llm.data.sources._without_layout(text) for text in content.split(marker)]
+    expected = [llm.data.files._without_layout(text) for text in content.split(marker)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llm.data.sources, "CHUNK", 3)
+        patch.setattr(llm.data.files, "CHUNK", 3)
         assert read(path, marker=marker) == expected
 
 
 def test_a_large_text_is_streamed(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(f"{TEXT * 100}{MARKER}" * 3000)
-    assert path.stat().st_size > 20 * llm.data.sources.CHUNK
+    assert path.stat().st_size > 20 * llm.data.files.CHUNK
     tracemalloc.start()
     [source] = open_sources([str(path)])
-    assert sum(1 for _ in source.documents()) == 3000
+    assert sum(1 for _ in source.documents(BadDocuments())) == 3000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 5 * llm.data.sources.CHUNK
+    assert peak < 5 * llm.data.files.CHUNK
 
 
 def test_progress_ends_at_the_size_of_the_file(tmp_path):
@@ -108,7 +111,7 @@ def test_progress_ends_at_the_size_of_the_file(tmp_path):
     (tmp_path / "b.txt").write_text("b")
     write_parquet(tmp_path / "c.parquet", TEXTS)
     for source in open_sources([str(tmp_path)]):
-        reads = [document.read for document in source.documents()]
+        reads = [document.read for document in source.documents(BadDocuments())]
         assert reads == sorted(reads)
         assert reads[-1] == source.size
 
@@ -117,7 +120,9 @@ def test_real_files(shared):
     sources = open_sources([str(shared / "nemotron-cc-layout")])
     for source in sources:
         raw = zstd.decompress((shared / source.location).read_bytes()).decode()
-        assert [d.text for d in source.documents()] == [json.loads(line)["text"] for line in raw.splitlines()]
+        assert [d.text for d in source.documents(BadDocuments())] == [
+            json.loads(line)["text"] for line in raw.splitlines()
+        ]
     assert [source.name for source in sources] == ["00000-books-part-00000", "00001-books-part-00001"]
     sample = shared / "tinystories" / "sample.txt"
     layout = re.compile(rf"\n?{re.escape(MARKER)}\n?")
@@ -212,13 +217,13 @@ def test_a_damaged_parquet_is_told_by_row(tmp_path):
         read(path)
     text = pyarrow.array([b"fine", b"\xff"], pyarrow.binary()).view(pyarrow.string())
     write_parquet(path, text)
-    with pytest.raises(UserError, match=r"a\.parquet, after row 0: invalid UTF-8, byte 0xff"):
+    with pytest.raises(UserError, match=r"a\.parquet, row 2: invalid UTF-8, byte 0xff"):
         read(path)
 
 
 def test_a_file_that_went_away_is_told(tmp_path):
-    source = FileSource("a", str(tmp_path / "gone.txt"), 1, "text", MARKER)
-    for use in (lambda: list(source.documents()), source.description):
+    source = FileSource("a", str(tmp_path / "gone.txt"), 1, "text", None, MARKER)
+    for use in (lambda: list(source.documents(BadDocuments())), source.description):
         with pytest.raises(UserError, match=r"gone\.txt cannot be read \(No such file"):
             use()
 
@@ -263,7 +268,7 @@ def test_a_linked_folder_is_followed_and_a_file_found_twice_refused(tree, tmp_pa
 def test_patterns_that_stand_for_nothing_are_refused(tree):
     (tree / "void").mkdir()
     for patterns, message in {
-        ("missing.txt",): "no file matches missing.txt; give a file, a folder, a glob or `stories`",
+        ("missing.txt",): "no file matches missing.txt; give a file, a folder, a glob, a hub name or `stories`",
         ("*.gz",): r"no file matches \*\.gz; give",
         ("void",): r"the folder void holds no file of a known form \(\.txt, \.jsonl, .*\.parquet\)",
         (
@@ -288,7 +293,7 @@ def test_the_corpus_is_shared_out_whole(monkeypatch):
     assert [source.split for source in sources] == ["train"] * 4 + ["validation"]
     assert len({source.name for source in sources}) == 5
     for split, count in (("train", 100), ("validation", 5)):
-        told = [d.text for source in sources if source.split == split for d in source.documents()]
+        told = [d.text for source in sources if source.split == split for d in source.documents(BadDocuments())]
         assert told == list(stories(7, split, 0, count))
     assert sources == open_sources(["stories"], documents=100, seed=7)
     assert sources[0].description() != sources[1].description() == sources[1].description()

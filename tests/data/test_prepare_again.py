@@ -1,0 +1,202 @@
+"""The same store however it comes about: by any number of workers or tasks, in several runs, killed at any moment."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import llm.data.encode
+from llm.cli import main
+from llm.data.prepare import Share, Summary, prepare
+from llm.data.store import TokenStore
+from llm.errors import UserError
+
+from .conftest import TEXT
+from .stores import children, is_running, tree, write_lines
+
+
+def test_the_number_of_workers_changes_nothing(corpus, bpe_folder, tmp_path):
+    for workers in (1, 2, 5):
+        settings = {"tokenizer": bpe_folder, "validation_fraction": 0.2, "workers": workers}
+        prepare([str(corpus)], tmp_path / f"by {workers}", **settings)
+    assert tree(tmp_path / "by 1") == tree(tmp_path / "by 2") == tree(tmp_path / "by 5")
+
+
+def test_the_same_command_makes_only_what_is_missing_or_damaged(corpus, bpe_folder, tmp_path, monkeypatch):
+    out, made = tmp_path / "out", []
+    encode = llm.data.encode._encode
+    monkeypatch.setattr(
+        llm.data.encode, "_encode", lambda source, *rest: made.append(source.name) or encode(source, *rest)
+    )
+
+    def again():
+        made.clear()
+        prepare([str(corpus / "*")], out, tokenizer=bpe_folder, validation_fraction=0.2, workers=1)
+        return made
+
+    assert len(again()) == 6
+    whole = tree(out)
+    assert again() == []
+    tokens = out / "train" / "00001-1.tokens"
+    tokens.write_bytes(b"\xff" + tokens.read_bytes()[1:])
+    (out / "validation" / "00002-2.json").unlink()
+    (out / "train" / "00004-4.ends").write_bytes(b"")
+    (out / "train" / "00005-5.json").write_text("{}")
+    assert again() == ["00001-1", "00002-2", "00004-4", "00005-5"]
+    assert tree(out) == whole
+
+
+@pytest.mark.parametrize("tasks", [2, 5, 8])
+def test_the_number_of_tasks_changes_nothing(tasks, corpus, bpe_folder, tmp_path):
+    """In any order; the last to end finishes the store. Of eight tasks two have nothing to do."""
+    settings = {"tokenizer": bpe_folder, "validation_fraction": 0.2, "workers": 1, "deduplicate": True}
+    prepare([str(corpus)], tmp_path / "whole", **settings)
+    order = list(range(1, tasks + 1))
+    random.Random(tasks).shuffle(order)
+    for number, task in enumerate(order, 1):
+        done = prepare([str(corpus)], tmp_path / "out", task=(task, tasks), **settings)
+        assert isinstance(done, Summary if all(t > 6 for t in order[number:]) else Share)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_a_task_says_what_is_missing(corpus, bpe_folder, tmp_path, capsys):
+    words = ["prepare", str(corpus), "--out", str(tmp_path / "out"), "--tokenizer", str(bpe_folder), "--workers", "1"]
+    assert main([*words, "--task", "2/4"]) == 0
+    assert "task 2/4 has done its 2 sources in" in (told := capsys.readouterr().out)
+    assert "4 sources of other tasks are missing" in told
+    with pytest.raises(UserError, match="prepare"):
+        TokenStore.open(tmp_path / "out")
+    for wrong in ("5/4", "0/4"):
+        assert main([*words, "--task", wrong]) == 2
+        assert f"--task {wrong} must be one of 1/4 to 4/4" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--task", "two"])
+    assert end.value.code == 2
+    assert "give I/N, as 3/100" in capsys.readouterr().err
+
+
+def test_another_task_with_other_settings_is_refused(corpus, bpe_folder, tmp_path):
+    prepare([str(corpus)], tmp_path / "out", tokenizer=bpe_folder, workers=1, task=(1, 2))
+    with pytest.raises(UserError, match="was begun with bad documents skipped in a source: 0, not 3; name another"):
+        prepare([str(corpus)], tmp_path / "out", tokenizer=bpe_folder, workers=1, task=(2, 2), skip_bad=3)
+
+
+# ---- Several at once, killed -----------------------------------------------------------------------------------------
+
+# Imports once what takes seconds, then forks a process for each command of a line and says their numbers.
+LAUNCHER = """
+import json, os, sys
+import transformers.models.auto.tokenization_auto
+import llm.data.prepare
+from llm.cli import main
+for line in sys.stdin:
+    processes = []
+    for words in json.loads(line):
+        if process := os.fork():
+            processes.append(process)
+            continue
+        sys.stdin.close()
+        os._exit(main(words))
+    print(json.dumps(processes), flush=True)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]), flush=True)
+"""
+
+
+class Launcher:
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def start(self, commands):
+        self.process.stdin.write(json.dumps(commands) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self):
+        """The next list: process numbers, then exit statuses. What the commands themselves print is passed over."""
+        for line in self.process.stdout:
+            if line.startswith("["):
+                return json.loads(line)
+        raise AssertionError("the launcher ended")
+
+    def run(self, commands):
+        self.start(commands)
+        return self.answer()
+
+
+@pytest.fixture(scope="module")
+def launcher():
+    launcher = Launcher()
+    yield launcher
+    launcher.process.kill()
+    launcher.process.wait()
+
+
+@pytest.fixture
+def large(tmp_path):
+    """Ten files with repeated and broken documents, some seconds of work."""
+    for number in range(10):
+        texts = [f"{TEXT * 60} {number // 2} {i}" for i in range(80)]
+        write_lines(tmp_path / "in" / f"{number}.jsonl", texts)
+        with (tmp_path / "in" / f"{number}.jsonl").open("a") as file:
+            file.write("{broken\n")
+    return tmp_path / "in"
+
+
+def command(sources, out, bpe_folder):
+    words = ["prepare", str(sources), "--validation-fraction", "0.2", "--tokenizer", str(bpe_folder), "--out", str(out)]
+    return [*words, "--deduplicate", "--skip-bad", "1", "--subset-tokens", "600000"]
+
+
+def test_tasks_at_once_make_the_store_of_one(launcher, large, bpe_folder, tmp_path):
+    """Every task twice, as a scheduler may do that takes a node for lost."""
+    assert launcher.run([[*command(large, tmp_path / "whole", bpe_folder), "--workers", "1"]]) == [0]
+    words = [*command(large, tmp_path / "out", bpe_folder), "--workers", "1"]
+    tasks = [[*words, "--task", f"{task}/3"] for task in (1, 2, 3)]
+    assert launcher.run(tasks + tasks) == [0] * 6
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    store = TokenStore.open(tmp_path / "out")
+    assert store.verify() == []
+    tokens = store.tokens + TokenStore.open(tmp_path / "out", "validation").tokens
+    assert tokens == pytest.approx(300_000, rel=0.01)  # every text is there twice
+
+
+@pytest.mark.parametrize("how", ["workers", "tasks"])
+def test_killed_at_ten_moments_it_is_the_store_of_an_undisturbed_run(how, launcher, large, bpe_folder, tmp_path):
+    began = time.monotonic()
+    assert launcher.run([[*command(large, tmp_path / "whole", bpe_folder), "--workers", "1"]]) == [0]
+    whole, seconds = tree(tmp_path / "whole"), time.monotonic() - began
+    words, out = command(large, tmp_path / "out", bpe_folder), tmp_path / "out"
+    ways = {
+        "workers": [[[*words, "--workers", number]] for number in ("1", "2", "5")],
+        "tasks": [
+            [[*words, "--workers", "1", "--task", f"{task}/{tasks}"] for task in range(1, tasks + 1)]
+            for tasks in (2, 5)
+        ],
+    }[how]
+    moments, unfinished = random.Random(how), 0
+    for kill, commands in zip(range(10), itertools.cycle(ways), strict=False):
+        processes = launcher.start(commands)
+        time.sleep(moments.uniform(0, 0.3 * seconds))
+        workers = [child for process in processes for child in children(process)]
+        for process in processes:
+            os.kill(process, signal.SIGKILL) if is_running(process) else None
+        unfinished += launcher.answer().count(-signal.SIGKILL) > 0 and not (out / "store.json").exists()
+        deadline = time.monotonic() + 10  # workers end with their run
+        while any(is_running(worker) for worker in workers):
+            assert time.monotonic() < deadline, f"a worker went on without its parent after kill {kill}"
+            time.sleep(0.01)
+    assert unfinished >= 5
+    assert launcher.run(ways[-1]) == [0] * len(ways[-1])
+    assert tree(out) == whole
