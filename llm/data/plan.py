@@ -15,6 +15,7 @@ from ..errors import UserError
 from .documents import Source
 from .encode import held
 from .shard import write_json
+from .sources import open_sources
 from .stories import MARKER
 
 HELD_OUT = 0.005  # of the documents
@@ -56,6 +57,18 @@ class Settings:
         if self.skip_bad < 0:
             problems.append(f"--skip-bad {self.skip_bad} must be 0 or more")
         return problems
+
+    def open(self, patterns: Sequence[str]) -> list[Source]:
+        """The sources that the patterns stand for. Raises UserError where there is none, or one twice."""
+        return open_sources(
+            patterns,
+            text_key=self.text_key,
+            id_key=self.id_key,
+            where=self.where,
+            marker=self.marker,
+            documents=self.documents,
+            seed=self.seed,
+        )
 
     def plan(self, sources: Sequence[Source], tokenizer: dict[str, Any] | None) -> dict[str, Any]:
         """Everything that decides the bytes of the store; `tokenizer` is None where it is to be trained."""

@@ -41,7 +41,7 @@ from .encode import Recipe, held, shards_of, splits_of
 from .plan import HELD_OUT, Settings, open_folder
 from .settle import identity_with, settle
 from .shard import SPLITS, Manifest
-from .sources import DEFAULT_STORIES, open_sources
+from .sources import DEFAULT_STORIES
 from .store import write_index
 from .stories import MARKER, Split
 from .tokenizer import load_tokenizer
@@ -106,36 +106,36 @@ def prepare(
     began = time.perf_counter()
     out, chosen = Path(out), Settings(**settings)
     workers = available_cores() if workers is None else workers
-    problems = chosen.problems()
-    if workers < 1:
-        problems.append(f"--workers {workers} must be at least 1")
+    if problems := [*chosen.problems(), *_problems(task, workers)]:
+        raise UserError("; ".join(problems))
+    found = chosen.open(sources)
+    loaded = None if chosen.tokenizer is None else load_tokenizer(chosen.tokenizer)
+    try:
+        is_new = open_folder(out, chosen.plan(found, None if loaded is None else identity_with(loaded, chosen.bos)))
+        try:
+            recipe = settle(out, chosen, found, loaded, workers)
+            share = found[task[0] - 1 :: task[1]]
+            _make_shards(share, recipe, workers)
+            if missing := _missing(found, out):
+                return Share(out, task, len(share), missing, time.perf_counter() - began)
+            manifests = _finish(found, recipe, workers)
+        except UserError:
+            if is_new and task[1] == 1 and not any(any((out / split).glob("*.json")) for split in SPLITS):
+                shutil.rmtree(out)
+            raise
+    except OSError as error:  # a source's are UserErrors already
+        raise UserError(
+            f"{out} cannot be written ({error.strerror or error}); mend that (free some space, say) and run the same "
+            "command again: what is done is kept"
+        ) from error
+    return _summary(recipe, manifests, time.perf_counter() - began)
+
+
+def _problems(task: tuple[int, int], workers: int) -> list[str]:
+    problems = [f"--workers {workers} must be at least 1"] if workers < 1 else []
     if not 1 <= task[0] <= task[1]:
         problems.append(f"--task {task[0]}/{task[1]} must be one of 1/{task[1]} to {task[1]}/{task[1]}")
-    if problems:
-        raise UserError("; ".join(problems))
-    found = open_sources(
-        sources,
-        text_key=chosen.text_key,
-        id_key=chosen.id_key,
-        where=chosen.where,
-        marker=chosen.marker,
-        documents=chosen.documents,
-        seed=chosen.seed,
-    )
-    loaded = None if chosen.tokenizer is None else load_tokenizer(chosen.tokenizer)
-    is_new = open_folder(out, chosen.plan(found, None if loaded is None else identity_with(loaded, chosen.bos)))
-    try:
-        recipe = settle(out, chosen, found, loaded, workers)
-        share = found[task[0] - 1 :: task[1]]
-        _make_shards(share, recipe, workers)
-        if missing := _missing(found, out):
-            return Share(out, task, len(share), missing, time.perf_counter() - began)
-        manifests = _finish(found, recipe, workers)
-    except UserError:
-        if is_new and task[1] == 1 and not any(any((out / split).glob("*.json")) for split in SPLITS):
-            shutil.rmtree(out)
-        raise
-    return _summary(recipe, manifests, time.perf_counter() - began)
+    return problems
 
 
 # ---- Shards, duplicates, index ---------------------------------------------------------------------------------------

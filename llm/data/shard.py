@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -82,7 +83,8 @@ class ShardWriter:
 
     def __exit__(self, *_: object) -> None:
         for kind, file in self._files.items():
-            file.close()
+            with suppress(OSError):  # a full disk, which has been told already
+                file.close()
             _partial(self._path(kind)).unlink(missing_ok=True)
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:

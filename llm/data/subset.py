@@ -88,7 +88,7 @@ def survey(
     sizes: list[int] = []
     counted: list[int] = []
     texts: list[str] = []
-    read = 0
+    read = told = 0
     for document in source.documents(BadDocuments(skip_bad)):
         if not document.text:
             continue
@@ -101,10 +101,10 @@ def survey(
             counted += lengths(texts)
             texts = []
         if len(places) % BATCH_DOCUMENTS == 0:
-            report(document.read - read, BATCH_DOCUMENTS, 0)
-            read = document.read
+            report(document.read - read, BATCH_DOCUMENTS, sum(counted) - told)
+            read, told = document.read, sum(counted)
     counted += lengths(texts)
-    report(source.size - read, len(places) % BATCH_DOCUMENTS, 0)
+    report(source.size - read, len(places) % BATCH_DOCUMENTS, sum(counted) - told)
     rate = sum(counted) / max(1, sum(sizes[: len(counted)]))
     estimates = np.array(counted + [size * rate for size in sizes[len(counted) :]], dtype=np.float64)
     return np.array(places, dtype=np.uint64), estimates

@@ -87,6 +87,22 @@ def test_another_task_with_other_settings_is_refused(corpus, bpe_folder, tmp_pat
         prepare([str(corpus)], tmp_path / "out", tokenizer=bpe_folder, workers=1, task=(2, 2), skip_bad=3)
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_full_disk_is_told_and_what_is_done_is_kept(workers, corpus, bpe_folder, tmp_path):
+    """A limit on the size of a file stands for the disk: the operating system refuses to write on."""
+    write_lines(corpus / "3.jsonl", [f"{TEXT * 100} {i}" for i in range(200)])
+    command = [sys.executable, "-m", "llm", "prepare", corpus, "--tokenizer", bpe_folder, "--out", tmp_path / "out"]
+    command += ["--workers", workers]
+    limited = ["bash", "-c", 'trap "" XFSZ; ulimit -f 100; exec "$@"', "limited", *command]
+    stopped = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert stopped.returncode == 2
+    assert f"error: {tmp_path / 'out'} cannot be written (File too large); mend that" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not list((tmp_path / "out").rglob("00003-3.*"))
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert TokenStore.open(tmp_path / "out").verify() == []
+
+
 # ---- Several at once, killed -----------------------------------------------------------------------------------------
 
 # Imports once what takes seconds, then forks a process for each command of a line and says their numbers.

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Nemotron-CC-HQ -> token store, by a hundred tasks at once; the one that ends last finishes the store.
+#
+#   sbatch slurm/prepare_nemotron.sh                                    # with what is set below
+#   SOURCE=/data/nemotron-cc STORE=/scratch/nemotron sbatch --account=mine slurm/prepare_nemotron.sh --deduplicate
+#   sbatch --array=7,12 slurm/prepare_nemotron.sh                       # tasks 7 and 12 once more
+#   TASKS=400 sbatch --array=1-400 slurm/prepare_nemotron.sh            # another number of tasks
+#
+# A task that was killed, requeued or run twice does no harm: the same command makes only what is missing. What follows
+# the name of the script goes to `python -m llm prepare`; see its --help.
+#SBATCH --job-name=prepare-nemotron
+#SBATCH --array=1-100
+#SBATCH --cpus-per-task=16
+#SBATCH --mem=32G
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --output=slurm/logs/%x-%A_%a.log
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:-.}"  # the project's root: Slurm runs a copy of this file from elsewhere
+
+PYTHON=${PYTHON:-.venv/bin/python}
+SOURCE=${SOURCE:-data/nemotron-cc}                # holds quality=*/kind=*/kind2=*/*.jsonl.zstd
+STORE=${STORE:-data/nemotron}
+TOKENIZER=${TOKENIZER:-meta-llama/Llama-3.1-8B}   # or a folder: nodes often have no network
+WHERE=${WHERE:-quality=high}                      # parts of the path, as "quality=high kind=actual"
+TOKENS=${TOKENS:-84.5e9}                          # 40,000 steps x 512 x 4,096 = 83.9e9, and what is held out
+SEED=${SEED:-1}
+TASKS=${TASKS:-100}                               # the last number of --array
+
+where=()
+for part in $WHERE; do where+=(--where "$part"); done
+
+exec "$PYTHON" -m llm prepare "$SOURCE" --out "$STORE" --tokenizer "$TOKENIZER" \
+    "${where[@]}" --id-key warc_record_id --subset-tokens "$TOKENS" --seed "$SEED" --validation-fraction 0.0005 \
+    --task "$SLURM_ARRAY_TASK_ID/$TASKS" "$@"
