@@ -1,152 +1,67 @@
-"""Batches for training and validation.
+"""The data of a run, as Lightning asks for it.
 
-Stages: (seed, step, row) -> item of the store (`order.py`) -> tokens (`store.py`) -> a micro-batch of tensors.
+Stages: (seed, step, row) -> store (`mixture.py`) -> item of the store (`order.py`) -> tokens (`store.py`) -> a
+micro-batch of tensors (`rows.py`).
 
 Nothing here has a state: the micro-batches of step n are a function of n, so a run resumes by naming its step, and
 every number of ranks and workers sees the same global batches.
-
-Dimension letters: B sequences of a micro-batch, T time (the context).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
-from ..model.loss import IGNORED
-from .order import WindowOrder
-from .store import TokenStore
-
-ROWS = ("windows", "documents")
-
-
-class Rows:
-    """The rows of one split: item -> `context` inputs and as many labels.
-
-    Args:
-        store: an open token store.
-        context: T.
-        kind: "windows": the token stream cut every T tokens, each token predicted once, the last partial window left
-            out; "documents": one document a row, cut at T, padding left out of the loss.
-    """
-
-    def __init__(self, store: TokenStore, context: int, kind: str) -> None:
-        self.store, self.context, self.kind = store, context, kind
-        self.count = (store.tokens - 1) // context if kind == "windows" else store.documents
-        if self.count < 1:
-            if not store.tokens and store.split == "validation":
-                raise UserError(
-                    f"{store.path} holds no validation tokens: prepare it anew with more text or a larger "
-                    "--validation-fraction"
-                )
-            raise UserError(
-                f"{store.path} ({store.split}) holds {store.tokens} tokens, too few for one row of {context}: "
-                "prepare more text or lower data.context"
-            )
-
-    def tokens(self, item: int) -> np.ndarray:
-        """The item's tokens, at most T + 1."""
-        if self.kind == "windows":
-            return self.store.read(item * self.context, self.context + 1)
-        start, end = self.store.document(item)
-        return self.store.read(start, min(end - start, self.context + 1))
-
-    def predicted(self, items: list[int]) -> int:
-        """How many tokens are predicted in these items."""
-        if self.kind == "windows":
-            return len(items) * self.context
-        spans = (self.store.document(item) for item in items)
-        return sum(min(end - start, self.context + 1) - 1 for start, end in spans)
-
-    def tensors(self, items: list[int]) -> dict[str, Tensor]:
-        """input_ids and shift_labels, (B, T) int64."""
-        inputs = np.full((len(items), self.context), self.store.end_of_document, dtype=np.int64)
-        labels = np.full((len(items), self.context), IGNORED, dtype=np.int64)
-        for row, item in enumerate(items):
-            tokens = self.tokens(item)
-            if tokens.max() >= self.store.vocab_size:  # on a GPU the embedding would end in a device assert
-                raise UserError(
-                    f"{self.store.path} ({self.store.split}) holds id {tokens.max()} beyond its vocabulary of "
-                    f"{self.store.vocab_size}: name the shard with llm inspect --verify and prepare it again"
-                )
-            inputs[row, : len(tokens) - 1] = tokens[:-1]
-            labels[row, : len(tokens) - 1] = tokens[1:]
-        return {"input_ids": torch.from_numpy(inputs), "shift_labels": torch.from_numpy(labels)}
-
-
-class TrainingBatches(Dataset):
-    """Micro-batch index (step * micro-batches + which) -> this rank's share of the global batch."""
-
-    def __init__(self, rows: Rows, order: WindowOrder, micro_batches: int, rank: int, ranks: int) -> None:
-        self.rows, self.order = rows, order
-        self.micro_batches, self.rank, self.ranks = micro_batches, rank, ranks
-        self.micro_batch_size = order.batch_size // (micro_batches * ranks)
-        self._counted = (-1, 0)  # the last step asked for and its predicted tokens
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        step, which = divmod(index, self.micro_batches)
-        first = (which * self.ranks + self.rank) * self.micro_batch_size
-        batch: dict[str, Any] = self.rows.tensors(self.order.rows(step, first, first + self.micro_batch_size))
-        if self._counted[0] != step:
-            self._counted = (step, self.rows.predicted(self.order.rows(step, 0, self.order.batch_size)))
-        batch["num_items_in_batch"] = self._counted[1]
-        return batch
-
-
-class ValidationBatches(Dataset):
-    """Every validation row once, in the store's order, dealt to the ranks in turn."""
-
-    def __init__(self, rows: Rows, count: int, batch_size: int, rank: int, ranks: int) -> None:
-        self.rows, self.batch_size = rows, batch_size
-        self.items = range(rank, count, ranks)
-
-    def __len__(self) -> int:
-        return -(-len(self.items) // self.batch_size)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if index >= len(self):
-            raise IndexError(index)
-        return self.rows.tensors(list(self.items[index * self.batch_size : (index + 1) * self.batch_size]))
+from .mixture import MixtureOrder, Pattern, mixed_fingerprint, open_sources, short_names, weight_problems
+from .rows import KINDS, Rows, TrainingBatches, ValidationBatches
 
 
 class TokenDataModule(pl.LightningDataModule):
-    """Batches of a token store.
+    """Batches of a token store, or of a mixture of several.
+
+    Of a mixture any 1,000 consecutive training rows hold exactly the shares of the stores. Its validation draws in the
+    same proportion, each store's rows in their own order, until the first store has no more (or `validation_rows`).
 
     Args:
-        store: the folder that `python -m llm prepare` wrote.
+        store: the folder that `python -m llm prepare` wrote, or a mapping {folder: weight}; weights are made whole
+            shares of 1,000 rows, by largest remainder.
         context: T, tokens of a row.
         batch_size: rows of one optimizer step over all devices.
         micro_batch_size: rows of one forward pass on one device; None is as many as fall on a device.
         rows: "windows" of the token stream, or "documents", one a row.
+        mask_documents: windows only: no token sees another document, and positions count from each document's start.
+            The first token of a document is still predicted, from the end-of-document token before it. Validation is
+            masked alike.
         seed: of the order.
         validate_every: optimizer steps between validations.
         validation_rows: the first n rows of the validation split only; None is all of it.
         workers: loading processes; 0 is fastest, reading is far quicker than any model.
 
     Raises:
-        UserError: no store, one too small, or a batch that does not divide (from `open` and `setup`).
+        UserError: no store, one too small, stores of different tokenizers, or a batch that does not divide (from
+            `open` and `setup`).
     """
 
     def __init__(
         self,
-        store: str,
+        store: str | dict[str, float],
         context: int,
         batch_size: int,
         micro_batch_size: int | None = None,
         rows: str = "windows",
+        mask_documents: bool = False,
         seed: int = 0,
         validate_every: int = 1000,
         validation_rows: int | None = None,
         workers: int = 0,
     ) -> None:
         super().__init__()
-        self.store_path, self.context, self.kind = store, context, rows
+        self.weights = {store: 1.0} if isinstance(store, str) else store
+        self.context, self.kind, self.mask_documents = context, rows, mask_documents
         self.batch_size, self.given_micro_batch_size = batch_size, micro_batch_size
         self.seed, self.workers = seed, workers
         self.validate_every, self.validation_rows = validate_every, validation_rows
@@ -163,28 +78,64 @@ class TokenDataModule(pl.LightningDataModule):
         problems = [f"data.{k} {v} must be at least 1" for k, v in at_least_one.items() if v is not None and v < 1]
         if self.workers < 0:
             problems.append(f"data.workers {self.workers} must be 0 or more")
-        if self.kind not in ROWS:
-            problems.append(f"data.rows {self.kind!r} is unknown: give one of {', '.join(ROWS)}")
-        return problems
+        if self.kind not in KINDS:
+            problems.append(f"data.rows {self.kind!r} is unknown: give one of {', '.join(KINDS)}")
+        elif self.mask_documents and self.kind == "documents":
+            problems.append("data.mask_documents has nothing to mask in data.rows documents: leave one of them out")
+        return problems + weight_problems(self.weights)
 
     def open(self) -> None:
-        """Open the store, once.
+        """Open the stores, once.
 
         Raises:
-            UserError: no store, a torn one, or too few tokens for a row.
+            UserError: no store, a torn one, too few tokens for a row, or stores of different tokenizers.
         """
-        if hasattr(self, "store"):
+        if hasattr(self, "sources"):
             return
-        self.store = TokenStore.open(self.store_path, "train")
-        held_out = TokenStore.open(self.store_path, "validation")
-        for split in (self.store, held_out):
-            split.check_sizes()
-        self.training = Rows(self.store, self.context, self.kind)
-        self.validation = Rows(held_out, self.context, self.kind)
-        self.order = WindowOrder(self.training.count, self.batch_size, self.seed)
+        sources = open_sources(self.weights)
+        self.training, self.validation = (
+            Rows(stores, self.context, self.kind, self.mask_documents)
+            for stores in ([source.train for source in sources], [source.validation for source in sources])
+        )
+        self.order = MixtureOrder(self.training.counts, [s.share for s in sources], self.batch_size, self.seed)
+        self.sources = sources
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data: what a resumed run and the two runs of a pair compare."""
+        return mixed_fingerprint(self.sources)
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer that made every store of the run."""
+        return self.sources[0].train.path / "tokenizer"
+
+    @property
+    def named(self) -> str:
+        """The stores in words, with their shares where there are several."""
+        if len(self.sources) == 1:
+            return self.sources[0].path
+        return " and ".join(f"{source.path} ({source.share / 10:g}%)" for source in self.sources)
+
+    def summary(self, steps: int) -> str:
+        """What a run of `steps` makes of each store: rows, tokens that it never sees, epochs."""
+        parts = []
+        for n, (source, epochs) in enumerate(zip(self.sources, self.order.epochs(steps), strict=True)):
+            unread = f", {self.training.unread(n):,} tokens of the end in none" if self.kind == "windows" else ""
+            rows = f"{source.path}: {self.training.counts[n]:,} {self.kind} an epoch{unread}"
+            parts.append(f"{rows}, {epochs:,.2f} epochs in {steps:,} steps")
+        return "; ".join(parts)
+
+    def epochs(self, steps: int) -> dict[str, float]:
+        """How often `steps` steps go through each store: `epochs`, or `epochs_FOLDER` for each of a mixture."""
+        counted = self.order.epochs(steps)
+        if len(counted) == 1:
+            return {"epochs": counted[0]}
+        names = short_names(source.path for source in self.sources)
+        return {f"epochs_{name}": count for name, count in zip(names, counted, strict=True)}
 
     def setup(self, stage: str) -> None:
-        """Open the store and set the trainer's accumulation and validation interval from batch sizes in rows."""
+        """Open the stores and set the trainer's accumulation and validation interval from batch sizes in rows."""
         trainer = self._trainer
         self.open()
         trainer.accumulate_grad_batches = self.micro_batches(trainer.world_size)
@@ -221,11 +172,12 @@ class TokenDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         trainer = self._trainer
-        count = min(self.validation.count, self.validation_rows or self.validation.count)
+        pattern = Pattern.even([source.share for source in self.sources])
+        count = min(pattern.row(store, rows) for store, rows in enumerate(self.validation.counts))  # one runs out
+        count = min(count, self.validation_rows or count)
         size = self.batch_size // (trainer.accumulate_grad_batches * trainer.world_size)
-        return self._loader(
-            ValidationBatches(self.validation, count, size, trainer.global_rank, trainer.world_size), None
-        )
+        rank, ranks = trainer.global_rank, trainer.world_size
+        return self._loader(ValidationBatches(self.validation, pattern, count, size, rank, ranks), None)
 
     def _loader(self, batches: Dataset, indices: range | None) -> DataLoader:
         return DataLoader(

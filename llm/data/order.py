@@ -38,7 +38,11 @@ class WindowOrder:
 
     def item(self, step: int, row: int) -> int:
         """The item, in [0, items), that row `row` of global batch `step` is."""
-        epoch, place = divmod(self._index(step, row), self.items)
+        return self.at(self._index(step, row))
+
+    def at(self, index: int) -> int:
+        """The item of a running index."""
+        epoch, place = divmod(index, self.items)
         return permute(place, self.items, round_keys(self.seed, epoch))
 
     def epoch(self, step: int, row: int) -> int:

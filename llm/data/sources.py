@@ -114,6 +114,8 @@ def _chosen(paths: list[Path], where: Sequence[str]) -> list[Path]:
     for part in where:
         wanted.setdefault(part.partition("=")[0], set()).add(part)
     chosen = [path for path in paths if all(not parts.isdisjoint(path.parts) for parts in wanted.values())]
+    if where and not paths:
+        raise UserError("--where chooses among files, and no source is a file; leave it out")
     if paths and not chosen:
         raise UserError(
             f"none of {len(paths)} files has {' and '.join(where)} in its path, as {paths[0]}; change --where"

@@ -1,6 +1,6 @@
 """What happens around the steps of a run: measurements, progress bar, checkpoints.
 
-Order within a step: optimizer -> measurements -> checkpoint, after validation where it is due -> Ctrl-C, where one came.
+Order within a step: optimizer -> measurements -> checkpoint (after validation where it is due) -> Ctrl-C if it came.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import lightning.pytorch as pl
 import torch
 from tqdm import tqdm
 
+from ..data.rows import DIGESTS
 from . import checkpoint as checkpoints
 from .flops import device_peak, flops_per_token
-from .run import RunFolder
+from .run import MetricsFile, RunFolder
 
 
 def whole_step(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -31,7 +32,12 @@ class Measurements(pl.Callback):
 
     train_loss is the mean over the steps since the last row; tokens_per_second is measured over the same steps,
     without validation and checkpoints; tokens are predicted tokens, padding not counted. mfu is model FLOPs per second
-    over the peak of all devices, empty where the device's peak is not known.
+    over the peak of all devices, empty where the device's peak is not known; epochs count how often the run went
+    through its store, or each of its stores.
+
+    data_digest, in metrics.csv alone as it is no number to plot, is the sum of the digests of all rows of all steps
+    since step 0 (see `rows.py`): two runs that agree in it have seen equal data up to there. A run that was begun
+    before there were digests has none.
     """
 
     def __init__(self, run: RunFolder) -> None:
@@ -42,6 +48,9 @@ class Measurements(pl.Callback):
         self.seconds_before: float = state.get("seconds", 0.0)
         self.validated_at = -1
         self.losses = [torch.tensor(loss) for loss in state.get("window_losses", [])]
+        known = "0" if self.run.resumed is None else state.get("data_digest")
+        self.digest = None if known is None else int(known, 16)  # of all ranks, up to where they were last added up
+        self.digest_since = 0  # of this rank, from there on
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         self.peak = self.run.settings.peak_flops or device_peak(module.device, "16" in str(trainer.precision))
@@ -51,6 +60,7 @@ class Measurements(pl.Callback):
         self._start_clock()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.digest_since += batch["data_digest"]
         if not whole_step(trainer, batch_idx):
             return
         self.tokens_seen += batch["num_items_in_batch"]
@@ -70,6 +80,7 @@ class Measurements(pl.Callback):
             gradient_norm=module.gradient_norm.item(),
             tokens_per_second=rate,
             mfu=rate * self.flops / (self.peak * trainer.world_size) if self.peak else None,
+            data_digest=self.data_digest(trainer, module),
         )
         self.bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
         self.losses = []
@@ -97,6 +108,15 @@ class Measurements(pl.Callback):
         """Seconds of training so far, validation and checkpoints included, over all lives of the run."""
         return self.seconds_before + time.perf_counter() - self.started
 
+    def data_digest(self, trainer: pl.Trainer, module: Any) -> str | None:
+        """The digest of the run's data so far, 16 hex digits; every rank has to ask for it together."""
+        if self.digest is None:
+            return None
+        since = torch.tensor(self.digest_since % DIGESTS, device=module.device)
+        self.digest = (self.digest + int(trainer.strategy.reduce(since, reduce_op="sum"))) % DIGESTS
+        self.digest_since = 0
+        return f"{self.digest:016x}"
+
     def skip(self, seconds: float) -> None:
         """Leave `seconds` out of the throughput."""
         self.clock += seconds
@@ -104,11 +124,13 @@ class Measurements(pl.Callback):
     def _start_clock(self) -> None:
         self.clock, self.clock_tokens = time.perf_counter(), self.tokens_seen
 
-    def _log(self, trainer: pl.Trainer, **values: float | None) -> None:
-        row = {"tokens": self.tokens_seen, **values, "seconds": self.seconds()}
+    def _log(self, trainer: pl.Trainer, **values: float | str | None) -> None:
+        epochs = trainer.datamodule.epochs(trainer.global_step)
+        row = {"tokens": self.tokens_seen, **epochs, **values, "seconds": self.seconds()}
         measured = {name: value for name, value in row.items() if value is not None}
+        numbers = {name: value for name, value in measured.items() if not isinstance(value, str)}
         for logger in trainer.loggers:
-            logger.log_metrics(measured, trainer.global_step)
+            logger.log_metrics(measured if isinstance(logger, MetricsFile) else numbers, trainer.global_step)
 
 
 class ValidationBar(pl.Callback):
@@ -164,6 +186,7 @@ class Checkpoints(pl.Callback):
             "seconds": self.measurements.seconds(),
             "parameters": module.model.num_parameters(),
             "window_losses": [loss.item() for loss in self.measurements.losses],  # since the last row of metrics
+            "data_digest": self.measurements.data_digest(trainer, module),
             "identity": self.run.identity,
         }
         folder = self.run.path / "checkpoints"

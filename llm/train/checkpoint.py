@@ -4,8 +4,8 @@
         model.safetensors       parameters by name, as trained (fp32)
         optimizer.safetensors   optimizer state by parameter name: "exp_avg/model.norm.weight", ...
         config.json             the DecoderConfig
-        state.json              step, tokens seen, seconds, last validation loss, parameters, and what a run must be
-                                to continue from here (identity)
+        state.json              step, tokens seen, digest of the data, seconds, last validation loss, parameters, and
+                                what a run must be to continue from here (identity)
         manifest.json           size and sha256 of each file above; written last
 
 A checkpoint is written aside and renamed, so a folder without `.partial` is whole; its manifest shows whether it

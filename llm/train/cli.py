@@ -120,15 +120,16 @@ class CLI(LightningCLI):
     def _identity(self) -> dict[str, Any]:
         data: TokenDataModule = self.datamodule
         data.open()
-        check_vocabulary(data.store, self.model.decoder_config.unpadded_vocab_size)
+        check_vocabulary(data.sources[0].train, self.model.decoder_config.unpadded_vocab_size)
         decoder = self.model.decoder_config.to_diff_dict()
         decoder.pop("transformers_version", None)
         return {
-            "store_fingerprint": data.store.fingerprint,
+            "store_fingerprint": data.fingerprint,
             "seed": data.seed,
             "batch_size": data.batch_size,
             "context": data.context,
             "rows": data.kind,
+            "mask_documents": data.mask_documents or None,  # runs from before it have no such key
             "decoder": decoder,
         }
 
@@ -156,13 +157,15 @@ class CLI(LightningCLI):
                 run.close(run.resumed.state)  # a kill may have come between the last checkpoint and the summary
             print(f"{run.path} is finished at step {run.resumed.step}: nothing to do", file=sys.stderr)
             return
+        data: TokenDataModule = self.datamodule
+        print(data.summary(trainer.max_steps), file=sys.stderr)
         facts = {
-            "seed": self.datamodule.seed,
+            "seed": data.seed,
             "parameters": self.model.model.num_parameters(),
-            "store": str(self.datamodule.store_path),
+            "store": data.named,
             "store_fingerprint": run.identity["store_fingerprint"],
         }
-        trainer.loggers = run.open(self._config_yaml(), facts, self.datamodule.store.path / "tokenizer")
+        trainer.loggers = run.open(self._config_yaml(), facts, data.tokenizer, list(data.epochs(0)))
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -188,7 +191,7 @@ class CLI(LightningCLI):
 
     def _explain(self, error: NotFiniteError) -> str:
         data, step = self.datamodule, error.step
-        batch = f"seed {data.seed}, step {step}, rows 0 to {data.batch_size - 1} of {data.store_path}"
+        batch = f"seed {data.seed}, step {step}, rows 0 to {data.batch_size - 1} of {data.named}"
         folder = Path(self._get(self.config_init, "run").folder)
         last = checkpoints.newest(folder / "checkpoints", before=step)[0]
         return (

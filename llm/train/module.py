@@ -29,8 +29,10 @@ class LanguageModule(pl.LightningModule):
     """Next-token training of a decoder.
 
     A batch is a dict: input_ids and shift_labels (B, T) int64, labels already shifted and -100 where there is nothing
-    to predict; num_items_in_batch, the number of predicted tokens in the whole global batch. The gradient is that of
-    the mean over those tokens, whatever the number of micro-batches and devices and however the tokens fall on them.
+    to predict; where documents are masked position_ids (B, T), restarting at 0 with each; num_items_in_batch, the
+    number of predicted tokens in the whole global batch; data_digest, which the model is not given (see `rows.py`).
+    The gradient is that of the mean over those tokens, whatever the number of micro-batches and devices and however
+    the tokens fall on them.
 
     Args:
         decoder: sizes and switches of the model.
@@ -95,7 +97,8 @@ class LanguageModule(pl.LightningModule):
         micro_batches = self.trainer.accumulate_grad_batches
         if batch_idx % micro_batches == 0:
             self.step_loss = torch.zeros((), device=self.device, dtype=torch.float32)
-        loss = self.model(**batch).loss * (micro_batches * self.trainer.world_size)
+        inputs = {name: value for name, value in batch.items() if name != "data_digest"}
+        loss = self.model(**inputs).loss * (micro_batches * self.trainer.world_size)
         self.step_loss += loss.detach() / micro_batches
         return loss
 

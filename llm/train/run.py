@@ -23,7 +23,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -37,7 +37,8 @@ from ..errors import UserError
 from . import checkpoint as checkpoints
 
 COLUMNS = (
-    "step tokens train_loss perplexity learning_rate gradient_norm tokens_per_second mfu validation_loss seconds"
+    "step tokens train_loss perplexity learning_rate gradient_norm tokens_per_second mfu validation_loss seconds "
+    "data_digest"
 ).split()
 SUMMARY = ("step", "tokens_seen", "validation_loss", "seconds", "parameters")
 LOGGERS = ("csv", "tensorboard", "wandb")
@@ -142,7 +143,13 @@ class RunFolder:
                 "settings or another --run.folder"
             )
 
-    def open(self, config_yaml: str, facts: dict[str, Any], tokenizer: Path | None = None) -> list[Logger]:
+    def open(
+        self,
+        config_yaml: str,
+        facts: dict[str, Any],
+        tokenizer: Path | None = None,
+        columns: Sequence[str] = ("epochs",),
+    ) -> list[Logger]:
         """Write config.yaml and run.json, and return the loggers.
 
         A resumed run keeps its metrics up to the checkpoint; what was made beyond it is set aside; run.json gains a
@@ -152,6 +159,7 @@ class RunFolder:
             config_yaml: the resolved config.
             facts: what run.json says beside the identity and the environment.
             tokenizer: folder to copy.
+            columns: of metrics.csv, beside those that every run has.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock()
@@ -169,7 +177,7 @@ class RunFolder:
         if tokenizer is not None:
             shutil.copytree(tokenizer, self.path / "tokenizer", dirs_exist_ok=True)
         makers = {
-            "csv": lambda: MetricsFile(self.path / "metrics.csv", step),
+            "csv": lambda: MetricsFile(self.path / "metrics.csv", step, columns),
             "tensorboard": lambda: TensorBoardLogger(
                 self.path, name="tensorboard", version="", purge_step=step + 1 if self.resumed else None
             ),
@@ -183,10 +191,13 @@ class RunFolder:
         return [makers[name]() for name in self.settings.loggers]
 
     def _lock(self) -> None:
-        """Hold the folder until `release` or the end of the process; UserError where another process holds it."""
+        """Hold the folder until `release` or the end of the process; UserError where another process holds it.
+
+        By lockf, whose lock is the process's own: that of flock would live on in the loading processes of a killed run.
+        """
         self._held = (self.path / ".lock").open("w")
         try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self.release()
             raise UserError(f"another process is training in {self.path}: wait for it or end it") from error
@@ -215,27 +226,34 @@ class RunFolder:
 
 
 class MetricsFile(Logger):
-    """metrics.csv: one row a call, flushed at once; rows after `step` are dropped, a resumed run makes them again."""
+    """metrics.csv: one row a call, flushed at once; rows after `step` are dropped, a resumed run makes them again.
+
+    `columns` come after `COLUMNS`; those that an earlier life had beside them stay.
+    """
 
     name, version = "csv", ""
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, step: int, columns: Sequence[str] = ()) -> None:
         super().__init__()
         self.path = path
-        rows = []
+        rows: list[dict[str, str]] = []
+        found: Sequence[str] = ()
         if path.is_file():
             with path.open(newline="") as stream:
-                rows = [row for row in csv.DictReader(stream) if (row["step"] or "").isdigit()]
+                reader = csv.DictReader(stream)
+                rows = [row for row in reader if (row["step"] or "").isdigit()]
+                found = reader.fieldnames or ()
+        self.columns = list(dict.fromkeys([*COLUMNS, *columns, *found]))
         partial = path.with_suffix(".partial")
         with partial.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore")
+            writer = csv.DictWriter(stream, self.columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(row for row in rows if int(row["step"]) <= step)
         partial.replace(path)
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         with self.path.open("a", newline="") as stream:
-            csv.DictWriter(stream, COLUMNS).writerow({"step": step, **metrics})
+            csv.DictWriter(stream, self.columns).writerow({"step": step, **metrics})
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """config.yaml holds them."""

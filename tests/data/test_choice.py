@@ -240,6 +240,8 @@ def test_path_parts_choose_files(bpe, bpe_folder, tmp_path):
         taken("quality=best")
     with pytest.raises(UserError, match="none of 6 files"):
         taken("quality=hig")  # a whole part, not a piece of one
+    with pytest.raises(UserError, match="no source is a file; leave it out"):
+        prepare(["stories"], tmp_path / "none", tokenizer=bpe_folder, where=["quality=high"])
 
 
 def test_ids_must_be_there_and_be_ids(bpe_folder, tmp_path):

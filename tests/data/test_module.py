@@ -1,4 +1,4 @@
-"""Batches: the same global batch for any number of ranks and micro-batches, every window once an epoch."""
+"""The data module: what it sets, where a loader goes on, what it says and refuses; a mixture's validation."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,110 +6,121 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
-from llm.data.module import Rows, TokenDataModule, TrainingBatches, ValidationBatches
-from llm.data.order import WindowOrder
+from llm.data.module import TokenDataModule
 from llm.data.store import TokenStore
 from llm.errors import UserError
 
+from .random_stores import random_store
+
 
 @pytest.fixture(scope="module")
-def store(story_store: Path) -> TokenStore:
-    return TokenStore.open(story_store, "train")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("stores")
+    return random_store(folder / "web" / "store", seed=1), random_store(folder / "code" / "store", seed=2, documents=90)
 
 
-def global_batch(rows: Rows, order: WindowOrder, step: int, micro: int, ranks: int) -> torch.Tensor:
-    """What all ranks together see at a step, as sorted rows of inputs and labels."""
-    parts = []
-    for rank in range(ranks):
-        batches = TrainingBatches(rows, order, micro, rank, ranks)
-        parts += [batches[step * micro + which] for which in range(micro)]
-    whole = torch.cat([torch.cat([part["input_ids"], part["shift_labels"]], dim=1) for part in parts])
-    assert len({part["num_items_in_batch"] for part in parts}) == 1
-    assert parts[0]["num_items_in_batch"] == sum((part["shift_labels"] != -100).sum() for part in parts)
-    return whole[np.lexsort(whole.numpy().T[::-1])]
-
-
-@pytest.mark.parametrize("kind", ["windows", "documents"])
-def test_one_global_batch_however_it_is_split(store: TokenStore, kind: str) -> None:
-    rows = Rows(store, 64, kind)
-    order = WindowOrder(rows.count, 16, seed=5)
-    for step in (0, 7, rows.count // 16, 1000):  # across the end of an epoch too
-        expected = global_batch(rows, order, step, 1, 1)
-        for micro, ranks in ((2, 1), (1, 2), (4, 2), (2, 8), (16, 1)):
-            assert torch.equal(global_batch(rows, order, step, micro, ranks), expected)
-
-
-def test_windows_are_the_stream_and_documents_are_documents(store: TokenStore) -> None:
-    stream = store.read(0, store.tokens)
-    batch = Rows(store, 50, "windows").tensors([0, 3])
-    assert np.array_equal(batch["input_ids"], [stream[:50], stream[150:200]])
-    assert np.array_equal(batch["shift_labels"], [stream[1:51], stream[151:201]])
-    rows = Rows(store, 1000, "documents")
-    batch = rows.tensors([2, 5])
-    for line, document in enumerate((2, 5)):
-        tokens = store.document_tokens(document)
-        assert tokens[-1] == store.end_of_document
-        assert np.array_equal(batch["input_ids"][line][: len(tokens) - 1], tokens[:-1])
-        assert np.array_equal(batch["shift_labels"][line][: len(tokens) - 1], tokens[1:])
-        assert (batch["shift_labels"][line][len(tokens) - 1 :] == -100).all()
-    cut = Rows(store, 10, "documents").tensors([2])
-    assert np.array_equal(cut["shift_labels"][0], store.document_tokens(2)[1:11])
-
-
-def test_an_epoch_holds_every_window_once(store: TokenStore) -> None:
-    rows = Rows(store, 256, "windows")
-    assert rows.count == (store.tokens - 1) // 256
-    order = WindowOrder(rows.count, 4, seed=1)
-    steps = rows.count // 4
-    seen = [item for step in range(steps) for item in order.rows(step, 0, 4)]
-    assert len(set(seen)) == len(seen)
-    assert rows.count - len(seen) < 4
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_validation_sees_each_row_once(store: TokenStore, ranks: int) -> None:
-    rows, count = Rows(store, 32, "windows"), 101
-    seen: list[bytes] = []
-    for rank in range(ranks):
-        batches = ValidationBatches(rows, count, 8, rank, ranks)
-        seen += [row.numpy().tobytes() for batch in batches for row in batch["input_ids"]]
-        assert sum(1 for _ in batches) == len(batches)
-    assert sorted(seen) == sorted(
-        rows.tensors(list(range(count)))["input_ids"][i].numpy().tobytes() for i in range(count)
-    )
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_workers_do_not_change_the_batches(store: TokenStore, workers: int) -> None:
-    rows = Rows(store, 64, "windows")
-    batches = TrainingBatches(rows, WindowOrder(rows.count, 8, seed=2), 2, 0, 1)
-    loaded = list(DataLoader(batches, batch_size=None, sampler=range(6, 14), num_workers=workers))
-    assert all(torch.equal(a["input_ids"], batches[i]["input_ids"]) for i, a in zip(range(6, 14), loaded, strict=True))
-
-
-def trainer(**facts: object) -> SimpleNamespace:
-    common = {"world_size": 1, "global_rank": 0, "global_step": 0, "max_steps": 10, "accumulate_grad_batches": 1}
+def at(step: int = 0, **facts: int) -> SimpleNamespace:
+    """A trainer as far as the data asks it."""
+    common = {"world_size": 1, "global_rank": 0, "global_step": step, "max_steps": 10, "accumulate_grad_batches": 1}
     return SimpleNamespace(**(common | facts))
 
 
-def test_a_resumed_loader_goes_on_where_the_run_stands(story_store: Path) -> None:
-    module = TokenDataModule(str(story_store), 32, batch_size=8, micro_batch_size=4, seed=3, validate_every=5)
-    module.trainer = trainer()  # type: ignore[assignment]
+def set_up(module: TokenDataModule, trainer: SimpleNamespace) -> TokenDataModule:
+    module.trainer = trainer  # type: ignore[assignment]
     module.setup("fit")
-    assert module.trainer.accumulate_grad_batches == 2
-    assert module.trainer.val_check_interval == 10
+    return module
+
+
+def test_a_resumed_loader_goes_on_where_the_run_stands(stores: tuple[Path, Path]) -> None:
+    module = TokenDataModule(str(stores[0]), 32, batch_size=8, micro_batch_size=4, seed=3, validate_every=5)
+    trainer = at()
+    set_up(module, trainer)
+    assert trainer.accumulate_grad_batches == 2
+    assert trainer.val_check_interval == 10
     whole = [batch["input_ids"] for batch in module.train_dataloader()]
     assert len(whole) == 20
-    module.trainer.global_step = 7
+    trainer.global_step = 7
     rest = [batch["input_ids"] for batch in module.train_dataloader()]
     assert len(rest) == 6
     assert all(torch.equal(a, b) for a, b in zip(whole[14:], rest, strict=True))
 
 
-def test_a_batch_that_does_not_divide_names_the_nearest(story_store: Path) -> None:
-    module = TokenDataModule(str(story_store), 32, batch_size=100, micro_batch_size=8)
+def test_a_batch_that_does_not_divide_names_the_nearest() -> None:
+    module = TokenDataModule("any", 32, batch_size=100, micro_batch_size=8)
     with pytest.raises(UserError, match="nearest that is, is 96"):
         module.micro_batches(ranks=4)
-    assert TokenDataModule(str(story_store), 32, batch_size=64).micro_batches(ranks=4) == 1
+    assert TokenDataModule("any", 32, batch_size=64).micro_batches(ranks=4) == 1
+
+
+def test_all_problems_come_together() -> None:
+    module = TokenDataModule({"a": 0.0, "b": 1.0}, 0, 8, rows="documents", mask_documents=True, workers=-1)
+    problems = "; ".join(module.problems())
+    for part in ("data.context 0", "data.workers -1", "mask_documents", "weight 0.0 of a"):
+        assert part in problems
+    assert TokenDataModule({"a": 0.2, "b": 1}, 4, 8, mask_documents=True).problems() == []
+
+
+def test_one_store_is_the_same_as_a_mixture_of_one(stores: tuple[Path, Path]) -> None:
+    path = str(stores[0])
+    plain, mixed = (set_up(TokenDataModule(store, 16, 8, seed=3), at()) for store in (path, {path: 0.2}))
+    for loader in ("train_dataloader", "val_dataloader"):
+        for a, b in zip(getattr(plain, loader)(), getattr(mixed, loader)(), strict=True):
+            assert torch.equal(a["input_ids"], b["input_ids"])
+            assert a.get("data_digest") == b.get("data_digest")
+    assert plain.fingerprint == mixed.fingerprint == TokenStore.open(path).fingerprint
+    assert plain.named == mixed.named == path
+    assert plain.epochs(5) == mixed.epochs(5) == {"epochs": 40 / plain.training.counts[0]}
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_mixtures_validation_is_in_proportion_until_a_store_runs_out(stores: tuple[Path, Path], ranks: int) -> None:
+    a, b = map(str, stores)
+    weights = {a: 0.8, b: 0.2}
+    streams = {path: store.read(0, store.tokens) for path in weights for store in [TokenStore.open(path, "validation")]}
+    rows = {
+        path: [ids[8 * n : 8 * n + 8].tobytes() for n in range((len(ids) - 1) // 8)] for path, ids in streams.items()
+    }
+    for limit, seed in ((None, 0), (None, 1), (10, 2)):
+        dealt: list[list[bytes]] = []
+        for rank in range(ranks):
+            module = TokenDataModule(weights, 8, 3 * ranks, 3, seed=seed, validation_rows=limit)
+            set_up(module, at(world_size=ranks, global_rank=rank))
+            dealt.append([ids.numpy().tobytes() for batch in module.val_dataloader() for ids in batch["input_ids"]])
+        seen = [dealt[n % ranks][n // ranks] for n in range(sum(map(len, dealt)))]
+        drawn = {path: [row for row in seen if row in mine] for path, mine in rows.items()}
+        for path, mine in rows.items():
+            assert drawn[path] == mine[: len(drawn[path])]  # each once, in the store's own order
+        share = len(drawn[a]) / len(seen)
+        assert abs(share - 0.8) < 1 / len(seen)
+        assert len(seen) == 10 if limit else len(drawn[a]) == len(rows[a])  # the first to run out
+
+
+def test_a_run_is_told_its_epochs(stores: tuple[Path, Path]) -> None:
+    tokens = [TokenStore.open(path).tokens for path in stores]
+    a, b = map(str, stores)
+    module = set_up(TokenDataModule({b: 0.25, a: 0.75}, 16, 100, seed=3), at())
+    said = dict(part.split(": ", 1) for part in module.summary(20).split("; "))
+    for path, count, share in ((a, tokens[0], 0.75), (b, tokens[1], 0.25)):
+        windows = (count - 1) // 16
+        left = count - 1 - 16 * windows
+        assert said[path].startswith(f"{windows} windows an epoch, {left} tokens of the end in none, ")
+        assert said[path].endswith(f" {2000 * share / windows:.2f} epochs in 20 steps")
+    counted = module.epochs(20)
+    assert counted.keys() == {"epochs_web/store", "epochs_code/store"}
+    assert counted["epochs_web/store"] == 1500 / ((tokens[0] - 1) // 16)
+    assert sorted(module.named.split(" and ")) == sorted([f"{a} (75%)", f"{b} (25%)"])
+    documents = set_up(TokenDataModule(a, 16, 100, rows="documents"), at())
+    assert documents.summary(3) == f"{a}: 60 documents an epoch, {300 / 60:.2f} epochs in 3 steps"
+
+
+def test_a_mixture_draws_its_shares(stores: tuple[Path, Path]) -> None:
+    a, b = map(str, stores)
+    module = set_up(TokenDataModule({a: 0.7, b: 0.3}, 16, 100, seed=3), at(max_steps=25))
+    streams = [TokenStore.open(path).read(0, TokenStore.open(path).tokens) for path in (a, b)]
+    windows = [{ids[16 * n : 16 * n + 16].tobytes() for n in range((len(ids) - 1) // 16)} for ids in streams]
+    rows = [row.numpy().tobytes() for batch in module.train_dataloader() for row in batch["input_ids"]]
+    of_first = np.array([row in windows[0] for row in rows])
+    assert all((row in windows[1]) != first for row, first in zip(rows, of_first, strict=True))
+    counts = np.convolve(of_first, np.ones(1000, int), "valid")
+    assert set(counts) == {700}

@@ -223,6 +223,8 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         "too little text": (["--data.context", "10000000"], "too few"),
         "torn shard": (["--data.store", str(torn)], shard.name),
         "rows": (["--data.rows", "pages"], "windows, documents"),
+        "nothing to mask": (["--data.rows", "documents", "--data.mask_documents", "true"], "mask_documents"),
+        "weights": (["--data.store", "{a: 0, b: -1}"], "weight -1.0 of b"),
         "resume": (["--resume", str(tmp_path / "nowhere")], "nowhere"),
         "nothing at once": (["--data.batch_size", "0", "--data.workers", "-1"], "data.workers -1"),
         "optimizer": (["--model.optimizer.lr", "-1", "--model.optimizer.betas", "[0.9,1.5]"], "betas"),

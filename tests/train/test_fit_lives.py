@@ -17,13 +17,42 @@ from llm.train.run import MetricsFile
 
 from .runs import Config, assert_same_weights, fit, losses, measured
 
+# Runs the command and kills it, as kill -9 does, when a function of the product returns for the n-th time.
+KILLED = """
+import importlib, os, signal, sys
+from llm.cli import main
+module, *owner, name = sys.argv[1].split(":")
+place = importlib.import_module(module)
+for part in owner:
+    place = getattr(place, part)
+function, left = getattr(place, name), int(sys.argv[2])
+def counted(*args, **kwargs):
+    global left
+    result, left = function(*args, **kwargs), left - 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+setattr(place, name, counted)
+main(sys.argv[3:])
+"""
 
-@pytest.mark.parametrize("rows", ["windows", "documents"])
-def test_killed_and_resumed_equals_undisturbed(tiny_config: Config, tmp_path: Path, rows: str) -> None:
-    """30 steps = 16 or so, kill -9, resume, the rest: every row and weight equal to the last bit, with dropout."""
+
+@pytest.mark.parametrize(
+    ("what", "function", "times"),
+    [
+        ("windows", "llm.train.run:MetricsFile:log_metrics", 6),  # rows of steps 4, 8, 10 (validation), 12, 16, 20
+        ("documents", "llm.train.checkpoint:_sync", 3 * 7 + 3),  # within the fourth checkpoint, seven times each
+        ("mixture", "llm.train.module:LanguageModule:training_step", 2 * 23 + 1),  # between two micro-batches
+    ],
+)
+def test_killed_and_resumed_equals_undisturbed(
+    tiny_config: Config, tmp_path: Path, story_store: Path, second_store: Path, what: str, function: str, times: int
+) -> None:
+    """30 steps = some, kill -9, resume, the rest: every row and weight equal to the last bit, with dropout."""
+    mixture = {"data__store": {str(story_store): 0.6, str(second_store): 0.4}, "data__mask_documents": True}
     common = {
+        **(mixture if what == "mixture" else {"data__rows": what}),
         "trainer__max_steps": 30,
-        "data__rows": rows,
         "trainer__log_every_n_steps": 4,  # no divisor of checkpoint_every: a row's mean spans the kill
         "data__micro_batch_size": 4,
         "decoder__residual_dropout": 0.1,
@@ -31,19 +60,17 @@ def test_killed_and_resumed_equals_undisturbed(tiny_config: Config, tmp_path: Pa
     }
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert fit(tiny_config(**common, run__folder=str(whole))) == 0
-    config = tiny_config(**common, run__folder=str(broken))
-    command = [sys.executable, "-m", "llm", "fit", "--config", str(config), "--resume", "auto"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 120
-    while not (broken / "metrics.csv").exists() or 16 not in losses(broken):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    words = ["fit", "--config", str(tiny_config(**common, run__folder=str(broken))), "--resume", "auto"]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, function, str(times), *words], stderr=subprocess.DEVNULL, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
     before = measured(broken)
-    assert subprocess.run([*command], stderr=subprocess.DEVNULL, check=False).returncode == 0
+    assert 16 <= int(before[-1]["step"]) < 30
+    again = [sys.executable, "-m", "llm", *words]
+    assert subprocess.run(again, stderr=subprocess.DEVNULL, check=False).returncode == 0
     assert measured(broken) == measured(whole)
+    assert all(len(row["data_digest"]) == 16 for row in measured(whole) if row["train_loss"])
     assert before == measured(whole)[: len(before)]
     assert list(losses(broken)) == [4, 8, 12, 16, 20, 24, 28, 30]
     assert_same_weights(whole, broken, 30)
@@ -124,18 +151,22 @@ def test_a_finished_run_is_left_as_it_is(tiny_config: Config, tmp_path: Path, ca
 def test_two_processes_never_share_a_run_folder(
     tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert fit(tiny_config(trainer__max_steps=6)) == 0
-    before = (tmp_path / "run" / "metrics.csv").read_bytes()
-    hold = "f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
-    holder = f"import fcntl, sys; {hold}"
-    command = [sys.executable, "-c", holder, str(tmp_path / "run" / ".lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
-        assert fit(tiny_config(), "--resume", "auto") == 2
+    """A kill lets go of the folder at once, though the loading processes of the run live on for some seconds."""
+    config, run = tiny_config(trainer__max_steps=100_000, data__workers=2), tmp_path / "run"
+    command = [sys.executable, "-m", "llm", "fit", "--config", str(config)]
+    other = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        while not (run / "metrics.csv").exists() or 6 not in losses(run):
+            assert other.poll() is None
+            time.sleep(0.01)
+        assert fit(config, "--resume", "auto") == 2
         assert "another process is training" in capsys.readouterr().err
-        other.communicate("\n")
-    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
-    assert fit(tiny_config(), "--resume", "auto") == 0
+    finally:
+        other.kill()
+        other.wait()
+    assert max(losses(run)) < 100_000
+    last = checkpoints.find(run).step
+    assert fit(tiny_config(), "--resume", "auto", "--trainer.max_steps", str(last + 2)) == 0
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("mine")
     assert fit(tiny_config(run__folder=str(tmp_path / "thesis")), "--resume", "auto") == 2
