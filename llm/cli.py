@@ -1,4 +1,4 @@
-"""Commands of `python -m llm`: prepare, inspect, fit, validate, export, generate, bench.
+"""Commands of `python -m llm`: prepare, inspect, bench-data, fit, validate, export, generate, bench.
 
 Each command is a module with `add_arguments(parser)` and `run(args)`; fit and validate are a LightningCLI. Heavy
 imports happen inside the command that needs them, so `--help` answers at once.
@@ -15,6 +15,7 @@ from .errors import exit_status
 COMMANDS = {  # name: (module, one line for --help)
     "prepare": ("llm.data.prepare", "text of any source -> token store"),
     "inspect": ("llm.data.inspect", "what a token store holds, and whether it is whole"),
+    "bench-data": ("llm.data.bench", "speed of the data path, beside plain tokenizers and np.memmap"),
     "fit": ("llm.train.cli", "train a model: --config FILE, then dotted overrides"),
     "validate": ("llm.train.cli", "loss of a run's checkpoint on its validation split"),
     "export": ("llm.export", "run -> a folder that transformers and lm-eval load"),
@@ -25,7 +26,7 @@ HELP = "\n".join(
     [
         "usage: python -m llm COMMAND ...; python -m llm COMMAND --help tells more",
         "",
-        *(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items()),
+        *(f"  {name:12}{text}" for name, (_, text) in COMMANDS.items()),
         "",
         "example: python -m llm fit --config configs/stories_values.yaml --trainer.max_steps 100",
     ]

@@ -177,8 +177,10 @@ def _packed(documents: list[list[int]], recipe: Recipe, source: Source) -> tuple
     Raises UserError where a text gave an id beyond the vocabulary, or one that begins or ends documents.
     """
     begin, end = recipe.begin_of_document, recipe.end_of_document
-    begun = [] if begin is None else [begin]
-    documents = [[*begun, *ids, end] for ids in documents]
+    for ids in documents:
+        if begin is not None:
+            ids.insert(0, begin)
+        ids.append(end)
     lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
     packed = np.fromiter(chain.from_iterable(documents), dtype=np.int64, count=int(lengths.sum()))
     if packed.max(initial=0) >= recipe.vocab_size:

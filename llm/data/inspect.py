@@ -1,20 +1,241 @@
-"""`python -m llm inspect STORE`: what a token store holds, a window of it as text, and whether it is whole."""
+"""`python -m llm inspect STORE`: what a token store holds, how long its documents are, some of it as text.
+
+Stages: --verify, everything is read and hashed again  ->  document ends: lengths  ->  manifests: sources, what was left
+out  ->  figures, histogram, windows of text.
+
+Ends and manifests are streamed: 100 million documents take no more memory than a thousand.
+"""
 
 from __future__ import annotations
 
 import argparse
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
 
 from ..errors import UserError
-from .shard import SPLITS
-from .store import TokenStore
+from .shard import SPLITS, Manifest
+from .store import REMAKE, ListedShard, TokenStore
+from .workers import Progress, Report, available_cores, run_all
+
+SHORT = 1 << 20  # lengths below it are counted in an array; 84 billion tokens have room for 80,000 longer documents
+FIRST = 5  # sources and bad documents that are shown unasked
+BAR, ROWS = 24, 24  # of a histogram: characters, lines
+SECONDS = 2  # a bar appears where something takes longer
+BYTES_A_WORKER = 1 << 28  # to verify: a fifth of a second, below which a process more is not worth its start
+
+
+class Lengths:
+    """How often each document length occurs: exact, in 8 MB for documents of any number."""
+
+    def __init__(self) -> None:
+        self._short = np.zeros(SHORT, dtype=np.int64)
+        self._long: Counter[int] = Counter()
+
+    def add(self, lengths: np.ndarray) -> None:
+        """Count documents of these lengths, [documents] int64."""
+        counts = np.bincount(lengths[lengths < SHORT])
+        self._short[: len(counts)] += counts
+        self._long.update(lengths[lengths >= SHORT].tolist())
+
+    def distinct(self) -> tuple[np.ndarray, np.ndarray]:
+        """The lengths that occur, ascending, and how many documents have each: two int64 arrays of one size."""
+        short, long = np.flatnonzero(self._short), sorted(self._long)
+        counts = [self._short[short], np.array([self._long[length] for length in long], dtype=np.int64)]
+        return np.append(short, np.array(long, dtype=np.int64)), np.concatenate(counts)
+
+
+@dataclass
+class Figures:
+    """What one split holds and what it was made of. A length counts the ids that begin and end a document."""
+
+    store: TokenStore
+    lengths: np.ndarray  # [distinct] ascending
+    counts: np.ndarray  # [distinct] documents of each length
+    bytes_in: int = 0  # of text
+    documents_in: int = 0  # those left out among them
+    left_out: Counter[str] = field(default_factory=Counter)
+    bad: list[str] = field(default_factory=list)
+    sources: Counter[str] = field(default_factory=Counter)  # tokens of each
+
+    @property
+    def mean(self) -> float:
+        return self.store.tokens / self.store.documents
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of text, without the ids that begin and end documents."""
+        marks = 1 if self.store.begin_of_document is None else 2
+        return self.bytes_in / max(1, self.store.tokens - marks * self.store.documents)
+
+    def percentile(self, percent: int) -> int:
+        """The least length that at least so many per cent of the documents do not exceed."""
+        rank = -(-percent * self.store.documents // 100)
+        return int(self.lengths[np.searchsorted(np.cumsum(self.counts), rank)])
+
+    def shares(self, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Shares of the documents and of the tokens whose document's length lies in [edges[i], edges[i + 1])."""
+        documents, _ = np.histogram(self.lengths, edges, weights=self.counts)
+        tokens, _ = np.histogram(self.lengths, edges, weights=self.counts * self.lengths)
+        return documents / self.store.documents, tokens / self.store.tokens
+
+
+def figures_of(store: TokenStore) -> Figures:
+    """Read the manifests and document ends of a split. Raises UserError where one is missing or damaged."""
+    lengths = Lengths()
+    with _bar(store, store.documents, "documents") as bar:
+        for some in store.document_lengths():
+            lengths.add(some)
+            bar.update(len(some))
+    figures = Figures(store, *lengths.distinct())
+    shards = store.shards()
+    for shard in _bar(store, len(shards), "manifests", shards):
+        manifest = Manifest.read(shard.folder, shard.name)
+        if manifest is None:
+            raise UserError(f"{shard.folder / shard.name}.json is missing or no manifest; {REMAKE}")
+        figures.bytes_in += manifest.bytes_in
+        figures.documents_in += manifest.documents_in
+        figures.left_out.update(manifest.left_out)
+        figures.bad += manifest.bad
+        figures.sources[str(manifest.source.get("location"))] += manifest.tokens
+    return figures
+
+
+def _bar(store: TokenStore, total: int, what: str, items: Iterable[Any] | None = None) -> tqdm:
+    """A bar that appears where something takes a while."""
+    every = 0.5 if sys.stderr.isatty() else 30  # a log is no terminal: there a line every half minute will do
+    name = f"{store.split}, {what}"
+    return tqdm(items, name, total, unit="", unit_scale=True, mininterval=every, delay=SECONDS)
+
+
+def verify(splits: Sequence[TokenStore]) -> list[str]:
+    """Read everything again, on all cores: each sentence names one thing that is wrong; none means all is well."""
+    shards = [shard for split in splits for shard in split.shards()]
+    size = sum(shard.size for shard in shards)
+    workers = min(available_cores(), 1 + size // BYTES_A_WORKER)
+    with Progress(size, len(shards), "verify") as progress:
+        results = run_all(_problems, shards, workers, progress)
+    told = [[str(result)] if isinstance(result, UserError) else result for result in results]
+    return [*splits[0].index_problems(), *(problem for problems in told for problem in problems)]
+
+
+def _problems(shard: ListedShard, report: Report) -> list[str]:
+    problems = list(shard.problems())
+    report(shard.size, shard.documents, shard.tokens)
+    return problems
+
+
+# ---- What is shown ---------------------------------------------------------------------------------------------------
+
+
+def summary(figures: Figures, context: int | None) -> Iterator[str]:
+    """The figures of a split, a line each."""
+    store = figures.store
+    yield f"{store.split}: {store.documents:,} documents, {store.tokens:,} tokens"
+    if store.documents:
+        yield f"  {figures.bytes_per_token:.2f} bytes of text a token"
+        yield (
+            f"  tokens a document: mean {figures.mean:,.1f}, median {figures.percentile(50):,}, "
+            f"95th percentile {figures.percentile(95):,}, longest {figures.lengths[-1]:,}"
+        )
+    if reasons := ", ".join(f"{count:,} {reason}" for reason, count in figures.left_out.items() if count):
+        yield f"  left out of {figures.documents_in:,} documents: {reasons}"
+    if context:
+        windows = max(0, (store.tokens - 1) // context)
+        unread = store.tokens - (windows * context + 1 if windows else 0)
+        yield f"  context {context:,}: {windows:,} windows an epoch, {unread:,} tokens at the end in no window"
+
+
+def source_table(every: Sequence[Figures], all_of_them: bool) -> Iterator[str]:
+    """Each source with its tokens in each split."""
+    names = list(dict.fromkeys(name for figures in every for name in figures.sources))
+    shown = names if all_of_them else names[:FIRST]
+    sources = f"{len(names):,} source{'s' * (len(names) != 1)}"
+    yield f"{sources}{_first_of(shown, names)}, tokens in {' and '.join(f.store.split for f in every)}:"
+    for name in shown:
+        yield "".join(f"{figures.sources[name]:>16,}" for figures in every) + f"  {name}"
+
+
+def bad_documents(every: Sequence[Figures], all_of_them: bool) -> Iterator[str]:
+    """Each document that was left out for being broken."""
+    bad = [sentence for figures in every for sentence in figures.bad]
+    if bad:
+        shown = bad if all_of_them else bad[:FIRST]
+        yield f"bad documents left out: {len(bad):,}{_first_of(shown, bad)}"
+        yield from (f"  {sentence}" for sentence in shown)
+
+
+def _first_of(shown: Sequence[str], every: Sequence[str]) -> str:
+    return "" if len(shown) == len(every) else f", the first {len(shown)} (--sources lists all)"
+
+
+def length_edges(figures: Figures, bins: int) -> np.ndarray:
+    """Whole numbers that cut the lengths into so many bins a doubling; fewer where there are none between."""
+    shortest, longest = int(figures.lengths[0]), int(figures.lengths[-1])
+    powers = np.arange(np.floor(bins * np.log2(shortest)), np.floor(bins * np.log2(longest)) + 2)
+    edges = np.unique(np.ceil(2 ** (powers / bins)).astype(np.int64))
+    return np.append(edges, longest + 1) if edges[-1] <= longest else edges
+
+
+def histogram(figures: Figures) -> Iterator[str]:
+    """Shares of documents and of tokens by length, as bars: one, two or four rows a doubling of the length."""
+    edges = next(edges for bins in (4, 2, 1) if len(edges := length_edges(figures, bins)) <= ROWS or bins == 1)
+    shares = figures.shares(edges)
+    scale = BAR / max(share.max() for share in shares)
+    yield f"{figures.store.split}: tokens in a document, share of documents, share of tokens"
+    for low, high, documents, tokens in zip(edges, edges[1:] - 1, *shares, strict=False):
+        label = f"{low:,} to {high:,}" if high > low else f"{low}"
+        bars = [f"{share:>8.1%} {'█' * round(share * scale):{BAR}}" for share in (documents, tokens)]
+        yield f"{label:>24}{bars[0]}{bars[1]}".rstrip()
+
+
+def windows(store: TokenStore, starts: Sequence[int], tokens: int) -> Iterator[str]:
+    """The text from each of these positions on."""
+    file = store.path / "tokenizer" / "tokenizer.json"
+    try:
+        # What the store was made with. transformers would decode the same, two seconds later.
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the Rust library raises bare Exception
+        raise UserError(
+            f"{file} cannot be read ({error}); put the store's tokenizer there or give --windows 0"
+        ) from error
+    for start in starts:
+        ids = store.read(start, max(0, min(tokens, store.tokens - start)))
+        yield f"{store.split} from token {start:,}: {tokenizer.decode(ids.tolist(), skip_special_tokens=False)!r}"
+
+
+def write_plot(path: Path, every: Sequence[Figures]) -> None:
+    """The lengths of the documents of each split that has any, as a PNG."""
+    from .plots import draw_lengths
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(draw_lengths([figures for figures in every if figures.store.documents]))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another --plot") from error
+
+
+# ---- Command ---------------------------------------------------------------------------------------------------------
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m llm inspect`."""
     parser.add_argument("store", type=Path, help="folder that prepare wrote")
     parser.add_argument("--verify", action="store_true", help="hash every shard again and name what is wrong")
-    parser.add_argument("--at", type=int, default=0, metavar="POSITION", help="show the text from this token on")
+    parser.add_argument("--sources", action="store_true", help="list all sources and all bad documents")
+    parser.add_argument("--context", type=int, metavar="T", help="say how many windows of T tokens an epoch has")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the lengths of the documents")
+    parser.add_argument("--windows", type=int, default=3, metavar="N", help="random windows of text (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random windows (default: 0)")
+    parser.add_argument("--at", type=int, metavar="POSITION", help="show the text from this token on instead")
     parser.add_argument("--tokens", type=int, default=64, help="how many tokens of text to show (default: 64)")
     parser.epilog = "example: python -m llm inspect runs/stories/store --verify"
 
@@ -23,17 +244,43 @@ def run(args: argparse.Namespace) -> None:
     """Print the store's figures.
 
     Raises:
-        UserError: no store, a position outside it, or with --verify what does not match its manifest.
+        UserError: no finished store, a position outside it, or with --verify what does not match its manifest.
     """
-    splits = {name: TokenStore.open(args.store, name) for name in SPLITS}
-    train = splits["train"]
-    print(f"{train.path}: vocabulary {train.vocab_size:,}, {train.dtype.name}, fingerprint {train.fingerprint[:16]}")
-    for name, split in splits.items():
-        mean = split.tokens / split.documents if split.documents else 0
-        print(f"{name:11}{split.documents:>14,} documents {split.tokens:>18,} tokens {mean:>10.1f} tokens a document")
-    print(repr(train.tokenizer().decode(train.read(args.at, min(args.tokens, train.tokens - args.at)))))
+    _check(args)
+    splits = [TokenStore.open(args.store, name) for name in SPLITS]
+    train = splits[0]
     if args.verify:
-        problems = [problem for split in splits.values() for problem in split.verify()]
-        if problems:
-            raise UserError("; ".join(problems))
+        if problems := verify(splits):
+            raise UserError("\n  ".join(problems) + "\nrun the same prepare command again: it makes such shards anew")
         print("verified: every shard is what its manifest says")
+    begin = "" if train.begin_of_document is None else f"begin with the id {train.begin_of_document} and "
+    print(
+        f"{train.path}: vocabulary {train.vocab_size:,}, {train.dtype.name}, documents {begin}end with the id "
+        f"{train.end_of_document}, fingerprint {train.fingerprint[:16]}"
+    )
+    every = [figures_of(split) for split in splits]
+    for figures in every:
+        print(*summary(figures, args.context), sep="\n")
+    print(*source_table(every, args.sources), *bad_documents(every, args.sources), sep="\n")
+    for figures in every:
+        if figures.store.documents:
+            print(*histogram(figures), sep="\n")
+    if args.plot:
+        write_plot(args.plot, every)
+    draw = random.Random(args.seed)
+    starts = [draw.randrange(max(1, train.tokens - args.tokens + 1)) for _ in range(args.windows)]
+    starts = starts if args.at is None else [args.at]
+    if starts:
+        print(*windows(train, starts, args.tokens), sep="\n")
+
+
+def _check(args: Any) -> None:
+    problems = []
+    for option, least in (("tokens", 1), ("windows", 0), ("context", 1)):
+        value = getattr(args, option)
+        if value is not None and value < least:
+            problems.append(f"--{option} {value} must be at least {least}")
+    if args.plot and args.plot.suffix != ".png":
+        problems.append(f"--plot {args.plot} is drawn as a PNG; name it {args.plot.with_suffix('.png')}")
+    if problems:
+        raise UserError("; ".join(problems))

@@ -135,7 +135,7 @@ def whole_shares(weights: Sequence[float]) -> list[int]:
     return shares
 
 
-def open_sources(weights: Mapping[str, float]) -> list[Source]:
+def open_stores(weights: Mapping[str, float]) -> list[Source]:
     """Open both splits of each store.
 
     They are numbered by fingerprint, so that neither where they lie nor in which order a config names them changes a
@@ -161,14 +161,10 @@ def open_sources(weights: Mapping[str, float]) -> list[Source]:
                     "tokenizer and the same options"
                 )
     shares = whole_shares([weight for _, weight, _ in opened])
-    sources = [
+    return [
         Source(path, share, train, TokenStore.open(path, "validation"))
         for (train, _, path), share in zip(opened, shares, strict=True)
     ]
-    for source in sources:
-        source.train.check_sizes()
-        source.validation.check_sizes()
-    return sources
 
 
 def mixed_fingerprint(sources: Sequence[Source]) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
-from .mixture import MixtureOrder, Pattern, mixed_fingerprint, open_sources, short_names, weight_problems
+from .mixture import MixtureOrder, Pattern, mixed_fingerprint, open_stores, short_names, weight_problems
 from .rows import KINDS, Rows, TrainingBatches, ValidationBatches
 
 
@@ -92,13 +92,23 @@ class TokenDataModule(pl.LightningDataModule):
         """
         if hasattr(self, "sources"):
             return
-        sources = open_sources(self.weights)
+        sources = open_stores(self.weights)
         self.training, self.validation = (
             Rows(stores, self.context, self.kind, self.mask_documents)
             for stores in ([source.train for source in sources], [source.validation for source in sources])
         )
         self.order = MixtureOrder(self.training.counts, [s.share for s in sources], self.batch_size, self.seed)
         self.sources = sources
+
+    def check_sizes(self) -> None:
+        """Compare the size of every file of the stores with their indexes, before a run of days rather than within it.
+
+        Raises:
+            UserError: a shard is missing or truncated.
+        """
+        for source in self.sources:
+            source.train.check_sizes()
+            source.validation.check_sizes()
 
     @property
     def fingerprint(self) -> str:

@@ -6,11 +6,12 @@
     STORE/plan.json                       the settings it was made with (see `llm.data.prepare`)
 
 The shards of a split form one row of tokens; a position counts from its start. A document is its ids and, as its last,
-the end-of-document id; an end is the position after that. Opening reads store.json alone. A shard's size is checked
-when it is first read, its content on demand by `verify`.
+the end-of-document id; an end is the position after that. Where the store has a begin-of-document id, that is the first
+id of each. Opening reads store.json alone. A shard's size is checked when it is first read, its content on demand by
+`verify`.
 
-Reads are `os.pread` on open files: random windows of a file larger than memory cost what they use, where np.memmap
-read 300 times as much (measured, see DESIGN.md), and processes share a descriptor without sharing a position.
+Reads are `os.pread` on files opened for random access: windows of a store larger than memory cost the pages they lie
+on, where np.memmap read 200 times as much (see BENCHMARKS.md), and processes share a descriptor but not a position.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -35,11 +36,12 @@ from .tokenizer import load_tokenizer, tokenizer_fingerprint
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1
+FORMAT = 2
 OPEN_FILES = 256  # a quarter of the usual limit of 1,024 a process
 PIECE = 1 << 24  # tokens read at a time; Linux reads at most 2 GiB a call
 REMAKE = "run the same prepare command again to make this shard anew"
 ENDS_AT_ONCE = 512  # document ends read at a time after a search: 4 KiB, one page
+ENDS_IN_A_ROW = 1 << 20  # read at a time where all are wanted: 8 MiB
 
 
 class TokenStore:
@@ -52,6 +54,7 @@ class TokenStore:
     tokens, documents        how many this split holds
     vocab_size, dtype        every id is below vocab_size; how the shards hold them
     end_of_document          the id that ends each document and is nowhere else
+    begin_of_document        the id that begins each document and is nowhere else; None where none does
     fingerprint              of the tokens of both splits: what a resumed run compares
     tokenizer_fingerprint    of the tokenizer that made it
     """
@@ -62,6 +65,7 @@ class TokenStore:
         self.vocab_size: int = index["vocab_size"]
         self.dtype = np.dtype(index["dtype"])
         self.end_of_document: int = index["end_of_document"]
+        self.begin_of_document: int | None = index.get("begin_of_document")
         self.fingerprint: str = index["fingerprint"]
         self.tokenizer_fingerprint: str = index["tokenizer_fingerprint"]
         shards = index["splits"][split]
@@ -121,6 +125,18 @@ class TokenStore:
             start = end
         return np.concatenate(found)
 
+    def document_lengths(self) -> Iterator[np.ndarray]:
+        """Tokens of each document, in order, [at most 2^20] int64 at a time. Raises UserError where ends descend."""
+        for shard, name in enumerate(self._names):
+            documents, before = self._counts(shard)[1], 0
+            for first in range(0, documents, ENDS_IN_A_ROW):
+                ends = self._ends(shard, first, min(first + ENDS_IN_A_ROW, documents))
+                lengths = np.diff(ends, prepend=before)
+                if lengths.min() < 1:
+                    raise UserError(f"{self.path / self.split / name}.ends does not ascend; {REMAKE}")
+                before = ends[-1]
+                yield lengths
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that made the store, from the store."""
         return load_tokenizer(self.path / "tokenizer")
@@ -130,28 +146,43 @@ class TokenStore:
 
         Raises UserError for a shard that is missing or truncated.
         """
-        for shard in range(len(self._names)):
-            for kind in ("tokens", "ends"):
+        folder = str(self.path / self.split)  # plain strings: a Path takes twice as long as the stat itself
+        for kind, counted, width in (
+            ("tokens", self._token_ends, self.dtype.itemsize),
+            ("ends", self._document_ends, ENDS.itemsize),
+        ):
+            expected = (np.diff(counted, prepend=0) * width).tolist()
+            for shard, (name, size) in enumerate(zip(self._names, expected, strict=True)):
                 try:
-                    self._check_size(shard, kind, self._file(shard, kind).stat().st_size)
+                    found = os.stat(f"{folder}/{name}.{kind}").st_size  # noqa: PTH116
                 except OSError as error:
                     raise self._missing(shard, kind, error) from error
+                if found != size:
+                    self._check_size(shard, kind, found)
 
     def verify(self) -> list[str]:
         """Read everything again: each sentence names one shard and what is wrong with it; none means all is well."""
+        return [*self.index_problems(), *(problem for shard in self.shards() for problem in shard.problems())]
+
+    def index_problems(self) -> list[str]:
+        """What is wrong with store.json and the tokenizer, a sentence each."""
         problems = []
         if content_fingerprint(read_index(self.path)["splits"]) != self.fingerprint:
             problems.append(f"{self.path}/store.json: its fingerprint is not that of the shards it lists")
-        if tokenizer_fingerprint(self.tokenizer()) != self.tokenizer_fingerprint:
-            problems.append(f"{self.path}/tokenizer: not the tokenizer that made the store")
-        folder = self.path / self.split
-        for shard, name in enumerate(self._names):
-            problems += shard_problems(folder, name, self.vocab_size, self.end_of_document)
-            manifest = Manifest.read(folder, name)
-            listed = (*self._counts(shard), self._sha256[shard])
-            if manifest and (manifest.tokens, manifest.documents, manifest.sha256["tokens"]) != listed:
-                problems.append(f"{folder / name}: its manifest is not the one that store.json lists")
+        try:
+            if tokenizer_fingerprint(self.tokenizer()) != self.tokenizer_fingerprint:
+                problems.append(f"{self.path}/tokenizer: not the tokenizer that made the store")
+        except UserError as error:
+            problems.append(str(error))
         return problems
+
+    def shards(self) -> list[ListedShard]:
+        """The shards as store.json lists them."""
+        folder, ids = self.path / self.split, (self.vocab_size, self.end_of_document, self.begin_of_document)
+        return [
+            ListedShard(folder, name, *self._counts(shard), self._sha256[shard], ids)
+            for shard, name in enumerate(self._names)
+        ]
 
     def close(self) -> None:
         """Close the open files; a later read opens them again."""
@@ -204,6 +235,10 @@ class TokenStore:
         except UserError:
             os.close(descriptor)
             raise
+        if hasattr(os, "posix_fadvise"):
+            # Without it Linux reads ahead where the windows before this one happen to be in memory: in the first half
+            # of an epoch 1.9 bytes for each that is used, with it 1.1 (see BENCHMARKS.md).
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         if len(self._files) >= OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
         self._files[shard, kind] = descriptor
@@ -241,6 +276,33 @@ class TokenStore:
         return f"the {self.split} split of {self.path}"
 
 
+class ListedShard(NamedTuple):
+    """One shard and what store.json says of it: a small value, which may go to another process to be verified."""
+
+    folder: Path
+    name: str
+    tokens: int
+    documents: int
+    sha256: str  # of its tokens
+    ids: tuple[int, int, int | None]  # vocabulary size, end and begin of document
+
+    @property
+    def size(self) -> int:
+        """Bytes of tokens and ends."""
+        return self.tokens * token_dtype(self.ids[0]).itemsize + self.documents * ENDS.itemsize
+
+    def problems(self) -> Iterator[str]:
+        """Read it from end to end: a sentence for each thing that is wrong with it."""
+        try:
+            yield from shard_problems(self.folder, self.name, *self.ids)
+        except OSError as error:  # a disk that fails, a file that may not be read
+            yield f"{self.folder / self.name}: cannot be read ({error.strerror})"
+        manifest = Manifest.read(self.folder, self.name)
+        listed = (self.tokens, self.documents, self.sha256)
+        if manifest and (manifest.tokens, manifest.documents, manifest.sha256.get("tokens")) != listed:
+            yield f"{self.folder / self.name}: its manifest is not the one that store.json lists"
+
+
 def check_tokenizer(store: TokenStore, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError unless `tokenizer` encodes as the one that made the store does."""
     given = tokenizer_fingerprint(tokenizer)
@@ -267,6 +329,7 @@ def write_index(
     *,
     vocab_size: int,
     end_of_document: int,
+    begin_of_document: int | None = None,
     tokenizer_fingerprint: str,
 ) -> None:
     """Write store.json from the manifests of all shards, in order: from then on the store is finished."""
@@ -285,6 +348,7 @@ def write_index(
         "vocab_size": vocab_size,
         "dtype": token_dtype(vocab_size).str,
         "end_of_document": end_of_document,
+        "begin_of_document": begin_of_document,
         "tokenizer_fingerprint": tokenizer_fingerprint,
         "fingerprint": content_fingerprint(splits),
         "splits": splits,
@@ -301,13 +365,24 @@ def read_index(path: Path) -> dict[str, Any]:
         readable = index["format"] == FORMAT
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} is no finished token store, having no store.json; run the same prepare command again to finish it"
+            f"{path} is no finished token store, having no store.json{_progress(path)}; run the same prepare command "
+            "again to finish it"
         ) from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}/store.json cannot be read ({error}); delete it and run prepare again") from error
     if not readable:
         raise UserError(f"{path} is a token store of another format ({index['format']}); prepare it again")
     return index
+
+
+def _progress(path: Path) -> str:
+    """How far an unfinished store is: its sources that have a manifest, of those in plan.json. Empty without a plan."""
+    try:
+        sources = len(json.loads((path / "plan.json").read_bytes())["sources"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
+    done = {manifest.name for split in SPLITS for manifest in (path / split).glob("*.json")}
+    return f" ({len(done):,} of its {sources:,} sources are done)"
 
 
 def content_fingerprint(splits: Mapping[Any, Any]) -> str:

@@ -120,6 +120,7 @@ class CLI(LightningCLI):
     def _identity(self) -> dict[str, Any]:
         data: TokenDataModule = self.datamodule
         data.open()
+        data.check_sizes()
         check_vocabulary(data.sources[0].train, self.model.decoder_config.unpadded_vocab_size)
         decoder = self.model.decoder_config.to_diff_dict()
         decoder.pop("transformers_version", None)

@@ -15,7 +15,7 @@ from llm.data.mixture import (
     MixtureOrder,
     Pattern,
     mixed_fingerprint,
-    open_sources,
+    open_stores,
     short_names,
     weight_problems,
     whole_shares,
@@ -180,12 +180,12 @@ def test_neither_place_nor_order_of_the_stores_matters(tmp_path: Path) -> None:
         {here / "b": 3.0, here / "a": 7.0},
         {there / "y": 0.3, there / "z": 0.7},
     ]
-    opened = [open_sources({str(path): weight for path, weight in weights.items()}) for weights in settings]
+    opened = [open_stores({str(path): weight for path, weight in weights.items()}) for weights in settings]
     assert len({tuple((s.share, s.train.fingerprint) for s in sources) for sources in opened}) == 1
     assert len({mixed_fingerprint(sources) for sources in opened}) == 1
-    other = open_sources({str(here / "a"): 0.6, str(here / "b"): 0.4})
+    other = open_stores({str(here / "a"): 0.6, str(here / "b"): 0.4})
     assert mixed_fingerprint(other) != mixed_fingerprint(opened[0])
-    alone = open_sources({str(here / "a"): 17.0})
+    alone = open_stores({str(here / "a"): 17.0})
     assert mixed_fingerprint(alone) == TokenStore.open(here / "a").fingerprint
 
 
@@ -198,10 +198,10 @@ def test_stores_that_do_not_mix_are_named(tmp_path: Path) -> None:
     for name, other in others.items():
         b = random_store(tmp_path / name, seed=1, **other)
         with pytest.raises(UserError, match=name) as error:
-            open_sources({str(a): 1.0, str(b): 1.0})
+            open_stores({str(a): 1.0, str(b): 1.0})
         assert str(a) in str(error.value) and str(b) in str(error.value)
     with pytest.raises(UserError, match="twice"):
-        open_sources({str(a): 1.0, str(tmp_path / "x" / ".." / "a"): 1.0})
+        open_stores({str(a): 1.0, str(tmp_path / "x" / ".." / "a"): 1.0})
 
 
 def test_names_are_as_short_as_they_can_be() -> None:
