@@ -23,7 +23,7 @@ SOURCE=${SOURCE:-data/nemotron-cc}                # holds quality=*/kind=*/kind2
 STORE=${STORE:-data/nemotron}
 TOKENIZER=${TOKENIZER:-meta-llama/Llama-3.1-8B}   # or a folder: nodes often have no network
 WHERE=${WHERE:-quality=high}                      # parts of the path, as "quality=high kind=actual"
-TOKENS=${TOKENS:-84.5e9}                          # 40,000 steps x 512 x 4,096 = 83.9e9, and what is held out
+TOKENS=${TOKENS:-87e9}                            # 40,000 steps x 512 x 4,096 = 83.9e9, and some: it is estimated
 SEED=${SEED:-1}
 TASKS=${TASKS:-100}                               # the last number of --array
 

@@ -220,9 +220,9 @@ def start_tasks(folder: Path, shards: int) -> dict[str, Task]:
             TokenStore.open(folder, split)
         opened = time.perf_counter() - began
         began = time.perf_counter()
-        for source in data.sources:
-            source.train.check_sizes()
-            source.validation.check_sizes()
+        for component in data.components:
+            component.train.check_sizes()
+            component.validation.check_sizes()
         checked = time.perf_counter() - began
         return {"s": total, "s, the indexes": opened, "s, the sizes of all files": checked}
 

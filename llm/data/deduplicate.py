@@ -3,8 +3,9 @@
     NAME.hashes of every shard  ->  parts by hash, each sorted  ->  which documents are repeats  ->  shards without them
 
 A shard is first made of all its documents and later rewritten without the repeats, its hashes left as they are. So
-which documents are repeats can be found again at any time, and a run that was killed between two shards goes on.
-A shard whose manifest counts duplicates, be it none, has been through this.
+which documents are repeats can be found again at any time. A shard whose manifest counts duplicates, be it none, has
+been through this; one that a kill has left half-rewritten is not what its manifest says, and is first made anew from
+its source (see `llm.data.prepare`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import UserError
 from .encode import held
-from .shard import ENDS, HASHES, Manifest, ShardWriter, write_json
+from .shard import ENDS, HASHES, Manifest, ShardWriter, is_whole, write_json
 from .workers import Report
 
 PART_DOCUMENTS = 1 << 25  # sorted at a time: 32 bytes each, about a gigabyte, and as much again while it lasts
@@ -54,16 +56,20 @@ def rewrite(folder: Path, item: tuple[str, np.ndarray], report: Report) -> Manif
     name, drop = item
     with held(folder.parent, name):
         manifest = Manifest.read(folder, name)
-        if manifest is None:
-            raise RuntimeError(f"{folder / name}.json vanished while the store was made")
-        if "duplicate" in manifest.left_out:  # another process was here
+        if manifest is not None and "duplicate" in manifest.left_out:  # another process was here
             return manifest
+        if manifest is None or not is_whole(folder, manifest):  # `drop` is of the whole shard
+            raise UserError(
+                f"{folder / name} was damaged while the store was made; run the same command without --task"
+            )
         new = replace(manifest, left_out=manifest.left_out | {"duplicate": int(drop.sum())})
         if drop.any():
             with ShardWriter(folder, name, _dtype(manifest)) as writer:
                 for tokens, lengths in _without(folder, manifest, drop):
                     writer.add(tokens, lengths)
-                sha256 = writer.settle()  # until the manifest follows, the shard is not whole and would be made anew
+                sha256 = (
+                    writer.move_into_place()
+                )  # until the manifest follows, the shard is not whole and would be made anew
             new = replace(
                 new,
                 documents=writer.documents,

@@ -48,5 +48,6 @@ class Source(Protocol):
     @property
     def split(self) -> Split | None: ...  # None: each document by the hash of its text
 
+    def stamp(self) -> tuple[int, ...]: ...  # changes when what there is to read does
     def documents(self, bad: BadDocuments) -> Iterator[Document]: ...
     def description(self) -> dict[str, str | int]: ...  # for manifests: location, size and sha256 of all it holds

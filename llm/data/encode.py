@@ -67,9 +67,10 @@ class Kept(NamedTuple):
 
 @contextmanager
 def held(store: Path, what: str) -> Iterator[None]:
-    """Hold a part of a store against all other processes, on other nodes too, and wait for it where it is taken.
+    """Hold a part of a store against all other processes and wait for it where it is taken.
 
-    One part at a time: closing the file lets go of all that the process holds.
+    Other nodes are held off where the file system carries locks between them, as NFS and Lustre can. One part at a
+    time: closing the file lets go of all that the process holds.
     """
     with (store / "prepare.lock").open("ab") as file:
         with suppress(OSError):  # a file system without locks: there it is the user who runs a task once
@@ -84,7 +85,7 @@ def shards_of(recipe: Recipe, source: Source, report: Report) -> list[Manifest]:
 
 
 def _shards_of(recipe: Recipe, source: Source, report: Report) -> list[Manifest]:
-    splits = splits_of(source)
+    splits, stamp = splits_of(source), source.stamp()
     described = source.description()
     there = [Manifest.read(recipe.out / split, source.name) for split in splits]
     kept = [manifest for manifest in there if manifest and is_whole(recipe.out / manifest.split, manifest)]
@@ -104,6 +105,8 @@ def _shards_of(recipe: Recipe, source: Source, report: Report) -> list[Manifest]
             for split in splits
         }
         _encode(source, recipe, writers, bad, report)
+        if source.stamp() != stamp:  # hashed before, read after
+            raise UserError(f"{source.location} changed while it was read; run the same command again")
         versions = {"hippoformer": version("hippoformer"), "tokenizers": version("tokenizers")}
         return [
             writers[split].finish(

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -64,6 +65,14 @@ class FileSource:
         except OSError as error:
             raise UserError(f"{self.location} cannot be read ({error.strerror}); {REPAIR}") from error
 
+    def stamp(self) -> tuple[int, ...]:
+        """Changes when the file is written to or replaced."""
+        try:
+            found = Path(self.location).stat()
+        except OSError as error:
+            raise UserError(f"{self.location} cannot be read ({error.strerror}); {REPAIR}") from error
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
 
 def suffix_of(path: Path) -> str:
     """The known suffix of a path, `.jsonl.gz` rather than `.gz`; an unknown one is given back as it is."""
@@ -81,7 +90,8 @@ def text_and_id(record: Mapping[str, object], text_key: str, id_key: str | None,
             f"{where}: {text_key!r} is not text but {type(text).__name__}; name another key with --text-key"
         )
     try:
-        text.encode("utf-8")  # JSON may escape half of a surrogate pair, which no tokenizer takes
+        for value in (text, identity if isinstance(identity, str) else ""):
+            value.encode("utf-8")  # JSON may escape half of a surrogate pair, which no tokenizer takes
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: character {error.start} is half a surrogate pair, not Unicode; {REPAIR}") from error
     if id_key is not None and (not isinstance(identity, str | int) or isinstance(identity, bool)):
@@ -105,6 +115,7 @@ def _marked_text(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
     line = 1  # on which the next document begins
     with Path(source.location).open("rb") as raw:
         for content in _between(raw, source.marker.encode()):
+            content = content.removeprefix(BOM_UTF8) if line == 1 else content
             try:
                 yield Document(_without_layout(content.decode("utf-8")), None, raw.tell())
             except UnicodeDecodeError as error:
@@ -141,6 +152,7 @@ def _json_lines(unpack: Unpack) -> Reader:
     def read(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
         with Path(source.location).open("rb") as raw, unpack(raw) as stream:
             for number, line in enumerate(stream, 1):
+                line = line.removeprefix(BOM_UTF8) if number == 1 else line
                 if line.isspace():
                     continue
                 where = f"{source.location}, line {number}"
@@ -178,8 +190,9 @@ def _parquet(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
         with parquet.ParquetFile(source.location, page_checksum_verification=True) as file:
             names, rows = file.schema_arrow.names, file.metadata.num_rows
             for key, option in zip(columns, ("--text-key", "--id-key"), strict=False):
-                if key not in names:
-                    raise UserError(f"{source.location}: no column {key!r} among {names}; name one with {option}")
+                if names.count(key) != 1:
+                    what = "no column" if key not in names else "more than one column"
+                    raise UserError(f"{source.location}: {what} {key!r} among {names}; name one with {option}")
             for group in range(file.num_row_groups):
                 for batch in file.iter_batches(batch_size=1024, row_groups=[group], columns=columns):
                     for index in range(len(batch)):

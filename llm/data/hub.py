@@ -58,6 +58,10 @@ class HubSource:
     def location(self) -> str:
         return f"{self.dataset}, {self.rows_of} {self.start} to {self.start + self.count}"
 
+    def stamp(self) -> tuple[int, ...]:
+        """The cache's files are never written to again."""
+        return ()
+
     def documents(self, bad: BadDocuments) -> Iterator[Document]:
         """Yield the documents in order. `bad` is told of each that cannot be read, by its row."""
         for row, values in enumerate(self._rows(), self.start):
@@ -155,7 +159,7 @@ def hub_sources(pattern: str, first_index: int, *, text_key: str, id_key: str | 
         files = [(file["filename"], _rows_in(file["filename"])) for file in loaded[rows_of].cache_files]
         for start in range(0, len(table), ROWS_A_SOURCE):
             count = min(ROWS_A_SOURCE, len(table) - start)
-            stem = re.sub(r"[^\w.=-]", "_", pattern)[:80]
+            stem = re.sub(r"[^\w.=-]", "_", pattern)[:40]
             sources.append(
                 HubSource(
                     name=f"{first_index + len(sources):05d}-{stem}-{rows_of}-{start:010d}",
@@ -200,7 +204,7 @@ def _load(pattern: str) -> Any:
 
 
 def _download(name: str) -> str:
-    return f"download its files (hf download {name} --repo-type dataset --local-dir FOLDER) and name their folder"
+    return f"download its files (hf download {name} --repo-type dataset --local-dir FOLDER) and name its .parquet files"
 
 
 def _chosen(pattern: str, rows: dict[str, int]) -> list[tuple[str, Split | None]]:

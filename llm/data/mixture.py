@@ -22,6 +22,7 @@ from .order import WindowOrder
 from .store import TokenStore
 
 SLOTS = 1000
+ALIKE = ("tokenizer_fingerprint", "vocab_size", "begin_of_document", "end_of_document", "validation_fraction")
 Item = tuple[int, int]  # (number of the store, window or document of it)
 
 
@@ -92,7 +93,7 @@ class MixtureOrder:
 
 
 @dataclass(frozen=True)
-class Source:
+class Component:
     """A store of a run: its path as given, its rows of 1,000, and both splits."""
 
     path: str
@@ -135,14 +136,14 @@ def whole_shares(weights: Sequence[float]) -> list[int]:
     return shares
 
 
-def open_stores(weights: Mapping[str, float]) -> list[Source]:
+def open_stores(weights: Mapping[str, float]) -> list[Component]:
     """Open both splits of each store.
 
     They are numbered by fingerprint, so that neither where they lie nor in which order a config names them changes a
     run's data.
 
     Raises:
-        UserError: no store, a torn one, one that is given twice, or two that were not tokenized alike.
+        UserError: no store, a torn one, one that is given twice, or two that were not prepared alike.
     """
     seen: dict[Path, str] = {}
     for path in weights:
@@ -154,7 +155,8 @@ def open_stores(weights: Mapping[str, float]) -> list[Source]:
     )
     first = opened[0][0]
     for store, _, _ in opened[1:]:
-        for what in ("tokenizer_fingerprint", "vocab_size", "begin_of_document", "end_of_document"):
+        # With other fractions a document that one store holds out could be trained on from the other.
+        for what in ALIKE:
             if (ours := getattr(first, what)) != (theirs := getattr(store, what)):
                 raise UserError(
                     f"{first.path} and {store.path} differ in {what} ({ours} and {theirs}): prepare both with one "
@@ -162,16 +164,16 @@ def open_stores(weights: Mapping[str, float]) -> list[Source]:
                 )
     shares = whole_shares([weight for _, weight, _ in opened])
     return [
-        Source(path, share, train, TokenStore.open(path, "validation"))
+        Component(path, share, train, TokenStore.open(path, "validation"))
         for (train, _, path), share in zip(opened, shares, strict=True)
     ]
 
 
-def mixed_fingerprint(sources: Sequence[Source]) -> str:
+def mixed_fingerprint(components: Sequence[Component]) -> str:
     """Of the data and its mixture: a single store's own, or sha256 over all shares and fingerprints."""
-    if len(sources) == 1:
-        return sources[0].train.fingerprint
-    lines = "".join(f"{source.share} {source.train.fingerprint}\n" for source in sources)
+    if len(components) == 1:
+        return components[0].train.fingerprint
+    lines = "".join(f"{component.share} {component.train.fingerprint}\n" for component in components)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 

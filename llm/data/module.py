@@ -90,15 +90,18 @@ class TokenDataModule(pl.LightningDataModule):
         Raises:
             UserError: no store, a torn one, too few tokens for a row, or stores of different tokenizers.
         """
-        if hasattr(self, "sources"):
+        if hasattr(self, "components"):
             return
-        sources = open_stores(self.weights)
+        components = open_stores(self.weights)
         self.training, self.validation = (
             Rows(stores, self.context, self.kind, self.mask_documents)
-            for stores in ([source.train for source in sources], [source.validation for source in sources])
+            for stores in (
+                [component.train for component in components],
+                [component.validation for component in components],
+            )
         )
-        self.order = MixtureOrder(self.training.counts, [s.share for s in sources], self.batch_size, self.seed)
-        self.sources = sources
+        self.order = MixtureOrder(self.training.counts, [s.share for s in components], self.batch_size, self.seed)
+        self.components = components
 
     def check_sizes(self) -> None:
         """Compare the size of every file of the stores with their indexes, before a run of days rather than within it.
@@ -106,33 +109,33 @@ class TokenDataModule(pl.LightningDataModule):
         Raises:
             UserError: a shard is missing or truncated.
         """
-        for source in self.sources:
-            source.train.check_sizes()
-            source.validation.check_sizes()
+        for component in self.components:
+            component.train.check_sizes()
+            component.validation.check_sizes()
 
     @property
     def fingerprint(self) -> str:
         """Of the data: what a resumed run and the two runs of a pair compare."""
-        return mixed_fingerprint(self.sources)
+        return mixed_fingerprint(self.components)
 
     @property
     def tokenizer(self) -> Path:
         """The folder of the tokenizer that made every store of the run."""
-        return self.sources[0].train.path / "tokenizer"
+        return self.components[0].train.path / "tokenizer"
 
     @property
     def named(self) -> str:
         """The stores in words, with their shares where there are several."""
-        if len(self.sources) == 1:
-            return self.sources[0].path
-        return " and ".join(f"{source.path} ({source.share / 10:g}%)" for source in self.sources)
+        if len(self.components) == 1:
+            return self.components[0].path
+        return " and ".join(f"{component.path} ({component.share / 10:g}%)" for component in self.components)
 
     def summary(self, steps: int) -> str:
         """What a run of `steps` makes of each store: rows, tokens that it never sees, epochs."""
         parts = []
-        for n, (source, epochs) in enumerate(zip(self.sources, self.order.epochs(steps), strict=True)):
+        for n, (component, epochs) in enumerate(zip(self.components, self.order.epochs(steps), strict=True)):
             unread = f", {self.training.unread(n):,} tokens of the end in none" if self.kind == "windows" else ""
-            rows = f"{source.path}: {self.training.counts[n]:,} {self.kind} an epoch{unread}"
+            rows = f"{component.path}: {self.training.counts[n]:,} {self.kind} an epoch{unread}"
             parts.append(f"{rows}, {epochs:,.2f} epochs in {steps:,} steps")
         return "; ".join(parts)
 
@@ -141,7 +144,7 @@ class TokenDataModule(pl.LightningDataModule):
         counted = self.order.epochs(steps)
         if len(counted) == 1:
             return {"epochs": counted[0]}
-        names = short_names(source.path for source in self.sources)
+        names = short_names(component.path for component in self.components)
         return {f"epochs_{name}": count for name, count in zip(names, counted, strict=True)}
 
     def setup(self, stage: str) -> None:
@@ -182,7 +185,7 @@ class TokenDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         trainer = self._trainer
-        pattern = Pattern.even([source.share for source in self.sources])
+        pattern = Pattern.even([component.share for component in self.components])
         count = min(pattern.row(store, rows) for store, rows in enumerate(self.validation.counts))  # one runs out
         count = min(count, self.validation_rows or count)
         size = self.batch_size // (trainer.accumulate_grad_batches * trainer.world_size)

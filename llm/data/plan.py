@@ -5,7 +5,6 @@ Whatever could change a byte of the store is in the plan. The number of workers 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import Any
 from ..errors import UserError
 from .documents import Source
 from .encode import held
-from .shard import write_json
+from .shard import read_json, write_json
 from .sources import open_sources
 from .stories import MARKER
 
 HELD_OUT = 0.005  # of the documents
-OURS = ("plan.json.partial", "prepare.lock")  # all that a run killed at its very first step leaves
+OURS = {"plan.json.partial", "prepare.lock"}  # all that a run killed at its very first step leaves
 
 
 @dataclass(frozen=True)
@@ -91,14 +90,15 @@ def open_folder(out: Path, plan: dict[str, Any]) -> bool:
     """Create the folder with its plan, or hold the plan against the one it was begun with. True where it is new."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a new or empty folder with --out")
-    if out.exists() and not (out / "plan.json").is_file() and any(path.name not in OURS for path in out.iterdir()):
+    there = {path.name for path in out.iterdir()} if out.exists() else set()  # once: another task may be writing
+    if "plan.json" not in there and there - OURS:
         raise UserError(f"{out} is not empty and no token store of this command; name a new or empty folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     with held(out, "store"):
         if not (out / "plan.json").is_file():
             write_json(out / "plan.json", plan)
             return True
-        begun = json.loads((out / "plan.json").read_bytes())
+        begun = read_json(out / "plan.json")
     for name, value in plan.items():
         if begun.get(name) != value:
             raise UserError(f"{out} was begun with {_difference(name, begun.get(name), value)}; name another --out")

@@ -3,7 +3,7 @@
 Stages, in order:
     1. sources    what is to be read: files, folders, globs, hub datasets, the built-in corpus (`llm.data.sources`)
     2. plan       the settings, written to STORE/plan.json; the same command later must have the same
-    3. tokenizer  loaded or trained on the first 50 MB, saved in the store                        (`llm.data.settle`)
+    3. tokenizer  loaded, or trained on up to 50 MB; saved in the store                           (`llm.data.settle`)
     4. subset     which documents are taken, where not all are                                    (`llm.data.subset`)
     5. shards     each source becomes one shard a split, by as many processes as there are cores (`llm.data.encode`)
     6. duplicates dropped on request, when every shard is there                             (`llm.data.deduplicate`)
@@ -29,6 +29,7 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ from .documents import Source
 from .encode import Recipe, held, shards_of, splits_of
 from .plan import HELD_OUT, Settings, open_folder
 from .settle import identity_with, settle
-from .shard import SPLITS, Manifest
+from .shard import SPLITS, Manifest, has_its_sizes
 from .sources import DEFAULT_STORIES
 from .store import write_index
 from .stories import MARKER, Split
@@ -108,27 +109,39 @@ def prepare(
     workers = available_cores() if workers is None else workers
     if problems := [*chosen.problems(), *_problems(task, workers)]:
         raise UserError("; ".join(problems))
-    found = chosen.open(sources)
-    loaded = None if chosen.tokenizer is None else load_tokenizer(chosen.tokenizer)
+    existed = out.exists()
     try:
+        found = chosen.open(sources)
+        loaded = None if chosen.tokenizer is None else load_tokenizer(chosen.tokenizer)
         is_new = open_folder(out, chosen.plan(found, None if loaded is None else identity_with(loaded, chosen.bos)))
         try:
             recipe = settle(out, chosen, found, loaded, workers)
             share = found[task[0] - 1 :: task[1]]
             _make_shards(share, recipe, workers)
-            if missing := _missing(found, out):
+            _make_shards([source for source in found if _state(source, out) == "damaged"], recipe, workers)
+            if missing := sum(_state(source, out) != "there" for source in found):
                 return Share(out, task, len(share), missing, time.perf_counter() - began)
             manifests = _finish(found, recipe, workers)
         except UserError:
             if is_new and task[1] == 1 and not any(any((out / split).glob("*.json")) for split in SPLITS):
-                shutil.rmtree(out)
+                _clear(out, existed)
             raise
-    except OSError as error:  # a source's are UserErrors already
+    except OSError as error:
         raise UserError(
-            f"{out} cannot be written ({error.strerror or error}); mend that (free some space, say) and run the same "
+            f"{error.filename or out}: {error.strerror or error}; mend that (free some space, say) and run the same "
             "command again: what is done is kept"
         ) from error
     return _summary(recipe, manifests, time.perf_counter() - began)
+
+
+def _clear(out: Path, existed: bool) -> None:
+    """Remove what a run has written that could not make a shard, and the folder itself where the run made it."""
+    for path in out.iterdir():
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not existed:
+        with suppress(OSError):
+            out.rmdir()
 
 
 def _problems(task: tuple[int, int], workers: int) -> list[str]:
@@ -150,11 +163,15 @@ def _make_shards(sources: Sequence[Source], recipe: Recipe, workers: int) -> Non
         raise _all_told(failures, len(sources))
 
 
-def _missing(sources: Sequence[Source], out: Path) -> int:
-    """How many sources are without a shard."""
-    return sum(
-        any(not (out / split / f"{source.name}.json").is_file() for split in splits_of(source)) for source in sources
-    )
+def _state(source: Source, out: Path) -> str:
+    """Whether the shards of a source are "there", "missing", or "damaged": not of the size that their manifests say."""
+    states = set()
+    for split in splits_of(source):
+        if not (out / split / f"{source.name}.json").is_file():
+            return "missing"
+        manifest = Manifest.read(out / split, source.name)
+        states.add(manifest is not None and has_its_sizes(out / split, manifest))
+    return "there" if states == {True} else "damaged"
 
 
 def _finish(sources: Sequence[Source], recipe: Recipe, workers: int) -> dict[Split, list[Manifest]]:
@@ -164,7 +181,9 @@ def _finish(sources: Sequence[Source], recipe: Recipe, workers: int) -> dict[Spl
             _deduplicate(recipe.out / split, _manifests(sources, recipe.out, split), workers)
     manifests = {split: _manifests(sources, recipe.out, split) for split in SPLITS}
     if not any(manifest.tokens for manifest in manifests["train"]):
-        raise UserError("no document is left to train on; give more, or a smaller --validation-fraction")
+        raise UserError(
+            "no document is left to train on; give more or a smaller --validation-fraction, and another --out"
+        )
     with held(recipe.out, "store"):
         write_index(
             recipe.out,
@@ -173,13 +192,17 @@ def _finish(sources: Sequence[Source], recipe: Recipe, workers: int) -> dict[Spl
             begin_of_document=recipe.begin_of_document,
             end_of_document=recipe.end_of_document,
             tokenizer_fingerprint=recipe.tokenizer_fingerprint,
+            validation_fraction=recipe.validation_fraction,
         )
     return manifests
 
 
 def _manifests(sources: Sequence[Source], out: Path, split: Split) -> list[Manifest]:
-    found = [Manifest.read(out / split, source.name) for source in sources if split in splits_of(source)]
-    return [manifest for manifest in found if manifest is not None]
+    names = [source.name for source in sources if split in splits_of(source)]
+    found = [manifest for name in names if (manifest := Manifest.read(out / split, name))]
+    if len(found) < len(names):
+        raise UserError(f"{out} was changed while it was finished; run the same command again")
+    return found
 
 
 def _deduplicate(folder: Path, manifests: list[Manifest], workers: int) -> None:

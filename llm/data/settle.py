@@ -1,14 +1,14 @@
 """What must be known before the first shard: the tokenizer, and which documents are taken.
 
-    tokenizer    loaded, or trained on the first 50 MB; saved in the store and taken from there ever after
+    tokenizer    loaded, or trained on up to 50 MB; saved in the store and taken from there ever after
     subset       of a fraction, or of a number of tokens, for which the sources are surveyed once
 
-One process settles this; others that begin beside it wait and find it in the store.
+One process settles this; others that begin beside it wait and find it in the store. A source that cannot be read has no
+part in it: that it cannot is told when its shard is to be made.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from ..errors import UserError
 from .documents import BadDocuments, Source
 from .encode import Recipe, held, split_of
 from .plan import Settings
-from .shard import write_json
+from .shard import read_json, write_json
 from .subset import PLACES, Subset, subset_of_tokens
 from .tokenizer import (
     begin_of_document,
@@ -98,7 +98,10 @@ def _sample(sources: Sequence[Source], chosen: Settings) -> Iterator[str]:
     size = 0
     while open_readers:
         for source, reader in list(open_readers):
-            document = next(reader, None)
+            try:
+                document = next(reader, None)
+            except UserError:
+                document = None
             if document is None:
                 open_readers.remove((source, reader))
                 continue
@@ -120,5 +123,5 @@ def _settle_subset(recipe: Recipe, chosen: Settings, sources: Sequence[Source], 
     if not file.is_file():
         found = subset_of_tokens(sources, chosen.subset_tokens, chosen.seed, recipe.lengths, workers, chosen.skip_bad)
         write_json(file, {"seed": found.seed, "threshold": found.threshold, "fraction": found.threshold / PLACES})
-    settled = json.loads(file.read_bytes())
-    return Subset(settled["seed"], settled["threshold"])
+    kept = read_json(file)
+    return Subset(kept["seed"], kept["threshold"])

@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..errors import UserError
 from .stories import Split
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -113,7 +114,7 @@ class ShardWriter:
         bad: list[str] | None = None,
     ) -> Manifest:
         """Move the shard into place, its manifest last, and return the manifest."""
-        sha256 = self.settle()
+        sha256 = self.move_into_place()
         manifest = Manifest(
             name=self.name,
             split=split,
@@ -133,10 +134,10 @@ class ShardWriter:
         write_json(self._path("json"), asdict(manifest))
         return manifest
 
-    def settle(self) -> dict[str, str]:
+    def move_into_place(self) -> dict[str, str]:
         """Move the files into place, and return the sha256 of each."""
         for kind, file in self._files.items():
-            _settle(file)
+            _close(file)
             _partial(self._path(kind)).replace(self._path(kind))
         return {kind: digest.hexdigest() for kind, digest in self._digests.items()}
 
@@ -148,17 +149,43 @@ def write_json(path: Path, content: object, indent: int | None = 1) -> None:
     """Write a JSON file aside and rename it: it is whole or absent, after a power cut too."""
     with _partial(path).open("wb") as file:
         file.write(json.dumps(content, indent=indent, ensure_ascii=False).encode() + b"\n")
-        _settle(file)
+        _close(file)
     _partial(path).replace(path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that `write_json` wrote. Raises UserError where it is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete its folder and prepare again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not what prepare wrote; delete its folder and prepare again")
+    return content
+
+
 def is_whole(folder: Path, manifest: Manifest) -> bool:
-    """Whether both files of a shard are, byte for byte, those that its manifest describes."""
+    """Whether the files of a shard are, byte for byte, those that its manifest describes."""
     for kind, expected in manifest.sha256.items():
         path = folder / f"{manifest.name}.{kind}"
         if not path.is_file() or _sha256(path) != expected:
             return False
     return True
+
+
+def has_its_sizes(folder: Path, manifest: Manifest) -> bool:
+    """Whether the files of a shard have the sizes that its manifest says: a stat each."""
+    hashed = manifest.documents + manifest.left_out.get("duplicate", 0)
+    sizes = {
+        "tokens": manifest.bytes_out,
+        "ends": manifest.documents * ENDS.itemsize,
+        "hashes": hashed * HASHES.itemsize,
+    }
+    try:
+        found = {kind: (folder / f"{manifest.name}.{kind}").stat().st_size for kind in manifest.sha256}
+    except OSError:
+        return False
+    return all(size == sizes[kind] for kind, size in found.items())
 
 
 def shard_problems(
@@ -201,7 +228,7 @@ def _partial(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-def _settle(file: BinaryIO) -> None:
+def _close(file: BinaryIO) -> None:
     """Close a file when its content is on the disk, so that a rename never outruns it."""
     file.flush()
     os.fsync(file.fileno())

@@ -8,6 +8,7 @@ A source is the unit that becomes one shard a split (see `llm.data.prepare`).
 
 import glob
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .documents import BadDocuments, Document, Source
+from .documents import REPAIR, BadDocuments, Document, Source
 from .files import READERS, FileSource, suffix_of
 from .hub import hub_sources, is_hub_name
 from .stories import MARKER, Split, stories
@@ -43,6 +44,10 @@ class StorySource:
     @property
     def size(self) -> int:
         return self.count * STORY_BYTES
+
+    def stamp(self) -> tuple[int, ...]:
+        """The corpus does not change."""
+        return ()
 
     def documents(self, bad: BadDocuments) -> Iterator[Document]:
         """Yield the stories in order; none is bad."""
@@ -97,7 +102,7 @@ def open_sources(
     for pattern in on_hub:
         found += hub_sources(pattern, len(found), text_key=text_key, id_key=id_key)
     for index, path in enumerate(paths, len(found)):
-        stem = re.sub(r"[^\w.=-]", "_", path.name.removesuffix(suffix_of(path)))[:80]
+        stem = re.sub(r"[^\w.=-]", "_", path.name.removesuffix(suffix_of(path)))[:40]  # 160 bytes at most
         found.append(FileSource(f"{index:05d}-{stem}", str(path), path.stat().st_size, text_key, id_key, marker))
     if not found:
         raise UserError("no source is named; give a file, a folder, a glob, a hub name or `stories`")
@@ -130,31 +135,63 @@ def _files(pattern: str) -> list[Path]:
     named = [Path(pattern)] if Path(pattern).is_file() else _glob(pattern)
     if not named:
         raise UserError(f"no file matches {pattern}; give a file, a folder, a glob, a hub name or `stories`")
-    files = [path for path in named if path.is_file()]
+    # With `**` the files below a folder are matched themselves.
+    folders = [path for path in named if path.is_dir() and "**" not in pattern]
+    files = [path for path in named if not path.is_dir()]
     for path in files:
         if suffix_of(path) not in READERS:
             raise UserError(f"{path} is of no form that can be read; the known suffixes are {', '.join(READERS)}")
-    # With `**` the files below a folder are matched themselves.
-    folders = [path for path in named if path.is_dir() and "**" not in pattern]
-    return [_absolute(path) for path in files] + [path for folder in folders for path in _files_below(folder)]
+    return [_there(path) for path in files] + [path for folder in folders for path in _files_below(folder)]
 
 
 def _files_below(folder: Path) -> list[Path]:
-    files = [path for path in _glob(f"{glob.escape(str(folder))}/**") if path.is_file()]
-    known = [_absolute(path) for path in files if suffix_of(path) in READERS]
+    """The files of known forms in a folder and those below it, hidden ones left out."""
+    files = [Path(place) / name for place, names in _walk(folder) for name in names if not name.startswith(".")]
+    known = [_there(path) for path in files if suffix_of(path) in READERS]
     if not known:
         raise UserError(f"the folder {folder} holds no file of a known form ({', '.join(READERS)}); give another")
-    if len(known) < len(files):
-        others = [path.name for path in files if suffix_of(path) not in READERS]
+    if others := [path.name for path in files if suffix_of(path) not in READERS]:
         print(
             f"note: left out of {folder}, being of no known form: {len(others)} files, as {others[0]}", file=sys.stderr
         )
+    if len(forms := sorted({suffix_of(path) for path in known})) > 1:
+        print(f"note: {folder} holds files of several forms ({', '.join(forms)}); all are read", file=sys.stderr)
     return known
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its files) of a folder and all below it, links to folders followed, hidden ones left out."""
+    seen = set()
+
+    def refuse(error: OSError) -> None:  # os.walk would pass over what it may not read
+        raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}); {REPAIR}") from error
+
+    for place, below, names in os.walk(folder, onerror=refuse, followlinks=True):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if (real := os.path.realpath(place)) in seen:  # a link to a folder above it
+            below.clear()
+            continue
+        seen.add(real)
+        yield place, sorted(names)
 
 
 def _glob(pattern: str) -> list[Path]:
     # glob follows links to folders, takes absolute patterns and leaves hidden files out; Path.glob does none of these.
+    if "**" in pattern:  # glob passes over folders that it may not read
+        for _ in _walk(Path(re.split(r"[*?[]", pattern)[0]).parent):
+            pass
     return [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207
+
+
+def _there(path: Path) -> Path:
+    """The absolute path of a file. Raises UserError where the name leads to none, or cannot be written down."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the file name {str(path)!r} is not UTF-8; rename the file") from error
+    if not path.is_file():
+        raise UserError(f"{path} is no file, perhaps a link to one that is gone; {REPAIR}")
+    return _absolute(path)
 
 
 def _absolute(path: Path) -> Path:

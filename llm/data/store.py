@@ -57,6 +57,7 @@ class TokenStore:
     begin_of_document        the id that begins each document and is nowhere else; None where none does
     fingerprint              of the tokens of both splits: what a resumed run compares
     tokenizer_fingerprint    of the tokenizer that made it
+    validation_fraction      of the documents held out by the hash of their text; None where that is not known
     """
 
     def __init__(self, path: Path, split: Split, index: dict[str, Any]) -> None:
@@ -68,6 +69,7 @@ class TokenStore:
         self.begin_of_document: int | None = index.get("begin_of_document")
         self.fingerprint: str = index["fingerprint"]
         self.tokenizer_fingerprint: str = index["tokenizer_fingerprint"]
+        self.validation_fraction: float | None = index.get("validation_fraction")
         shards = index["splits"][split]
         self._names: list[str] = shards["names"]
         self._sha256: list[str] = shards["sha256"]
@@ -331,6 +333,7 @@ def write_index(
     end_of_document: int,
     begin_of_document: int | None = None,
     tokenizer_fingerprint: str,
+    validation_fraction: float | None = None,
 ) -> None:
     """Write store.json from the manifests of all shards, in order: from then on the store is finished."""
     # Columns rather than a record a shard: a third of the size, and 60,000 shards are read in 50 ms.
@@ -350,6 +353,7 @@ def write_index(
         "end_of_document": end_of_document,
         "begin_of_document": begin_of_document,
         "tokenizer_fingerprint": tokenizer_fingerprint,
+        "validation_fraction": validation_fraction,
         "fingerprint": content_fingerprint(splits),
         "splits": splits,
     }

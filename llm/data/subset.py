@@ -24,7 +24,7 @@ from .workers import Progress, Report, run_all
 PLACES = 1 << 64
 SURVEYED_SOURCES = 16  # read from end to end, spread evenly over all; the rest is taken to be like them
 SURVEYED_BYTES = 50_000_000  # of text that is tokenized to know the tokens of a byte
-BATCH_DOCUMENTS = 1024
+BATCH_DOCUMENTS = 256
 
 Lengths = Callable[[list[str]], list[int]]  # tokens of each text, with those that begin and end a document
 
@@ -55,22 +55,21 @@ def subset_of_tokens(
 ) -> Subset:
     """The subset of about `tokens` tokens. `lengths` is called in the worker processes.
 
-    Up to 16 sources are read from end to end, and up to 50 MB of their text is tokenized. Where that is everything,
-    the subset is exact to one document; else the rest is estimated from it. Raises UserError where there are not so
-    many tokens.
+    Up to 16 sources are read from end to end, and of their text about 50 MB are tokenized, by place, so that the sample
+    is a random one. Where that is everything, the subset is exact to one document; else the tokens of other documents
+    are estimated from their bytes, and other sources are taken to be like these. A source that cannot be read is left
+    out. Raises UserError where there are not so many tokens.
     """
     count = min(SURVEYED_SOURCES, len(sources))
     spread = [sources[index * len(sources) // count] for index in range(count)]
-    with Progress(sum(source.size for source in spread), count, "survey") as progress:
-        work = partial(survey, seed, lengths, SURVEYED_BYTES // count, skip_bad)
-        results = run_all(work, spread, workers, progress)
-    surveys = [result for result in results if not isinstance(result, UserError)]
-    for result in results:
-        if isinstance(result, UserError):
-            raise result
-    places = np.concatenate([found[0] for found in surveys])
-    estimates = np.concatenate([found[1] for found in surveys])
-    scale = sum(source.size for source in sources) / max(1, sum(source.size for source in spread))
+    size = sum(source.size for source in spread)
+    items = [(source, SURVEYED_BYTES * source.size // max(1, size)) for source in spread]
+    with Progress(size, count, "survey") as progress:
+        results = run_all(partial(survey, seed, lengths, skip_bad), items, workers, progress)
+    read = [(source, found) for source, found in zip(spread, results, strict=True) if not isinstance(found, UserError)]
+    places = np.concatenate([np.empty(0, dtype=np.uint64), *(found[0] for _, found in read)])
+    estimates = np.concatenate([np.empty(0), *(found[1] for _, found in read)])
+    scale = sum(source.size for source in sources) / max(1, sum(source.size for source, _ in read))
     order = np.argsort(places, kind="stable")
     below = np.cumsum(estimates[order]) * scale  # tokens of the documents up to each place
     if not len(below) or tokens > below[-1]:
@@ -81,30 +80,60 @@ def subset_of_tokens(
 
 
 def survey(
-    seed: int, lengths: Lengths, budget: int, skip_bad: int, source: Source, report: Report
+    seed: int, lengths: Lengths, skip_bad: int, item: tuple[Source, int], report: Report
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Place (uint64) and tokens (float64, estimated from the bytes beyond the first `budget`) of each document."""
+    """Place (uint64) and tokens (float64) of each document of a source; `item` is (source, bytes to tokenize).
+
+    The documents with the lowest places are tokenized, as many as the bytes allow: each time they are used up, half of
+    the places are given up. So up to a few times as many bytes are tokenized on the way.
+    """
+    source, budget = item
+    sample = Sample(lengths, budget)
     places: list[int] = []
     sizes: list[int] = []
-    counted: list[int] = []
-    texts: list[str] = []
     read = told = 0
     for document in source.documents(BadDocuments(skip_bad)):
         if not document.text:
             continue
         places.append(place(seed, identity_of(document)))
         sizes.append(len(document.text.encode()))
-        if budget > 0:
-            texts.append(document.text)
-            budget -= sizes[-1]
-        if len(texts) == BATCH_DOCUMENTS or (texts and budget <= 0):
-            counted += lengths(texts)
-            texts = []
+        if places[-1] < sample.limit:
+            sample.add(len(places) - 1, document.text, places, sizes)
         if len(places) % BATCH_DOCUMENTS == 0:
-            report(document.read - read, BATCH_DOCUMENTS, sum(counted) - told)
-            read, told = document.read, sum(counted)
-    counted += lengths(texts)
-    report(source.size - read, len(places) % BATCH_DOCUMENTS, sum(counted) - told)
-    rate = sum(counted) / max(1, sum(sizes[: len(counted)]))
-    estimates = np.array(counted + [size * rate for size in sizes[len(counted) :]], dtype=np.float64)
-    return np.array(places, dtype=np.uint64), estimates
+            report(document.read - read, BATCH_DOCUMENTS, sample.tokens - told)
+            read, told = document.read, sample.tokens
+    sample.count(places, sizes)
+    report(source.size - read, len(places) % BATCH_DOCUMENTS, sample.tokens - told)
+    rate = sum(sample.counted[n] for n in sample.kept) / max(1, sum(sizes[n] for n in sample.kept))
+    estimates = [sample.counted.get(n, size * rate) for n, size in enumerate(sizes)]
+    return np.array(places, dtype=np.uint64), np.array(estimates, dtype=np.float64)
+
+
+class Sample:
+    """The documents of a source that are tokenized: those with places below `limit`, which falls as bytes run out."""
+
+    def __init__(self, lengths: Lengths, budget: int) -> None:
+        self.lengths, self.budget = lengths, budget
+        self.limit = PLACES
+        self.counted: dict[int, int] = {}  # tokens of every document that was tokenized, by its number
+        self.kept: list[int] = []  # numbers of those still below the limit
+        self.tokens = 0
+        self._waiting: list[tuple[int, str]] = []
+
+    def add(self, number: int, text: str, places: list[int], sizes: list[int]) -> None:
+        self._waiting.append((number, text))
+        if len(self._waiting) == BATCH_DOCUMENTS:
+            self.count(places, sizes)
+
+    def count(self, places: list[int], sizes: list[int]) -> None:
+        """Tokenize what waits, and give up places while the kept documents are more than the budget."""
+        found = self.lengths([text for _, text in self._waiting])
+        self.counted.update(zip((number for number, _ in self._waiting), found, strict=True))
+        self.kept += [number for number, _ in self._waiting]
+        self.tokens += sum(found)
+        self._waiting.clear()
+        while len(self.kept) > 1 and sum(sizes[number] for number in self.kept) > self.budget:
+            fewer = [number for number in self.kept if places[number] < self.limit // 2]
+            if not fewer:
+                break
+            self.limit, self.kept = self.limit // 2, fewer

@@ -121,7 +121,7 @@ class CLI(LightningCLI):
         data: TokenDataModule = self.datamodule
         data.open()
         data.check_sizes()
-        check_vocabulary(data.sources[0].train, self.model.decoder_config.unpadded_vocab_size)
+        check_vocabulary(data.components[0].train, self.model.decoder_config.unpadded_vocab_size)
         decoder = self.model.decoder_config.to_diff_dict()
         decoder.pop("transformers_version", None)
         return {

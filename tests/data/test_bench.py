@@ -88,7 +88,7 @@ def test_the_readers_read_alike_and_from_the_disk(tmp_path, monkeypatch):
     assert len(figures) == 9
     for name, values in figures.items():
         window = int(name.split(", ", 1)[1].split(" ")[0].replace(",", ""))
-        assert values["bytes read/used"] > 0.9 if window == 4097 else 3, name
+        assert values["bytes read/used"] > (0.9 if window == 4097 else 3), name
     for window in ("4,097 tokens, 1/256", "257 tokens, 1/4096"):
         used = {reader: figures[f"{reader}, {window} of the store"]["bytes read/used"] for reader in READERS}
         assert used["TokenStore"] <= used["np.memmap"]

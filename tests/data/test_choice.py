@@ -17,8 +17,9 @@ import llm.data.subset
 from llm.cli import main
 from llm.data.prepare import prepare
 from llm.data.shard import Manifest
+from llm.data.sources import open_sources
 from llm.data.store import TokenStore
-from llm.data.subset import Subset, place
+from llm.data.subset import Subset, place, survey
 from llm.data.tokenizer import train_bpe
 from llm.errors import UserError
 
@@ -112,6 +113,53 @@ def test_a_number_of_tokens_is_estimated_where_not_all_is_surveyed(bpe_folder, t
     fraction = json.loads((tmp_path / "out" / "subset.json").read_text())["fraction"]
     whole = prepare([str(tmp_path / "in")], tmp_path / "whole", tokenizer=bpe_folder, workers=1)
     assert fraction * sum(whole.tokens.values()) == pytest.approx(100_000, rel=0.06)
+
+
+def test_the_estimate_is_exact_below_fifty_megabytes_however_unlike_the_files(bpe_folder, tmp_path):
+    """The beginnings of files are not like their ends, nor one file like another."""
+    lengths = []
+    for number, repeats in enumerate((1, 40, 1)):
+        texts = [f"{'a' * 400} {number} {i}" for i in range(300)] + [
+            TEXT * repeats + f"{number} {i}" for i in range(300)
+        ]
+        lengths += [(place(0, sha256(t.encode()).hexdigest()), len(plain_ids(bpe_folder, t)) + 1) for t in texts]
+        write_lines(tmp_path / "in" / f"{number}.jsonl", texts)
+    below = np.cumsum([length for _, length in sorted(lengths)])
+    summary = prepare([str(tmp_path / "in")], tmp_path / "out", tokenizer=bpe_folder, subset_tokens=100_000, workers=2)
+    assert sum(summary.tokens.values()) == below[np.searchsorted(below, 100_000)]
+
+
+def test_a_survey_keeps_to_its_budget_and_knows_what_it_tokenized(tmp_path):
+    texts = [f"{'x' * (i % 50)} {i}" for i in range(5000)]
+    write_lines(tmp_path / "a.jsonl", texts)
+    [source] = open_sources([str(tmp_path / "a.jsonl")])
+    asked = []
+
+    def lengths(some):
+        asked.extend(some)
+        return [len(text) // 3 for text in some]
+
+    places, estimates = survey(0, lengths, 0, (source, 5000), lambda *_: None)
+    assert sum(map(len, asked)) < 5 * 5000 + 2 * 256 * 60
+    assert [int(p) for p in places] == [place(0, sha256(text.encode()).hexdigest()) for text in texts]
+    exact = np.array([len(text) // 3 for text in texts])
+    assert np.sum(estimates == exact) >= len(asked)
+    assert estimates.sum() == pytest.approx(exact.sum(), rel=0.05)
+
+
+def test_one_broken_source_does_not_keep_the_others_from_a_subset(bpe_folder, tmp_path, capsys):
+    for number in range(3):
+        write_lines(tmp_path / "in" / f"{number}.jsonl", [f"{TEXT} {number} {i}" for i in range(50)])
+    (tmp_path / "in" / "1.jsonl").write_text("{\n")
+    words = ["prepare", str(tmp_path / "in"), "--workers", "1", "--validation-fraction", "0"]
+    for name, how in (
+        ("a", ["--tokenizer", str(bpe_folder), "--subset-tokens", "2000"]),
+        ("b", ["--train-tokenizer", "300"]),
+    ):
+        assert main([*words, *how, "--out", str(tmp_path / name)]) == 2
+        assert "1.jsonl, line 1: broken JSON" in capsys.readouterr().err
+        done = sorted(path.name for path in (tmp_path / name / "train").glob("*.json"))
+        assert done == ["00000-0.json", "00002-2.json"]
 
 
 def test_a_subset_of_nothing_holds_nothing():
@@ -254,6 +302,9 @@ def test_ids_must_be_there_and_be_ids(bpe_folder, tmp_path):
         write_records(tmp_path / "a.jsonl", [record])
         with pytest.raises(UserError, match=told):
             prepare([str(tmp_path / "a.jsonl")], tmp_path / "out", id_key="id", **common)
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "id": "\\ud800"}\n')
+    with pytest.raises(UserError, match="line 1: character 0 is half a surrogate pair"):
+        prepare([str(tmp_path / "a.jsonl")], tmp_path / "out", id_key="id", subset_fraction=0.5, **common)
     with pytest.raises(UserError, match="have no keys; leave --id-key out"):
         prepare(["stories"], tmp_path / "out", id_key="id", **common)
 

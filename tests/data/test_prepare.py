@@ -203,6 +203,41 @@ def test_other_settings_tokenizers_sources_or_texts_are_refused(corpus, bpe_fold
     assert tree(out) == whole
 
 
+def test_a_source_that_changes_while_it_is_read_is_refused(bpe_folder, tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    write_lines(path, ["one", "two"])
+    encode = llm.data.encode._encode
+
+    def encode_and_append(*rest):
+        encode(*rest)
+        with path.open("a") as file:
+            file.write('{"text": "three"}\n')
+
+    monkeypatch.setattr(llm.data.encode, "_encode", encode_and_append)
+    with pytest.raises(UserError, match=r"a\.jsonl changed while it was read; run the same command again"):
+        prepare([str(path)], tmp_path / "out", tokenizer=bpe_folder, workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"sources": '])
+def test_a_damaged_plan_is_told(content, corpus, bpe_folder, tmp_path):
+    prepare([str(corpus)], tmp_path / "out", tokenizer=bpe_folder, workers=1)
+    (tmp_path / "out" / "plan.json").write_text(content)
+    with pytest.raises(UserError, match=r"plan\.json .*; delete its folder and prepare again"):
+        prepare([str(corpus)], tmp_path / "out", tokenizer=bpe_folder, workers=1)
+
+
+def test_a_folder_of_the_users_own_stays(bpe_folder, tmp_path):
+    """Empty before, it is empty after a run that could make nothing; the reason is told, not the cleaning up."""
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    for out in ("mine", "link"):
+        with pytest.raises(UserError, match=r"empty\.txt is empty: it holds no document"):
+            prepare([str(tmp_path / "empty.txt")], tmp_path / out, tokenizer=bpe_folder, workers=1)
+        assert list((tmp_path / "mine").iterdir()) == []
+
+
 def test_many_failures_are_not_all_told(bpe_folder, tmp_path, monkeypatch):
     for number in range(30):
         (tmp_path / f"{number:02}.txt").write_text("")
@@ -250,7 +285,7 @@ def test_bad_input_leaves_nothing_behind(corpus, bpe_folder, tmp_path):
 
 def test_a_corpus_that_is_all_held_out_is_refused(bpe_folder, tmp_path):
     write_lines(tmp_path / "a.jsonl", [text for text in map(str, range(9)) if sha256(text.encode()).digest()[0] < 128])
-    with pytest.raises(UserError, match="no document is left to train on; give more, or a smaller"):
+    with pytest.raises(UserError, match=r"no document is left to train on; give .*, and another --out"):
         prepare([str(tmp_path / "a.jsonl")], tmp_path / "out", tokenizer=bpe_folder, validation_fraction=0.5, workers=1)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -96,7 +97,7 @@ def test_a_full_disk_is_told_and_what_is_done_is_kept(workers, corpus, bpe_folde
     limited = ["bash", "-c", 'trap "" XFSZ; ulimit -f 100; exec "$@"', "limited", *command]
     stopped = subprocess.run(limited, capture_output=True, text=True, check=False)
     assert stopped.returncode == 2
-    assert f"error: {tmp_path / 'out'} cannot be written (File too large); mend that" in stopped.stderr
+    assert f"error: {tmp_path / 'out'}: File too large; mend that (free some space, say)" in stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert not list((tmp_path / "out").rglob("00003-3.*"))
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
@@ -105,12 +106,21 @@ def test_a_full_disk_is_told_and_what_is_done_is_kept(workers, corpus, bpe_folde
 
 # ---- Several at once, killed -----------------------------------------------------------------------------------------
 
-# Imports once what takes seconds, then forks a process for each command of a line and says their numbers.
+# Imports once what takes seconds, then forks a process for each command of a line and says their numbers. A command
+# that begins with a number is killed after so many renames.
 LAUNCHER = """
-import json, os, sys
+import json, os, pathlib, signal, sys
 import transformers.models.auto.tokenization_auto
 import llm.data.prepare
 from llm.cli import main
+def kill_at_rename(number):
+    replace, left = pathlib.Path.replace, [number]
+    def counted(self, target):
+        result, left[0] = replace(self, target), left[0] - 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    pathlib.Path.replace = counted
 for line in sys.stdin:
     processes = []
     for words in json.loads(line):
@@ -118,6 +128,8 @@ for line in sys.stdin:
             processes.append(process)
             continue
         sys.stdin.close()
+        if words[0].isdigit():
+            kill_at_rename(int(words.pop(0)))
         os._exit(main(words))
     print(json.dumps(processes), flush=True)
     print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]), flush=True)
@@ -216,3 +228,35 @@ def test_killed_at_ten_moments_it_is_the_store_of_an_undisturbed_run(how, launch
     assert unfinished >= 5
     assert launcher.run(ways[-1]) == [0] * len(ways[-1])
     assert tree(out) == whole
+
+
+def test_killed_after_any_rename_it_is_finished_by_the_task_itself(launcher, bpe_folder, tmp_path):
+    """The task that ends last drops the duplicates of all shards, and may be killed within another task's shard."""
+    for number in range(3):
+        write_lines(tmp_path / "in" / f"{number}.jsonl", [f"{TEXT} {i}" for i in range(2 * number, 2 * number + 6)])
+    words = ["prepare", str(tmp_path / "in"), "--tokenizer", str(bpe_folder), "--workers", "1", "--deduplicate"]
+    words += ["--validation-fraction", "0.3"]
+    assert launcher.run([[*words, "--out", str(tmp_path / "whole")]]) == [0]
+    whole = tree(tmp_path / "whole")
+    for renames in itertools.count(1):
+        out = str(tmp_path / f"out {renames}")
+        assert launcher.run([[*words, "--out", out, "--task", "1/2"]]) == [0]
+        [status] = launcher.run([[str(renames), *words, "--out", out, "--task", "2/2"]])
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        assert launcher.run([[*words, "--out", out, "--task", "2/2"]]) == [0]
+        assert tree(Path(out)) == whole, renames
+    assert renames > 15
+
+
+def test_what_another_task_left_damaged_is_made_anew(corpus, bpe_folder, tmp_path):
+    settings = {"tokenizer": bpe_folder, "validation_fraction": 0.2, "workers": 1}
+    prepare([str(corpus)], tmp_path / "whole", **settings)
+    for number, (kind, content) in enumerate((("json", b""), ("json", b"{}"), ("tokens", b"cut"), ("ends", None))):
+        out = tmp_path / f"out {number}"
+        assert isinstance(prepare([str(corpus)], out, task=(1, 2), **settings), Share)
+        path = out / "train" / f"00002-2.{kind}"
+        path.unlink() if content is None else path.write_bytes(content)
+        assert isinstance(prepare([str(corpus)], out, task=(2, 2), **settings), Summary)
+        assert tree(out) == tree(tmp_path / "whole")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import tracemalloc
 
@@ -297,3 +298,43 @@ def test_the_corpus_is_shared_out_whole(monkeypatch):
         assert told == list(stories(7, split, 0, count))
     assert sources == open_sources(["stories"], documents=100, seed=7)
     assert sources[0].description() != sources[1].description() == sources[1].description()
+
+
+def test_what_is_there_and_cannot_be_read_is_told(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_bytes(lines(["fine"]))
+    (tmp_path / "in" / "gone.jsonl").symlink_to(tmp_path / "nowhere")
+    for pattern in (tmp_path / "in", tmp_path / "in" / "*", tmp_path / "**" / "*.jsonl"):
+        with pytest.raises(UserError, match=r"gone\.jsonl is no file, perhaps a link to one that is gone"):
+            open_sources([str(pattern)])
+    (tmp_path / "in" / "gone.jsonl").unlink()
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    assert [source.location for source in open_sources([str(tmp_path / "in")])] == [str(tmp_path / "in" / "a.jsonl")]
+    (tmp_path / "in" / os.fsdecode(b"\xff.jsonl")).write_bytes(lines(["fine"]))
+    with pytest.raises(UserError, match="is not UTF-8; rename the file"):
+        open_sources([str(tmp_path / "in")])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_may_not_be_read_is_told(tmp_path):
+    (tmp_path / "in" / "closed").mkdir(parents=True)
+    (tmp_path / "in" / "a.jsonl").write_bytes(lines(["fine"]))
+    (tmp_path / "in" / "closed").chmod(0)
+    for pattern in (tmp_path / "in", tmp_path / "in" / "**" / "*.jsonl"):
+        with pytest.raises(UserError, match="closed cannot be read"):
+            open_sources([str(pattern)])
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    mark = "\ufeff".encode()
+    (tmp_path / "a.jsonl").write_bytes(mark + lines(["first", "\ufeffsecond"]))
+    assert read(tmp_path / "a.jsonl") == ["first", "\ufeffsecond"]
+    (tmp_path / "a.txt").write_bytes(mark + f"first{MARKER}second".encode())
+    assert read(tmp_path / "a.txt") == ["first", "second"]
+
+
+def test_a_column_that_is_there_twice_is_told(tmp_path):
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="more than one column 'text' among"):
+        read(tmp_path / "a.parquet")
