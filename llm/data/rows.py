@@ -70,10 +70,8 @@ class Rows:
         start, end = store.document(item)
         return start, min(end, start + self.context + 1)
 
-    def predicted(self, items: Sequence[Item]) -> int:
+    def predicted(self, items: Iterable[Item]) -> int:
         """How many tokens are predicted in these items."""
-        if self.kind == "windows":
-            return len(items) * self.context
         spans = (self._span(self.stores[store], item) for store, item in items)
         return sum(end - start - 1 for start, end in spans)
 
@@ -144,9 +142,15 @@ class TrainingBatches(Dataset):
         first = (which * self.ranks + self.rank) * self.micro_batch_size
         rows = self.rows.read(self.order.rows(step, first, first + self.micro_batch_size))
         digest = sum(row_digest(step, first + n, tokens) for n, tokens in enumerate(rows)) % DIGESTS
+        return {**self.rows.tensors(rows), "num_items_in_batch": self._predicted(step), "data_digest": digest}
+
+    def _predicted(self, step: int) -> int:
+        """Tokens predicted in the global batch of a step."""
+        if self.rows.kind == "windows":  # each as many, whichever they are
+            return self.order.batch_size * self.rows.context
         if self._counted[0] != step:
             self._counted = (step, self.rows.predicted(self.order.rows(step, 0, self.order.batch_size)))
-        return {**self.rows.tensors(rows), "num_items_in_batch": self._counted[1], "data_digest": digest}
+        return self._counted[1]
 
 
 class ValidationBatches(Dataset):
