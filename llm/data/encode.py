@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -216,5 +217,10 @@ def _batches(documents: Iterator[Kept]) -> Iterator[list[Kept]]:
 
 @lru_cache(maxsize=1)
 def _backend(store: Path, fingerprint: str) -> Tokenizer:
-    """The tokenizer of a store, loaded once a process; the fingerprint tells stores of one path apart."""
-    return Tokenizer.from_file(str(store / "tokenizer" / "tokenizer.json"))
+    """The tokenizer of a store, loaded once a process; the fingerprint tells stores of one path apart.
+
+    Without its post-processor, which adds special tokens and trims offsets: documents want neither, and it takes a
+    twenty-fifth of the time.
+    """
+    whole = json.loads((store / "tokenizer" / "tokenizer.json").read_bytes())
+    return Tokenizer.from_str(json.dumps(whole | {"post_processor": None}))
