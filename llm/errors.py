@@ -1,5 +1,7 @@
 """The one exception that a command shows without a traceback, and the exit status it leads to."""
 
+import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -9,7 +11,10 @@ class UserError(Exception):
 
 
 def exit_status(command: Callable[[], None]) -> int:
-    """Run a command: 0; 2 for a UserError, printed as `error: ...`; 130 where it was interrupted."""
+    """Run a command: 0; 2 for a UserError, printed as `error: ...`; 130 where it was interrupted.
+
+    141, as of any program, where its output went to a `head` that has seen enough.
+    """
     try:
         command()
     except UserError as error:
@@ -18,4 +23,16 @@ def exit_status(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter writes once more at its end
+        return 141
     return 0
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of our output has gone."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -83,3 +83,14 @@ def test_bench_prints_both_ratios_and_memory(tiny_config: Callable[..., Path], t
     assert all(memory > 0 for memory in result["peak_memory_mib"].values())
     for name in ("classic_to_transformers", "values_to_classic"):
         assert result[name]["least"] <= result[name]["median"] <= result[name]["greatest"]
+
+
+def test_output_that_nobody_reads_on_ends_quietly(story_store: Path) -> None:
+    words = [sys.executable, "-m", "llm", "inspect", str(story_store), "--windows", "2000"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    told = process.stderr.read()
+    assert process.wait() == 141
+    assert "Traceback" not in told and "BrokenPipe" not in told
