@@ -16,14 +16,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import shlex
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,7 @@ from .plan import Settings, open_folder
 from .settle import identity_with, settle
 from .sources import open_sources
 from .tokenizer import load_tokenizer
-from .workers import Progress, available_cores, run_all
+from .workers import Progress, available_cores, one_thread, run_all
 
 MIB = 2**20
 FILES = 2  # of text: one for each of two workers
@@ -103,20 +101,6 @@ def _prepare(text: Path, tokenizer: str, out: Path, workers: int) -> Figures:
             raise manifests
         tokens += sum(manifest.tokens for manifest in manifests)
     return {"tokens/s": tokens / seconds, "s before the first shard": settled - began}
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """`tokenizers` on one core, as each worker of `prepare` has it."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
 # ---- Command ---------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 
 from ..errors import UserError
 from .documents import BadDocuments, Document, Source
-from .shard import HASHES, SPLITS, Manifest, ShardWriter, is_whole, token_dtype
+from .shard import HASHES, SPLITS, Manifest, ShardWriter, is_whole, marks_around, token_dtype
 from .stories import Split
 from .subset import Subset
 from .tokenizer import encode_documents
@@ -52,7 +52,7 @@ class Recipe:
 
     def lengths(self, texts: list[str]) -> list[int]:
         """Tokens of each text as a document, ids that begin and end it included."""
-        around = 1 if self.begin_of_document is None else 2
+        around = marks_around(self.begin_of_document)
         return [len(ids) + around for ids in encode_documents(_backend(self.out, self.tokenizer_fingerprint), texts)]
 
 

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from ..errors import UserError
-from .shard import SPLITS, Manifest
+from .shard import SPLITS, Manifest, marks_around
 from .store import REMAKE, ListedShard, TokenStore
 from .workers import Progress, Report, available_cores, run_all
 
@@ -73,7 +73,7 @@ class Figures:
     @property
     def bytes_per_token(self) -> float:
         """Of text, without the ids that begin and end documents."""
-        marks = 1 if self.store.begin_of_document is None else 2
+        marks = marks_around(self.store.begin_of_document)
         return self.bytes_in / max(1, self.store.tokens - marks * self.store.documents)
 
     def percentile(self, percent: int) -> int:

@@ -41,7 +41,7 @@ from .documents import Source
 from .encode import Recipe, held, shards_of, splits_of
 from .plan import HELD_OUT, Settings, open_folder
 from .settle import identity_with, settle
-from .shard import SPLITS, Manifest, has_its_sizes
+from .shard import SPLITS, Manifest, has_its_sizes, marks_around
 from .sources import DEFAULT_STORIES
 from .store import write_index
 from .stories import MARKER, Split
@@ -236,7 +236,7 @@ def _summary(recipe: Recipe, manifests: dict[Split, list[Manifest]], seconds: fl
     every = [manifest for split in SPLITS for manifest in manifests[split]]
     tokens = {split: sum(manifest.tokens for manifest in manifests[split]) for split in SPLITS}
     documents = sum(manifest.documents for manifest in every)
-    around = 1 if recipe.begin_of_document is None else 2
+    around = marks_around(recipe.begin_of_document)
     of_text = sum(tokens.values()) - around * documents
     left_out = {"bad": sum(len(manifest.bad) for manifest in every)}
     for manifest in every:

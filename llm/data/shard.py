@@ -36,6 +36,11 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
+def marks_around(begin_of_document: int | None) -> int:
+    """How many ids a document has beside those of its text: its end, and its beginning where there is one."""
+    return 1 if begin_of_document is None else 2
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a shard holds and what it was made of. Nothing in it depends on when or by how many processes."""

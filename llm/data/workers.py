@@ -12,9 +12,10 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -95,21 +96,30 @@ def run_all(
         held_here.close()
 
 
-def _run_here(work: Work[Item, Result], items: Sequence[Item], progress: Progress) -> list[Result | UserError]:
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """`tokenizers` on one core of this process, as each of many workers has it."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    gc.freeze()  # or the collector searches through all that torch and transformers brought, a tenth of the time
-    results = []
     try:
-        for item in items:
-            results.append(_attempt(work, item, progress.add))
-            progress.file_done()
+        yield
     finally:
-        gc.unfreeze()
         if before is None:
             del os.environ["TOKENIZERS_PARALLELISM"]
         else:
             os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def _run_here(work: Work[Item, Result], items: Sequence[Item], progress: Progress) -> list[Result | UserError]:
+    gc.freeze()  # or the collector searches through all that torch and transformers brought, a tenth of the time
+    results = []
+    try:
+        with one_thread():
+            for item in items:
+                results.append(_attempt(work, item, progress.add))
+                progress.file_done()
+    finally:
+        gc.unfreeze()
     return results
 
 
