@@ -35,11 +35,14 @@ from .data.store import write_index
 from .errors import UserError
 from .model import DecoderConfig
 from .model.convert import TO_HF_ACTIVATION, model_to_hf
-from .train.callbacks import callbacks, whole_step
+from .train.callbacks import callbacks
 from .train.cli import PRECISIONS, TRAINER_DEFAULTS, parse
+from .train.loop import whole_step
 from .train.module import LanguageModule
 from .train.optim import Schedule
 from .train.run import RunFolder, RunSettings, environment
+from .train.saving import Checkpoints
+from .train.signals import Signals
 
 CONTENDERS = ("transformers", "classic", "values")
 UNCOUNTED = 2  # steps at the start of a window
@@ -136,7 +139,7 @@ class Fit:
                 max_steps=steps + UNCOUNTED,
                 accelerator=self.plan.device,
                 precision=self.plan.precision,  # type: ignore[arg-type]
-                callbacks=[times, *callbacks(run)[:-1]],  # without checkpoints
+                callbacks=[times, *(c for c in callbacks(run, Signals()) if not isinstance(c, Checkpoints))],
             )
             trainer.loggers = run.open("", {})
             trainer.fit(self.module, datamodule=self.plan.data())

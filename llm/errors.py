@@ -10,13 +10,24 @@ class UserError(Exception):
     """What the user gave cannot be used. The message is one sentence that names the fix."""
 
 
+class StoppedError(Exception):
+    """A signal has asked a run to stop, and it has: its state is saved, the same command goes on from there."""
+
+    def __init__(self, step: int, name: str) -> None:
+        super().__init__(f"{name} stopped the run at step {step}")
+        self.step, self.name = step, name
+
+
 def exit_status(command: Callable[[], None]) -> int:
     """Run a command: 0; 2 for a UserError, printed as `error: ...`; 130 where it was interrupted.
 
+    75, EX_TEMPFAIL, where a signal stopped a run that has saved its state: `slurm/launch.sh` then requeues the job.
     141, as of any program, where its output went to a `head` that has seen enough.
     """
     try:
         command()
+    except StoppedError:
+        return os.EX_TEMPFAIL
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -97,7 +97,6 @@ def export(run: Path, out: Path, step: int | None = None, dtype: torch.dtype = t
 
 def describe(checkpoint: checkpoints.Checkpoint, record: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """hippoformer.json: which run and step the folder holds. Equal facts are an equal export."""
-    manifest = json.loads((checkpoint.path / "manifest.json").read_text())
     return {
         "run": record["name"],
         "step": checkpoint.step,
@@ -106,7 +105,7 @@ def describe(checkpoint: checkpoints.Checkpoint, record: dict[str, Any], dtype: 
         "seed": record["seed"],
         "dtype": str(dtype).removeprefix("torch."),
         "git_commit": record["git_commit"],
-        "checkpoint_sha256": manifest["model.safetensors"]["sha256"],
+        "checkpoint_sha256": checkpoint.sha256(),
     }
 
 

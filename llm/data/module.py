@@ -31,7 +31,8 @@ class TokenDataModule(pl.LightningDataModule):
             shares of 1,000 rows, by largest remainder.
         context: T, tokens of a row.
         batch_size: rows of one optimizer step over all devices.
-        micro_batch_size: rows of one forward pass on one device; None is as many as fall on a device.
+        micro_batch_size: at most so many rows in one forward pass on one device; None is as many as fall on a device.
+            The same config has the same batches on any number of devices: see `division`.
         rows: "windows" of the token stream, or "documents", one a row.
         mask_documents: windows only: no token sees another document, and positions count from each document's start.
             The first token of a document is still predicted, from the end-of-document token before it. Validation is
@@ -161,19 +162,27 @@ class TokenDataModule(pl.LightningDataModule):
         return self.trainer
 
     def micro_batches(self, ranks: int) -> int:
-        """Micro-batches of one step on each of `ranks` devices.
+        """Micro-batches of one step on each of `ranks` devices: as few as `micro_batch_size` allows.
 
         Raises:
             UserError: the global batch does not divide; the message names the nearest that does.
         """
-        size = self.given_micro_batch_size or max(1, self.batch_size // ranks)
-        if self.batch_size % (size * ranks):
-            nearest = max(1, round(self.batch_size / (size * ranks))) * size * ranks
+        rows, left = divmod(self.batch_size, ranks)
+        if left or not rows:
+            nearest = max(1, round(self.batch_size / ranks)) * ranks
             raise UserError(
-                f"data.batch_size {self.batch_size} is no multiple of {ranks} device(s) x data.micro_batch_size {size}:"
-                f" the nearest that is, is {nearest}"
+                f"data.batch_size {self.batch_size} is no multiple of {ranks} devices: the nearest that is, is {nearest}"
             )
-        return self.batch_size // (size * ranks)
+        most = self.given_micro_batch_size or rows
+        return next(count for count in range(1, rows + 1) if rows % count == 0 and rows // count <= most)
+
+    def division(self, ranks: int) -> str:
+        """How a step is divided among `ranks` devices, in words."""
+        count = self.micro_batches(ranks)
+        return (
+            f"{self.batch_size} rows a step = {ranks} device(s) x {count} micro-batch(es) x "
+            f"{self.batch_size // (ranks * count)} rows"
+        )
 
     def train_dataloader(self) -> DataLoader:
         """From the trainer's step to its last: a resumed run asks for the rest."""

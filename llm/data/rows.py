@@ -156,18 +156,23 @@ class TrainingBatches(Dataset):
 class ValidationBatches(Dataset):
     """The first `count` validation rows once each, dealt to the ranks in turn.
 
-    A store's rows come in its own order; `pattern` says which store is next.
+    A store's rows come in its own order; `pattern` says which store is next. Every rank has as many batches, since all
+    take part in gathering the weights: where it has no row left, a row without labels.
     """
 
     def __init__(self, rows: Rows, pattern: Pattern, count: int, batch_size: int, rank: int, ranks: int) -> None:
         self.rows, self.pattern, self.batch_size = rows, pattern, batch_size
         self.numbers = range(rank, count, ranks)
+        self.batches = -(-count // (ranks * batch_size))
 
     def __len__(self) -> int:
-        return -(-len(self.numbers) // self.batch_size)
+        return self.batches
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if index >= len(self):
             raise IndexError(index)
         numbers = self.numbers[index * self.batch_size : (index + 1) * self.batch_size]
+        if not numbers:
+            batch = self.rows.tensors(self.rows.read([self.pattern.place(0)]))
+            return batch | {"shift_labels": torch.full_like(batch["shift_labels"], IGNORED)}
         return self.rows.tensors(self.rows.read(map(self.pattern.place, numbers)))

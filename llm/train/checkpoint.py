@@ -1,15 +1,16 @@
 """What a checkpoint holds, and how it is written, verified, found and restored.
 
     RUN/checkpoints/step-00000500/
-        model.safetensors       parameters by name, as trained (fp32)
-        optimizer.safetensors   optimizer state by parameter name: "exp_avg/model.norm.weight", ...
-        config.json             the DecoderConfig
-        state.json              step, tokens seen, digest of the data, seconds, last validation loss, parameters, and
-                                what a run must be to continue from here (identity)
-        manifest.json           size and sha256 of each file above; written last
+        model-00001.safetensors ...      parameters by name, fp32: the master weights where the model computes in bf16
+        optimizer-00001.safetensors ...  AdamW's state by parameter name: "exp_avg/model.norm.weight", ...
+        config.json                      the DecoderConfig
+        state.json                       step, tokens seen, digest of the data, seconds, last validation loss,
+                                         parameters, and what a run must be to continue from here (identity)
+        manifest.json                    size and sha256 of each file above; written last
 
-A checkpoint is written aside and renamed, so a folder without `.partial` is whole; its manifest shows whether it
-still is. There is no random state in it: batches and dropout are functions of (seed, step).
+Nothing in it says on how many devices or how sharded the run was. A checkpoint is written aside and renamed, so a
+folder without `.partial` is whole; its manifest shows whether it still is. There is no random state in it: batches and
+dropout are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -18,20 +19,48 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..model import DecoderConfig, DecoderForCausalLM
+from ..model import DecoderConfig
+from .state import State
 
 PARTIAL = ".partial"
-FILES = ("model.safetensors", "optimizer.safetensors", "config.json", "state.json")
+NEEDED = ("state.json", "config.json", "model-")  # each the beginning of some file's name
+SHARD_BYTES = 2**31
+MIB = 2**20
+
+
+class FullDiskError(UserError):
+    """A checkpoint cannot be written where it should be; what was there before is as it was."""
+
+
+class Tensors(Mapping[str, Tensor]):
+    """The tensors of safetensors files by name, read one at a time: a rank never holds what it does not keep."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self.files: dict[str, Path] = {}
+        for file in files:
+            with safe_open(file, "pt") as opened:
+                self.files |= dict.fromkeys(opened.keys(), file)
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self.files[name], "pt") as opened:
+            return opened.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
 
 
 @dataclass
@@ -46,60 +75,100 @@ class Checkpoint:
         """The decoder's configuration."""
         return DecoderConfig.from_pretrained(self.path)
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> Tensors:
         """Parameters by name, on the CPU."""
-        return load_file(self.path / "model.safetensors")
+        return Tensors(sorted(self.path.glob("model*.safetensors")))
 
-    def optimizer_state(self) -> dict[str, Tensor]:
+    def optimizer_state(self) -> Tensors:
         """Optimizer state, "STATE/PARAMETER" -> tensor, on the CPU."""
-        return load_file(self.path / "optimizer.safetensors")
+        return Tensors(sorted(self.path.glob("optimizer*.safetensors")))
+
+    def sha256(self) -> str:
+        """One digest of all weights: that of the manifest's lines on them."""
+        manifest = json.loads((self.path / "manifest.json").read_text())
+        model = {name: facts["sha256"] for name, facts in sorted(manifest.items()) if name.startswith("model")}
+        return hashlib.sha256(json.dumps(model).encode()).hexdigest()
 
 
-def write(
-    folder: Path, model: DecoderForCausalLM, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
-) -> Path:
+@dataclass
+class Snapshot:
+    """What a checkpoint is written from, all of it in host memory: see `state.py` for the two mappings."""
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    config: DecoderConfig
+    state: dict[str, Any]
+
+    def bytes(self) -> int:
+        """Of its tensors."""
+        return sum(tensor.nbytes for tensors in (self.weights, self.optimizer) for tensor in tensors.values())
+
+
+def write(folder: Path, snapshot: Snapshot, keep: int, keep_every: int | None = None) -> Path:
     """Write a checkpoint of `state["step"]` into `folder`, then remove all but the newest `keep`.
 
-    Returns the checkpoint's path. An existing one of the same step is replaced.
+    Those whose step is a multiple of `keep_every` stay too. Returns the checkpoint's path. An existing one of the same
+    step is replaced.
 
     Raises:
-        UserError: it cannot be written (a full disk, say); what was there before is as it was.
+        FullDiskError: it cannot be written (a full disk, say); what was there before is as it was.
     """
-    path = folder / f"step-{state['step']:08d}"
+    path = folder / f"step-{snapshot.state['step']:08d}"
     partial, replaced = (path.with_name(path.name + suffix) for suffix in (PARTIAL, ".replaced" + PARTIAL))
-    folder.mkdir(parents=True, exist_ok=True)
-    for stray in folder.glob(f"*{PARTIAL}"):  # of a life that was killed while it wrote
-        shutil.rmtree(stray)
     try:
-        _write_files(partial, model, optimizer, state)
+        folder.mkdir(parents=True, exist_ok=True)
+        for stray in folder.glob(f"*{PARTIAL}"):  # of a life that was killed while it wrote
+            shutil.rmtree(stray)
+        _check_space(folder, snapshot.bytes() + MIB)
+        _write_files(partial, snapshot)
+        if path.exists():
+            path.rename(replaced)
+        partial.rename(path)
+        _sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(
+        raise FullDiskError(
             f"checkpoint {path} cannot be written ({error}): free some space, then continue from the one before it "
             "with --resume auto"
         ) from error
-    if path.exists():
-        path.rename(replaced)
-    partial.rename(path)
-    _sync(folder)
     shutil.rmtree(replaced, ignore_errors=True)
     for old in _folders(folder)[:-keep]:
-        shutil.rmtree(old)
+        if not keep_every or _step(old) % keep_every:
+            shutil.rmtree(old, ignore_errors=True)  # what is left of it is passed over and removed the next time
     return path
 
 
-def _write_files(
-    partial: Path, model: DecoderForCausalLM, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-) -> None:
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"it needs {needed / MIB:,.0f} MiB and {free / MIB:,.0f} MiB are free")
+
+
+def _write_files(partial: Path, snapshot: Snapshot) -> None:
     partial.mkdir()
-    save_file(_parameters(model), partial / "model.safetensors")
-    save_file(_optimizer_state(model, optimizer), partial / "optimizer.safetensors")
-    model.config.to_json_file(partial / "config.json", use_diff=False)
-    (partial / "state.json").write_text(json.dumps(state, indent=1))
+    for kind, tensors in (("model", snapshot.weights), ("optimizer", snapshot.optimizer)):
+        for number, shard in enumerate(_shards(tensors), start=1):
+            save_file(shard, partial / f"{kind}-{number:05d}.safetensors")
+    snapshot.config.to_json_file(partial / "config.json", use_diff=False)
+    (partial / "state.json").write_text(json.dumps(snapshot.state, indent=1))
     manifest = {file.name: _describe(file) for file in sorted(partial.iterdir())}
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
     for file in [*partial.iterdir(), partial]:
         _sync(file)
+
+
+def _shards(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The tensors in their order, in parts of at most `SHARD_BYTES` or one tensor."""
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        if shard and size + tensor.nbytes > SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor
+        size += tensor.nbytes
+    if shard:
+        yield shard
 
 
 def set_aside_after(folder: Path, step: int) -> list[Path]:
@@ -116,8 +185,8 @@ def set_aside_after(folder: Path, step: int) -> list[Path]:
     return aside
 
 
-def read(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, every file's size and sha256 checked.
+def read(path: Path, verify: bool = True) -> Checkpoint:
+    """The checkpoint at `path`, every file's size and, unless `verify` is off, sha256 checked.
 
     Raises:
         UserError: it is not there, or torn; the message names the file and what is wrong.
@@ -129,9 +198,14 @@ def read(path: Path) -> Checkpoint:
         manifest = dict(json.loads(manifest_file.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{manifest_file} cannot be read: use an older checkpoint of the run") from error
-    for name in FILES:
+    if missing := [start for start in NEEDED if not any(name.startswith(start) for name in manifest)]:
+        raise UserError(f"{manifest_file} names no {missing[0]}: use an older checkpoint of the run")
+    for name, facts in manifest.items():
         file = path / name
-        if not file.is_file() or _describe(file) != manifest.get(name):
+        if (
+            not file.is_file()
+            or (_describe(file) if verify else {"bytes": file.stat().st_size}).items() - facts.items()
+        ):
             raise UserError(f"{file} is missing or does not match its manifest: use an older checkpoint of the run")
     state = json.loads((path / "state.json").read_text())
     return Checkpoint(path, state["step"], state)
@@ -168,8 +242,8 @@ def find(run: Path, step: int | None = None) -> Checkpoint:
     return checkpoint
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Load parameters and, where given, optimizer state in place.
+def restore(checkpoint: Checkpoint, model: nn.Module, state: State | None = None) -> None:
+    """Load parameters in place; where a training state is given, into it, with the optimizer's.
 
     Raises:
         UserError: the checkpoint's parameters are not this model's.
@@ -178,29 +252,15 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     weights = checkpoint.weights()
     if different := sorted(own.keys() ^ weights.keys()):
         raise UserError(f"{checkpoint.path} is of another model: {different[0]} is only in one of the two")
-    if wrong := [name for name, parameter in own.items() if parameter.shape != weights[name].shape]:
+    shapes = {name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in own.items()}  # ZeRO 3: empty
+    if wrong := [name for name, shape in shapes.items() if shape != weights[name].shape]:
         raise UserError(f"{checkpoint.path} is of another model: {wrong[0]} has another shape")
+    if state is not None:
+        state.load(weights, checkpoint.optimizer_state())
+        return
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(weights[name])
-    if optimizer is None:
-        return
-    for key, tensor in checkpoint.optimizer_state().items():
-        kind, name = key.split("/", 1)
-        optimizer.state[own[name]][kind] = tensor.to(own[name].device)
-
-
-def _parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters by name; tied ones once, as `named_parameters` lists them."""
-    return {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
-
-
-def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{kind}/{name}": tensor.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        for kind, tensor in optimizer.state.get(parameter, {}).items()
-    }
 
 
 def _describe(file: Path) -> dict[str, Any]:

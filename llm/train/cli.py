@@ -1,8 +1,8 @@
 """`python -m llm fit` and `validate`: one YAML, dotted overrides, unknown keys refused.
 
-A config has five parts: `decoder` (DecoderConfig), `model` (LanguageModule: optimizer, schedule ...), `data`
-(TokenDataModule), `trainer` (Lightning's Trainer) and `run` (RunSettings); and `seed_everything`, from which the
-initial weights, the order of the data and the dropout follow.
+A config has six parts: `decoder` (DecoderConfig), `model` (LanguageModule: optimizer, schedule ...), `data`
+(TokenDataModule), `trainer` (Lightning's Trainer), `strategy` (StrategySettings: how it is spread over devices) and
+`run` (RunSettings); and `seed_everything`, from which the initial weights, the order of the data and the dropout follow.
 """
 
 from __future__ import annotations
@@ -19,17 +19,23 @@ from typing import Any, NoReturn
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.configuration_utils import PretrainedConfig
 
 from ..data.module import TokenDataModule
 from ..data.store import check_vocabulary
-from ..errors import UserError
+from ..errors import StoppedError, UserError
 from ..model import DecoderConfig
 from . import checkpoint as checkpoints
-from .callbacks import ValidationBar, callbacks
-from .module import LanguageModule, NotFiniteError
+from .callbacks import Opening, callbacks
+from .guards import NotFiniteError
+from .measure import ValidationBar
+from .module import LanguageModule
+from .ranks import ToldElsewhereError, lost_contact
 from .run import RunFolder, RunSettings
+from .signals import Signals
+from .strategy import StrategySettings, device_count, end_children, plugins
 
 # What the run folder does for itself is off in Lightning, and a run is counted in steps, not epochs.
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -53,8 +59,9 @@ OURS = {
     "max_epochs": "give trainer.max_steps: a run is counted in optimizer steps",
     "enable_checkpointing": "give run.checkpoint_every",
     "logger": "give run.loggers",
+    "strategy": "give strategy.name",
 }
-PARTS = {"seed_everything", "decoder", "model", "data", "trainer", "run"}
+PARTS = {"seed_everything", "decoder", "model", "data", "trainer", "strategy", "run"}
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "32", 32, None)
 EXAMPLES = {
     "fit": {"epilog": "example: python -m llm fit --config configs/stories_values.yaml --trainer.max_steps 100"},
@@ -82,6 +89,7 @@ class CLI(LightningCLI):
     """LightningCLI with the decoder and the run beside Lightning's own parts."""
 
     run_folder: RunFolder | None = None
+    signals: Signals | None = None
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -90,6 +98,7 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         of_transformers = {field.name for field in dataclasses.fields(PretrainedConfig)}
         parser.add_class_arguments(DecoderConfig, "decoder", skip=of_transformers)
+        parser.add_class_arguments(StrategySettings, "strategy")
         parser.add_class_arguments(RunSettings, "run")
         parser.add_argument(
             "--resume", type=str | None, default=None, help="auto, or the path of a checkpoint or run to continue"
@@ -104,18 +113,28 @@ class CLI(LightningCLI):
         for key, ours in OURS.items():
             if given.get(f"trainer.{key}") not in (None, defaults[key].default, TRAINER_DEFAULTS.get(key)):
                 raise UserError(f"trainer.{key} is not read here: {ours}")
+        problems = []
         if given["trainer.precision"] not in PRECISIONS:
-            raise UserError(
-                f"trainer.precision must be one of {', '.join(p for p in PRECISIONS if isinstance(p, str))}"
-            )
+            names = ", ".join(name for name in PRECISIONS if isinstance(name, str))
+            problems.append(f"trainer.precision must be one of {names}")
+        strategy = StrategySettings(**vars(given["strategy"]))
+        if problems := [*problems, *strategy.problems(str(given["trainer.precision"]))]:
+            raise UserError("; ".join(problems))
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             # DecoderConfig raises all its problems together; the others are Lightning's, on devices and strategies
             raise UserError(" ".join(str(error).split())) from error
 
-    def _run_folder(self) -> RunFolder:
-        return RunFolder(self._get(self.config_init, "run"), self._identity())
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Lightning's Trainer with the strategy that the config names."""
+        given = self._get(self.config_init, "trainer")
+        strategy: StrategySettings = self._get(self.config_init, "strategy")
+        devices = device_count(given["devices"]) * int(given["num_nodes"])
+        clip = self._get(self.config_init, "model").gradient_clip
+        half = "bf16" in str(given["precision"])
+        ours = {"strategy": strategy.build(devices, clip, half), "plugins": [*(given["plugins"] or []), *plugins()]}
+        return super().instantiate_trainer(**ours, **kwargs)
 
     def _identity(self) -> dict[str, Any]:
         data: TokenDataModule = self.datamodule
@@ -135,52 +154,98 @@ class CLI(LightningCLI):
         }
 
     def before_fit(self) -> None:
-        """Everything that can be refused is refused before the run folder is touched."""
+        """What can be refused without the other ranks is refused here, the rest in `_open`."""
         trainer: Trainer = self.trainer
         problems = [*self.model.problems(trainer.max_steps, self.datamodule.context), *self.datamodule.problems()]
         if self._get(self.config_init, "trainer").log_every_n_steps < 1:
             problems.append("trainer.log_every_n_steps must be at least 1")
-        if trainer.world_size > 1:
-            problems.append("training on several devices is not there yet: give --trainer.devices 1")
         if problems:
             raise UserError("; ".join(problems))
         self.datamodule.micro_batches(trainer.world_size)
-        self.run_folder = run = self._run_folder()
-        for sentence in run.find(self._get(self.config_init, "resume")):
+        self.run_folder = RunFolder(self._get(self.config_init, "run"))
+        self.signals = Signals()
+        self.signals.install()
+        trainer.callbacks += [Opening(self.run_folder, self._open), *callbacks(self.run_folder, self.signals)]
+
+    def _open(self) -> list[Logger]:
+        """On rank zero: find where the run starts, open its folder and say so. Returns the loggers.
+
+        Everything that can be refused is refused before the folder is touched.
+        """
+        trainer, data = self.trainer, self.datamodule
+        run, resume = self._opened_run(), self._get(self.config_init, "resume")
+        passed_over = run.find(resume)
+        for sentence in passed_over:
             print(f"passed over: {sentence}", file=sys.stderr)
         if run.resumed is not None:
             print(f"continuing from {run.resumed.path}", file=sys.stderr)
-        elif self._get(self.config_init, "resume") is not None:
+        elif resume is not None:
             print(f"no checkpoint in {run.path} yet: starting at step 0", file=sys.stderr)
-        trainer.callbacks += callbacks(run)
         if run.resumed is not None and run.resumed.step >= trainer.max_steps:
             if run.resumed.path.parent == run.path / "checkpoints":
                 run.close(run.resumed.state)  # a kill may have come between the last checkpoint and the summary
             print(f"{run.path} is finished at step {run.resumed.step}: nothing to do", file=sys.stderr)
-            return
-        data: TokenDataModule = self.datamodule
+            return []
         print(data.summary(trainer.max_steps), file=sys.stderr)
+        if trainer.world_size > 1:
+            print(data.division(trainer.world_size), file=sys.stderr)
         facts = {
             "seed": data.seed,
-            "parameters": self.model.model.num_parameters(),
+            "parameters": self.model.parameter_count,
             "store": data.named,
             "store_fingerprint": run.identity["store_fingerprint"],
+            "devices": trainer.world_size,
         }
-        trainer.loggers = run.open(self._config_yaml(), facts, data.tokenizer, list(data.epochs(0)))
+        loggers = run.open(self._config_yaml(), facts, data.tokenizer, list(data.epochs(0)))
+        for sentence in passed_over:
+            run.event("checkpoint passed over", run.resumed.step if run.resumed else 0, why=sentence)
+        return loggers
+
+    def _opened_run(self) -> RunFolder:
+        """The run's folder, which knows what its checkpoints must be."""
+        run = self.run_folder or RunFolder(self._get(self.config_init, "run"))
+        run.identity = self._identity()
+        return run
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
         except NotFiniteError as error:
-            raise UserError(self._explain(error)) from error
+            raise self._on_rank_zero(UserError(self._explain(error))) from error
+        except StoppedError as error:
+            if self.trainer.is_global_zero and self.run_folder is not None:
+                self.run_folder.event("stopped", error.step, signal=error.name)
+                print(f"{error.name}: {self._where_it_stands(self.run_folder)}", file=sys.stderr)
+            raise self._on_rank_zero(error) from None
         except SystemExit as error:  # what Lightning makes of Ctrl-C
             if self.trainer.interrupted and self.run_folder is not None:
-                print(self._where_it_stands(self.run_folder), file=sys.stderr)
-                raise KeyboardInterrupt from error
+                if self.trainer.is_global_zero:
+                    print(self._where_it_stands(self.run_folder), file=sys.stderr)
+                raise self._on_rank_zero(KeyboardInterrupt()) from error
+            raise
+        except (RuntimeError, OSError) as error:
+            if self.trainer.world_size > 1 and lost_contact(error):
+                raise UserError(self._lost(error)) from error
             raise
         finally:
+            end_children(self.trainer, patience=60.0 if sys.exc_info()[0] is None else 5.0)
+            if self.signals is not None:
+                self.signals.restore()
             if self.run_folder is not None:
                 self.run_folder.release()
+
+    def _on_rank_zero(self, error: BaseException) -> BaseException:
+        """The error, which all ranks have; those but rank zero leave it to it to say so."""
+        return error if self.trainer.is_global_zero else ToldElsewhereError(str(error))
+
+    def _lost(self, error: BaseException) -> str:
+        settings = self._get(self.config_init, "strategy")
+        why = " ".join(str(error).split())
+        return (
+            f"rank {self.trainer.global_rank} lost contact to the other ranks at step {self.trainer.global_step}: one "
+            f"has died, or hangs for longer than strategy.timeout {settings.timeout:g} s (its own log says which); "
+            f"continue with --resume auto ({why[:300]})"
+        )
 
     def _where_it_stands(self, run: RunFolder) -> str:
         last = checkpoints.newest(run.path / "checkpoints")[0]
@@ -194,27 +259,29 @@ class CLI(LightningCLI):
         data, step = self.datamodule, error.step
         batch = f"seed {data.seed}, step {step}, rows 0 to {data.batch_size - 1} of {data.named}"
         folder = Path(self._get(self.config_init, "run").folder)
-        last = checkpoints.newest(folder / "checkpoints", before=step)[0]
+        last = checkpoints.newest(folder / "checkpoints", before=step - error.in_a_row)[0]
         return (
-            f"the loss is {error.loss} and the gradient norm {error.gradient_norm} at step {step} "
-            f"(its batch: {batch}); the last good checkpoint is {last.path if last else 'none'}: continue from it with "
-            "--resume and a lower model.optimizer.lr"
+            f"{error.in_a_row} step(s) in a row changed nothing: the loss is {error.loss} and the gradient norm "
+            f"{error.gradient_norm} at step {step} (its batch: {batch}); the last good checkpoint is "
+            f"{last.path if last else 'none'}: continue from it with --resume and a lower model.optimizer.lr"
         )
 
     def before_validate(self) -> None:
         if problems := self.datamodule.problems():
             raise UserError("; ".join(problems))
-        run = self._run_folder()
+        run = self._opened_run()
         resume = self._get(self.config_init, "resume")
         path = run.path if resume in (None, "auto") else Path(resume)
         checkpoint = checkpoints.find(path) if (path / "checkpoints").is_dir() else checkpoints.read(path)
         run.check_identity(checkpoint, ["decoder"])
         checkpoints.restore(checkpoint, self.model.model)
         self.trainer.callbacks.append(ValidationBar())
-        print(f"validating {checkpoint.path}", file=sys.stderr)
+        if self.trainer.is_global_zero:
+            print(f"validating {checkpoint.path}", file=sys.stderr)
 
     def after_validate(self) -> None:
-        print(f"validation loss {self.model.validation_loss:.4f}")
+        if self.trainer.is_global_zero:
+            print(f"validation loss {self.model.validation_loss:.4f}")
 
     def _config_yaml(self) -> str:
         config = self.config[self.subcommand].clone()
@@ -228,8 +295,12 @@ def main(command: str, arguments: list[str]) -> None:
 
     Raises:
         UserError: anything in the config or the data that cannot be used.
+        StoppedError: a signal stopped the run, whose state is saved.
     """
-    parse([command, *arguments])
+    try:
+        parse([command, *arguments])
+    except ToldElsewhereError as error:
+        raise SystemExit(0) from error  # any other status would have this rank's watchers end rank zero in mid-sentence
 
 
 def parse(arguments: list[str], run: bool = True) -> CLI:

@@ -15,14 +15,7 @@ from torch import Tensor
 from ..model import DecoderConfig, DecoderForCausalLM
 from ..model.loss import IGNORED
 from .optim import Optimizer, Schedule
-
-
-class NotFiniteError(ArithmeticError):
-    """The loss or the gradient norm of a step is not finite. `step` counts the updates done before it."""
-
-    def __init__(self, step: int, loss: float, gradient_norm: float) -> None:
-        super().__init__(f"loss {loss}, gradient norm {gradient_norm} at step {step}")
-        self.step, self.loss, self.gradient_norm = step, loss, gradient_norm
+from .strategy import ZeroStrategy
 
 
 class LanguageModule(pl.LightningModule):
@@ -39,7 +32,8 @@ class LanguageModule(pl.LightningModule):
         optimizer, schedule: see `optim.py`.
         seed: names the dropout of every step; initial weights have `decoder.initializer_seed`.
         gradient_clip: largest gradient norm; None does not clip. (The norm is logged either way.)
-        activation_checkpointing: recompute the blocks in the backward pass: less memory, a third more time.
+        activation_checkpointing: recompute blocks in the backward pass: less memory, up to a third more time. True is
+            every block, a number n every n-th.
         compile: torch.compile the blocks; the first step takes longer.
     """
 
@@ -50,7 +44,7 @@ class LanguageModule(pl.LightningModule):
         schedule: Schedule | None = None,
         seed: int = 0,
         gradient_clip: float | None = 1.0,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: bool | int = False,
         compile: bool = False,
     ) -> None:
         super().__init__()
@@ -59,13 +53,18 @@ class LanguageModule(pl.LightningModule):
         self.schedule = schedule or Schedule()
         self.seed, self.gradient_clip = seed, gradient_clip
         self.model = DecoderForCausalLM(decoder)
-        if activation_checkpointing:
+        self.parameter_count = self.model.num_parameters()  # ZeRO will leave each rank a part
+        self.every_nth = int(activation_checkpointing)
+        if self.every_nth > 0:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            for index, block in enumerate(self.model.model.layers):
+                block.gradient_checkpointing = index % self.every_nth == 0
         if compile:
             for block in self.model.model.layers:
                 block.compile()
         self.step_loss = torch.zeros(())  # of the step under way: this rank's share of the global mean
         self.gradient_norm = torch.zeros(())  # of the last step, before clipping
+        self.skipped = False  # whether the last step changed nothing, its gradient not being finite
         self.validation_loss: float | None = None  # of the last validation
 
     def problems(self, max_steps: int, context: int) -> list[str]:
@@ -73,6 +72,8 @@ class LanguageModule(pl.LightningModule):
         problems = [*self.optimizer_settings.problems(), *self.schedule.problems(max_steps)]
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             problems.append(f"model.gradient_clip {self.gradient_clip} must be above 0, or null for none")
+        if self.every_nth < 0:
+            problems.append(f"model.activation_checkpointing {self.every_nth} must be true, false or every n-th block")
         positions = self.decoder_config.max_position_embeddings
         if self.decoder_config.position == "learned" and context > positions:
             problems.append(f"data.context {context} is beyond decoder.max_position_embeddings {positions}")
@@ -100,14 +101,20 @@ class LanguageModule(pl.LightningModule):
         inputs = {name: value for name, value in batch.items() if name != "data_digest"}
         loss = self.model(**inputs).loss * (micro_batches * self.trainer.world_size)
         self.step_loss += loss.detach() / micro_batches
-        return loss
+        return loss * (loss.detach() * 0 + 1)  # a loss that is not finite makes its gradient so: all ranks see that
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
-        """Clip, and stop before a loss or gradient that is not finite reaches the weights."""
+        """Clip; a gradient that is not finite is dropped, so that the optimizer changes nothing at all.
+
+        DeepSpeed does both itself, and calls this after every micro-batch.
+        """
+        if isinstance(self.trainer.strategy, ZeroStrategy):
+            return
         limit = float("inf") if self.gradient_clip is None else self.gradient_clip
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        if not torch.isfinite(self.step_loss + self.gradient_norm):
-            raise NotFiniteError(self.global_step, self.step_loss.item(), self.gradient_norm.item())
+        self.skipped = not torch.isfinite(self.gradient_norm)
+        if self.skipped:
+            self.model.zero_grad(set_to_none=True)
 
     def on_validation_epoch_start(self) -> None:
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # summed loss, predicted tokens

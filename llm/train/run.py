@@ -8,6 +8,8 @@ RUN/
     metrics.csv     one row a measurement (training) or validation
     tensorboard/    the same for TensorBoard
     checkpoints/    see `checkpoint.py`
+    events.jsonl    what went wrong and was survived: steps skipped, loss spikes, checkpoints that could not be written
+                    or were passed over, signals; with the step, and the batch where there is one
     summary.json    step, tokens_seen, validation_loss, seconds, parameters; written when the last step is done
 """
 
@@ -19,12 +21,14 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -38,11 +42,12 @@ from . import checkpoint as checkpoints
 
 COLUMNS = (
     "step tokens train_loss perplexity learning_rate gradient_norm tokens_per_second mfu validation_loss seconds "
-    "data_digest"
+    "data_digest skipped_steps"
 ).split()
 SUMMARY = ("step", "tokens_seen", "validation_loss", "seconds", "parameters")
 LOGGERS = ("csv", "tensorboard", "wandb")
-PACKAGES = ("hippoformer", "torch", "lightning", "transformers", "tokenizers", "numpy")
+ON_FULL_DISK = ("stop", "continue")
+PACKAGES = ("hippoformer", "torch", "lightning", "deepspeed", "transformers", "tokenizers", "numpy")
 
 
 @dataclass
@@ -53,6 +58,10 @@ class RunSettings:
         folder: the run folder; its last part is the run's name.
         checkpoint_every: optimizer steps between checkpoints; the last step always has one.
         keep_checkpoints: how many of the newest stay.
+        keep_every: those whose step is a multiple of this stay too, for good.
+        on_full_disk: "stop" where a checkpoint cannot be written, or "continue" training without it.
+        skip_limit: a step whose loss or gradient is not finite changes nothing; so many in a row end the run.
+        spike_deviations: a loss so many robust standard deviations above the last 128 is logged with its batch.
         loggers: any of csv, tensorboard, wandb.
         peak_flops: FLOP/s of one device at this precision, for the utilisation of a device that `flops.py` does not
             name.
@@ -61,6 +70,10 @@ class RunSettings:
     folder: str = "runs/unnamed"
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    keep_every: int | None = None
+    on_full_disk: str = "stop"
+    skip_limit: int = 5
+    spike_deviations: float = 10.0
     loggers: list[str] = field(default_factory=lambda: ["csv", "tensorboard"])
     peak_flops: float | None = None
 
@@ -68,9 +81,17 @@ class RunSettings:
         """UserError naming every setting that cannot be used."""
         problems = [
             f"run.{name} {getattr(self, name)} must be at least 1"
-            for name in ("checkpoint_every", "keep_checkpoints")
-            if getattr(self, name) < 1
+            for name in ("checkpoint_every", "keep_checkpoints", "keep_every", "skip_limit")
+            if getattr(self, name) is not None and getattr(self, name) < 1
         ]
+        if self.keep_every and self.keep_every % max(1, self.checkpoint_every):
+            problems.append(
+                f"run.keep_every {self.keep_every} must be a multiple of run.checkpoint_every {self.checkpoint_every}"
+            )
+        if self.on_full_disk not in ON_FULL_DISK:
+            problems.append(f"run.on_full_disk {self.on_full_disk!r} is unknown: give {' or '.join(ON_FULL_DISK)}")
+        if not self.spike_deviations > 0:
+            problems.append(f"run.spike_deviations {self.spike_deviations} must be above 0")
         if unknown := sorted(set(self.loggers) - set(LOGGERS)):
             problems.append(f"run.loggers {unknown} is unknown: give any of {', '.join(LOGGERS)}")
         if "wandb" in self.loggers and importlib.util.find_spec("wandb") is None:
@@ -80,16 +101,16 @@ class RunSettings:
 
 
 class RunFolder:
-    """One run's folder.
+    """One run's folder. Rank zero finds, opens, writes and closes it; the others know its settings.
 
     Args:
         settings: see `RunSettings`.
         identity: what must be the same for a checkpoint to continue this run (data, order, model).
     """
 
-    def __init__(self, settings: RunSettings, identity: dict[str, Any]) -> None:
+    def __init__(self, settings: RunSettings, identity: dict[str, Any] | None = None) -> None:
         settings.check()
-        self.settings, self.identity = settings, identity
+        self.settings, self.identity = settings, identity or {}
         self.path = Path(settings.folder)
         self.resumed: checkpoints.Checkpoint | None = None
         self._held: TextIO | None = None
@@ -204,6 +225,13 @@ class RunFolder:
         except OSError:  # a file system without locks
             pass
 
+    def event(self, what: str, step: int, **facts: Any) -> None:
+        """Add a line to events.jsonl, whichever life of the run it is."""
+        told = {name: value if isinstance(value, dict | str) else _readable(value) for name, value in facts.items()}
+        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "step": step, "event": what, **told}
+        with (self.path / "events.jsonl").open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+
     def release(self) -> None:
         """Let go of the folder."""
         if self._held is not None:
@@ -257,6 +285,11 @@ class MetricsFile(Logger):
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """config.yaml holds them."""
+
+
+def _readable(value: float) -> float | str:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else str(value)
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,44 @@
+"""What the processes of one run do together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from lightning.pytorch.strategies import Strategy
+
+from ..errors import UserError
+
+T = TypeVar("T")
+LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "timed out")
+
+
+class ToldElsewhereError(UserError):
+    """Rank zero has this error too, and tells the user; this rank ends without a word."""
+
+
+def on_rank_zero(strategy: Strategy, work: Callable[[], T]) -> T:
+    """What `work()` returns on rank zero, on every rank. Every rank has to call it.
+
+    Raises:
+        UserError: what `work` raised; on all ranks, so that none waits for the others.
+    """
+    result, problem = None, None
+    if strategy.is_global_zero:
+        try:
+            result = work()
+        except UserError as error:
+            problem = error
+    result, sentence = strategy.broadcast((result, problem and str(problem)))
+    if problem is not None:
+        raise problem
+    if sentence is not None:
+        raise ToldElsewhereError(sentence)
+    return result  # type: ignore[return-value]
+
+
+def lost_contact(error: BaseException) -> bool:
+    """Whether the error is of a collective that another rank did not take part in."""
+    text = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or any(word in text for word in LOST)

@@ -1,0 +1,191 @@
+"""How a run is spread over devices: one device, DDP, or DeepSpeed's ZeRO; through Lightning's strategies.
+
+What the three do alike, however a rank's part of the model looks: gradients are averaged over ranks, clipped by their
+global norm, and a step whose gradient is not finite changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+from torch import Tensor
+
+from ..errors import UserError
+
+NAMES = ("auto", "ddp", "deepspeed")
+
+
+@dataclass
+class StrategySettings:
+    """How a run is spread over devices.
+
+    Args:
+        name: "auto" is one device, or DDP over several; "ddp"; "deepspeed".
+        stage: of DeepSpeed's ZeRO (Rajbhandari et al. 2020). What each rank holds a part of: 1 master weights and
+            moments, 2 gradients too, 3 weights too.
+        offload_optimizer: deepspeed: master weights, moments and the update in host memory.
+        bucket_elements: deepspeed: numbers that are reduced or gathered at once. Larger is faster and needs as many
+            times 4 bytes, twice.
+        timeout: seconds after which a rank that waits for the others gives up and ends the run.
+    """
+
+    name: str = "auto"
+    stage: int = 1
+    offload_optimizer: bool = False
+    bucket_elements: int = 50_000_000
+    timeout: float = 1800.0
+
+    def problems(self, precision: str) -> list[str]:
+        """Settings that cannot be: each a sentence."""
+        problems = []
+        if self.name not in NAMES:
+            problems.append(f"strategy.name {self.name!r} is unknown: give one of {', '.join(NAMES)}")
+        if self.stage not in (1, 2, 3):
+            problems.append(f"strategy.stage {self.stage} must be 1, 2 or 3")
+        if self.offload_optimizer and self.name != "deepspeed":
+            problems.append("strategy.offload_optimizer needs strategy.name deepspeed")
+        if self.name == "deepspeed" and precision == "bf16-true":
+            problems.append("trainer.precision bf16-true has no fp32 master weights under deepspeed: give bf16-mixed")
+        if self.bucket_elements < 1:
+            problems.append(f"strategy.bucket_elements {self.bucket_elements} must be at least 1")
+        if not self.timeout > 0:
+            problems.append(f"strategy.timeout {self.timeout} must be above 0 seconds")
+        return problems
+
+    def build(self, devices: int, gradient_clip: float | None, half_precision: bool) -> Strategy | str:
+        """The Lightning strategy for `devices` devices in all.
+
+        Raises:
+            UserError: deepspeed is asked for and not installed.
+        """
+        timeout = timedelta(seconds=self.timeout)
+        if self.name == "deepspeed":
+            return ZeroStrategy(self, gradient_clip, half_precision, timeout)
+        if self.name == "ddp" or devices > 1:
+            return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)
+        return "auto"
+
+
+class ZeroStrategy(DeepSpeedStrategy):
+    """Lightning's DeepSpeed strategy, on GPUs, and on CPUs over gloo; after each step it tells the module the norm.
+
+    Weights are bf16 where `half_precision` is asked for (all of the model, norms too); master weights, gradients that
+    are accumulated or sent, and moments are fp32 always.
+    """
+
+    def __init__(
+        self, settings: StrategySettings, gradient_clip: float | None, half_precision: bool, timeout: timedelta
+    ) -> None:
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
+        try:
+            import deepspeed
+        except ImportError as error:
+            raise UserError("strategy.name deepspeed needs deepspeed: pip install 'hippoformer[deepspeed]'") from error
+        # On CPUs it would compile collectives over shared memory, which know no time-out: a rank that dies would leave
+        # the others waiting for ever. gloo's have one.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        zero: dict[str, Any] = {
+            "stage": settings.stage,
+            "contiguous_gradients": True,
+            "overlap_comm": torch.cuda.is_available(),
+            "reduce_bucket_size": settings.bucket_elements,
+            "allgather_bucket_size": settings.bucket_elements,
+        }
+        if settings.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        config = {
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW runs on the host too, and needs no compiler
+            "gradient_clipping": gradient_clip or 0.0,
+            "bf16": {"enabled": half_precision, "check_grad_overflow": True},  # else NaN would be stepped with
+            "data_types": {"grad_accum_dtype": "fp32"},  # its default is the weights'
+            "communication_data_type": "fp32",  # a sum over 64 ranks in bf16 would lose what accumulation kept
+            "steps_per_print": 2**62,
+        }
+        super().__init__(config=config, timeout=timeout)
+        self.stage = settings.stage
+
+    def setup_environment(self) -> None:
+        """Lightning's, without its refusal of CPUs, on which DeepSpeed runs as well; it wants devices with an index."""
+        if self.parallel_devices and self.parallel_devices[0].type == "cpu":
+            self.parallel_devices = [torch.device("cpu", index) for index in range(len(self.parallel_devices))]
+        DDPStrategy.setup_environment(self)
+
+    @property
+    def root_device(self) -> torch.device:
+        device = super().root_device
+        return torch.device("cpu", 0) if device.type == "cpu" else device  # all ranks compute on the one there is
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        """Wrap the model; the master weights are then the module's own, not their bf16 copies in fp32."""
+        from .state import sharded_state  # needs deepspeed
+
+        module = self.lightning_module
+        if module is None:
+            raise RuntimeError("a strategy is set up with a module")
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        self.config["train_micro_batch_size_per_gpu"] = data.batch_size // (  # type: ignore[index]
+            trainer.accumulate_grad_batches * self.world_size
+        )
+        limit = max(1, sum(parameter.numel() for parameter in module.parameters()))
+        zero = self.config["zero_optimization"]  # type: ignore[index]
+        for key in ("reduce_bucket_size", "allgather_bucket_size"):
+            zero[key] = min(zero[key], limit)  # DeepSpeed allocates them whole, however small the model
+        initial = {name: parameter.data for name, parameter in module.model.named_parameters()}  # type: ignore[union-attr]
+        super().setup(trainer)
+        if trainer.training and self.config["bf16"]["enabled"]:  # type: ignore[index]
+            sharded_state(module.model, self).load_weights(initial)  # type: ignore[arg-type]
+
+    def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+        """One micro-batch; after the last of a step the module knows its gradient's norm and whether it was skipped."""
+        engine, module = self.deepspeed_engine, self.lightning_module
+        steps = engine.global_steps
+        result = super().optimizer_step(optimizer, closure, model, **kwargs)
+        if engine.global_steps != steps:
+            module.gradient_norm = _tensor(engine.get_global_grad_norm())  # type: ignore[union-attr]
+            module.skipped = not engine.was_step_applied()  # type: ignore[union-attr]
+        return result
+
+
+def _tensor(value: Tensor | float) -> Tensor:
+    return value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
+
+
+def device_count(devices: int | str | list[int]) -> int:
+    """How many devices of a node `trainer.devices` means: a number, a list of them, or "auto" and -1, all."""
+    if isinstance(devices, list):
+        return len(devices)
+    if str(devices) in ("auto", "-1"):
+        return max(1, torch.cuda.device_count())
+    return int(devices)
+
+
+def plugins() -> list[Any]:
+    """Under Slurm, Lightning's environment without its signal handlers: they save inside the handler and can hang."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
+def end_children(trainer: pl.Trainer, patience: float) -> None:
+    """Wait for the processes that Lightning started on this machine, and after `patience` seconds end them.
+
+    One that hangs in a collective would outlive the run.
+    """
+    until = time.monotonic() + patience
+    for process in getattr(trainer.strategy.launcher, "procs", None) or []:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
