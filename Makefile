@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 RUN := runs/stories
 
-.PHONY: run test lint
+.PHONY: run test test-slurm lint
 .DELETE_ON_ERROR:
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -33,3 +33,7 @@ lint: .venv/.installed
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+# The sbatch scripts on a Slurm cluster of two nodes, which is set up on this machine (apt-get, as root) and ended again.
+test-slurm: .venv/.installed
+	$(BIN)/python -m pytest -m slurm -rs tests/slurm

@@ -1,4 +1,5 @@
-"""Commands of `python -m llm`: prepare, inspect, bench-data, fit, validate, export, generate, bench.
+"""Commands of `python -m llm`: prepare, inspect, bench-data, fit, validate, export, generate, plan, batch,
+status, bench.
 
 Each command is a module with `add_arguments(parser)` and `run(args)`; fit and validate are a LightningCLI. Heavy
 imports happen inside the command that needs them, so `--help` answers at once.
@@ -20,6 +21,9 @@ COMMANDS = {  # name: (module, one line for --help)
     "validate": ("llm.train.cli", "loss of a run's checkpoint on its validation split"),
     "export": ("llm.export", "run -> a folder that transformers and lm-eval load"),
     "generate": ("llm.generate", "continue a prompt with an exported model"),
+    "plan": ("llm.plan", "memory, traffic and FLOPs of a run, before it is run"),
+    "batch": ("llm.batch", "the text that made a step of a run"),
+    "status": ("llm.status", "how far runs are, whether they go on, and what went wrong in them"),
     "bench": ("llm.bench", "throughput and memory of a config, beside transformers"),
 }
 HELP = "\n".join(

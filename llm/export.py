@@ -105,7 +105,7 @@ def describe(checkpoint: checkpoints.Checkpoint, record: dict[str, Any], dtype: 
         "seed": record["seed"],
         "dtype": str(dtype).removeprefix("torch."),
         "git_commit": record["git_commit"],
-        "checkpoint_sha256": checkpoint.sha256(),
+        "checkpoint_sha256": checkpoint.weights_sha256(),
     }
 
 

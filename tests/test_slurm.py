@@ -1,6 +1,7 @@
 """The sbatch scripts, run as Slurm runs them: by bash, with the variables of a task."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from llm.data.store import TokenStore
+
+from .slurm.project import make_project
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,3 +49,139 @@ def test_an_array_of_tasks_makes_a_store(tmp_path: Path, story_store: Path) -> N
     store = TokenStore.open(tmp_path / "store")
     assert store.verify() == []
     assert 400 <= store.tokens < 450
+
+
+# ---- launch.sh: with an srun that starts one rank, a scontrol that notes what it is asked, and a `python -m llm` that
+# does as it is told
+
+
+LLM = """
+import os, signal, sys, time
+
+print(*sys.argv[1:])
+if os.environ.get("WAITS"):
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+    print("ready", flush=True)
+    time.sleep(60)
+sys.exit(int(os.environ["STATUS"]))
+"""
+SRUN = 'while [[ $1 == --* ]]; do echo "$1" >> srun; shift; done\nexec "$@"'
+SCONTROL = """
+echo "$1 $2" >> scontrol
+[[ $1 == requeue ]] && exit ${REFUSED:-0}
+echo "JobId=12 JobState=${STATE:-RUNNING} Command=/home/me/slurm/1b_classic.sh --x WorkDir=/home/me"
+"""
+SBATCH = 'pwd > sbatch; printf "%s\\n" "$@" >> sbatch'
+JOB = {
+    "SLURM_JOB_ID": "12",
+    "SLURM_JOB_NAME": "name",
+    "SLURM_NNODES": "2",
+    "SLURM_NTASKS_PER_NODE": "8",
+    "SLURM_CPUS_PER_TASK": "7",
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    root = make_project(tmp_path / "project", llm=LLM)
+    (root / "bin").mkdir()
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "sbatch": SBATCH}.items():
+        (root / "bin" / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (root / "bin" / name).chmod(0o755)
+    return root
+
+
+def variables(project: Path, **given: str) -> dict[str, str]:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))}
+    return {**ours, "PATH": f"{project / 'bin'}:{ours['PATH']}", "PYTHON": sys.executable, **given}
+
+
+def in_a_job(
+    project: Path, script: str = "1b_classic.sh", *words: str, **given: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [project / "slurm" / script, *words],
+        env=variables(project, **JOB, SLURM_SUBMIT_DIR=str(project), **given),
+        cwd=project.parent,
+        capture_output=True,
+        text=True,
+    )
+
+
+def noted(project: Path, program: str) -> list[str]:
+    path = project / program
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.parametrize(("status", "requeues"), [(75, ["requeue 12"]), (0, []), (1, []), (2, []), (137, [])])
+def test_a_job_that_was_stopped_is_queued_again_and_no_other(status: int, requeues: list[str], project: Path) -> None:
+    done = in_a_job(project, STATUS=str(status))
+    assert done.returncode == status
+    assert [line for line in noted(project, "scontrol") if line.startswith("requeue")] == requeues
+    assert ("queued again" in done.stdout) == bool(requeues)
+    assert not list((project / "slurm" / "logs").iterdir())  # the mark is gone
+
+
+def test_a_job_that_slurm_is_ending_is_left_to_slurm(project: Path) -> None:
+    done = in_a_job(project, STATUS="75", STATE="COMPLETING")
+    assert done.returncode == 75
+    assert noted(project, "scontrol") == ["show job"]
+    assert "COMPLETING" in done.stdout
+
+
+def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(project: Path) -> None:
+    done = in_a_job(project, STATUS="75", REFUSED="1")
+    assert done.returncode == 75
+    assert "go on with sbatch /home/me/slurm/1b_classic.sh --x\n" in done.stdout
+
+
+def test_a_task_of_an_array_goes_by_its_two_numbers(project: Path) -> None:
+    task = {"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "4"}
+    done = in_a_job(project, "tinystories_8m.sh", **task, STATUS="75")
+    assert done.returncode == 75
+    assert "requeue 11_4" in noted(project, "scontrol")
+    assert "--output=slurm/logs/%x-%A_%a-rank%t.log" in noted(project, "srun")
+    config = "fit --config configs/tinystories_8m_values.yaml"
+    assert config in done.stdout
+    assert "--run.folder runs/tinystories_8m/values-seed2 --seed_everything 2" in done.stdout
+
+
+def test_the_users_overrides_come_last(project: Path) -> None:
+    given = {"CONFIG": "mine.yaml", "RUN": "runs/mine", "STORE": "data/mine", "TIMEOUT": "60"}
+    done = in_a_job(project, "1b_classic.sh", "--data.store", "data/other", STATUS="0", **given)
+    words = [
+        *("fit", "--config", "mine.yaml", "--resume", "auto", "--trainer.num_nodes", "2", "--trainer.devices", "8"),
+        *("--run.folder", "runs/mine", "--data.store", "data/mine", "--strategy.timeout", "60"),
+        *("--data.store", "data/other"),
+    ]
+    assert " ".join(words) in done.stdout.splitlines()
+    assert {"--kill-on-bad-exit=1", "--cpus-per-task=7", "--cpu-bind=cores"} <= set(noted(project, "srun"))
+
+
+def test_the_batch_shell_outlives_the_signals_of_its_ranks(project: Path) -> None:
+    process = subprocess.Popen(
+        [project / "slurm" / "1b_classic.sh"],
+        env=variables(project, **JOB, SLURM_SUBMIT_DIR=str(project), WAITS="yes"),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    while process.stdout.readline() != "ready\n":
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGTERM)  # to the shell alone
+    os.kill(process.pid, signal.SIGUSR1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    os.killpg(process.pid, signal.SIGUSR1)  # to the rank too
+    assert process.wait(20) == 75
+    assert "requeue 12" in noted(project, "scontrol")
+
+
+def test_outside_a_job_a_script_submits_itself(project: Path, tmp_path: Path) -> None:
+    given = {"NODES": "4", "GPUS": "2", "PARTITION": "gpu", "ACCOUNT": "mine", "QOS": "long", "TIME": "1:00:00"}
+    command = ["bash", "project/slurm/1b_classic.sh", "--run.folder", "a b"]
+    subprocess.run(command, env=variables(project, **given), cwd=tmp_path, check=True)
+    options = "--nodes=4 --gpus-per-node=2 --ntasks-per-node=2 --partition=gpu --account=mine --qos=long --time=1:00:00"
+    words = [*options.split(), "slurm/1b_classic.sh", "--run.folder", "a b"]
+    assert noted(project, "sbatch") == [str(project), *words]

@@ -171,7 +171,8 @@ class TokenDataModule(pl.LightningDataModule):
         if left or not rows:
             nearest = max(1, round(self.batch_size / ranks)) * ranks
             raise UserError(
-                f"data.batch_size {self.batch_size} is no multiple of {ranks} devices: the nearest that is, is {nearest}"
+                f"data.batch_size {self.batch_size} is no multiple of {ranks} device(s): the nearest that is, is "
+                f"{nearest}"
             )
         most = self.given_micro_batch_size or rows
         return next(count for count in range(1, rows + 1) if rows % count == 0 and rows // count <= most)

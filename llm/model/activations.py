@@ -50,7 +50,7 @@ class _NMDAFunction(torch.autograd.Function):
         if not learned:
             return grad_x, None, None
         slope = wide_grad * p * bend  # dy/d(ln alpha) = -x p (1 - p), dy/d(beta) = x^2 p (1 - p)
-        return grad_x, -slope.sum(), (slope * wide).sum()
+        return grad_x, -slope.sum().reshape(log_alpha.shape), (slope * wide).sum().reshape(beta.shape)
 
 
 def nmda(x: Tensor, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
@@ -75,7 +75,8 @@ class NMDA(nn.Module):
     Args:
         alpha: [Mg2+] / K_Mg2+, dimensionless, >= 0; the papers use 0, 0.01, 0.05, 0.1, 0.5, 1, 5, 10.
         beta: inverse width of the voltage dependence, dimensionless.
-        learnable: train ln alpha (so that alpha stays positive) and beta, one scalar each.
+        learnable: train ln alpha (so that alpha stays positive) and beta, one number each, of shape (1,): DeepSpeed
+            cannot broadcast parameters without a dimension.
 
     Raises:
         ValueError: alpha is negative or not finite, or zero and learnable (ln 0 has no gradient).
@@ -89,8 +90,8 @@ class NMDA(nn.Module):
             return
         if alpha == 0:
             raise ValueError("a learnable nmda_alpha must start above 0: give nmda_alpha > 0 or nmda_learnable false")
-        self.log_alpha = nn.Parameter(torch.tensor(self.initial["log_alpha"]))
-        self.beta = nn.Parameter(torch.tensor(self.initial["beta"]))
+        self.log_alpha = nn.Parameter(torch.tensor([self.initial["log_alpha"]]))
+        self.beta = nn.Parameter(torch.tensor([self.initial["beta"]]))
 
     @property
     def alpha(self) -> float:

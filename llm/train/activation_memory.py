@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from ..model import DecoderConfig
 from ..model.loss import CHUNK_ELEMENTS
+from .sizes import block_matrices, head_matrix, stream_widths
 
 Terms = dict[str, int]  # name of a term -> bytes
 
@@ -43,8 +44,8 @@ class Work:
 
     Args:
         formats: of the numbers.
-        kernels: "cuda" or "cpu": which tensors PyTorch's kernels keep. A CPU has no fused RMSNorm, keeps dropout's
-            masks as numbers and the whole attention matrix where attention has dropout.
+        kernels: "cuda" or "cpu": which tensors PyTorch's kernels keep. On a CPU no RMSNorm is fused, and dropout's
+            masks are numbers.
         masked: rows hold several documents that do not see each other.
     """
 
@@ -76,8 +77,12 @@ class Work:
 
     @property
     def whole_attention(self) -> bool:
-        """Whether the attention weights of all (query, key) are kept: flash attention on CPUs knows no dropout."""
-        return self.kernels == "cpu" and self.config.attention_dropout > 0
+        """Whether the weights of all (query, key) are kept: there is no flash attention with dropout on CPUs, nor in
+        fp32 on GPUs, whose other kernel knows no grouped heads (torch 2.13, `sdp_utils.cpp`)."""
+        c = self.config
+        if self.kernels == "cpu":
+            return c.attention_dropout > 0
+        return self.formats.w == 4 and c.num_attention_heads != c.num_key_value_heads and not self.masked
 
 
 def block_terms(work: Work, index: int) -> Terms:
@@ -89,7 +94,7 @@ def block_terms(work: Work, index: int) -> Terms:
         "norms": 2 * _norm(work),
         "inputs of q, k, v": readers * work.entering,
         "attention": _attention(work),
-        "stream": _stream(work) if index > 0 else 0,
+        "stream": _stream(work, index),
         "inputs of the FFN": into_ffn * work.entering,
         "inside the FFN": _inside(c) * work.inside,
         "dropout masks": 2 * _mask(c.residual_dropout, f.w, n * c.hidden_size, work.kernels),
@@ -112,24 +117,24 @@ def _attention(work: Work) -> int:
     queries, keys = n * c.num_attention_heads * c.head_dim, n * c.num_key_value_heads * c.head_dim
     every_pair = n * work.context * c.num_attention_heads  # B H T T
     if work.whole_attention:  # in fp32 q, k, v, softmax, dropout's factors and their product; what enters o_proj
-        return 4 * 3 * (queries + every_pair) + f.w * queries
+        return 4 * (3 * queries + (3 if c.attention_dropout else 1) * every_pair) + f.w * queries
     if work.masked:  # no grouped heads with a mask, and the mask once more as numbers
         return f.w * (4 * queries + n * work.context) + 4 * n * c.num_attention_heads
     return f.w * (2 * queries + 2 * keys) + 4 * n * c.num_attention_heads
 
 
-def _stream(work: Work) -> int:
-    """A learned weight needs what arrives; a sum with weight 1 keeps nothing."""
-    if work.config.stream_weight == "fixed":
+def _stream(work: Work, index: int) -> int:
+    """A learned weight needs what arrives, a sum with weight 1 nothing. The first block's own projection, which arrives
+    at the second and with source "first" everywhere, is kept by its attention already unless RoPE turns it or a mask
+    has grouped heads repeated."""
+    c, kept = work.config, 0
+    repeated = work.masked and c.num_key_value_heads != c.num_attention_heads
+    if index == 0 or c.stream_weight == "fixed" or (c.stream_source == "first" and index > 1):
         return 0
-    return sum(work.formats.w * work.tokens * width for width in stream_widths(work.config))
-
-
-def stream_widths(config: DecoderConfig) -> list[int]:
-    """H K or G K of each stream."""
-    c = config
-    heads = {"queries": c.num_attention_heads, "keys": c.num_key_value_heads, "values": c.num_key_value_heads}
-    return [heads[name] * c.head_dim for name in c.stream]
+    for name, width in zip(c.stream, stream_widths(c), strict=True):
+        changed = (c.position == "rope" and name != "values") or (repeated and name != "queries")
+        kept += work.formats.w * work.tokens * width if index > 1 or changed else 0
+    return kept
 
 
 def _inside(config: DecoderConfig) -> int:
@@ -164,16 +169,8 @@ def checkpoint_terms(work: Work, index: int) -> Terms:
 
 
 def weight_copies(work: Work) -> int:
-    """Bytes of one block's matrices in bf16, as autocast keeps them."""
-    return 2 * block_matrices(work.config) if work.formats.autocast else 0
-
-
-def block_matrices(config: DecoderConfig) -> int:
-    """Numbers in the matrices of one block."""
-    c = config
-    attention = c.hidden_size * c.head_dim * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)
-    matrices = 3 if c.feedforward == "gated" else 2
-    return attention + matrices * c.hidden_size * c.intermediate_size
+    """Bytes of one block's matrices in bf16: autocast copies them, and the backward pass needs the copies."""
+    return 2 * sum(block_matrices(work.config)) if work.formats.autocast else 0
 
 
 def backward_work(work: Work) -> int:
@@ -201,17 +198,17 @@ def attention_work(work: Work) -> int:
 def loss_forward(work: Work) -> Terms:
     """Bytes of the loss in its forward pass (`loss.py`), which also makes the gradient."""
     c, f, n = work.config, work.formats, work.tokens
-    vocabulary, width = c.unpadded_vocab_size, c.hidden_size
+    head, vocabulary = head_matrix(c), c.unpadded_vocab_size
     rows = min(n, max(1, CHUNK_ELEMENTS // vocabulary))
     half = f.w == 2
-    product = 2 * vocabulary * width if half else 0  # of the chunk, in bf16, before it is added to the sum
-    widened = 4 * vocabulary * width if half and work.kernels == "cpu" else 0  # and in fp32: a CPU adds like to like
+    product = 2 * head if half else 0  # of the chunk, in bf16, before it is added to the sum
+    widened = 4 * head if half and work.kernels == "cpu" else 0  # and in fp32: a CPU adds like to like
     return {
-        "gradient of the head, fp32": 4 * vocabulary * width,
+        "gradient of the head, fp32": 4 * head,
         "gradient of the hidden states": work.entering,
         "hidden states": work.hidden + (work.entering if f.autocast else 0),
-        "head in bf16": 2 * vocabulary * width if f.autocast else 0,
-        "chunk of logits": (6 if half else 4) * rows * vocabulary + (0 if half else 4 * rows * width),
+        "head in bf16": 2 * head if f.autocast else 0,
+        "chunk of logits": (6 if half else 4) * rows * vocabulary + (0 if half else 4 * rows * c.hidden_size),
         "product of a chunk": product + widened,
     }
 
@@ -219,7 +216,7 @@ def loss_forward(work: Work) -> Terms:
 def loss_backward(work: Work) -> Terms:
     """Bytes of the loss in its backward pass: the gradients times the incoming one, in the weights' format."""
     c, f = work.config, work.formats
-    head = c.unpadded_vocab_size * c.hidden_size
+    head = head_matrix(c)
     return {
         "gradient of the head, fp32": 4 * head,
         "its product": 4 * head + (2 * head if f.weights == 2 else 0),

@@ -1,14 +1,15 @@
 """What a checkpoint holds, and how it is written, verified, found and restored.
 
     RUN/checkpoints/step-00000500/
-        model-00001.safetensors ...      parameters by name, fp32: the master weights where the model computes in bf16
-        optimizer-00001.safetensors ...  AdamW's state by parameter name: "exp_avg/model.norm.weight", ...
-        config.json                      the DecoderConfig
-        state.json                       step, tokens seen, digest of the data, seconds, last validation loss,
-                                         parameters, and what a run must be to continue from here (identity)
-        manifest.json                    size and sha256 of each file above; written last
+        model.safetensors       parameters by name, fp32: the master weights where the model computes in bf16
+        optimizer.safetensors   AdamW's state by parameter name: "exp_avg/model.norm.weight", ...
+        config.json             the DecoderConfig
+        state.json              step, tokens seen, digest of the data, seconds, last validation loss, parameters, and
+                                what a run must be to continue from here (identity)
+        manifest.json           size and sha256 of each file above; written last
 
-Nothing in it says on how many devices or how sharded the run was. A checkpoint is written aside and renamed, so a
+Large ones are in several files with an index, as transformers writes them: model-00001-of-00003.safetensors. Nothing
+says on how many devices or how sharded the run was. A checkpoint is written aside and renamed, so a
 folder without `.partial` is whole; its manifest shows whether it still is. There is no random state in it: batches and
 dropout are functions of (seed, step).
 """
@@ -25,16 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..model import DecoderConfig
+from .reading import checkpoint_problems
 from .state import State
 
 PARTIAL = ".partial"
-NEEDED = ("state.json", "config.json", "model-")  # each the beginning of some file's name
 SHARD_BYTES = 2**31
 MIB = 2**20
 
@@ -77,17 +78,22 @@ class Checkpoint:
 
     def weights(self) -> Tensors:
         """Parameters by name, on the CPU."""
-        return Tensors(sorted(self.path.glob("model*.safetensors")))
+        return Tensors(self.path / name for name in self._hashes("model"))
 
     def optimizer_state(self) -> Tensors:
         """Optimizer state, "STATE/PARAMETER" -> tensor, on the CPU."""
-        return Tensors(sorted(self.path.glob("optimizer*.safetensors")))
+        return Tensors(self.path / name for name in self._hashes("optimizer"))
 
-    def sha256(self) -> str:
-        """One digest of all weights: that of the manifest's lines on them."""
+    def weights_sha256(self) -> str:
+        """One digest of all weights: that of their files' digests, or the file's own where it is one."""
+        hashes = list(self._hashes("model").values())
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    def _hashes(self, kind: str) -> dict[str, str]:
+        """Names and digests of the files that hold the tensors of a kind, in order."""
         manifest = json.loads((self.path / "manifest.json").read_text())
-        model = {name: facts["sha256"] for name, facts in sorted(manifest.items()) if name.startswith("model")}
-        return hashlib.sha256(json.dumps(model).encode()).hexdigest()
+        files = sorted(name for name in manifest if name.startswith(kind) and name.endswith(".safetensors"))
+        return {name: manifest[name]["sha256"] for name in files}
 
 
 @dataclass
@@ -147,28 +153,14 @@ def _check_space(folder: Path, needed: int) -> None:
 def _write_files(partial: Path, snapshot: Snapshot) -> None:
     partial.mkdir()
     for kind, tensors in (("model", snapshot.weights), ("optimizer", snapshot.optimizer)):
-        for number, shard in enumerate(_shards(tensors), start=1):
-            save_file(shard, partial / f"{kind}-{number:05d}.safetensors")
+        pattern = kind + "{suffix}.safetensors"
+        save_torch_state_dict(tensors, partial, filename_pattern=pattern, max_shard_size=SHARD_BYTES)
     snapshot.config.to_json_file(partial / "config.json", use_diff=False)
     (partial / "state.json").write_text(json.dumps(snapshot.state, indent=1))
     manifest = {file.name: _describe(file) for file in sorted(partial.iterdir())}
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
     for file in [*partial.iterdir(), partial]:
         _sync(file)
-
-
-def _shards(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The tensors in their order, in parts of at most `SHARD_BYTES` or one tensor."""
-    shard: dict[str, Tensor] = {}
-    size = 0
-    for name, tensor in tensors.items():
-        if shard and size + tensor.nbytes > SHARD_BYTES:
-            yield shard
-            shard, size = {}, 0
-        shard[name] = tensor
-        size += tensor.nbytes
-    if shard:
-        yield shard
 
 
 def set_aside_after(folder: Path, step: int) -> list[Path]:
@@ -185,28 +177,14 @@ def set_aside_after(folder: Path, step: int) -> list[Path]:
     return aside
 
 
-def read(path: Path, verify: bool = True) -> Checkpoint:
-    """The checkpoint at `path`, every file's size and, unless `verify` is off, sha256 checked.
+def read(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, every file's size and sha256 checked.
 
     Raises:
         UserError: it is not there, or torn; the message names the file and what is wrong.
     """
-    manifest_file = path / "manifest.json"
-    if not manifest_file.is_file():
-        raise UserError(f"{path} is no complete checkpoint (it has no manifest.json): give another or --resume auto")
-    try:
-        manifest = dict(json.loads(manifest_file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{manifest_file} cannot be read: use an older checkpoint of the run") from error
-    if missing := [start for start in NEEDED if not any(name.startswith(start) for name in manifest)]:
-        raise UserError(f"{manifest_file} names no {missing[0]}: use an older checkpoint of the run")
-    for name, facts in manifest.items():
-        file = path / name
-        if (
-            not file.is_file()
-            or (_describe(file) if verify else {"bytes": file.stat().st_size}).items() - facts.items()
-        ):
-            raise UserError(f"{file} is missing or does not match its manifest: use an older checkpoint of the run")
+    if problems := checkpoint_problems(path, hashed=lambda _: None):
+        raise UserError(f"{path} is no complete checkpoint ({'; '.join(problems)}): use an older one or --resume auto")
     state = json.loads((path / "state.json").read_text())
     return Checkpoint(path, state["step"], state)
 

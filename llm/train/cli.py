@@ -2,7 +2,7 @@
 
 A config has six parts: `decoder` (DecoderConfig), `model` (LanguageModule: optimizer, schedule ...), `data`
 (TokenDataModule), `trainer` (Lightning's Trainer), `strategy` (StrategySettings: how it is spread over devices) and
-`run` (RunSettings); and `seed_everything`, from which the initial weights, the order of the data and the dropout follow.
+`run` (RunSettings); and `seed_everything`, from which initial weights, the order of the data and the dropout follow.
 """
 
 from __future__ import annotations
@@ -173,7 +173,8 @@ class CLI(LightningCLI):
         Everything that can be refused is refused before the folder is touched.
         """
         trainer, data = self.trainer, self.datamodule
-        run, resume = self._opened_run(), self._get(self.config_init, "resume")
+        run, resume = self._folder(), self._get(self.config_init, "resume")
+        run.identity = self._identity()
         passed_over = run.find(resume)
         for sentence in passed_over:
             print(f"passed over: {sentence}", file=sys.stderr)
@@ -194,37 +195,32 @@ class CLI(LightningCLI):
             "parameters": self.model.parameter_count,
             "store": data.named,
             "store_fingerprint": run.identity["store_fingerprint"],
-            "devices": trainer.world_size,
         }
-        loggers = run.open(self._config_yaml(), facts, data.tokenizer, list(data.epochs(0)))
+        loggers = run.open(self._config_yaml(), facts, data.tokenizer, list(data.epochs(0)), devices=trainer.world_size)
         for sentence in passed_over:
             run.event("checkpoint passed over", run.resumed.step if run.resumed else 0, why=sentence)
         return loggers
 
-    def _opened_run(self) -> RunFolder:
-        """The run's folder, which knows what its checkpoints must be."""
-        run = self.run_folder or RunFolder(self._get(self.config_init, "run"))
-        run.identity = self._identity()
-        return run
+    def _folder(self) -> RunFolder:
+        return self.run_folder or RunFolder(self._get(self.config_init, "run"))
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
         except NotFiniteError as error:
+            self._ended(f"{error}")
             raise self._on_rank_zero(UserError(self._explain(error))) from error
         except StoppedError as error:
-            if self.trainer.is_global_zero and self.run_folder is not None:
-                self.run_folder.event("stopped", error.step, signal=error.name)
-                print(f"{error.name}: {self._where_it_stands(self.run_folder)}", file=sys.stderr)
+            self._ended(error.name, self._where_it_stands())
             raise self._on_rank_zero(error) from None
         except SystemExit as error:  # what Lightning makes of Ctrl-C
             if self.trainer.interrupted and self.run_folder is not None:
-                if self.trainer.is_global_zero:
-                    print(self._where_it_stands(self.run_folder), file=sys.stderr)
+                self._ended("Ctrl-C", self._where_it_stands())
                 raise self._on_rank_zero(KeyboardInterrupt()) from error
             raise
         except (RuntimeError, OSError) as error:
             if self.trainer.world_size > 1 and lost_contact(error):
+                self._ended("lost contact to the other ranks")
                 raise UserError(self._lost(error)) from error
             raise
         finally:
@@ -233,6 +229,14 @@ class CLI(LightningCLI):
                 self.signals.restore()
             if self.run_folder is not None:
                 self.run_folder.release()
+
+    def _ended(self, why: str, sentence: str = "") -> None:
+        """On rank zero: note in the run's folder why this life ended, and say so."""
+        if self.run_folder is None or not self.trainer.is_global_zero:
+            return
+        self.run_folder.event("stopped", self.trainer.global_step, why=why)
+        if sentence:
+            print(f"{why}: {sentence}", file=sys.stderr)
 
     def _on_rank_zero(self, error: BaseException) -> BaseException:
         """The error, which all ranks have; those but rank zero leave it to it to say so."""
@@ -247,7 +251,8 @@ class CLI(LightningCLI):
             f"continue with --resume auto ({why[:300]})"
         )
 
-    def _where_it_stands(self, run: RunFolder) -> str:
+    def _where_it_stands(self) -> str:
+        run = self._folder()
         last = checkpoints.newest(run.path / "checkpoints")[0]
         kept = f"its newest checkpoint is of step {last.step}" if last else "it has no checkpoint yet"
         return (
@@ -269,7 +274,8 @@ class CLI(LightningCLI):
     def before_validate(self) -> None:
         if problems := self.datamodule.problems():
             raise UserError("; ".join(problems))
-        run = self._opened_run()
+        run = self._folder()
+        run.identity = self._identity()
         resume = self._get(self.config_init, "resume")
         path = run.path if resume in (None, "auto") else Path(resume)
         checkpoint = checkpoints.find(path) if (path / "checkpoints").is_dir() else checkpoints.read(path)

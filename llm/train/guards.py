@@ -99,7 +99,7 @@ class Guard(pl.Callback):
     def _tell(self, trainer: pl.Trainer, what: str, facts: dict[str, float], sentence: str) -> None:
         if not trainer.is_global_zero:
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule
         step = trainer.global_step
         batch = {"seed": data.seed, "rows": data.batch_size, "store": data.named}
         self.run.event(what, step, **facts, batch=batch)

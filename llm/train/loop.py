@@ -12,7 +12,7 @@ def whole_step(trainer: pl.Trainer, batch_idx: int) -> bool:
 
 def validated_next(trainer: pl.Trainer) -> bool:
     """Whether a validation follows the step that just ended."""
-    return trainer.global_step % trainer.datamodule.validate_every == 0 and trainer.enable_validation  # type: ignore[attr-defined]
+    return trainer.global_step % trainer.datamodule.validate_every == 0 and trainer.enable_validation
 
 
 def validate_now(trainer: pl.Trainer) -> None:

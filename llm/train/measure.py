@@ -39,7 +39,7 @@ class Measurements(pl.Callback):
         self.digest_since = 0  # of this rank, since the digests of all ranks were last added up
 
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
-        state = self.run.resumed.state if self.run.resumed else {"data_digest": "0"}
+        state: dict[str, Any] = self.run.resumed.state if self.run.resumed else {"data_digest": "0"}
         self.tokens_seen: int = state.get("tokens_seen", 0)
         self.seconds_before: float = state.get("seconds", 0.0)
         self.losses: list[float] = state.get("window_losses", [])

@@ -4,12 +4,12 @@ RUN/
     tokenizer/      a copy of the store's, so that the run can be exported where the store is not
     config.yaml     the resolved config; `python -m llm fit --config RUN/config.yaml` is the same run
     run.json        name, seed, parameters, identity, store fingerprint, git commit, versions, device, and the lives:
-                    from which step each start went on, with its commit, versions and device
+                    when and where each start was and from which step it went on, with its commit and versions
     metrics.csv     one row a measurement (training) or validation
     tensorboard/    the same for TensorBoard
     checkpoints/    see `checkpoint.py`
     events.jsonl    what went wrong and was survived: steps skipped, loss spikes, checkpoints that could not be written
-                    or were passed over, signals; with the step, and the batch where there is one
+                    or were passed over, how a life ended; with the step, and the batch where there is one
     summary.json    step, tokens_seen, validation_loss, seconds, parameters; written when the last step is done
 """
 
@@ -21,7 +21,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import math
+import os
 import platform
 import shutil
 import subprocess
@@ -39,6 +39,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from ..data.shard import write_json
 from ..errors import UserError
 from . import checkpoint as checkpoints
+from .reading import finite, metrics
 
 COLUMNS = (
     "step tokens train_loss perplexity learning_rate gradient_norm tokens_per_second mfu validation_loss seconds "
@@ -170,6 +171,7 @@ class RunFolder:
         facts: dict[str, Any],
         tokenizer: Path | None = None,
         columns: Sequence[str] = ("epochs",),
+        devices: int = 1,
     ) -> list[Logger]:
         """Write config.yaml and run.json, and return the loggers.
 
@@ -181,6 +183,7 @@ class RunFolder:
             facts: what run.json says beside the identity and the environment.
             tokenizer: folder to copy.
             columns: of metrics.csv, beside those that every run has.
+            devices: that this life runs on.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock()
@@ -193,7 +196,8 @@ class RunFolder:
         record = {"name": self.path.name, **facts, "identity": self.identity, **environment(), "lives": []}
         if self.resumed is not None and known.is_file():
             record = json.loads(known.read_text())
-        write_json(known, record | {"lives": [*record["lives"], {"from_step": step, **environment()}]})
+        life = {"from_step": step, "began": now(), "devices": devices, **whereabouts(), **environment()}
+        write_json(known, record | {"lives": [*record["lives"], life]})
         (self.path / "config.yaml").write_text(config_yaml)
         if tokenizer is not None:
             shutil.copytree(tokenizer, self.path / "tokenizer", dirs_exist_ok=True)
@@ -227,8 +231,7 @@ class RunFolder:
 
     def event(self, what: str, step: int, **facts: Any) -> None:
         """Add a line to events.jsonl, whichever life of the run it is."""
-        told = {name: value if isinstance(value, dict | str) else _readable(value) for name, value in facts.items()}
-        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "step": step, "event": what, **told}
+        line = {"time": now(), "step": step, "event": what, **finite(facts)}
         with (self.path / "events.jsonl").open("a") as stream:
             stream.write(json.dumps(line) + "\n")
 
@@ -264,13 +267,8 @@ class MetricsFile(Logger):
     def __init__(self, path: Path, step: int, columns: Sequence[str] = ()) -> None:
         super().__init__()
         self.path = path
-        rows: list[dict[str, str]] = []
-        found: Sequence[str] = ()
-        if path.is_file():
-            with path.open(newline="") as stream:
-                reader = csv.DictReader(stream)
-                rows = [row for row in reader if (row["step"] or "").isdigit()]
-                found = reader.fieldnames or ()
+        rows = metrics(path.parent)
+        found = rows[0] if rows else ()
         self.columns = list(dict.fromkeys([*COLUMNS, *columns, *found]))
         partial = path.with_suffix(".partial")
         with partial.open("w", newline="") as stream:
@@ -287,17 +285,23 @@ class MetricsFile(Logger):
         """config.yaml holds them."""
 
 
-def _readable(value: float) -> float | str:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else str(value)
-
-
 def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def now() -> str:
+    """The time, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def whereabouts() -> dict[str, Any]:
+    """Where a run's rank zero is: host, process, and Slurm's job."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return {"host": platform.node(), "process": os.getpid()} | ({"slurm_job": job} if job else {})
 
 
 def environment() -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """When checkpoints are written: the copy to host memory holds training up, the writing does not.
 
-Stages: due (every so many steps, at a signal, at the end) -> all ranks gather the state, rank zero keeps it (`state.py`)
--> a thread writes it (`checkpoint.py`) while training goes on -> a failure is known to all ranks after the next step.
+Stages: due (every so many steps, at a signal, at the end) -> all ranks gather the state, rank zero keeps it
+(`state.py`) -> a thread writes it (`checkpoint.py`) while training goes on -> a failure is known to all ranks after the
+next step.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class Checkpoints(pl.Callback):
         if self.agreement.write_failed:
             self._settle(trainer)
         stop = bool(self.agreement.signals.agreed & set(SAVING))
-        self.due = stop or trainer.global_step % self.run.settings.checkpoint_every == 0
+        in_time = trainer.global_step % self.run.settings.checkpoint_every == 0
+        self.due = stop or (in_time and not self.guard.in_a_row)  # whose weights are lost would displace a good one
         if not validated_next(trainer):
             self._act(trainer, module)
 

@@ -140,7 +140,7 @@ class ShardedState(_Zero):
     """ZeRO stages 1 and 2: each group of parameters is one flat tensor, cut into as many parts as there are ranks."""
 
     def _flat(self) -> list[Tensor]:
-        return self.optimizer.single_partition_of_fp32_groups
+        return [group["params"][0] for group in self.optimizer.optimizer.param_groups]
 
     def _link_moments(self) -> None:
         """DeepSpeed's first step does so when only the first of several parameter groups has moments."""
@@ -168,7 +168,7 @@ class PartitionedState(_Zero):
     def _set(self, parameter: nn.Parameter, whole: Tensor, kind: str | None) -> None:
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
-        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        size = parameter.ds_tensor.numel()
         start = size * self.optimizer._get_param_partition_rank(parameter)
         part = whole.flatten()[start : start + size]
         part = F.pad(part, (0, size - part.numel()))

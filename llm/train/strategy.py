@@ -135,7 +135,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         module = self.lightning_module
         if module is None:
             raise RuntimeError("a strategy is set up with a module")
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule
         self.config["train_micro_batch_size_per_gpu"] = data.batch_size // (  # type: ignore[index]
             trainer.accumulate_grad_batches * self.world_size
         )
@@ -143,10 +143,15 @@ class ZeroStrategy(DeepSpeedStrategy):
         zero = self.config["zero_optimization"]  # type: ignore[index]
         for key in ("reduce_bucket_size", "allgather_bucket_size"):
             zero[key] = min(zero[key], limit)  # DeepSpeed allocates them whole, however small the model
+        zero["stage3_param_persistence_threshold"] = min(100_000, limit // 100)  # its default keeps small models whole
         initial = {name: parameter.data for name, parameter in module.model.named_parameters()}  # type: ignore[union-attr]
         super().setup(trainer)
         if trainer.training and self.config["bf16"]["enabled"]:  # type: ignore[index]
             sharded_state(module.model, self).load_weights(initial)  # type: ignore[arg-type]
+
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Lightning has divided the loss by the number of micro-batches; DeepSpeed would do so once more."""
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """One micro-batch; after the last of a step the module knows its gradient's norm and whether it was skipped."""

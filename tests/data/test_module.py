@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llm.data.module import TokenDataModule
 from llm.data.store import TokenStore
@@ -48,9 +50,27 @@ def test_a_resumed_loader_goes_on_where_the_run_stands(stores: tuple[Path, Path]
 
 def test_a_batch_that_does_not_divide_names_the_nearest() -> None:
     module = TokenDataModule("any", 32, batch_size=100, micro_batch_size=8)
-    with pytest.raises(UserError, match="nearest that is, is 96"):
-        module.micro_batches(ranks=4)
+    with pytest.raises(UserError, match="nearest that is, is 102"):
+        module.micro_batches(ranks=3)
+    with pytest.raises(UserError, match="nearest that is, is 128"):
+        module.micro_batches(ranks=128)
     assert TokenDataModule("any", 32, batch_size=64).micro_batches(ranks=4) == 1
+
+
+@given(st.integers(1, 600), st.integers(1, 64), st.none() | st.integers(1, 20))
+def test_a_step_is_divided_evenly_into_as_few_micro_batches_as_fit(batch: int, ranks: int, most: int | None) -> None:
+    module = TokenDataModule("any", 32, batch, most)
+    if batch % ranks:
+        with pytest.raises(UserError, match="nearest"):
+            module.micro_batches(ranks)
+        return
+    count = module.micro_batches(ranks)
+    rows, left = divmod(batch, ranks * count)
+    assert left == 0
+    assert rows <= (most or batch)
+    fewer = [n for n in range(1, count) if batch % (ranks * n) == 0]
+    assert all(batch // (ranks * n) > (most or batch) for n in fewer)
+    assert f"{ranks} device(s) x {count} micro-batch(es) x {rows} rows" in module.division(ranks)
 
 
 def test_all_problems_come_together() -> None:
@@ -83,10 +103,15 @@ def test_a_mixtures_validation_is_in_proportion_until_a_store_runs_out(stores: t
     }
     for limit, seed in ((None, 0), (None, 1), (10, 2)):
         dealt: list[list[bytes]] = []
+        counts: list[int] = []
         for rank in range(ranks):
             module = TokenDataModule(weights, 8, 3 * ranks, 3, seed=seed, validation_rows=limit)
             set_up(module, at(world_size=ranks, global_rank=rank))
-            dealt.append([ids.numpy().tobytes() for batch in module.val_dataloader() for ids in batch["input_ids"]])
+            batches = list(module.val_dataloader())
+            counts.append(len(batches))
+            labelled = [(ids, labels) for b in batches for ids, labels in zip(*b.values(), strict=True)]
+            dealt.append([ids.numpy().tobytes() for ids, labels in labelled if (labels != -100).any()])
+        assert len(set(counts)) == 1
         seen = [dealt[n % ranks][n // ranks] for n in range(sum(map(len, dealt)))]
         drawn = {path: [row for row in seen if row in mine] for path, mine in rows.items()}
         for path, mine in rows.items():

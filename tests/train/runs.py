@@ -1,8 +1,10 @@
 """What the tests of `fit` share: running it, and reading what it leaves behind."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -29,6 +31,10 @@ def measured(run: Path) -> list[dict[str, str]]:
     """The rows without what a clock says."""
     clocked = {"seconds", "tokens_per_second"}
     return [{name: value for name, value in row.items() if name not in clocked} for row in metrics(run)]
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
 
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from llm.errors import UserError
 from llm.model import DecoderConfig, DecoderForCausalLM
 from llm.train import checkpoint as checkpoints
 from llm.train.optim import Optimizer
+from llm.train.state import WholeState
 
 
 def small(**settings: object) -> DecoderForCausalLM:
@@ -24,15 +25,20 @@ def step(model: DecoderForCausalLM, optimizer: torch.optim.Optimizer, seed: int)
     optimizer.zero_grad()
 
 
+def save(folder: Path, model: DecoderForCausalLM, optimizer: torch.optim.Optimizer, step: int, **kept: int) -> Path:
+    weights, state = WholeState(model, optimizer).snapshot(keep=True)
+    return checkpoints.write(folder, checkpoints.Snapshot(weights, state, model.config, {"step": step}), **kept)
+
+
 def test_a_restored_run_continues_bit_for_bit(tmp_path: Path) -> None:
     model = small()
     optimizer = Optimizer().build(model)
     for seed in range(3):
         step(model, optimizer, seed)
-    checkpoints.write(tmp_path, model, optimizer, {"step": 3}, keep=2)
+    save(tmp_path, model, optimizer, 3, keep=2)
     other = small(initializer_seed=9)
     restored = Optimizer().build(other)
-    checkpoints.restore(checkpoints.newest(tmp_path)[0], other, restored)
+    checkpoints.restore(checkpoints.newest(tmp_path)[0], other, WholeState(other, restored))
     for seed in range(3, 6):
         step(model, optimizer, seed)
         step(other, restored, seed)
@@ -46,7 +52,7 @@ def three(tmp_path: Path) -> Path:
     optimizer = Optimizer().build(model)
     for number in (1, 2, 10, 11):
         step(model, optimizer, number)
-        checkpoints.write(tmp_path, model, optimizer, {"step": number}, keep=3)
+        save(tmp_path, model, optimizer, number, keep=3)
     return tmp_path
 
 

@@ -3,18 +3,21 @@
 import json
 import math
 import shutil
+import statistics
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from scipy import stats
 
 from llm.cli import main
 from llm.data.order import WindowOrder
 from llm.data.store import TokenStore
 from llm.model import DecoderConfig, DecoderForCausalLM
+from llm.train.module import LanguageModule
 
-from .runs import Config, fit, losses, metrics, weights
+from .runs import Config, events, fit, losses, metrics, weights
 
 
 def test_losses_and_weights_are_those_of_a_bare_loop(tiny_config: Config, story_store: Path, tmp_path: Path) -> None:
@@ -147,21 +150,31 @@ def test_the_stream_is_the_only_difference_of_a_pair(tiny_config: Config, tmp_pa
     assert all(curves["plain"][step] != curves["on"][step] for step in (2, 6))
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights(
+def test_losses_that_are_not_finite_end_the_run(
     tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    settings = {"model__schedule": {"shape": "constant"}, "run__checkpoint_every": 1}
+    settings = {"model__schedule": {"shape": "constant"}, "run__checkpoint_every": 1, "run__skip_limit": 3}
     assert fit(tiny_config(**settings, trainer__max_steps=4)) == 0
     capsys.readouterr()
     assert fit(tiny_config(**settings, model__optimizer__lr=1e30), "--resume", "auto") == 2
     message = capsys.readouterr().err
     good, poisoned = sorted((tmp_path / "run" / "checkpoints").iterdir())
-    assert (good.name, poisoned.name) == ("step-00000004", "step-00000005")
-    for part in ("the loss is ", "gradient norm nan at step 5", "rows 0 to 7", f"checkpoint is {good}:", "--resume"):
+    assert (good.name, poisoned.name) == ("step-00000004", "step-00000005")  # none of a step that was skipped
+    for part in (
+        "3 step(s) in a row",
+        "the loss is ",
+        "at step 8",
+        "rows 0 to 7",
+        f"checkpoint is {good}:",
+        "--resume",
+    ):
         assert part in message
+    told = events(tmp_path / "run")
+    assert [(line["event"], line["step"]) for line in told] == [("skipped step", step) for step in (6, 7, 8)]
+    assert told[0]["batch"] == {"seed": 3, "rows": 8, "store": message.split("rows 0 to 7 of ")[1].split(")")[0]}
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_weights(
+def test_a_step_whose_gradient_is_not_finite_changes_nothing(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     clip, calls = torch.nn.utils.clip_grad_norm_, []
@@ -174,12 +187,47 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights(
         return clip(parameters, limit)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", overflows_at_the_ninth)
-    assert fit(tiny_config(run__checkpoint_every=4)) == 2
-    message = capsys.readouterr().err
-    assert "gradient norm inf at step 8" in message
-    assert "step-00000004" in message  # that of step 8 was never seen to give a finite gradient
-    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run", 8).values())
-    assert not (tmp_path / "run" / "summary.json").exists()
+    run = tmp_path / "run"
+    assert fit(tiny_config(run__checkpoint_every=4, trainer__max_steps=9)) == 0
+    before, after = weights(run, 8), weights(run, 9)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [(line["event"], line["step"], line["gradient_norm"]) for line in events(run)] == [
+        ("skipped step", 9, "inf")
+    ]
+    last = [row for row in metrics(run) if row["train_loss"]][-1]
+    assert (last["skipped_steps"], last["train_loss"]) == ("1", "nan")  # no loss of the row's steps counts
+    calls.clear()
+    capsys.readouterr()
+    assert fit(tiny_config(run__folder=str(tmp_path / "strict"), run__skip_limit=1)) == 2
+    assert "gradient norm inf at step 9" in capsys.readouterr().err
+
+
+def test_a_loss_that_stands_out_is_told_with_its_batch(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """And again by a run that was resumed shortly before it: the losses before it are in the checkpoint."""
+    step_loss = LanguageModule.training_step
+
+    def much_higher_at_step_50(module: LanguageModule, batch: dict, batch_idx: int) -> torch.Tensor:
+        loss = step_loss(module, batch, batch_idx)
+        if module.global_step == 49:
+            module.step_loss += 3.0
+        return loss
+
+    monkeypatch.setattr(LanguageModule, "training_step", much_higher_at_step_50)
+    run = tmp_path / "run"
+    settings = {"model__optimizer__lr": 1e-4, "run__checkpoint_every": 45, "run__keep_checkpoints": 9}
+    assert fit(tiny_config(**settings, trainer__max_steps=60)) == 0
+    (spike,) = events(run)
+    assert (spike["event"], spike["step"]) == ("loss spike", 50)
+    found = [float(loss) for loss in losses(run).values()]
+    assert spike["median"] == pytest.approx(statistics.median(found[:49]))
+    scale = stats.median_abs_deviation(found[:49], scale="normal")
+    assert spike["deviations"] == pytest.approx((found[49] - spike["median"]) / scale, rel=1e-4)
+    assert f"llm batch {run} --step 50" in capsys.readouterr().err
+    back = str(run / "checkpoints" / "step-00000045")
+    assert fit(tiny_config(**settings, trainer__max_steps=60), "--resume", back) == 0
+    assert [line["deviations"] for line in events(run)] == [spike["deviations"]] * 2
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
@@ -216,7 +264,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         "heads": (["--decoder.num_attention_heads", "5"], "does not divide"),
         "key": (["--decoder.hidden_sise", "5"], "did you mean decoder.hidden_size"),
         "type": (["--data.batch_size", "many"], "data.batch_size"),
-        "batch": (["--data.micro_batch_size", "3"], "the nearest that is, is 9"),
+        "recompute": (["--model.activation_checkpointing", "-2"], "every n-th block"),
         "schedule": (["--trainer.max_steps", "1"], "longer than the run"),
         "no config": (["--config", str(tmp_path / "none.yaml")], "none.yaml"),
         "loggers": (["--run.loggers", "[csv,papyrus]"], "papyrus"),
@@ -238,8 +286,14 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         "precision": (["--trainer.precision", "16-mixed"], "bf16-mixed"),
         "positions": (["--decoder.position", "learned", "--data.context", "64"], "max_position_embeddings"),
         "devices": (["--trainer.devices", "0"], "devices"),
-        "several devices": (["--trainer.devices", "2"], "devices 1"),
-        "strategy": (["--trainer.strategy", "warp"], "warp"),
+        "indivisible": (["--trainer.devices", "3"], "the nearest that is, is 9"),
+        "strategy": (["--trainer.strategy", "ddp"], "give strategy.name"),
+        "strategy name": (["--strategy.name", "warp", "--strategy.stage", "4"], "strategy.stage 4 must be 1, 2 or 3"),
+        "off-load": (["--strategy.offload_optimizer", "true"], "needs strategy.name deepspeed"),
+        "no master weights": (["--strategy.name", "deepspeed", "--trainer.precision", "bf16-true"], "bf16-mixed"),
+        "time-out": (["--strategy.timeout", "0"], "above 0 seconds"),
+        "kept for good": (["--run.keep_every", "7"], "multiple of run.checkpoint_every 5"),
+        "full disk": (["--run.on_full_disk", "panic"], "stop or continue"),
         "id beyond": (["--data.store", str(beyond)], "beyond its vocabulary"),
     }
     for name, (words, part) in cases.items():

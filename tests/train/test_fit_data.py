@@ -57,7 +57,9 @@ def test_digests_add_up_over_ranks_and_lives() -> None:
 
     def measurements(state: dict[str, Any] | None) -> Measurements:
         resumed = None if state is None else SimpleNamespace(state=state)
-        return Measurements(SimpleNamespace(resumed=resumed))  # type: ignore[arg-type]
+        found = Measurements(SimpleNamespace(resumed=resumed), None, None)  # type: ignore[arg-type]
+        found.on_fit_start(trainer, None)
+        return found
 
     others = 2**63 - 5
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(reduce=lambda mine, reduce_op: mine + others))

@@ -1,0 +1,90 @@
+"""How many numbers a decoder trains, part by part, from its config alone.
+
+Dimension letters: D width, F width inside the FFN, H query heads, G key-value heads, K width of a head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from ..model import DecoderConfig
+
+
+def stream_widths(config: DecoderConfig) -> list[int]:
+    """H K or G K of each residual stream."""
+    c = config
+    heads = {"queries": c.num_attention_heads, "keys": c.num_key_value_heads, "values": c.num_key_value_heads}
+    return [heads[name] * c.head_dim for name in c.stream]
+
+
+def ffn_matrices(config: DecoderConfig) -> list[int]:
+    """Numbers in each matrix of one FFN."""
+    return [config.hidden_size * config.intermediate_size] * (3 if config.feedforward == "gated" else 2)
+
+
+def block_matrices(config: DecoderConfig) -> list[int]:
+    """Numbers in each matrix of one block: q, k, v, o and the FFN's."""
+    c = config
+    queries, keys = (
+        c.hidden_size * c.num_attention_heads * c.head_dim,
+        c.hidden_size * c.num_key_value_heads * c.head_dim,
+    )
+    return [queries, keys, keys, queries, *ffn_matrices(c)]
+
+
+def block_vectors(config: DecoderConfig, index: int) -> list[int]:
+    """Numbers in each other parameter of block `index`: norms, biases, stream weights, a learned NMDA's two scalars."""
+    c = config
+    sizes = 2 * norm_vectors(c)
+    if c.attention_bias:
+        queries, keys = c.head_dim * c.num_attention_heads, c.head_dim * c.num_key_value_heads
+        sizes += [queries, keys, keys, c.hidden_size]
+    if c.mlp_bias:
+        sizes += [c.intermediate_size] * (len(ffn_matrices(c)) - 1) + [c.hidden_size]
+    if index > 0 and c.stream_weight != "fixed":
+        sizes += [width // c.head_dim if c.stream_weight == "head" else 1 for width in stream_widths(c)]
+    return sizes + ([1, 1] if c.hidden_act == "nmda" and c.nmda_learnable else [])
+
+
+def norm_vectors(config: DecoderConfig) -> list[int]:
+    return [config.hidden_size] * (2 if config.norm == "layernorm" else 1)
+
+
+def block_parameters(config: DecoderConfig, index: int) -> int:
+    """Numbers trained in block `index`."""
+    return sum(block_matrices(config)) + sum(block_vectors(config, index))
+
+
+def table(config: DecoderConfig) -> int:
+    """Numbers in the embedding, and in the head: V D."""
+    return config.vocab_size * config.hidden_size
+
+
+def head_matrix(config: DecoderConfig) -> int:
+    """Numbers of the head that are multiplied with: rows that only pad the vocabulary are not."""
+    return config.unpadded_vocab_size * config.hidden_size
+
+
+def head_parameters(config: DecoderConfig) -> int:
+    """Numbers after the last block: its norm, and the head where it has a matrix of its own."""
+    return sum(norm_vectors(config)) + (0 if config.tie_word_embeddings else table(config))
+
+
+def embedding_parameters(config: DecoderConfig) -> int:
+    """Numbers before the first block: the embedding and learned positions."""
+    c = config
+    return table(c) + (c.max_position_embeddings * c.hidden_size if c.position == "learned" else 0)
+
+
+def parameters(config: DecoderConfig) -> int:
+    """All of them."""
+    blocks = sum(block_parameters(config, index) for index in range(config.num_hidden_layers))
+    return embedding_parameters(config) + blocks + head_parameters(config)
+
+
+def small_parameters(config: DecoderConfig, limit: int) -> int:
+    """Numbers in parameters of at most `limit` numbers."""
+    c = config
+    sizes = norm_vectors(c) + [table(c)] * (1 if c.tie_word_embeddings else 2)
+    sizes += [c.max_position_embeddings * c.hidden_size] if c.position == "learned" else []
+    for index in range(c.num_hidden_layers):
+        sizes += block_matrices(c) + block_vectors(c, index)
+    return sum(size for size in sizes if size <= limit)

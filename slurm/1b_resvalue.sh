@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# The 1B model of the residual-streams paper with a residual stream of values: the other half of the pair of
+# 1b_classic.sh, on the same data in the same order.
+#
+#   bash slurm/1b_resvalue.sh                                              # submits itself: 2 nodes x 8 GPUs
+#   NODES=4 PARTITION=gpu ACCOUNT=mine bash slurm/1b_resvalue.sh
+#   sbatch --nodes=4 slurm/1b_resvalue.sh --run.checkpoint_every 250       # by sbatch, in the project's root
+#
+# What follows the name of the script goes to `python -m llm fit`; the variables are told in launch.sh.
+#SBATCH --job-name=1b-resvalue
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=0
+#SBATCH --time=48:00:00
+#SBATCH --signal=USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm/logs/%x-%j.log
+set -euo pipefail
+source "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}/slurm/launch.sh"
+as_a_job "$@"
+CONFIG=${CONFIG:-configs/1b_values.yaml}
+fit "$@"

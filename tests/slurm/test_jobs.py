@@ -1,0 +1,261 @@
+"""The sbatch scripts on a real cluster of two nodes: real sbatch, slurmctld and slurmd, training on CPUs over gloo.
+
+Run by `make test-slurm`; see `cluster.py`.
+"""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .cluster import environment, run
+from .project import make_project
+
+pytestmark = pytest.mark.slurm
+
+STEPS = 150
+MODEL = {
+    "decoder.vocab_size": 512,
+    "decoder.unpadded_vocab_size": "null",
+    "decoder.hidden_size": 32,
+    "decoder.intermediate_size": 64,
+    "decoder.num_hidden_layers": 2,
+    "decoder.num_attention_heads": 4,
+    "decoder.max_position_embeddings": 64,
+    "data.context": 64,
+    "data.batch_size": 8,
+    "data.validate_every": 50,
+    "data.validation_rows": 8,
+    "trainer.max_steps": STEPS,
+    "trainer.log_every_n_steps": 1,
+    "trainer.accelerator": "cpu",
+    "trainer.precision": "32-true",
+    "run.checkpoint_every": 1000,
+    "run.loggers": "[csv]",
+}
+LLAMA = {
+    "decoder.num_key_value_heads": 2,
+    "data.micro_batch_size": 2,
+    "model.schedule.warmup_steps": 5,
+    "model.schedule.cooldown_steps": 5,
+}
+SMALL = ("--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", "--mem=1G")
+SCRIPTS = sorted({path.name for path in Path(__file__).parents[2].glob("slurm/*.sh")} - {"launch.sh"})
+Facts = dict[str, str]
+
+
+def overrides(*settings: dict[str, object]) -> list[str]:
+    return [word for part in settings for key, value in part.items() for word in (f"--{key}", str(value))]
+
+
+def submit(project: Path, *words: str, **variables: str) -> str:
+    """The number of a job that was submitted from the project's root."""
+    done = subprocess.run(
+        ["sbatch", "--parsable", *words],
+        cwd=project,
+        env=environment() | {"PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"} | variables,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def facts(job: str) -> Facts:
+    """What `scontrol show job` says of a job, or of a task as 12_1."""
+    words = run("scontrol", "show", "job", job, "--oneliner").split()
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def wait(condition: Callable[[], bool], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
+
+
+def end(job: str) -> Facts:
+    """The facts of a job when it has ended."""
+    wait(lambda: facts(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
+    return facts(job)
+
+
+def queued_again(job: str) -> bool:
+    return facts(job)["JobState"] == "PENDING" and facts(job)["Restarts"] == "1"
+
+
+def start_now(job: str) -> None:
+    """Start a job that was queued again, which Slurm would have wait until the credential of its last life has expired.
+
+    That was revoked, and one issued within the same second would be taken for it.
+    """
+    time.sleep(1.5)
+    run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def log(project: Path, name: str) -> str:
+    path = project / "slurm" / "logs" / f"{name}.log"
+    return path.read_text() if path.exists() else ""
+
+
+def rows(run_folder: Path) -> list[dict[str, str]]:
+    """The rows of training."""
+    if not (run_folder / "metrics.csv").exists():
+        return []
+    with (run_folder / "metrics.csv").open(newline="") as stream:
+        return [row for row in csv.DictReader(stream) if row["train_loss"]]
+
+
+def column(run_folder: Path, name: str) -> list[str]:
+    return [row[name] for row in rows(run_folder)]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_accepted_as_they_stand(script: str, project: Path) -> None:
+    done = subprocess.run(
+        ["sbatch", "--test-only", f"slurm/{script}"],
+        cwd=project,
+        env=environment() | {"RUN": "a-run"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "to start at" in done.stderr
+
+
+def test_a_signalled_job_is_queued_again_and_ends_as_one_that_never_was(
+    project: Path, tmp_path: Path, story_store: Path
+) -> None:
+    sharded = {"strategy.name": "deepspeed", "strategy.stage": 2}
+    words = [*SMALL, "slurm/1b_resvalue.sh", *overrides(MODEL, LLAMA, sharded)]
+    given = {"STORE": str(story_store)}
+    broken, whole = (submit(project, *words, RUN=str(tmp_path / name), **given) for name in ("broken", "whole"))
+    wait(lambda: len(rows(tmp_path / "broken")) > 20)
+    run("scancel", "--signal=USR1", broken)
+    wait(lambda: queued_again(broken))
+    stopped_at = len(rows(tmp_path / "broken"))
+    assert 20 < stopped_at < STEPS
+    start_now(broken)
+
+    for job, restarts in ((broken, "1"), (whole, "0")):
+        ended = end(job)
+        told = log(project, f"1b-resvalue-{job}") + log(project, f"1b-resvalue-{job}-rank0")
+        assert (ended["JobState"], ended["Restarts"], ended["NumNodes"]) == ("COMPLETED", restarts, "2"), told
+        assert log(project, f"1b-resvalue-{job}").count("queued again") == int(restarts)
+    assert column(tmp_path / "broken", "step") == [str(step) for step in range(1, STEPS + 1)]
+    for name in ("step", "train_loss", "gradient_norm", "data_digest"):
+        assert column(tmp_path / "broken", name) == column(tmp_path / "whole", name)
+    lives = json.loads((tmp_path / "broken" / "run.json").read_text())["lives"]
+    assert [life["from_step"] for life in lives] == [0, stopped_at]
+    ranks = [log(project, f"1b-resvalue-{broken}-rank{rank}") for rank in (0, 1)]
+    assert "starting at step 0" in ranks[0] and "continuing from" in ranks[0]  # both lives in one file
+    assert not list((project / "slurm" / "logs").glob("*-stopped"))
+
+
+@pytest.fixture(scope="session")
+def pair(project: Path, story_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two runs, trained as tasks 1 and 2 of an array."""
+    runs = tmp_path_factory.mktemp("pair")
+    words = ["--array=1,2", *SMALL, "slurm/tinystories_8m.sh", *overrides(MODEL, {"trainer.max_steps": 20})]
+    array = submit(project, *words, RUNS=str(runs), STORE=str(story_store))
+    for task in (f"{array}_1", f"{array}_2"):
+        assert end(task)["JobState"] == "COMPLETED", log(project, f"tinystories-8m-{task}-rank0")
+    return runs
+
+
+def test_two_tasks_of_an_array_train_a_pair_on_the_same_batches(pair: Path) -> None:
+    classic, values = pair / "classic-seed1", pair / "values-seed1"
+    assert column(classic, "step") == [str(step) for step in range(1, 21)]
+    assert column(classic, "data_digest") == column(values, "data_digest")
+    assert len(set(column(classic, "data_digest"))) == 20
+    assert all(a != b for a, b in zip(column(classic, "train_loss"), column(values, "train_loss"), strict=True))
+
+
+def test_a_run_is_exported_and_evaluated(project: Path, pair: Path, tmp_path: Path) -> None:
+    given = {"RUN": str(pair / "values-seed1"), "OUT": str(tmp_path / "out"), "TASKS": "stories", "SHOTS": "0 1"}
+    job = submit(project, *SMALL, "slurm/evaluate.sh", "--limit", "5", **given)
+    assert end(job)["JobState"] == "COMPLETED", log(project, f"evaluate-{job}")
+    assert (tmp_path / "out" / "evals" / "lm_eval.json").is_file()
+
+
+def test_a_job_that_its_user_cancels_is_saved_and_not_queued_again(
+    project: Path, tmp_path: Path, story_store: Path
+) -> None:
+    words = [*SMALL, "slurm/1b_nmda.sh", *overrides(MODEL, LLAMA, {"trainer.max_steps": 100000})]
+    job = submit(project, *words, RUN=str(tmp_path / "run"), STORE=str(story_store), TIMEOUT="100")
+    wait(lambda: len(rows(tmp_path / "run")) > 5)
+    run("scancel", job)
+    ended = end(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
+    wait(lambda: "stopped and saved" in log(project, f"1b-nmda-{job}"))
+    assert "queued again" not in log(project, f"1b-nmda-{job}")
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
+STOPPABLE = """
+import signal, sys, time
+
+def stop(*_):
+    sys.exit(75)
+
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, stop)
+print("ready", flush=True)
+time.sleep(600)
+"""
+FAILING = """
+import os, sys, time
+
+sys.exit(3) if os.environ["SLURM_PROCID"] == "1" else time.sleep(600)
+"""
+
+
+@pytest.fixture
+def stoppable(cluster: None, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A running job on both nodes, whose ranks end with 75 when they are told to stop; and its log."""
+    project = make_project(tmp_path / "project", llm=STOPPABLE)
+    job = submit(project, "--exclusive", *SMALL, "slurm/1b_classic.sh")
+    wait(lambda: all("ready" in log(project, f"1b-classic-{job}-rank{rank}") for rank in (0, 1)))
+    yield job, project / "slurm" / "logs" / f"1b-classic-{job}.log"
+    run("scancel", job)
+
+
+def test_a_pre_empted_job_is_queued_again(project: Path, stoppable: tuple[str, Path]) -> None:
+    job, path = stoppable
+    urgent = submit(project, "--partition=urgent", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap=true")
+    wait(lambda: queued_again(job))
+    wait(lambda: f"job {job} is queued again" in path.read_text())
+    assert end(urgent)["JobState"] == "COMPLETED"
+
+
+def test_slurm_queues_a_job_again_after_the_loss_of_a_node(stoppable: tuple[str, Path]) -> None:
+    job, path = stoppable
+    run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+    wait(lambda: queued_again(job))
+    run("scontrol", "update", "NodeName=n2", "State=IDLE")
+    assert "Node failure on n2" in path.read_text()
+    assert "is queued again" not in path.read_text()
+
+
+def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(cluster: None, tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project", llm=STOPPABLE)
+    job = submit(project, "--no-requeue", *SMALL, "slurm/1b_classic.sh", "--run.keep_checkpoints", "3")
+    wait(lambda: all("ready" in log(project, f"1b-classic-{job}-rank{rank}") for rank in (0, 1)))
+    run("scancel", "--signal=USR1", job)
+    ended = end(job)
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "75:0")
+    command = f"go on with sbatch {project}/slurm/1b_classic.sh --run.keep_checkpoints 3\n"
+    assert command in log(project, f"1b-classic-{job}")
+
+
+def test_a_rank_that_fails_ends_the_job(cluster: None, tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project", llm=FAILING)
+    job = submit(project, *SMALL, "slurm/1b_classic.sh")
+    ended = end(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0")
+    assert "task 1: Exited with exit code 3" in log(project, f"1b-classic-{job}")

@@ -1,0 +1,172 @@
+"""What a run of two processes survives: kill -9 of one or of both, a rank that hangs, a disk that fills up."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llm.train import checkpoint as checkpoints
+
+from .runs import Config, assert_same_weights, events, fit, losses, measured, metrics
+
+KEEPING = {"run__keep_checkpoints": 9, "run__checkpoint_every": 2, "run__loggers": ["csv"]}
+ZERO2 = ["--trainer.devices", "2", "--strategy.name", "deepspeed", "--strategy.stage", "2"]
+
+
+def start(config: Path, *words: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "llm", "fit", "--config", str(config), "--resume", "auto", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def child(process: subprocess.Popen) -> int:
+    """Rank 1, which rank 0 has started; its loading processes there are none."""
+    (number,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return int(number)
+
+
+def last_step(run: Path) -> int:
+    return max((int(row["step"]) for row in metrics(run)), default=0) if (run / "metrics.csv").exists() else 0
+
+
+def wait_until(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not reached():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def gone(pid: int) -> bool:
+    """Whether no such process runs any more."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_ten_kills_of_one_rank_or_of_both_change_nothing(tiny_config: Config, tmp_path: Path) -> None:
+    """At random moments, checkpoints among them: metrics and weights are bitwise those of a run left alone."""
+    common = {
+        "trainer__max_steps": 200,
+        "run__checkpoint_every": 3,
+        "run__loggers": ["csv"],
+        "data__validate_every": 100,
+        "decoder__residual_dropout": 0.1,
+        "data__micro_batch_size": 2,
+    }
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    alone = start(tiny_config(**common, run__folder=str(whole)), *ZERO2)
+    assert alone.wait(300) == 0, alone.communicate()[1][-3000:]
+    config = tiny_config(**common, run__folder=str(broken))
+    chance = random.Random(11)
+    for number in range(10):
+        process = start(config, *ZERO2)
+        goal = last_step(broken) + chance.randrange(1, 18)
+        wait_until(process, lambda: last_step(broken) >= goal)  # noqa: B023  # called within this turn
+        time.sleep(chance.uniform(0, 0.05))
+        other = child(process)
+        victims = [[process.pid, other], [other], [process.pid]][number % 3]
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        said = process.communicate(timeout=60)[1]
+        if victims == [other]:
+            assert process.returncode in (2, -signal.SIGKILL)  # told by gloo, or ended by Lightning, which looks too
+            assert process.returncode < 0 or "lost contact to the other ranks" in said
+        wait_until_gone(other)
+    process = start(config, *ZERO2)
+    assert process.wait(300) == 0, process.communicate()[1][-3000:]
+    assert measured(broken) == measured(whole)
+    assert [int(row["step"]) for row in metrics(broken) if row["train_loss"]] == list(range(1, 201))
+    assert_same_weights(whole, broken, 200)
+
+
+def wait_until_gone(pid: int, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not gone(pid):
+        assert time.monotonic() < deadline, f"process {pid} lives on"
+        time.sleep(0.05)
+
+
+def test_a_rank_that_hangs_is_ended_with_a_message(tiny_config: Config, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(tiny_config(trainer__max_steps=100_000), *ZERO2, "--strategy.timeout", "5")
+    wait_until(process, lambda: last_step(run) > 20)
+    other = child(process)
+    os.kill(other, signal.SIGSTOP)
+    said = process.communicate(timeout=90)[1]
+    assert process.returncode == 2
+    message = said.strip().splitlines()[-1]
+    for part in ("error: rank 0 lost contact", "hangs for longer than strategy.timeout 5 s", "--resume auto"):
+        assert part in message
+    wait_until_gone(other)
+    assert events(run)[-1]["why"] == "lost contact to the other ranks"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("a disk of its own needs the right to mount a tmpfs")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("seen", ["before writing", "while writing"])
+def test_a_full_disk_stops_the_run_and_keeps_what_is_there(
+    tiny_config: Config, small_disk: Path, seen: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A checkpoint here has 0.4 MB, and 1 MiB is left free beside it."""
+    run = small_disk / "run"
+    if seen == "while writing":
+        monkeypatch.setattr(checkpoints, "_check_space", lambda *_: None)
+    settings = {
+        "run__folder": str(run),
+        "run__keep_checkpoints": 9,
+        "run__loggers": ["csv"],
+        "run__checkpoint_every": 2,
+    }
+    assert fit(tiny_config(**settings)) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    last = checkpoints.find(run)
+    assert message.startswith(f"error: checkpoint {run}/checkpoints/step-{last.step + 2:08d} cannot be written")
+    assert ("are free" if seen == "before writing" else "No space left on device") in message
+    assert "free some space" in message
+    assert last.step >= 4
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {
+        f"step-{n:08d}" for n in range(2, last.step + 1, 2)
+    }
+    subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
+    assert fit(tiny_config(**settings), "--resume", "auto") == 0
+    assert list(losses(run)) == list(range(1, 21))
+
+
+def test_a_full_disk_may_be_trained_through(
+    tiny_config: Config, small_disk: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """What is missing at the end is a checkpoint, and the run says so."""
+    run = small_disk / "run"
+    settings = {
+        "run__folder": str(run),
+        "run__keep_checkpoints": 9,
+        "run__loggers": ["csv"],
+        "run__checkpoint_every": 2,
+    }
+    assert fit(tiny_config(**settings, run__on_full_disk="continue")) == 2  # the last one is not there either
+    said = capsys.readouterr().err
+    last = checkpoints.find(run).step
+    assert "training goes on without a checkpoint" in said
+    assert list(losses(run)) == list(range(1, 21))
+    missed = [line["step"] for line in events(run) if line["event"] == "checkpoint not written"]
+    assert missed == list(range(last + 3, 20, 2))  # known after the next step
+    assert not (run / "summary.json").exists()
+    subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
+    assert fit(tiny_config(**settings), "--resume", "auto") == 0
+    assert (run / "summary.json").exists()

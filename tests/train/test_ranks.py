@@ -1,0 +1,214 @@
+"""Two real processes, DDP and DeepSpeed's ZeRO over gloo, against one process."""
+
+import itertools
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from llm.cli import main
+from llm.model import DecoderConfig, DecoderForCausalLM
+from llm.train import checkpoint as checkpoints
+
+from .pairs import Command, together
+from .runs import Config, events, fit, losses, measured, metrics, weights
+
+STRATEGIES = {
+    "ddp": ["--strategy.name", "ddp"],
+    **{f"zero{stage}": ["--strategy.name", "deepspeed", "--strategy.stage", str(stage)] for stage in (1, 2, 3)},
+    "offload2": ["--strategy.name", "deepspeed", "--strategy.stage", "2", "--strategy.offload_optimizer", "true"],
+    "offload3": ["--strategy.name", "deepspeed", "--strategy.stage", "3", "--strategy.offload_optimizer", "true"],
+}
+VARIANTS: dict[str, dict] = {
+    "classic": {"decoder__stream": []},
+    "queries": {"decoder__stream": ["queries"]},
+    "keys": {"decoder__stream": ["keys"]},
+    "values": {"decoder__stream": ["values"]},
+    "learned": {  # weights of one number, and of an odd number of them
+        "decoder__stream": ["queries", "keys", "values"],
+        "decoder__stream_weight": "layer",
+        "decoder__num_hidden_layers": 3,
+        "decoder__hidden_act": "nmda",
+        "decoder__nmda_learnable": True,
+    },
+}
+COMMON = {
+    "decoder__tie_word_embeddings": True,
+    "data__micro_batch_size": 2,  # two micro-batches on each of two devices, four on one
+    "data__validation_rows": 15,  # of which the two ranks have 8 and 7
+    "trainer__max_steps": 12,
+    "run__loggers": ["csv"],
+}
+
+
+def curve(run: Path) -> list[float]:
+    return [float(loss) for loss in losses(run).values()]
+
+
+def validated(run: Path) -> list[float]:
+    return [float(row["validation_loss"]) for row in metrics(run) if row["validation_loss"]]
+
+
+def test_two_processes_train_as_one(tiny_config: Config, tmp_path: Path) -> None:
+    """fp32, every strategy and stream: losses within 1e-5 of one process, same data, tied embeddings still tied."""
+    commands, runs = [], {}
+    for variant, settings in VARIANTS.items():
+        alone = tmp_path / f"{variant}-alone"
+        assert fit(tiny_config(**COMMON, **settings, run__folder=str(alone))) == 0
+        for strategy, words in STRATEGIES.items():
+            if variant in ("values", "learned") or not strategy.startswith("offload"):
+                runs[variant, strategy] = tmp_path / f"{variant}-{strategy}"
+                config = tiny_config(**COMMON, **settings, run__folder=str(runs[variant, strategy]))
+                commands.append(Command(["fit", "--config", str(config), *words]))
+    assert set(together(tmp_path / "pair", commands)) == {(0, 0)}
+    for (variant, strategy), run in runs.items():
+        alone = tmp_path / f"{variant}-alone"
+        assert curve(run) == pytest.approx(curve(alone), abs=1e-5), (variant, strategy)
+        assert validated(run) == pytest.approx(validated(alone), abs=1e-5), (variant, strategy)
+        for name in ("data_digest", "tokens", "learning_rate"):
+            assert [row[name] for row in metrics(run)] == [row[name] for row in metrics(alone)]
+        norms = [[float(row["gradient_norm"]) for row in metrics(r) if row["gradient_norm"]] for r in (run, alone)]
+        assert norms[0] == pytest.approx(norms[1], rel=1e-4), (variant, strategy)
+        saved, expected = checkpoints.find(run), checkpoints.find(alone)
+        for which in ("weights", "optimizer_state"):
+            ours, theirs = getattr(saved, which)(), getattr(expected, which)()
+            assert ours.keys() == theirs.keys()
+            for name in ours:
+                torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4, msg=f"{strategy} {name}")
+        assert "lm_head.weight" not in saved.weights()
+    out = tmp_path / "out"
+    assert main(["export", str(runs["values", "zero3"]), str(out)]) == 0  # which compares logits
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_bf16_has_fp32_master_weights_in_every_stage(tiny_config: Config, tmp_path: Path) -> None:
+    """Against one process, and against fp32; recomputed blocks too."""
+    bf16 = {**COMMON, "trainer__precision": "bf16-mixed"}
+    kinds = [(strategy, "") for strategy in ("ddp", "zero1", "zero2", "zero3")]
+    kinds += [("zero1", "true"), ("zero3", "true"), ("zero3", "2")]  # recomputed: every block, every second
+    runs = {kind: tmp_path / "-".join(kind) for kind in kinds}
+    commands = []
+    for (strategy, nth), run in runs.items():
+        words = ["fit", "--config", str(tiny_config(**bf16, run__folder=str(run))), *STRATEGIES[strategy]]
+        commands.append(Command(words + (["--model.activation_checkpointing", nth] if nth else [])))
+    still = {**bf16, "model__optimizer": {"lr": 1e-9}, "trainer__max_steps": 3}
+    for stage in (1, 2, 3):  # that hardly move
+        config = tiny_config(**still, run__folder=str(tmp_path / f"still-{stage}"))
+        commands.append(Command(["fit", "--config", str(config), *STRATEGIES[f"zero{stage}"]]))
+    assert set(together(tmp_path / "pair", commands)) == {(0, 0)}
+    exact = tmp_path / "exact"
+    assert fit(tiny_config(**COMMON, run__folder=str(exact))) == 0
+    for strategy in ("ddp", "zero2"):
+        alone = tmp_path / f"{strategy}-alone"
+        assert fit(tiny_config(**bf16, run__folder=str(alone)), *STRATEGIES[strategy]) == 0
+        assert curve(runs[strategy, ""]) == pytest.approx(curve(alone), abs=5e-4)
+    for (strategy, _), run in runs.items():
+        assert curve(run) == pytest.approx(curve(exact), abs=5e-3), run.name
+        assert curve(run) == pytest.approx(curve(runs[strategy, ""]), abs=5e-4), run.name
+        moved = weights(run, 12)["model.embed_tokens.weight"]
+        assert not torch.equal(moved, moved.bfloat16().float())  # finer than bf16
+    settings = yaml.safe_load(tiny_config(**still).read_text())
+    start = DecoderForCausalLM(DecoderConfig(**settings["decoder"], initializer_seed=3))
+    for stage, (name, parameter) in itertools.product((1, 2, 3), start.named_parameters()):
+        found = weights(tmp_path / f"still-{stage}", 3)[name]
+        torch.testing.assert_close(found, parameter.detach(), rtol=0, atol=1e-7)  # not those of a bf16 copy
+
+
+# Rank zero asks for the end of the run when the row of step 10 (20, 30) is written, as Slurm does before a time limit.
+STOP = """
+import os, signal
+from llm.train.run import MetricsFile
+log = MetricsFile.log_metrics
+def log_metrics(self, row, step=None):
+    log(self, row, step)
+    if step == {step}:
+        os.kill(os.getpid(), signal.SIGUSR1)
+MetricsFile.log_metrics = log_metrics
+def after():
+    MetricsFile.log_metrics = log
+"""
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_run_goes_on_with_other_numbers_of_devices_and_stages(
+    tiny_config: Config, tmp_path: Path, precision: str
+) -> None:
+    """Two processes at stage 1, one alone, two at stage 2, two at stage 3, two under DDP: one run."""
+    common = {**COMMON, "trainer__max_steps": 50, "trainer__precision": precision, "run__checkpoint_every": 1000}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert fit(tiny_config(**common, run__folder=str(whole))) == 0
+    words = ["fit", "--config", str(tiny_config(**common)), "--resume", "auto"]
+
+    def until(strategy: str, step: int) -> Command:
+        return Command([*words, *STRATEGIES[strategy]], STOP.format(step=step))
+
+    # ranks other than zero leave it to it to say how the run ended
+    assert together(tmp_path / "first", [until("zero1", 10)]) == [(75, 0)]
+    assert checkpoints.find(run).step == 10
+    source = tmp_path / "alone.py"
+    source.write_text(STOP.format(step=20) + "\nimport sys\nfrom llm.cli import main\nsys.exit(main(sys.argv[1:]))")
+    assert subprocess.run([sys.executable, source, *words], stderr=subprocess.DEVNULL, check=False).returncode == 75
+    last = Command([*words, *STRATEGIES["ddp"]])
+    ended = together(tmp_path / "rest", [until("zero2", 30), until("zero3", 40), last])
+    assert ended == [(75, 0), (75, 0), (0, 0)]
+    assert curve(run) == pytest.approx(curve(whole), abs=1e-5 if precision == "32-true" else 1e-3)
+    for name in ("data_digest", "tokens", "learning_rate"):
+        assert [row[name] for row in metrics(run)] == [row[name] for row in metrics(whole)]
+    told = [(line["event"], line["step"], line["why"]) for line in events(run)]
+    assert told == [("stopped", step, "SIGUSR1") for step in (10, 20, 30, 40)]
+
+
+# One rank alone has a loss that is not finite, with gradients that are: in the first micro-batch of the fifth step.
+POISON = """
+from llm.model import DecoderForCausalLM
+forward, calls = DecoderForCausalLM.forward, []
+def poisoned(self, *args, **kwargs):
+    output = forward(self, *args, **kwargs)
+    if self.training:
+        calls.append(1)
+        if rank == 1 and len(calls) == 9:
+            output.loss = output.loss + float("inf")
+    return output
+DecoderForCausalLM.forward = poisoned
+def after():
+    DecoderForCausalLM.forward = forward
+"""
+
+
+def test_all_ranks_skip_what_is_not_finite_on_one(tiny_config: Config, tmp_path: Path) -> None:
+    commands, runs = [], {}
+    for precision, (strategy, words) in itertools.product(("32-true", "bf16-mixed"), STRATEGIES.items()):
+        run = runs[strategy, precision] = tmp_path / f"{strategy}-{precision}"
+        config = tiny_config(**COMMON, trainer__precision=precision, run__folder=str(run), run__keep_checkpoints=12)
+        commands.append(Command(["fit", "--config", str(config), *words, "--run.checkpoint_every", "1"], POISON))
+    assert set(together(tmp_path / "pair", commands)) == {(0, 0)}
+    for run in runs.values():
+        (skipped,) = events(run)
+        assert (skipped["event"], skipped["step"], skipped["loss"]) == ("skipped step", 5, "inf")
+        assert [row["skipped_steps"] for row in metrics(run) if row["train_loss"]] == ["0"] * 4 + ["1"] * 8
+        before, after = (checkpoints.find(run, step) for step in (4, 6))
+        assert not (run / "checkpoints" / "step-00000005").exists()
+        counts = [checkpoint.optimizer_state()["step/model.norm.weight"].item() for checkpoint in (before, after)]
+        assert counts == [4, 5]  # the step that was skipped is none of AdamW's
+        assert all(math.isfinite(loss) for loss in curve(run)[5:])
+    for (_, precision), run in runs.items():
+        tolerance = 1e-5 if precision == "32-true" else 5e-3
+        assert curve(run) == pytest.approx(curve(runs["ddp", precision]), abs=tolerance, nan_ok=True)
+
+
+def test_the_same_world_repeats_itself_bit_for_bit(tiny_config: Config, tmp_path: Path) -> None:
+    runs = [tmp_path / "a", tmp_path / "b"]
+    dropout = {"decoder__residual_dropout": 0.1}
+    commands = [
+        Command(["fit", "--config", str(tiny_config(**COMMON, **dropout, run__folder=str(run))), *STRATEGIES["zero2"]])
+        for run in runs
+    ]
+    assert together(tmp_path / "pair", commands) == [(0, 0)] * 2
+    assert measured(runs[0]) == measured(runs[1])
