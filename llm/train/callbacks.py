@@ -15,7 +15,7 @@ from .checkpoint import Checkpoint
 from .guards import Agreement, Guard
 from .loop import without_sigterm_broadcast
 from .measure import Measurements, ValidationBar
-from .ranks import on_rank_zero
+from .ranks import limit_waiting, on_rank_zero
 from .run import RunFolder
 from .saving import Checkpoints, Writer
 from .signals import Signals
@@ -26,10 +26,11 @@ class Opening(pl.Callback):
 
     Args:
         open_folder: finds and opens it, and returns the loggers; called on rank zero.
+        timeout: seconds that a rank waits for the others, from the first step on.
     """
 
-    def __init__(self, run: RunFolder, open_folder: Callable[[], list]) -> None:
-        self.run, self.open_folder = run, open_folder
+    def __init__(self, run: RunFolder, open_folder: Callable[[], list], timeout: float) -> None:
+        self.run, self.open_folder, self.timeout = run, open_folder, timeout
 
     def setup(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
         if stage != "fit":
@@ -41,6 +42,9 @@ class Opening(pl.Callback):
             return self.run.resumed
 
         self.run.resumed = on_rank_zero(trainer.strategy, begin)
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        limit_waiting(self.timeout)
 
 
 def callbacks(run: RunFolder, signals: Signals) -> list[pl.Callback]:

@@ -165,7 +165,8 @@ class CLI(LightningCLI):
         self.run_folder = RunFolder(self._get(self.config_init, "run"))
         self.signals = Signals()
         self.signals.install()
-        trainer.callbacks += [Opening(self.run_folder, self._open), *callbacks(self.run_folder, self.signals)]
+        opening = Opening(self.run_folder, self._open, self._get(self.config_init, "strategy").timeout)
+        trainer.callbacks += [opening, *callbacks(self.run_folder, self.signals)]
 
     def _open(self) -> list[Logger]:
         """On rank zero: find where the run starts, open its folder and say so. Returns the loggers.

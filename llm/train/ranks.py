@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
+import torch.distributed.distributed_c10d as distributed_c10d
 from lightning.pytorch.strategies import Strategy
 
 from ..errors import UserError
@@ -36,6 +38,14 @@ def on_rank_zero(strategy: Strategy, work: Callable[[], T]) -> T:
     if sentence is not None:
         raise ToldElsewhereError(sentence)
     return result  # type: ignore[return-value]
+
+
+def limit_waiting(seconds: float) -> None:
+    """Let no collective wait longer than this for another rank, in any process group: DeepSpeed makes its own, which
+    would wait for torch's default of half an hour."""
+    groups = list(distributed_c10d._world.pg_map) if torch.distributed.is_initialized() else []
+    for group in groups:
+        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def lost_contact(error: BaseException) -> bool:

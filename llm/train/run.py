@@ -230,7 +230,9 @@ class RunFolder:
             pass
 
     def event(self, what: str, step: int, **facts: Any) -> None:
-        """Add a line to events.jsonl, whichever life of the run it is."""
+        """Add a line to events.jsonl, whichever life of the run it is; none where the folder is not made yet."""
+        if not self.path.is_dir():
+            return
         line = {"time": now(), "step": step, "event": what, **finite(facts)}
         with (self.path / "events.jsonl").open("a") as stream:
             stream.write(json.dumps(line) + "\n")

@@ -146,24 +146,20 @@ def _zero_1_offload(config: DecoderConfig, weight: int, layout: Layout, several:
 
 def _zero_2(config: DecoderConfig, weight: int, layout: Layout, several: bool) -> State:
     """Gradients divided too: those of other devices are gone once they are summed, in every micro-batch. In fp32 those
-    of the micro-batch under way lie beside the sum of the others."""
+    of the micro-batch under way are copied beside the sum of the others."""
     p, part, b = parameters(config), _part(config, layout), _bucket(config, layout)
-    held, host = {"weights": weight * p, "optimizer": 0, "buffers": 0}, 0
-    bucket = weight * b * (1 + layout.overlap)
+    held, host = {"weights": weight * p + 4 * part, "optimizer": 8 * part}, 0
     if layout.offload:
-        held["buffers"] = weight * table(config)
+        held = {"weights": weight * p, "buffers": weight * table(config)}
         host = (16 + weight) * part + weight * table(config)
-    else:
-        held |= {"weights": weight * p + 4 * part, "optimizer": 8 * part}
+    bucket, again = weight * b * (1 + layout.overlap), 4 * part if several and weight == 4 else 0
     summing = _summing(config, weight, layout)
-    if weight == 4:
-        held["buffers"] += bucket  # until Python collects its garbage
     return State(
         held,
         host,
-        after_sum={"gradients": 4 * part * (1 + (several and weight == 4))},
+        after_sum={"gradients": 4 * part},
         in_backward=True,
-        summing=lambda made: summing(made) + (bucket if weight == 2 and made else 0),
+        summing=lambda made: (bucket if made else 0) + summing(made) + (again if made >= b else 0),
         updating=4 * part if weight == 4 else 0,
     )
 

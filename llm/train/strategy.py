@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import UserError
 
+STARTING = 600.0
 NAMES = ("auto", "ddp", "deepspeed")
 
 
@@ -36,7 +37,8 @@ class StrategySettings:
         offload_optimizer: deepspeed: master weights, moments and the update in host memory.
         bucket_elements: deepspeed: numbers that are reduced or gathered at once. Larger is faster and needs as many
             times 4 bytes, twice.
-        timeout: seconds after which a rank that waits for the others gives up and ends the run.
+        timeout: seconds after which a rank that waits for the others gives up and ends the run. While the run starts,
+            ten minutes at least: imports, and the look through the store, take one rank longer than another.
     """
 
     name: str = "auto"
@@ -68,7 +70,7 @@ class StrategySettings:
         Raises:
             UserError: deepspeed is asked for and not installed.
         """
-        timeout = timedelta(seconds=self.timeout)
+        timeout = timedelta(seconds=max(STARTING, self.timeout))  # `ranks.limit_waiting` makes it what it should be
         if self.name == "deepspeed":
             return ZeroStrategy(self, gradient_clip, half_precision, timeout)
         if self.name == "ddp" or devices > 1:
@@ -132,9 +134,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         """Wrap the model; the master weights are then the module's own, not their bf16 copies in fp32."""
         from .state import sharded_state  # needs deepspeed
 
-        module = self.lightning_module
-        if module is None:
-            raise RuntimeError("a strategy is set up with a module")
+        module = self._module()
         data = trainer.datamodule
         self.config["train_micro_batch_size_per_gpu"] = data.batch_size // (  # type: ignore[index]
             trainer.accumulate_grad_batches * self.world_size
@@ -144,10 +144,15 @@ class ZeroStrategy(DeepSpeedStrategy):
         for key in ("reduce_bucket_size", "allgather_bucket_size"):
             zero[key] = min(zero[key], limit)  # DeepSpeed allocates them whole, however small the model
         zero["stage3_param_persistence_threshold"] = min(100_000, limit // 100)  # its default keeps small models whole
-        initial = {name: parameter.data for name, parameter in module.model.named_parameters()}  # type: ignore[union-attr]
+        initial = {name: parameter.data for name, parameter in module.model.named_parameters()}
         super().setup(trainer)
         if trainer.training and self.config["bf16"]["enabled"]:  # type: ignore[index]
-            sharded_state(module.model, self).load_weights(initial)  # type: ignore[arg-type]
+            sharded_state(module.model, self).load_weights(initial)
+
+    def _module(self) -> Any:
+        if self.lightning_module is None:
+            raise RuntimeError("a strategy trains a module")
+        return self.lightning_module
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Lightning has divided the loss by the number of micro-batches; DeepSpeed would do so once more."""
@@ -155,12 +160,16 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """One micro-batch; after the last of a step the module knows its gradient's norm and whether it was skipped."""
-        engine, module = self.deepspeed_engine, self.lightning_module
+        engine, module = self.deepspeed_engine, self._module()
         steps = engine.global_steps
         result = super().optimizer_step(optimizer, closure, model, **kwargs)
         if engine.global_steps != steps:
-            module.gradient_norm = _tensor(engine.get_global_grad_norm())  # type: ignore[union-attr]
-            module.skipped = not engine.was_step_applied()  # type: ignore[union-attr]
+            module.gradient_norm = _tensor(engine.get_global_grad_norm())
+            module.skipped = not engine.was_step_applied()
+            if module.skipped and self.stage < 3:
+                # Under off-load DeepSpeed would add the next step's gradients to those that it has just refused.
+                held = getattr(engine.optimizer, "averaged_gradients", {})  # stage 1 in bf16 has none
+                held.update(dict.fromkeys(held))
         return result
 
 

@@ -121,14 +121,14 @@ def test_bf16_has_fp32_master_weights_in_every_stage(tiny_config: Config, tmp_pa
         torch.testing.assert_close(found, parameter.detach(), rtol=0, atol=1e-7)  # not those of a bf16 copy
 
 
-# Rank zero asks for the end of the run when the row of step 10 (20, 30) is written, as Slurm does before a time limit.
+# Rank zero is asked to end the run, as Slurm does before a time limit, when the row of a step is written: after the next.
 STOP = """
 import os, signal
 from llm.train.run import MetricsFile
 log = MetricsFile.log_metrics
 def log_metrics(self, row, step=None):
     log(self, row, step)
-    if step == {step}:
+    if step == {step} - 1:
         os.kill(os.getpid(), signal.SIGUSR1)
 MetricsFile.log_metrics = log_metrics
 def after():
