@@ -82,6 +82,45 @@ def test_a_torn_checkpoint_is_named_and_passed_over(three: Path, file: str, dama
     assert file in passed_over[0]
 
 
+def test_every_nth_is_kept_for_good(tmp_path: Path) -> None:
+    model = small()
+    optimizer = Optimizer().build(model)
+    for number in range(5, 65, 5):
+        save(tmp_path, model, optimizer, number, keep=2, keep_every=20)
+    assert [int(path.name[5:]) for path in sorted(tmp_path.iterdir())] == [20, 40, 55, 60]
+
+
+def test_a_large_one_is_in_shards_and_none_may_be_missing(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "SHARD_BYTES", 4000)
+    model = small(initializer_seed=5)
+    optimizer = Optimizer().build(model)
+    step(model, optimizer, 1)
+    path = save(three, model, optimizer, 12, keep=3)
+    shards = sorted(path.glob("*.safetensors"))
+    assert len([shard for shard in shards if shard.name.startswith("model")]) > 2
+    assert len([shard for shard in shards if shard.name.startswith("optimizer")]) > 4
+    found = checkpoints.newest(three)[0]
+    assert found.path == path
+    reloaded = DecoderForCausalLM.from_pretrained(path)  # as any transformers folder
+    other = small()
+    restored = Optimizer().build(other)
+    checkpoints.restore(found, other, WholeState(other, restored))
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, dict(reloaded.named_parameters())[name])
+        assert torch.equal(parameter, dict(other.named_parameters())[name])
+        for kind, value in optimizer.state[parameter].items():
+            assert torch.equal(value, restored.state[dict(other.named_parameters())[name]][kind])
+    for shard in shards:
+        kept = shard.rename(three / "elsewhere")
+        checkpoint, passed_over = checkpoints.newest(three)
+        assert checkpoint.step == 11
+        assert f"{shard.name} is missing" in passed_over[0]
+        kept.rename(shard)
+    assert checkpoints.newest(three)[0].step == 12
+
+
 def test_a_half_written_one_is_not_seen(three: Path) -> None:
     (three / "step-00000011").rename(three / "step-00000012.partial")
     assert checkpoints.newest(three)[0].step == 10

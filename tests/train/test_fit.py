@@ -170,7 +170,8 @@ def test_losses_that_are_not_finite_end_the_run(
     ):
         assert part in message
     told = events(tmp_path / "run")
-    assert [(line["event"], line["step"]) for line in told] == [("skipped step", step) for step in (6, 7, 8)]
+    expected = [*(("skipped step", step) for step in (6, 7, 8)), ("stopped", 8)]
+    assert [(line["event"], line["step"]) for line in told] == expected
     assert told[0]["batch"] == {"seed": 3, "rows": 8, "store": message.split("rows 0 to 7 of ")[1].split(")")[0]}
 
 

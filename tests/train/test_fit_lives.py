@@ -9,13 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from llm.cli import main
 from llm.train import checkpoint as checkpoints
 from llm.train.run import MetricsFile
 
-from .runs import Config, assert_same_weights, fit, losses, measured
+from .runs import Config, assert_same_weights, events, fit, losses, measured
 
 # Runs the command and kills it, as kill -9 does, when a function of the product returns for the n-th time.
 KILLED = """
@@ -173,29 +172,6 @@ def test_two_processes_never_share_a_run_folder(
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter1.txt"]
 
 
-def test_a_full_disk_keeps_the_checkpoint_before_it(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    save, calls = checkpoints.save_file, []
-
-    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        calls.append(path)
-        if len(calls) > 3:
-            path.write_bytes(b"torn")
-            raise OSError(28, "No space left on device")
-        save(tensors, path)
-
-    monkeypatch.setattr(checkpoints, "save_file", full)
-    assert fit(tiny_config()) == 2
-    message = capsys.readouterr().err
-    assert "No space left on device" in message
-    assert "free some space" in message
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000005"]
-    monkeypatch.undo()
-    assert fit(tiny_config(), "--resume", "auto") == 0
-    assert list(losses(tmp_path / "run")) == list(range(1, 21))
-
-
 def test_a_run_folder_is_never_overwritten_or_mixed(
     tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -212,6 +188,7 @@ def test_a_run_folder_is_never_overwritten_or_mixed(
     torn.write_bytes(b"")
     assert fit(tiny_config(), "--resume", "auto") == 0
     message = capsys.readouterr().err
-    assert f"passed over: {torn}" in message
+    assert f"passed over: {torn.parent} is no complete checkpoint ({torn.name} has 0 of " in message
+    assert events(tmp_path / "run")[-1]["event"] == "checkpoint passed over"
     assert "continuing from" in message
     assert list(losses(tmp_path / "run")) == list(range(1, 21))

@@ -121,7 +121,7 @@ def test_bf16_has_fp32_master_weights_in_every_stage(tiny_config: Config, tmp_pa
         torch.testing.assert_close(found, parameter.detach(), rtol=0, atol=1e-7)  # not those of a bf16 copy
 
 
-# Rank zero is asked to end the run, as Slurm does before a time limit, when the row of a step is written: after the next.
+# Rank zero is asked to end the run, as Slurm does before a time limit, while it writes the row of the step before.
 STOP = """
 import os, signal
 from llm.train.run import MetricsFile
