@@ -40,6 +40,7 @@ fit() {
     echo "$(date '+%F %T') job $job, life $life: $SLURM_NNODES nodes x $ranks ranks, logs in $logs-rank*.log"
     local words=(fit --config "$CONFIG" --resume auto --trainer.num_nodes "$SLURM_NNODES" --trainer.devices "$ranks")
     words+=(${RUN:+--run.folder "$RUN"} ${STORE:+--data.store "$STORE"} ${TIMEOUT:+--strategy.timeout "$TIMEOUT"} "$@")
+    ((life == 0)) || words+=(--resume auto)  # the checkpoint that "$@" may name was where the first life began
     trap : USR1 TERM  # they are for the ranks; this shell has to outlive them
     local status=0
     # srun does not take --cpus-per-task over from sbatch, since Slurm 22.05.

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 
 from .checkpoint import Checkpoint
 from .guards import Agreement, Guard
-from .loop import without_sigterm_broadcast
+from .loop import without_lightnings_signals
 from .measure import Measurements, ValidationBar
 from .ranks import limit_waiting, on_rank_zero
 from .run import RunFolder
@@ -35,7 +35,7 @@ class Opening(pl.Callback):
     def setup(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
         if stage != "fit":
             return
-        without_sigterm_broadcast(trainer)
+        without_lightnings_signals(trainer)
 
         def begin() -> Checkpoint | None:
             trainer.loggers = self.open_folder()

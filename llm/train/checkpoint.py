@@ -110,11 +110,11 @@ class Snapshot:
         return sum(tensor.nbytes for tensors in (self.weights, self.optimizer) for tensor in tensors.values())
 
 
-def write(folder: Path, snapshot: Snapshot, keep: int, keep_every: int | None = None) -> Path:
+def write(folder: Path, snapshot: Snapshot, keep: int | None, keep_every: int | None = None) -> Path:
     """Write a checkpoint of `state["step"]` into `folder`, then remove all but the newest `keep`.
 
-    Those whose step is a multiple of `keep_every` stay too. Returns the checkpoint's path. An existing one of the same
-    step is replaced.
+    Those whose step is a multiple of `keep_every` stay too, and all where `keep` is None. Returns the checkpoint's path.
+    An existing one of the same step is replaced.
 
     Raises:
         FullDiskError: it cannot be written (a full disk, say); what was there before is as it was.
@@ -134,11 +134,11 @@ def write(folder: Path, snapshot: Snapshot, keep: int, keep_every: int | None = 
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise FullDiskError(
-            f"checkpoint {path} cannot be written ({error}): free some space, then continue from the one before it "
-            "with --resume auto"
+            f"checkpoint {path} cannot be written ({error}): free some space (superseded-* there may go), then "
+            "continue from the one before it with --resume auto"
         ) from error
     shutil.rmtree(replaced, ignore_errors=True)
-    for old in _folders(folder)[:-keep]:
+    for old in _folders(folder)[: -keep if keep else 0]:
         if not keep_every or _step(old) % keep_every:
             shutil.rmtree(old, ignore_errors=True)  # what is left of it is passed over and removed the next time
     return path
@@ -177,30 +177,31 @@ def set_aside_after(folder: Path, step: int) -> list[Path]:
     return aside
 
 
-def read(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, every file's size and sha256 checked.
+def read(path: Path, hashed: bool = True) -> Checkpoint:
+    """The checkpoint at `path`, every file's size and, unless `hashed` is off, sha256 checked.
 
     Raises:
         UserError: it is not there, or torn; the message names the file and what is wrong.
     """
-    if problems := checkpoint_problems(path, hashed=lambda _: None):
+    if problems := checkpoint_problems(path, (lambda _: None) if hashed else None):
         raise UserError(f"{path} is no complete checkpoint ({'; '.join(problems)}): use an older one or --resume auto")
     state = json.loads((path / "state.json").read_text())
     return Checkpoint(path, state["step"], state)
 
 
-def newest(folder: Path, before: int | None = None) -> tuple[Checkpoint | None, list[str]]:
+def newest(folder: Path, before: int | None = None, hashed: bool = True) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint in `folder` that verifies, and a sentence for each newer one that does not.
 
     Args:
         before: only steps below this one.
+        hashed: read every byte; else only their number is compared.
     """
     passed_over: list[str] = []
     for path in reversed(_folders(folder)):
         if before is not None and _step(path) >= before:
             continue
         try:
-            return read(path), passed_over
+            return read(path, hashed), passed_over
         except UserError as error:
             passed_over.append(str(error))
     return None, passed_over

@@ -60,6 +60,10 @@ OURS = {
     "enable_checkpointing": "give run.checkpoint_every",
     "logger": "give run.loggers",
     "strategy": "give strategy.name",
+    "limit_train_batches": "give trainer.max_steps",
+    "overfit_batches": "give a small store in data.store",
+    "fast_dev_run": "give a small trainer.max_steps and another run.folder",
+    "reload_dataloaders_every_n_epochs": "a run reads its data once through",
 }
 PARTS = {"seed_everything", "decoder", "model", "data", "trainer", "strategy", "run"}
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "32", 32, None)
@@ -212,7 +216,7 @@ class CLI(LightningCLI):
             self._ended(f"{error}")
             raise self._on_rank_zero(UserError(self._explain(error))) from error
         except StoppedError as error:
-            self._ended(error.name, self._where_it_stands())
+            self._ended(error.name, f"saved at step {error.step}: {self._go_on()}")
             raise self._on_rank_zero(error) from None
         except SystemExit as error:  # what Lightning makes of Ctrl-C
             if self.trainer.interrupted and self.run_folder is not None:
@@ -254,12 +258,12 @@ class CLI(LightningCLI):
 
     def _where_it_stands(self) -> str:
         run = self._folder()
-        last = checkpoints.newest(run.path / "checkpoints")[0]
+        last = checkpoints.newest(run.path / "checkpoints", hashed=False)[0]
         kept = f"its newest checkpoint is of step {last.step}" if last else "it has no checkpoint yet"
-        return (
-            f"{run.path} stopped at step {self.trainer.global_step}; {kept}: go on with "
-            f"python -m llm fit --config {run.path}/config.yaml --resume auto"
-        )
+        return f"{run.path} stopped at step {self.trainer.global_step}; {kept}: {self._go_on()}"
+
+    def _go_on(self) -> str:
+        return f"go on with python -m llm fit --config {self._folder().path}/config.yaml --resume auto"
 
     def _explain(self, error: NotFiniteError) -> str:
         data, step = self.datamodule, error.step

@@ -38,7 +38,7 @@ class Agreement(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not whole_step(trainer, batch_idx):
             return
-        flags = [float(self.signals.came[number]) for number in SEEN] + [float(self.writer.failed)]
+        flags = [float(self.signals.came[number]) for number in SEEN] + [float(self.writer.error is not None)]
         told = torch.cat([module.step_loss.double()[None], torch.tensor(flags, dtype=torch.float64).to(module.device)])
         loss, *counts, failed = trainer.strategy.reduce(told, reduce_op="sum").tolist()
         self.loss = loss / trainer.world_size

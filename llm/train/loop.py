@@ -30,7 +30,11 @@ def set_progress(trainer: pl.Trainer, step: int) -> None:
     loop._batches_that_stepped = step
 
 
-def without_sigterm_broadcast(trainer: pl.Trainer) -> None:
-    """Lightning tells all ranks of a SIGTERM before every micro-batch, waiting for the device; `guards.py` does so once
-    a step, and lets no error pass unseen."""
+def without_lightnings_signals(trainer: pl.Trainer) -> None:
+    """Leave signals to `signals.py`.
+
+    Lightning's handler of SIGTERM is a collective, which other ranks may not be ready for; and it asks all ranks for
+    one before every micro-batch, waiting for the device, where `guards.py` does so once a step.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

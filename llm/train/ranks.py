@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import Strategy
 from ..errors import UserError
 
 T = TypeVar("T")
-LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "timed out")
+LOST = ("gloo", "nccl", "connection closed by peer")
 
 
 class ToldElsewhereError(UserError):
@@ -24,13 +24,14 @@ def on_rank_zero(strategy: Strategy, work: Callable[[], T]) -> T:
     """What `work()` returns on rank zero, on every rank. Every rank has to call it.
 
     Raises:
-        UserError: what `work` raised; on all ranks, so that none waits for the others.
+        Exception: what `work` raised, on rank zero.
+        ToldElsewhereError: on the others, so that none waits for it.
     """
     result, problem = None, None
     if strategy.is_global_zero:
         try:
             result = work()
-        except UserError as error:
+        except Exception as error:
             problem = error
     result, sentence = strategy.broadcast((result, problem and str(problem)))
     if problem is not None:

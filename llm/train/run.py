@@ -15,17 +15,20 @@ RUN/
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -47,6 +50,7 @@ COLUMNS = (
 ).split()
 SUMMARY = ("step", "tokens_seen", "validation_loss", "seconds", "parameters")
 LOGGERS = ("csv", "tensorboard", "wandb")
+LEASE = 180.0  # seconds
 ON_FULL_DISK = ("stop", "continue")
 PACKAGES = ("hippoformer", "torch", "lightning", "deepspeed", "transformers", "tokenizers", "numpy")
 
@@ -138,6 +142,11 @@ class RunFolder:
             if occupied and not (self.path / "run.json").is_file():
                 raise UserError(f"{self.path} is not empty and holds no run (no run.json): give another --run.folder")
             self.resumed, passed_over = checkpoints.newest(self.path / "checkpoints")
+            if passed_over and self.resumed is None:  # to begin anew here would throw away what may still be mended
+                raise UserError(
+                    f"no checkpoint of {self.path} can be used ({'; '.join(passed_over)}): mend one, or give another "
+                    "--run.folder"
+                )
         elif (Path(resume) / "checkpoints").is_dir():
             self.resumed = checkpoints.find(Path(resume))
         else:
@@ -221,21 +230,27 @@ class RunFolder:
         By lockf, whose lock is the process's own: that of flock would live on in the loading processes of a killed run.
         """
         self._held = (self.path / ".lock").open("w")
-        try:
-            fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.release()
-            raise UserError(f"another process is training in {self.path}: wait for it or end it") from error
-        except OSError:  # a file system without locks
-            pass
+        # The lock of a node that was lost lives on until its lease on the file system is over.
+        until = time.monotonic() + (LEASE if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else 0)
+        while True:
+            try:
+                fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > until:
+                    self.release()
+                    raise UserError(f"another process is training in {self.path}: wait for it or end it") from error
+                time.sleep(5)
+                continue
+            except OSError:  # a file system without locks
+                pass
+            return
 
     def event(self, what: str, step: int, **facts: Any) -> None:
         """Add a line to events.jsonl, whichever life of the run it is; none where the folder is not made yet."""
         if not self.path.is_dir():
             return
         line = {"time": now(), "step": step, "event": what, **finite(facts)}
-        with (self.path / "events.jsonl").open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        _append(self.path / "events.jsonl", json.dumps(line) + "\n")
 
     def release(self) -> None:
         """Let go of the folder."""
@@ -280,8 +295,17 @@ class MetricsFile(Logger):
         partial.replace(path)
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        with self.path.open("a", newline="") as stream:
-            csv.DictWriter(stream, self.columns).writerow({"step": step, **metrics})
+        row = io.StringIO(newline="")
+        csv.DictWriter(row, self.columns).writerow({"step": step, **metrics})
+        _append(self.path, row.getvalue())
+
+    def sync(self) -> None:
+        """Have the rows on the disk, before a checkpoint says that they need not be made again."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """config.yaml holds them."""
@@ -293,6 +317,18 @@ def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def _append(path: Path, text: str) -> None:
+    """Add whole lines to a file; where the disk is full, none, and training goes on to what can be done about it."""
+    size = path.stat().st_size if path.is_file() else 0
+    try:
+        with path.open("a", newline="") as stream:
+            stream.write(text)
+    except OSError as error:
+        print(f"{path}: a line is missing ({error.strerror})", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
 
 
 def now() -> str:

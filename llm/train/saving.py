@@ -19,7 +19,7 @@ from ..errors import StoppedError
 from . import checkpoint as checkpoints
 from .loop import set_progress, validated_next, whole_step
 from .ranks import on_rank_zero
-from .run import RunFolder
+from .run import MetricsFile, RunFolder
 from .signals import SAVING
 from .state import state_of
 
@@ -27,42 +27,33 @@ if TYPE_CHECKING:
     from .guards import Agreement, Guard
     from .measure import Measurements
 
+PATIENCE = 5.0  # seconds
+
 
 class Writer:
-    """Writes checkpoints in a thread of its own, one at a time."""
+    """Writes checkpoints in a thread of its own, one at a time. `error` is why the last one is not there."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
-        self.error: checkpoints.FullDiskError | None = None
+        self.error: Exception | None = None
         self._thread: threading.Thread | None = None
 
-    @property
-    def failed(self) -> bool:
-        """Whether the last checkpoint could not be written, and nobody has asked for the error yet."""
-        return self.error is not None
-
-    def start(self, snapshot: checkpoints.Snapshot) -> None:
-        """Write `snapshot` once the one before it is written."""
-        self.wait()
-        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint")
+    def start(self, snapshot: checkpoints.Snapshot, keep: int | None) -> None:
+        """Write `snapshot`, and remove all but the newest `keep`; nothing else may be under way."""
+        self._thread = threading.Thread(target=self._write, args=(snapshot, keep), name="checkpoint")
         self._thread.start()
 
-    def wait(self) -> None:
-        """Until nothing is being written."""
+    def done(self, seconds: float | None = None) -> bool:
+        """Whether nothing is being written any more, after so many seconds at most."""
         if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+            self._thread.join(seconds)
+        return self._thread is None or not self._thread.is_alive()
 
-    def take_error(self) -> checkpoints.FullDiskError | None:
-        """What went wrong, once."""
-        error, self.error = self.error, None
-        return error
-
-    def _write(self, snapshot: checkpoints.Snapshot) -> None:
-        settings = self.run.settings
+    def _write(self, snapshot: checkpoints.Snapshot, keep: int | None) -> None:
+        self.error = None
         try:
-            checkpoints.write(self.run.path / "checkpoints", snapshot, settings.keep_checkpoints, settings.keep_every)
-        except checkpoints.FullDiskError as error:
+            checkpoints.write(self.run.path / "checkpoints", snapshot, keep, self.run.settings.keep_every)
+        except Exception as error:  # whatever it is, the ranks have to know
             self.error = error
 
 
@@ -91,10 +82,9 @@ class Checkpoints(pl.Callback):
         if not whole_step(trainer, batch_idx):
             return
         if self.agreement.write_failed:
-            self._settle(trainer)
+            self._settle(trainer, self.run.settings.on_full_disk)
         stop = bool(self.agreement.signals.agreed & set(SAVING))
-        in_time = trainer.global_step % self.run.settings.checkpoint_every == 0
-        self.due = stop or (in_time and not self.guard.in_a_row)  # whose weights are lost would displace a good one
+        self.due = stop or trainer.global_step % self.run.settings.checkpoint_every == 0
         if not validated_next(trainer):
             self._act(trainer, module)
 
@@ -109,21 +99,22 @@ class Checkpoints(pl.Callback):
             return
         self._write(trainer, module)
         if came := self.agreement.signals.agreed & set(SAVING):
-            self._finish(trainer)
+            self._finish(trainer, self.run.settings.on_full_disk)
             raise StoppedError(trainer.global_step, signal.Signals(min(came)).name)
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         """After the last validation, so that the last checkpoint knows all that the summary says."""
         state = self._write(trainer, module)
-        self._finish(trainer)
+        self._finish(trainer, "stop")
         if trainer.global_step >= trainer.max_steps and trainer.is_global_zero:
             self.run.close(state)
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
-        self.writer.wait()
+        self.writer.done()
 
     def _write(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
         began = time.perf_counter()
+        self._wait(trainer)  # before there is a second copy of the state
         state = {
             "step": trainer.global_step,
             **self.measurements.state(trainer, module),
@@ -135,26 +126,37 @@ class Checkpoints(pl.Callback):
         training = state_of(module.model, trainer.strategy, trainer.optimizers[0])
         weights, optimizer = training.snapshot(keep=trainer.is_global_zero)
         if trainer.is_global_zero:
-            self.writer.start(checkpoints.Snapshot(weights, optimizer, module.model.config, state))
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsFile):
+                    logger.sync()
+            # While steps are being skipped the older ones stay: the weights may be lost already.
+            keep = None if self.guard.in_a_row else self.run.settings.keep_checkpoints
+            self.writer.start(checkpoints.Snapshot(weights, optimizer, module.model.config, state), keep)
         held_up = time.perf_counter() - began
         self.seconds += held_up
         self.measurements.skip(held_up)
         return state
 
-    def _finish(self, trainer: pl.Trainer) -> None:
-        """Wait until the last checkpoint is written; one that cannot be ends the run."""
+    def _wait(self, trainer: pl.Trainer) -> None:
+        """Until nothing is being written; the other ranks ask every few seconds, so that no time-out ends them."""
+        while not on_rank_zero(trainer.strategy, lambda: self.writer.done(PATIENCE)):
+            pass
 
-        def wait() -> None:
-            self.writer.wait()
-            if error := self.writer.take_error():
+    def _finish(self, trainer: pl.Trainer, on_full_disk: str) -> None:
+        """Wait until the last checkpoint is written, and see whether it is."""
+        self._wait(trainer)
+        self._settle(trainer, on_full_disk)
+
+    def _settle(self, trainer: pl.Trainer, on_full_disk: str) -> None:
+        """End the run where the last checkpoint could not be written; or say so and go on, where the disk is full."""
+
+        def look() -> None:
+            error, self.writer.error = self.writer.error, None
+            if error is None:
+                return
+            if on_full_disk == "stop" or not isinstance(error, checkpoints.FullDiskError):
                 raise error
-
-        on_rank_zero(trainer.strategy, wait)
-
-    def _settle(self, trainer: pl.Trainer) -> None:
-        """A checkpoint could not be written: stop, or say so and go on, as `run.on_full_disk` says."""
-        if self.run.settings.on_full_disk == "stop":
-            self._finish(trainer)
-        elif error := self.writer.take_error():
             self.run.event("checkpoint not written", trainer.global_step, why=str(error))
             print(f"training goes on without a checkpoint: {error}", file=sys.stderr)
+
+        on_rank_zero(trainer.strategy, look)

@@ -27,6 +27,7 @@ class Signals(pl.Callback):
         self.came = dict.fromkeys(SEEN, 0)
         self.agreed: set[signal.Signals] = set()
         self._before: dict[int, Any] = {}
+        self._speaks = True
 
     def install(self) -> None:
         """Note SIGUSR1 and SIGTERM from now on, also while the model is built: the first step then ends the run."""
@@ -40,10 +41,10 @@ class Signals(pl.Callback):
             signal.signal(number, handler)
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        if self._before:
-            self.install()  # Lightning has put its own beside them
+        self._speaks = trainer.is_global_zero
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not under nohup, nor in a notebook
-            signal.signal(signal.SIGINT, self._note)  # in its teardown Lightning puts the former back
+            self._before[signal.SIGINT] = signal.default_int_handler
+            signal.signal(signal.SIGINT, self._note)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if signal.SIGINT in self.agreed or (trainer.world_size == 1 and self.came[signal.SIGINT]):
@@ -56,4 +57,5 @@ class Signals(pl.Callback):
         self.came[signal.Signals(number)] += 1
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
-            os.write(2, b"\nstopping after this micro-batch; Ctrl-C again stops at once\n")  # print may be under way
+            if self._speaks:  # not by print, which may be under way
+                os.write(2, b"\nstopping as soon as this step is whole; Ctrl-C again stops at once\n")

@@ -65,7 +65,8 @@ class WholeState:
         for key, tensor in optimizer.items():
             kind, name = key.split("/", 1)
             parameter = self.parameters[name]
-            self.optimizer.state[parameter][kind] = tensor.to(parameter.device)
+            dtype = tensor.dtype if kind == "step" else parameter.dtype
+            self.optimizer.state[parameter][kind] = tensor.to(parameter.device, dtype)
 
 
 class _Zero:
@@ -188,5 +189,5 @@ class PartitionedState(_Zero):
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """A copy in host memory that nobody else writes to."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
+    """A copy in host memory, fp32, that nobody else writes to."""
+    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()

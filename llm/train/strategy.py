@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -97,6 +99,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         # On CPUs it would compile collectives over shared memory, which know no time-out: a rank that dies would leave
         # the others waiting for ever. gloo's have one.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *_, **__: None  # forced, to standard output
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
         zero: dict[str, Any] = {
             "stage": settings.stage,
             "contiguous_gradients": True,
@@ -196,6 +200,9 @@ def end_children(trainer: pl.Trainer, patience: float) -> None:
 
     One that hangs in a collective would outlive the run.
     """
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer":  # it would end this process too, for a child that is ended here
+            thread._run = lambda: True  # type: ignore[attr-defined]
     until = time.monotonic() + patience
     for process in getattr(trainer.strategy.launcher, "procs", None) or []:
         try:
