@@ -155,6 +155,8 @@ def test_the_users_overrides_come_last(project: Path) -> None:
         *("--data.store", "data/other"),
     ]
     assert " ".join(words) in done.stdout.splitlines()
+    later = in_a_job(project, "1b_classic.sh", "--resume", "runs/x", SLURM_RESTART_COUNT="1", STATUS="0")
+    assert "--resume runs/x --resume auto" in later.stdout  # it would go back to where the first life began
     assert {"--kill-on-bad-exit=1", "--cpus-per-task=7", "--cpu-bind=cores"} <= set(noted(project, "srun"))
 
 

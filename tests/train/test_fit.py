@@ -290,6 +290,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         "devices": (["--trainer.devices", "0"], "devices"),
         "indivisible": (["--trainer.devices", "3"], "the nearest that is, is 9"),
         "strategy": (["--trainer.strategy", "ddp"], "give strategy.name"),
+        "repeated data": (["--trainer.limit_train_batches", "3"], "give trainer.max_steps"),
         "strategy name": (["--strategy.name", "warp", "--strategy.stage", "4"], "strategy.stage 4 must be 1, 2 or 3"),
         "off-load": (["--strategy.offload_optimizer", "true"], "needs strategy.name deepspeed"),
         "no master weights": (["--strategy.name", "deepspeed", "--trainer.precision", "bf16-true"], "bf16-mixed"),

@@ -1,5 +1,6 @@
 """The lives of a run: killed, interrupted, resumed, gone back, finished, and the folder that it keeps to itself."""
 
+import itertools
 import json
 import os
 import signal
@@ -170,6 +171,75 @@ def test_two_processes_never_share_a_run_folder(
     (tmp_path / "thesis" / "chapter1.txt").write_text("mine")
     assert fit(tiny_config(run__folder=str(tmp_path / "thesis")), "--resume", "auto") == 2
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter1.txt"]
+
+
+def test_a_run_without_a_checkpoint_that_can_be_used_is_not_begun_anew(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert fit(tiny_config(trainer__max_steps=10)) == 0
+    run = tmp_path / "run"
+    (run / "summary.json").unlink()
+    for path in (run / "checkpoints").iterdir():
+        (path / "optimizer.safetensors").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert fit(tiny_config(), "--resume", "auto") == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"error: no checkpoint of {run} can be used" in message
+    assert message.count("optimizer.safetensors is missing") == 2
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before
+
+
+def test_any_error_of_the_thread_that_writes_ends_the_run(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a full disk would be trained through: this is no full disk."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(checkpoints, "save_torch_state_dict", broken)
+    with pytest.raises(RuntimeError, match="no such luck"):
+        fit(tiny_config(run__on_full_disk="continue"))
+    assert max(losses(tmp_path / "run")) == 6  # the first is of step 5; all ranks know after the next
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    "moment", ["llm.train.module:LanguageModule:configure_optimizers", "llm.train.run:RunFolder:open"]
+)
+def test_a_signal_while_the_run_starts_ends_it_after_the_first_step(
+    tiny_config: Config, tmp_path: Path, moment: str
+) -> None:
+    words = ["fit", "--config", str(tiny_config(data__micro_batch_size=2)), "--resume", "auto"]
+    source = KILLED.replace("SIGKILL", "SIGTERM").replace("main(sys", "status = main(sys") + "sys.exit(status)"
+    ended = subprocess.run(
+        [sys.executable, "-c", source, moment, "1", *words], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert ended.returncode == 75, ended.stderr
+    run = tmp_path / "run"
+    assert (
+        f"SIGTERM: saved at step 1: go on with python -m llm fit --config {run}/config.yaml --resume auto"
+        in ended.stderr
+    )
+    assert checkpoints.find(run).step == 1
+    whole = tmp_path / "whole"
+    assert fit(tiny_config(run__folder=str(whole), data__micro_batch_size=2)) == 0
+    assert main(words) == 0
+    assert losses(run) == losses(whole)
+
+
+def test_a_run_goes_on_at_another_precision(tiny_config: Config, tmp_path: Path) -> None:
+    curves = {}
+    for first, second in itertools.permutations(("32-true", "bf16-mixed", "bf16-true"), 2):
+        run = tmp_path / f"{first}-{second}"
+        settings = {"run__folder": str(run), "run__checkpoint_every": 1000, "model__schedule": {"shape": "constant"}}
+        assert fit(tiny_config(**settings, trainer__precision=first, trainer__max_steps=4)) == 0
+        words = ["--resume", "auto", "--trainer.precision", second]
+        assert fit(tiny_config(**settings, trainer__precision=first, trainer__max_steps=8), *words) == 0
+        curves[first, second] = [float(loss) for loss in losses(run).values()]
+    for curve in curves.values():
+        assert curve == pytest.approx(curves["32-true", "bf16-mixed"], abs=0.05)
 
 
 def test_a_run_folder_is_never_overwritten_or_mixed(

@@ -1,5 +1,6 @@
 """What a run of two processes survives: kill -9 of one or of both, a rank that hangs, a disk that fills up."""
 
+import contextlib
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from llm.train import checkpoint as checkpoints
+from llm.train.module import LanguageModule
 
 from .runs import Config, assert_same_weights, events, fit, losses, measured, metrics
 
@@ -170,3 +172,31 @@ def test_a_full_disk_may_be_trained_through(
     subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
     assert fit(tiny_config(**settings), "--resume", "auto") == 0
     assert (run / "summary.json").exists()
+
+
+def test_a_disk_without_a_byte_left_takes_no_line_and_ends_no_run(
+    tiny_config: Config, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Rows and events cannot be written either, from step 7 to step 40, but for the rest of a page; no row is torn."""
+    run, filler = small_disk / "run", small_disk / "filler"
+    training_step = LanguageModule.training_step
+
+    def fills_the_disk(module: LanguageModule, batch: dict, batch_idx: int) -> object:
+        if module.global_step == 6:
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:
+                while True:
+                    stream.write(bytes(64))
+        if module.global_step == 40:
+            filler.unlink(missing_ok=True)
+        return training_step(module, batch, batch_idx)
+
+    monkeypatch.setattr(LanguageModule, "training_step", fills_the_disk)
+    settings = {"run__folder": str(run), **KEEPING, "run__keep_checkpoints": 1, "trainer__max_steps": 50}
+    assert fit(tiny_config(**settings, run__on_full_disk="continue")) == 0
+    said = capsys.readouterr().err
+    assert "metrics.csv: a line is missing (No space left on device)" in said
+    steps = list(losses(run))
+    assert steps == sorted(steps)
+    assert set(range(1, 7)) | set(range(41, 51)) <= set(steps)
+    assert len(steps) < 50
+    assert checkpoints.find(run).step == 50

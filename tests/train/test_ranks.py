@@ -64,6 +64,9 @@ def test_two_processes_train_as_one(tiny_config: Config, tmp_path: Path) -> None
                 runs[variant, strategy] = tmp_path / f"{variant}-{strategy}"
                 config = tiny_config(**COMMON, **settings, run__folder=str(runs[variant, strategy]))
                 commands.append(Command(["fit", "--config", str(config), *words]))
+    runs["values", "compiled"] = run = tmp_path / "values-compiled"
+    config = tiny_config(**COMMON, **VARIANTS["values"], run__folder=str(run), model__compile=True)
+    commands.append(Command(["fit", "--config", str(config), *STRATEGIES["zero3"]]))
     assert set(together(tmp_path / "pair", commands)) == {(0, 0)}
     for (variant, strategy), run in runs.items():
         alone = tmp_path / f"{variant}-alone"
@@ -140,7 +143,7 @@ def after():
 def test_a_run_goes_on_with_other_numbers_of_devices_and_stages(
     tiny_config: Config, tmp_path: Path, precision: str
 ) -> None:
-    """Two processes at stage 1, one alone, two at stage 2, two at stage 3, two under DDP: one run."""
+    """Two processes at stage 1, one alone, two at stage 2, at stage 3, with off-load, under DDP: one run."""
     common = {**COMMON, "trainer__max_steps": 50, "trainer__precision": precision, "run__checkpoint_every": 1000}
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert fit(tiny_config(**common, run__folder=str(whole))) == 0
@@ -156,13 +159,13 @@ def test_a_run_goes_on_with_other_numbers_of_devices_and_stages(
     source.write_text(STOP.format(step=20) + "\nimport sys\nfrom llm.cli import main\nsys.exit(main(sys.argv[1:]))")
     assert subprocess.run([sys.executable, source, *words], stderr=subprocess.DEVNULL, check=False).returncode == 75
     last = Command([*words, *STRATEGIES["ddp"]])
-    ended = together(tmp_path / "rest", [until("zero2", 30), until("zero3", 40), last])
-    assert ended == [(75, 0), (75, 0), (0, 0)]
+    ended = together(tmp_path / "rest", [until("zero2", 30), until("zero3", 36), until("offload2", 40), last])
+    assert ended == [(75, 0), (75, 0), (75, 0), (0, 0)]
     assert curve(run) == pytest.approx(curve(whole), abs=1e-5 if precision == "32-true" else 1e-3)
     for name in ("data_digest", "tokens", "learning_rate"):
         assert [row[name] for row in metrics(run)] == [row[name] for row in metrics(whole)]
     told = [(line["event"], line["step"], line["why"]) for line in events(run)]
-    assert told == [("stopped", step, "SIGUSR1") for step in (10, 20, 30, 40)]
+    assert told == [("stopped", step, "SIGUSR1") for step in (10, 20, 30, 36, 40)]
 
 
 # One rank alone has a loss that is not finite, with gradients that are: in the first micro-batch of the fifth step.
