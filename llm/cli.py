@@ -1,5 +1,5 @@
 """Commands of `python -m llm`: prepare, inspect, bench-data, fit, validate, export, generate, plan, batch,
-status, bench.
+status, bench, bench-ranks.
 
 Each command is a module with `add_arguments(parser)` and `run(args)`; fit and validate are a LightningCLI. Heavy
 imports happen inside the command that needs them, so `--help` answers at once.
@@ -25,6 +25,10 @@ COMMANDS = {  # name: (module, one line for --help)
     "batch": ("llm.batch", "the text that made a step of a run"),
     "status": ("llm.status", "how far runs are, whether they go on, and what went wrong in them"),
     "bench": ("llm.bench", "throughput and memory of a config, beside transformers"),
+    "bench-ranks": (
+        "llm.bench_ranks",
+        "throughput, communication, checkpoints and memory of one and several processes",
+    ),
 }
 HELP = "\n".join(
     [

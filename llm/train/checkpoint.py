@@ -113,8 +113,8 @@ class Snapshot:
 def write(folder: Path, snapshot: Snapshot, keep: int | None, keep_every: int | None = None) -> Path:
     """Write a checkpoint of `state["step"]` into `folder`, then remove all but the newest `keep`.
 
-    Those whose step is a multiple of `keep_every` stay too, and all where `keep` is None. Returns the checkpoint's path.
-    An existing one of the same step is replaced.
+    Those whose step is a multiple of `keep_every` stay too, and all where `keep` is None. An existing one of the same
+    step is replaced. Returns the checkpoint's path.
 
     Raises:
         FullDiskError: it cannot be written (a full disk, say); what was there before is as it was.

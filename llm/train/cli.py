@@ -216,7 +216,7 @@ class CLI(LightningCLI):
             self._ended(f"{error}")
             raise self._on_rank_zero(UserError(self._explain(error))) from error
         except StoppedError as error:
-            self._ended(error.name, f"saved at step {error.step}: {self._go_on()}")
+            self._ended(error.name, self._where_it_stands())
             raise self._on_rank_zero(error) from None
         except SystemExit as error:  # what Lightning makes of Ctrl-C
             if self.trainer.interrupted and self.run_folder is not None:
@@ -260,10 +260,10 @@ class CLI(LightningCLI):
         run = self._folder()
         last = checkpoints.newest(run.path / "checkpoints", hashed=False)[0]
         kept = f"its newest checkpoint is of step {last.step}" if last else "it has no checkpoint yet"
-        return f"{run.path} stopped at step {self.trainer.global_step}; {kept}: {self._go_on()}"
-
-    def _go_on(self) -> str:
-        return f"go on with python -m llm fit --config {self._folder().path}/config.yaml --resume auto"
+        return (
+            f"{run.path} stopped at step {self.trainer.global_step}; {kept}: go on with "
+            f"python -m llm fit --config {run.path}/config.yaml --resume auto"
+        )
 
     def _explain(self, error: NotFiniteError) -> str:
         data, step = self.datamodule, error.step
