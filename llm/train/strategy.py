@@ -202,7 +202,7 @@ def end_children(trainer: pl.Trainer, patience: float) -> None:
     """
     for thread in threading.enumerate():
         if thread.name == "child-process-observer":  # it would end this process too, for a child that is ended here
-            thread._run = lambda: True  # type: ignore[attr-defined]
+            thread._run = lambda: True
     until = time.monotonic() + patience
     for process in getattr(trainer.strategy.launcher, "procs", None) or []:
         try:

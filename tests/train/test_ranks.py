@@ -164,6 +164,7 @@ def test_a_run_goes_on_with_other_numbers_of_devices_and_stages(
     assert curve(run) == pytest.approx(curve(whole), abs=1e-5 if precision == "32-true" else 1e-3)
     for name in ("data_digest", "tokens", "learning_rate"):
         assert [row[name] for row in metrics(run)] == [row[name] for row in metrics(whole)]
+    assert "lm_head.weight" not in checkpoints.find(run).weights()  # still tied
     told = [(line["event"], line["step"], line["why"]) for line in events(run)]
     assert told == [("stopped", step, "SIGUSR1") for step in (10, 20, 30, 36, 40)]
 
