@@ -69,7 +69,7 @@ SRUN = 'while [[ $1 == --* ]]; do echo "$1" >> srun; shift; done\nexec "$@"'
 SCONTROL = """
 echo "$1 $2" >> scontrol
 [[ $1 == requeue ]] && exit ${REFUSED:-0}
-echo "JobId=12 JobState=${STATE:-RUNNING} Command=/home/me/slurm/1b_classic.sh --x WorkDir=/home/me"
+echo "JobId=12 JobState=${STATE:-RUNNING} Command=/srv/me/slurm/1b_classic.sh --x WorkDir=/srv/me"
 """
 SBATCH = 'pwd > sbatch; printf "%s\\n" "$@" >> sbatch'
 JOB = {
@@ -132,7 +132,7 @@ def test_a_job_that_slurm_is_ending_is_left_to_slurm(project: Path) -> None:
 def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(project: Path) -> None:
     done = in_a_job(project, STATUS="75", REFUSED="1")
     assert done.returncode == 75
-    assert "go on with sbatch /home/me/slurm/1b_classic.sh --x\n" in done.stdout
+    assert "go on with sbatch /srv/me/slurm/1b_classic.sh --x\n" in done.stdout
 
 
 def test_a_task_of_an_array_goes_by_its_two_numbers(project: Path) -> None:
