@@ -28,6 +28,7 @@ from .data.tokenizer import load_tokenizer
 from .errors import UserError
 from .model import DecoderForCausalLM
 from .train import checkpoint as checkpoints
+from .train import reading
 
 # With -I -S neither the working directory, nor PYTHONPATH, nor an editable install of this project is seen; the folder
 # of the installed packages is put back by hand.
@@ -56,10 +57,8 @@ def export(run: Path, out: Path, step: int | None = None, dtype: torch.dtype = t
     Raises:
         UserError: no such run or checkpoint, `out` is not empty, or the reloaded logits differ from the model's.
     """
-    if not (run / "run.json").is_file():
-        raise UserError(f"{run} is no run folder (it has no run.json): give the run.folder of a training run")
+    record = reading.record(run)
     checkpoint = checkpoints.find(run, step)
-    record = json.loads((run / "run.json").read_text())
     facts = describe(checkpoint, record, dtype)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         there = out / "hippoformer.json"
