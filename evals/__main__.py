@@ -8,11 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evals.models import DTYPES, open_export, write_json
-from llm.errors import exit_status
-
-# Tasks whose rows are written here, so that no network is needed; the same set as evals.harness.BUILT_IN, which this
-# module cannot ask without importing the libraries that read the setting.
-WITHOUT_NETWORK = frozenset({"stories"})
+from llm.errors import UserError, exit_status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +24,7 @@ def _ioi(options: argparse.Namespace) -> None:
     from evals import ioi
 
     groups = ioi.parse_groups(options.models)
-    outcome = ioi.run(groups, options.device, options.dtype)
+    outcome = ioi.run(groups, options.device, options.dtype, options.sentences, options.seed, options.batch_size)
     if options.out is None:
         ioi.write_results(groups, outcome)
     else:
@@ -37,23 +33,73 @@ def _ioi(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    if options.data is not None or set(options.tasks) <= WITHOUT_NETWORK:
+    from evals.tasks import BUILT_IN, chosen
+
+    suite = chosen(options.suite, options.tasks, options.shots)
+    if not options.checkpoints and (options.out is not None or options.metric is not None):
+        raise UserError("--out and --metric are for the figures of --checkpoints; give them with it")
+    if options.data is not None or set(suite.tasks) <= BUILT_IN:
         # Read once, when huggingface_hub and datasets are imported: nothing then waits for a network.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-    from evals import harness
+    from evals import curves, harness, results
 
-    protocol = harness.Protocol(
-        tuple(dict.fromkeys(options.tasks)), tuple(dict.fromkeys(options.shots)), options.limit, options.batch_size
-    )
-    exports = [open_export(folder) for folder in options.exports]
-    print(harness.format_results(harness.run(exports, protocol, options.data, options.device, options.dtype)))
+    protocol = harness.Protocol(suite.tasks, suite.shots, options.limit, options.batch_size)
+    wanted = (protocol, options.data, options.device, options.dtype, options.again)
+    if options.checkpoints:
+        print(curves.evaluate(options.exports, options.out, options.metric or "acc_norm", *wanted))
+    else:
+        made = harness.run([open_export(folder) for folder in options.exports], *wanted)
+        print(results.format_results((harness.label(export), result) for export, result in made))
+
+
+def _prefetch(options: argparse.Namespace) -> None:
+    from evals.prefetch import prefetch
+    from evals.tasks import chosen
+
+    suite = chosen(options.suite or "paper", options.tasks, None)
+    print("\n".join(prefetch(options.folder, suite.tasks)))
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from evals.compare import compare
+    if options.plan:
+        from evals import power
 
-    print(compare([options.run_a, options.run_b], options.exports, options.out))
+        print(power.report(options))
+        return
+    if options.out is None:
+        raise UserError("where the comparison goes is not said; give --out DIR")
+    from evals.compare import Settings, compare
+
+    settings = Settings(
+        tuple(options.declare), tuple(options.exports), tuple(options.store), options.documents, options.metric,
+        options.level, tuple(options.target_loss), options.device, options.dtype, options.batch_size,
+    )  # fmt: skip
+    made_by = " ".join(["python -m evals compare", *map(str, options.runs), "--out", str(options.out)])
+    print(compare(options.runs, options.out, settings, made_by))
+
+
+def _losses(options: argparse.Namespace) -> None:
+    from evals import losses
+
+    exports = [open_export(folder) for folder in options.exports]
+    asked = (options.store, options.documents, options.batch_size, options.device, options.dtype, options.split)
+    results = [losses.measure(export, *asked, options.again, options.context) for export in exports]
+    print(losses.format_results(losses.labels(exports), results))
+
+
+def _incontext(options: argparse.Namespace) -> None:
+    from evals import incontext
+    from evals.losses import labels
+
+    exports = [open_export(folder) for folder in options.exports]
+    results = incontext.measure(
+        exports, options.store, options.windows, options.context, options.batch_size, options.device, options.dtype,
+        options.split,
+    )  # fmt: skip
+    names = labels(exports)
+    print(incontext.format_results(names, results))
+    print("\n".join(map(str, incontext.write_figures(names, results, options.out or exports[0].results))))
 
 
 # ---- Arguments -------------------------------------------------------------------------------------------------------
@@ -62,7 +108,7 @@ def _compare(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m evals", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_ioi, _add_run, _add_compare):
+    for add in (_add_ioi, _add_run, _add_prefetch, _add_compare, _add_losses, _add_incontext):
         add(commands)
     return parser
 
@@ -73,11 +119,23 @@ def _add_ioi(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "ioi",
         "the indirect-object task: probability of the right and the wrong name",
         "The indirect-object task of residual-attention-streams, Section 4.2, as in its Table 2: mean ± standard "
-        "deviation (of the population) over the models of a group. Every prompt's values go to EXPORT/evals/ioi.json.",
+        "deviation (of the population) over the models of a group. Then the same on a balanced, generated set, with "
+        "accuracy and logit difference. Every prompt's values go to EXPORT/evals/ioi.json and ioi_generated.json.",
         "python -m evals ioi classic=out/classic-seed1,out/classic-seed2 values=out/values-seed1,out/values-seed2",
     )
     command.add_argument(
         "models", nargs="+", metavar="EXPORT", help="an exported folder, or a group of them as NAME=FOLDER,FOLDER"
+    )
+    command.add_argument(
+        "--sentences",
+        type=_count(0),
+        default=1024,
+        metavar="N",
+        help="of the generated set, rounded up to a multiple of four; 0 leaves it out (1024)",
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the generated set (0)")
+    command.add_argument(
+        "--batch-size", type=_count(1), default=32, metavar="N", help="generated sentences at once (32)"
     )
     command.add_argument("--out", type=Path, metavar="FILE", help="write all results to this one JSON file instead")
     _add_device(command)
@@ -90,54 +148,155 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "run",
         "accuracy on multiple-choice tasks, through lm-eval",
         "Multiple-choice accuracy through lm-eval, on its official prompts and metrics. Results are merged by task and "
-        "shots into EXPORT/evals/lm_eval.json, every item's log-likelihoods go to EXPORT/evals/samples.",
-        "python -m evals run out/classic out/values --tasks piqa hellaswag --shots 0 1 --data data/evals --limit 200",
+        "shots into EXPORT/evals/lm_eval.json, every item's log-likelihoods go to EXPORT/evals/samples. What is "
+        "there already for the same weights, rows, versions and arguments is kept: a killed run goes on where it was.",
+        "python -m evals run out/classic out/values --suite paper --data data/evals\n"
+        "  python -m evals run out/values --tasks piqa hellaswag --shots 0 1 --limit 200\n"
+        "  python -m evals run --checkpoints runs/classic runs/values --suite paper --out out/curves",
     )
-    command.add_argument("exports", nargs="+", type=Path, metavar="EXPORT", help="an exported folder")
+    command.add_argument(
+        "exports", nargs="+", type=Path, metavar="EXPORT", help="an exported folder; with --checkpoints a run folder"
+    )
+    command.add_argument(
+        "--suite", metavar="NAME", help="paper (the five tasks below at 0, 1 and 5 shots) or stories (0 shots; default)"
+    )
     command.add_argument(
         "--tasks",
         nargs="+",
-        default=["stories"],
         metavar="TASK",
-        help="piqa hellaswag openbookqa arc_easy arc_challenge, or stories (built in, needs no data; the default)",
+        help="in place of the suite's: arc_easy arc_challenge piqa openbookqa hellaswag, or stories (built in)",
     )
     command.add_argument(
-        "--shots", nargs="+", type=_count(0), default=[0], metavar="N", help="examples before each item (0)"
+        "--shots",
+        nargs="+",
+        type=_count(0),
+        metavar="N",
+        help="examples before each item, in place of the suite's (0 with --tasks alone)",
     )
     command.add_argument(
         "--data",
         type=Path,
         metavar="DIR",
-        help="read DIR/TASK/{train,validation,test}.jsonl, with the hub's columns, and use no network; else the hub",
+        help="read DIR/TASK/{train,validation,test}.jsonl, with the hub's columns (see `prefetch`), and use no "
+        "network; else the hub",
     )
     command.add_argument("--limit", type=_count(1), metavar="N", help="only the first N items of each task")
     command.add_argument("--batch-size", type=_count(1), default=16, metavar="N", help="requests at once (16)")
+    command.add_argument("--again", action="store_true", help="evaluate what is there already, too")
+    command.add_argument(
+        "--checkpoints",
+        action="store_true",
+        help="evaluate every exported step of the given runs, and draw accuracy and training loss over steps",
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="where these figures and their CSV go (exports/ of the first run)"
+    )
+    command.add_argument("--metric", choices=("acc_norm", "acc"), help="what these figures show (acc_norm)")
     _add_device(command)
     command.set_defaults(command=_run)
 
 
+def _add_prefetch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _add_command(
+        commands,
+        "prefetch",
+        "the tasks' rows, for machines without a network",
+        "Fetches the rows of the official tasks from the hub and writes DIR/TASK/{train,validation,test}.jsonl, which "
+        "`run --data DIR` reads without a network. What is there and whole is not fetched again.",
+        "python -m evals prefetch data/evals && python -m evals run out/values --suite paper --data data/evals",
+    )
+    command.add_argument("folder", type=Path, metavar="DIR", help="where the rows go")
+    command.add_argument("--suite", metavar="NAME", help="whose tasks (paper)")
+    command.add_argument("--tasks", nargs="+", metavar="TASK", help="these tasks instead")
+    command.set_defaults(command=_prefetch)
+
+
 def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from evals import power
+
     command = _add_command(
         commands,
         "compare",
-        "two finished runs side by side",
-        "Two finished runs side by side: prints a table and one sentence, writes loss.png, table.csv and metrics.csv.",
-        "python -m evals compare runs/classic runs/values --exports out/classic out/values --out out/comparison",
+        "the verdict on finished runs with and without a change",
+        "Pairs of finished runs, with and without the change, once or with several seeds: checks that they are pairs, "
+        "then prints one table and one sentence and writes report.html, results.json, table.csv and loss.png. The last "
+        "steps are exported and the loss of every validation document is measured where that is not kept already; what "
+        "`run`, `ioi` and `incontext` left in the exports is compared too. --plan says beforehand what can be found.",
+        "python -m evals compare runs/classic runs/values --out out/comparison\n"
+        "  python -m evals compare runs/classic-seed* runs/values-seed* --out out/comparison\n"
+        "  python -m evals compare --plan --seeds 1 3 5 --items 400 1172",
     )
-    command.add_argument("run_a", type=Path, metavar="RUN_A", help="the run folder without the change")
-    command.add_argument("run_b", type=Path, metavar="RUN_B", help="the run folder with it")
     command.add_argument(
-        "--exports",
-        nargs=2,
-        type=Path,
+        "runs", nargs="*", type=Path, metavar="RUN", help="run folders; the first is without the change"
+    )
+    command.add_argument("--out", type=Path, metavar="DIR", help="the folder for the page, the numbers and the table")
+    command.add_argument(
+        "--exports", nargs="+", type=Path, default=[], metavar="EXPORT", help="of the last steps (RUN/exports/step-N)"
+    )
+    command.add_argument(
+        "--declare",
+        nargs="+",
         default=[],
-        metavar=("EXPORT_A", "EXPORT_B"),
-        help="their exported folders, for what `ioi` and `run` left there",
+        metavar="KEY",
+        help="config keys meant to differ beside streams and activation",
     )
+    command.add_argument("--store", nargs="+", type=Path, default=[], metavar="DIR", help="(those that the runs name)")
     command.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the folder for the figure and the CSVs"
+        "--documents", type=_count(0), default=1000, metavar="N", help="of validation; 0: only what is kept (1000)"
     )
+    command.add_argument("--metric", choices=("acc_norm", "acc"), default="acc_norm", help="of the tasks (acc_norm)")
+    command.add_argument("--level", type=_share, default=0.95, metavar="P", help="of the intervals (0.95)")
+    command.add_argument(
+        "--target-loss", nargs="+", type=float, default=[], metavar="NATS", help="losses to reach, beside the final one"
+    )
+    command.add_argument("--batch-size", type=_count(1), default=16, metavar="N", help="documents at once (16)")
+    command.add_argument("--plan", action="store_true", help="print what n seeds and m items can detect, and no more")
+    power.add_arguments(command)
+    _add_device(command)
     command.set_defaults(command=_compare)
+
+
+def _add_losses(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _add_command(
+        commands,
+        "losses",
+        "validation loss of every document of a token store",
+        "Loss of each of the first documents of a store, which `compare` pairs between two models. Kept in "
+        "EXPORT/evals/losses.json, one result for each store and split; what is there is not measured again.",
+        "python -m evals losses out/classic out/values --store runs/stories/store --documents 1000",
+    )
+    _add_store(command)
+    command.add_argument("--documents", type=_count(1), default=1000, metavar="N", help="the split's first N (1000)")
+    command.add_argument("--again", action="store_true", help="measure anew what was kept")
+    command.set_defaults(command=_losses)
+
+
+def _add_incontext(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _add_command(
+        commands,
+        "incontext",
+        "what a model takes from its context: loss by position, induction heads, sparsity",
+        "On windows of a token store: loss by position, the in-context score (loss at token 500 minus loss at token "
+        "50, both scaled down for a context below 512), induction and previous-token heads on repeated random tokens, "
+        "and sparsity (Gini) of FFN activations. Kept in EXPORT/evals/incontext.json.",
+        "python -m evals incontext out/classic out/values --store runs/stories/store --out out/incontext",
+    )
+    _add_store(command)
+    command.add_argument("--windows", type=_count(1), default=256, metavar="N", help="windows of the context (256)")
+    command.add_argument("--out", type=Path, metavar="DIR", help="where figures go (evals/ of the first EXPORT)")
+    command.set_defaults(command=_incontext)
+
+
+def _add_store(command: argparse.ArgumentParser) -> None:
+    """The models, and what is read of a token store."""
+    command.add_argument("exports", nargs="+", type=Path, metavar="EXPORT", help="an exported folder")
+    command.add_argument(
+        "--store", type=Path, required=True, metavar="DIR", help="a token store made with the models' tokenizer"
+    )
+    command.add_argument("--split", default="validation", choices=("train", "validation"), help="(validation)")
+    command.add_argument("--context", type=_count(1), metavar="N", help="tokens at once (as the model was trained)")
+    command.add_argument("--batch-size", type=_count(1), default=16, metavar="N", help="documents or windows (16)")
+    _add_device(command)
 
 
 def _add_command(
@@ -155,6 +314,13 @@ def _add_command(
 def _add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
     command.add_argument("--dtype", default="auto", choices=DTYPES, help="(the folder's)")
+
+
+def _share(text: str) -> float:
+    """An argument type: a number between 0 and 1."""
+    if not 0 < (value := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
+    return value
 
 
 def _count(least: int) -> Callable[[str], int]:

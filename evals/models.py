@@ -97,21 +97,30 @@ def check_tokenizer(export: Export) -> None:
         raise UserError(f"{export.folder}: the tokenizer names neither a bos_token nor an eos_token; name one of them")
 
 
-def load_model(export: Export, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+def load_model(
+    export: Export, device: str = "auto", dtype: str = "auto", attn_implementation: str | None = None
+) -> LoadedModel:
     """The model of an exported folder on `device`, in evaluation mode, with its tokenizer.
 
-    `device`: `auto` (a GPU where there is one) or a torch device; `dtype`: `auto` (the folder's) or another of DTYPES.
+    `device`: `auto` (a GPU where there is one) or a torch device; `dtype`: `auto` (the folder's) or another of DTYPES;
+    `attn_implementation`: transformers' choice where None; `eager` alone shows the weights of attention.
     A weight that the folder lacks is a UserError: transformers would fill it with random numbers and go on.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # of reading weights: a line for each model, within the bar of what is measured
     target = resolve_device(device)
     check_tokenizer(export)
     kind = "auto" if dtype == "auto" else getattr(torch, dtype)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            export.folder, trust_remote_code=True, dtype=kind, output_loading_info=True
+            export.folder,
+            trust_remote_code=True,
+            dtype=kind,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
         )
     except Exception as error:  # the folder's own code and safetensors raise whatever they like
         raise UserError(f"{export.folder} does not load as a causal model: {first_line(error)}") from error

@@ -14,10 +14,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import hypothesis
 import pytest
 import yaml
 
 from llm.cli import main
+
+hypothesis.settings.register_profile("shared", deadline=None)  # the cores are shared: no example is timed
+hypothesis.settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session")

@@ -1,175 +1,267 @@
-"""The comparison of two made-up runs: what is refused, what is written, and what the sentence says."""
+"""The comparison of made-up pairs: what is measured, said, written and refused."""
 
 import csv
 import json
-import math
+import re
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from evals.__main__ import main
-from evals.compare import Row, sentence
 
-HEADER = "step,tokens,train_loss,perplexity,learning_rate,gradient_norm,tokens_per_second,mfu,validation_loss,seconds"
+from .browser import check_page
+from .made_up import add_incontext, add_ioi, add_task, make_export, make_run
 
-
-def make_run(folder: Path, name: str, loss: float = 2.0, seed: int = 1, store: str = "f1", steps: int = 40) -> Path:
-    """A run folder as `fit` leaves it; validation every tenth step, ending at `loss`."""
-    folder.mkdir(parents=True)
-    lines = [HEADER]
-    for step in range(1, steps + 1):
-        train = loss + 4 * math.exp(-step / 8)
-        validation = f"{loss + 4 * math.exp(-step / 8) * (step < steps)}" if step % 10 == 0 else ""
-        lines.append(f"{step},{step * 1000},{train},{math.exp(train)},0.001,1.0,5000,,{validation},{step / 2}")
-    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
-    record = {"name": name, "parameters": 12345, "seed": seed, "store_fingerprint": store, "git_commit": "c"}
-    (folder / "run.json").write_text(json.dumps(record))
-    summary = {"step": steps, "tokens_seen": steps * 1000, "validation_loss": loss, "seconds": steps / 2}
-    (folder / "summary.json").write_text(json.dumps(summary | {"parameters": 12345}))
-    return folder
+DOCUMENTS = 300
+GENERATOR = 5
 
 
-def make_exported(folder: Path, name: str, ioi: tuple[float, float], acc: float, step: int = 40, **changes) -> Path:
-    """An exported folder with results; its weights are never read here."""
-    (folder / "evals").mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"")
-    (folder / "hippoformer.json").write_text(json.dumps({"run": name, "step": step}))
-    measured = {"dtype": "float32", "device": "cpu"}
-    result = {"mean": {"correct": ioi[0], "incorrect": ioi[1]}, **measured}
-    (folder / "evals/ioi.json").write_text(json.dumps(result))
-    line = {"task": "piqa", "shots": 1, "acc": acc, "acc_stderr": 0.02, "acc_norm": acc, "acc_norm_stderr": 0.03}
-    line |= {"n": 400, "limit": None, "batch_size": 16, "task_version": 1.0, "versions": {}, **measured, **changes}
-    (folder / "evals/lm_eval.json").write_text(json.dumps([line]))
-    return folder
+def make_pairs(root: Path, gain: float, seeds: tuple[int, ...] = (1,), spread: float = 0.0) -> list[str]:
+    """Runs of both sides whose losses differ by `gain` nats a token, give or take `spread` a seed."""
+    numbers = np.random.default_rng(GENERATOR)
+    base = numbers.gamma(9, 0.25, DOCUMENTS)  # nats per token, the same documents for all
+    arguments = []
+    for seed in seeds:
+        for side, stream in (("classic", []), ("values", ["values"])):
+            shift = -gain + spread * numbers.standard_normal() if stream else 0.0
+            name = f"{side}-seed{seed}" if len(seeds) > 1 else side
+            run = make_run(root / name, stream, loss=2.0 - gain * bool(stream), seed=seed)
+            losses = base + shift + 0.1 * numbers.standard_normal(DOCUMENTS)
+            make_export(run, 100 * losses, seed=seed)
+            arguments.append(str(run))
+    return arguments
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> list[str]:
-    """The arguments of a comparison that is in order."""
-    runs = [make_run(tmp_path / "a", "classic", 2.0), make_run(tmp_path / "b", "values", 1.9)]
-    exports = [
-        make_exported(tmp_path / "ea", "classic", (0.07, 0.05), 0.6),
-        make_exported(tmp_path / "eb", "values", (0.41, 0.03), 0.62),
-    ]
-    return ["compare", *map(str, runs), "--exports", *map(str, exports), "--out", str(tmp_path / "out")]
+def exports(runs: list[str]) -> list[Path]:
+    return [Path(run) / "exports/step-00000040" for run in runs]
 
 
-def test_table_files_and_sentence(pair, tmp_path, capsys):
-    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    assert main(pair) == 0
-    *table, blank, last = capsys.readouterr().out.splitlines()
-    cells = {line.split("  ")[0]: line.split()[-2:] for line in table[2:]}
-    assert table[0].split() == ["classic", "values"] and blank == ""
-    assert cells["parameters"] == ["12,345", "12,345"] and cells["steps"] == ["40", "40"]
-    assert cells["tokens seen"] == ["40,000", "40,000"]
-    assert cells["validation loss, nats per token"] == ["2.0000", "1.9000"]
-    assert cells["IOI correct name, %"] == ["7.00", "41.00"]
-    assert cells["IOI incorrect name, %"] == ["5.00", "3.00"]
-    assert cells["training time, s"] == ["20", "20"]
-    assert next(line for line in table if line.startswith("piqa, 1-shot, acc, 400 items, %")).endswith(
-        "60.00 ± 2.00  62.00 ± 2.00"
-    )
-    assert last == (
-        "values minus classic: validation loss -0.1000 nats per token, IOI correct name +34.00 points, "
-        "IOI incorrect name -2.00 points; one seed each gives no interval, so this is no verdict."
-    )
-    assert all(file.read_bytes() == content for file, content in before.items())  # pure reading
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"loss.png", "table.csv", "metrics.csv"}
+@pytest.fixture(autouse=True)
+def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is behind these exports: every call takes what is kept."""
+    monkeypatch.setattr("evals.compare.measure_losses", lambda pairs, exports, settings: [])
 
 
-def test_csv_files_hold_the_numbers_and_the_png_is_one(pair, tmp_path):
-    main(pair)
-    with (tmp_path / "out/metrics.csv").open(newline="") as file:
-        metrics = list(csv.DictReader(file))
-    for name, folder in (("classic", "a"), ("values", "b")):
-        with (tmp_path / folder / "metrics.csv").open(newline="") as file:
-            assert [row for row in metrics if row["run"] == name] == [{"run": name, **r} for r in csv.DictReader(file)]
+def compare(runs: list[str], out: Path, *more: str) -> int:
+    return main(["compare", *runs, "--out", str(out), "--documents", "0", *more])
+
+
+def results(out: Path) -> dict:
+    return json.loads((out / "results.json").read_text())
+
+
+# ---- The sentence ----------------------------------------------------------------------------------------------------
+
+
+def test_one_seed_says_which_of_these_two_is_lower_and_no_more(tmp_path, capsys):
+    assert compare(make_pairs(tmp_path, gain=0.1), tmp_path / "out") == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    finding = results(tmp_path / "out")["findings"][0]
+    assert said.startswith("values (seed 1) has a lower validation loss than classic (seed 1): -0.")
+    assert f"{finding['low']:+.4f} to {finding['high']:+.4f} over 300 documents" in said
+    assert finding["low"] < -0.1 < finding["high"] < 0
+    assert "one seed each: this is of these two models, and whether other seeds agree is not known." in said
+    assert "better" not in said and "helped" not in said
+
+
+def test_several_seeds_may_be_called_better_or_worse(tmp_path, capsys):
+    seeds = (1, 2, 3, 4)
+    assert compare(make_pairs(tmp_path / "a", 0.1, seeds, spread=0.004), tmp_path / "better") == 0
+    assert "values is better than classic: validation loss -0.1" in capsys.readouterr().out
+    assert compare(make_pairs(tmp_path / "b", -0.1, seeds, spread=0.004), tmp_path / "worse") == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "values is worse than classic: validation loss +0." in said and "better" not in said
+
+
+@pytest.mark.parametrize("seeds", [(1,), (1, 2, 3)])
+def test_an_interval_that_holds_zero_is_never_called_better(tmp_path, capsys, seeds):
+    assert compare(make_pairs(tmp_path, gain=0.001, seeds=seeds, spread=0.05), tmp_path / "out") == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    finding = results(tmp_path / "out")["findings"][0]
+    if seeds == (1,):  # these two models do differ, by the spread; the second seed would tell
+        assert "better" not in said
+    else:
+        assert finding["low"] < 0 < finding["high"] and finding["shown"] == "no difference shown"
+        assert said.startswith("No difference between values and classic is shown")
+        assert not any(word in said for word in ("better", "worse", "lower", "fewer tokens"))
+
+
+def test_a_run_against_itself_differs_in_nothing(tmp_path, capsys):
+    runs = make_pairs(tmp_path, gain=0.0)
+    losses = (exports(runs)[0] / "evals/losses.json").read_text()
+    (exports(runs)[1] / "evals/losses.json").write_text(losses)
+    assert compare(runs, tmp_path / "out") == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "validation loss 0.0000 nats per token, 95% interval 0.0000 to 0.0000" in said and "No difference" in said
+
+
+def test_without_losses_there_is_no_verdict(tmp_path, capsys):
+    runs = make_pairs(tmp_path, gain=0.5)
+    for export in exports(runs):
+        (export / "evals/losses.json").unlink()
+    assert compare(runs, tmp_path / "out") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("There is no verdict on values against classic")
+
+
+# ---- Tasks -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_tasks_share_the_error_rate(tmp_path, capsys):
+    """Of ten tasks without a difference and one with a large one, the large one alone is shown."""
+    runs = make_pairs(tmp_path, gain=0.1)
+    numbers = np.random.default_rng(0)
+    for export, gain in zip(exports(runs), (0.0, 0.3), strict=True):
+        for task in range(10):
+            add_task(export, f"null{task}", 1, numbers.random(400) < 0.5)
+        add_task(export, "real", 1, numbers.random(400) < 0.5 + gain)
+    assert compare(runs, tmp_path / "out") == 0
+    findings = {finding["measure"]: finding for finding in results(tmp_path / "out")["findings"]}
+    shown = [name for name, finding in findings.items() if finding["shown"] == "better"]
+    assert shown == ["validation loss", "real, 1-shot, acc_norm"] and len(findings) == 13
+    for finding in findings.values():
+        assert finding["primary"] or finding["adjusted_p_value"] >= finding["p_value"]
+    table = capsys.readouterr().out
+    assert re.search(r"real, 1-shot, acc_norm, % +\d\d\.\d\d +\d\d\.\d\d +\+\d\d\.\d\d +\+\d+\.\d+ to .*better", table)
+
+
+def test_all_that_was_measured_is_on_the_page(tmp_path):
+    """With everything at hand: every picture, in a real browser, in the light and the dark, wide and narrow."""
+    runs = make_pairs(tmp_path, gain=0.1)
+    numbers = np.random.default_rng(0)
+    for export, gain in zip(exports(runs), (0.0, 0.1), strict=True):
+        for task in ("arc_easy", "piqa", "hellaswag"):
+            for shots in (0, 5):
+                add_task(export, task, shots, numbers.random(400) < 0.5 + gain)
+        add_ioi(export, 0.07 + gain, 0.05, numbers.standard_normal(256) + gain)
+        add_incontext(export, numbers.standard_normal(50) - gain)
+    assert compare(runs, tmp_path / "out") == 0
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "report.html", "results.json", "table.csv", "loss.png",
+    }  # fmt: skip
+    check_page(tmp_path / "out/report.html", pictures=10)
     with (tmp_path / "out/table.csv").open(newline="") as file:
         table = {row["measure"]: row for row in csv.DictReader(file)}
-    assert float(table["validation loss, nats per token"]["values"]) == 1.9
-    assert float(table["piqa, 1-shot, acc, 400 items, %"]["values, standard error"]) == 2.0
+    assert float(table["IOI correct name, 4 sentences, %"]["difference"]) == pytest.approx(10, abs=0.01)
+    assert table["training time, s"]["difference"] == "+0.0%"
     png = (tmp_path / "out/loss.png").read_bytes()
     width, height = struct.unpack(">II", png[16:24])
     assert png.startswith(b"\x89PNG\r\n") and width >= 1000 and height >= 500
 
 
-def test_without_exports_ioi_is_said_to_be_missing(tmp_path, capsys):
-    runs = [make_run(tmp_path / folder, "same") for folder in ("a", "b")]
-    assert main(["compare", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+def test_what_one_model_lacks_is_left_out_and_said(tmp_path, capsys):
+    runs = make_pairs(tmp_path, gain=0.1)
+    add_task(exports(runs)[0], "piqa", 0, np.ones(10, dtype=bool))
+    assert compare(runs, tmp_path / "out") == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[0].split() == ["same", "(A)", "same", "(B)"] and "IOI correct" not in out
-    assert out.endswith(
-        "same (B) minus same (A): validation loss +0.0000 nats per token, IOI not measured; "
-        "one seed each gives no interval, so this is no verdict.\n"
-    )
+    assert "piqa, 0-shot is left out: it was not measured for" in out and "piqa, 0-shot, acc" not in out
 
 
-def test_a_task_that_one_model_lacks_is_shown_as_not_measured(pair, tmp_path, capsys):
-    (tmp_path / "eb/evals/lm_eval.json").unlink()
-    assert main(pair) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("piqa, 1-shot, acc,"))
-    assert line.endswith("–") and "60.00 ± 2.00" in line
+# ---- Until a loss is reached -----------------------------------------------------------------------------------------
 
 
-def test_the_sentence_never_calls_a_difference_better():
-    for first, second in ((2.0, 1.0), (1.0, 2.0)):
-        rows = [Row("validation loss, nats per token", (first, second), ".4f")]
-        said = sentence(["a", "b"], rows)
-        assert f"{second - first:+.4f}" in said and "no verdict" in said
-        assert not any(word in said for word in ("better", "worse", "helped", "significant"))
+def test_tokens_to_the_other_s_final_loss(tmp_path, capsys):
+    """Validation at 10, 20, 30, 40 thousand tokens; the way to a loss lies on the line between two of them."""
+    runs = make_pairs(tmp_path, gain=0.1)
+    for run, losses in zip(runs, ((4.0, 3.0, 2.5, 2.0), (3.9, 2.5, 1.5, 1.4)), strict=True):
+        rows = (Path(run) / "metrics.csv").read_text().splitlines()
+        header = rows[0].split(",")
+        lines = [dict(zip(header, row.split(","), strict=True)) for row in rows[1:]]
+        for line in lines:
+            at = int(line["step"])
+            line["validation_loss"] = str(losses[at // 10 - 1]) if at % 10 == 0 else ""
+        text = "\n".join([rows[0], *(",".join(line.values()) for line in lines)])
+        (Path(run) / "metrics.csv").write_text(text + "\n")
+    assert compare(runs, tmp_path / "out", "--target-loss", "3.5", "1.0") == 0
+    to_loss = results(tmp_path / "out")["to_loss"]
+    assert to_loss[0]["target"] == 2.0
+    assert [reached["tokens"] for reached in to_loss[0]["reached"]] == [40_000, 25_000]  # half way from 2.5 to 1.5
+    assert [reached["steps"] for reached in to_loss[0]["reached"]] == [40, 25]
+    assert to_loss[0]["ratio_of_tokens"] == 25 / 40
+    assert [reached["tokens"] for reached in to_loss[1]["reached"]] == [
+        15_000,
+        pytest.approx(10_000 + 10_000 * 0.4 / 1.4),
+    ]
+    assert [reached["tokens"] for reached in to_loss[2]["reached"]] == [None, None]
+    flops = to_loss[0]["reached"][0]["flops"]
+    # 2 layers of 4 D^2 attention and 3 D F gated feed-forward, a head of D V, and the attention's own products
+    weights = 2 * (4 * 32 * 32 + 3 * 32 * 64) + 32 * 512
+    assert flops == 40_000 * (6 * weights + 12 * 2 * 32 * 32)
+    assert "values reaches classic's final loss with 38% fewer tokens" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("changes", "messages"),
-    [
-        ({"store": "f2"}, ["store_fingerprint (f1 and f2)"]),
-        ({"seed": 2}, ["seed (1 and 2)"]),
-        ({"steps": 30}, ["step (40 and 30)", "tokens_seen (40000 and 30000)"]),
-        ({"seed": 2, "store": "f2"}, ["store_fingerprint (f1 and f2)", "seed (1 and 2)"]),
-    ],
-)
-def test_runs_that_are_no_pair_are_refused(tmp_path, capsys, changes, messages):
-    runs = [make_run(tmp_path / "a", "classic"), make_run(tmp_path / "b", "values", **changes)]
-    assert main(["compare", *map(str, runs), "--out", str(tmp_path / "out")]) == 2
+# ---- Refusals --------------------------------------------------------------------------------------------------------
+
+
+def refused(capsys: pytest.CaptureFixture[str], out: Path, *messages: str) -> None:
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and all(message in error for message in messages)
-    assert not (tmp_path / "out").exists()
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert all(message in error for message in messages), error
+    assert not out.is_dir()
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda folder: (folder / "b/summary.json").unlink(), "b is not finished (no summary.json)"),
-        (lambda folder: (folder / "b/run.json").unlink(), "b is not a run folder (no run.json)"),
-        (lambda folder: (folder / "b/metrics.csv").unlink(), "metrics.csv"),
-        (lambda folder: (folder / "b/run.json").write_text("{"), "run.json cannot be read as JSON"),
-        (lambda folder: (folder / "b/summary.json").write_text('{"step": 40}'), "lacks tokens_seen in summary.json"),
-        (lambda folder: (folder / "b/metrics.csv").write_text("step\n1\n"), "lacks tokens in metrics.csv"),
-        (lambda folder: (folder / "out").write_text(""), "out is a file"),
-        (lambda folder: (folder / "eb/config.json").unlink(), "eb has no config.json"),
-    ],
-)
-def test_folders_that_cannot_be_read(pair, tmp_path, capsys, spoil, message):
-    spoil(tmp_path)
-    assert main(pair) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and error.count("\n") == 1
-    assert not (tmp_path / "out").is_dir()
+def test_runs_that_are_no_pair(tmp_path, capsys):
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", ["values"], config={"model.optimizer.lr": 0.5})]
+    assert compare([str(run) for run in runs], tmp_path / "out") == 2
+    refused(capsys, tmp_path / "out", "model.optimizer.lr (0.001 and 0.5)", "--declare")
 
 
-def test_exports_of_other_runs_or_steps_are_refused(pair, capsys):
-    a, b = pair[4], pair[5]
-    assert main([*pair[:4], b, a, *pair[6:]]) == 2
-    assert "has run values and" in capsys.readouterr().err
-    Path(b, "hippoformer.json").write_text(json.dumps({"run": "values", "step": 20}))
-    assert main(pair) == 2
-    assert "has step 20 and" in capsys.readouterr().err
+@pytest.mark.parametrize("changes", [{"dtype": "bfloat16"}, {"batch_size": 4}, {"device": "cuda:0"}, {"limit": 7}])
+def test_results_measured_differently(tmp_path, capsys, changes):
+    runs = make_pairs(tmp_path, gain=0.1)
+    for export, how in zip(exports(runs), ({}, changes), strict=True):
+        add_task(export, "piqa", 1, np.ones(20, dtype=bool), **how)
+    assert compare(runs, tmp_path / "out") == 2
+    refused(capsys, tmp_path / "out", "piqa, 1-shot was measured with different", next(iter(changes)))
 
 
-def test_results_measured_differently_are_refused(pair, tmp_path, capsys):
-    other = make_exported(tmp_path / "ec", "values", (0.4, 0.1), 0.6, n=100, limit=100)
-    assert main([*pair[:5], str(other), *pair[6:]]) == 2
-    error = capsys.readouterr().err
-    assert "piqa, 1-shot, was measured with different n (400 and 100), limit (None and 100)" in error
+def test_results_of_other_items(tmp_path, capsys):
+    runs = make_pairs(tmp_path, gain=0.1)
+    for export in exports(runs):
+        add_task(export, "piqa", 1, np.ones(20, dtype=bool))
+    samples = exports(runs)[1] / "evals/samples/piqa-1shot.jsonl"
+    samples.write_text(samples.read_text().replace('"p3"', '"q3"'))
+    assert compare(runs, tmp_path / "out") == 2
+    refused(capsys, tmp_path / "out", "piqa, 1-shot was measured on different items (prompt_hash)")
+    samples.write_text("{}\n")
+    assert compare(runs, tmp_path / "out") == 2
+    refused(capsys, tmp_path / "out", "piqa-1shot.jsonl cannot be read", "--again")
+
+
+def test_losses_of_other_documents(tmp_path, capsys):
+    runs = make_pairs(tmp_path, gain=0.1)
+    path = exports(runs)[1] / "evals/losses.json"
+    path.write_text(path.read_text().replace("[0, 1, 2,", "[0, 1, 7,"))
+    assert compare(runs, tmp_path / "out") == 2
+    refused(capsys, tmp_path / "out", "different items (documents)")
+
+
+def test_exports_of_other_runs_or_steps(tmp_path, capsys):
+    runs = make_pairs(tmp_path, gain=0.1)
+    one, other = map(str, exports(runs))
+    assert compare(runs, tmp_path / "out", "--exports", other, one) == 0  # each finds its run
+    assert compare(runs, tmp_path / "out2", "--exports", one) == 2
+    refused(capsys, tmp_path / "out2", "no export of values, seed 1, step 40 is given")
+    card = Path(other, "hippoformer.json")
+    card.write_text(card.read_text().replace("40", "20"))
+    assert compare(runs, tmp_path / "out2", "--exports", one, other) == 2
+    refused(capsys, tmp_path / "out2", "is of step 20")
+
+
+def test_arguments_that_cannot_be_used(tmp_path, capsys):
+    runs = make_pairs(tmp_path, gain=0.1)
+    (tmp_path / "out").write_text("")
+    assert compare(runs, tmp_path / "out") == 2
+    refused(capsys, tmp_path / "out", "out is a file")
+    assert main(["compare", *runs]) == 2
+    refused(capsys, tmp_path / "out", "give --out DIR")
+    assert compare(runs[:1], tmp_path / "other") == 2
+    refused(capsys, tmp_path / "other", "one run is no pair")
+
+
+def test_reading_changes_no_file(tmp_path):
+    runs = make_pairs(tmp_path, gain=0.1)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert compare(runs, tmp_path / "out") == 0
+    assert all(file.read_bytes() == content for file, content in before.items())

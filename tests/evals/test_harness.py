@@ -2,6 +2,9 @@
 
 import json
 import random
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -10,18 +13,32 @@ import numpy as np
 import pytest
 import torch
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from evals import harness
-from evals.__main__ import WITHOUT_NETWORK, main
+from evals import harness, tasks
+from evals.__main__ import main
 from evals.models import load_model, open_export
 from llm.errors import UserError
+
+
+def hellaswag(row: dict) -> tuple[str, list[str], int]:
+    """WikiHow's [marks] taken out, its titles made sentences, as in lm-eval's task."""
+
+    def clean(text: str) -> str:
+        text = text.strip().replace(" [title]", ". ")
+        return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+    context = row["ctx_a"] + " " + row["ctx_b"].capitalize()
+    return clean(f"{row['activity_label']}: {context}"), [clean(e) for e in row["endings"]], int(row["label"])
+
 
 LETTERS = {"A": 0, "B": 1, "C": 2, "D": 3}
 
 # The official prompt, choices and answer of each task, written out from the tasks' papers and lm-eval's documentation.
 BY_HAND = {
     "piqa": lambda row: (f"Question: {row['goal']}\nAnswer:", [row["sol1"], row["sol2"]], row["label"]),
+    "hellaswag": hellaswag,
     "openbookqa": lambda row: (row["question_stem"], row["choices"]["text"], LETTERS[row["answerKey"]]),
     "arc_easy": lambda row: (
         f"Question: {row['question']}\nAnswer:",
@@ -94,9 +111,9 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 def evaluate(folder: Path, data: Path | None, tmp_path: Path, task: str, shots: int, limit: int, **load):
     """(result, samples, loaded model) of one task."""
     protocol = harness.Protocol((task,), (shots,), limit, batch_size=3)
-    manager = harness.prepare_tasks(protocol, data, tmp_path / "work")
+    prepared = harness.prepare_tasks(protocol, data, tmp_path / "work")
     loaded = load_model(open_export(folder), "cpu", **load)
-    return *harness.evaluate_task(loaded, manager, task, shots, protocol), loaded
+    return *harness.evaluate_task(loaded, prepared.manager, task, shots, protocol), loaded
 
 
 def loglikelihood(loaded, prompt: str, choice: str) -> float:
@@ -127,13 +144,27 @@ def check_against_plain_passes(result, samples, loaded, asked, items):
     assert result["n"] == len(items) and start == len(asked)
 
 
-@pytest.mark.parametrize(("style", "shots"), [("gpt2", 0), ("llama", 1)])
-def test_piqa_loglikelihoods_equal_plain_forward_passes(real_items, make_export, tmp_path, requests, style, shots):
+@pytest.mark.parametrize(
+    ("task", "evaluated", "style", "shots"),
+    [
+        ("piqa", "validation", "gpt2", 0),
+        ("piqa", "validation", "llama", 1),
+        ("hellaswag", "validation", "llama", 0),
+        ("hellaswag", "validation", "gpt2", 1),
+        ("openbookqa", "test", "gpt2", 0),
+        ("openbookqa", "test", "llama", 5),
+    ],
+)
+def test_loglikelihoods_equal_plain_forward_passes(
+    real_items, make_export, tmp_path, requests, task, evaluated, style, shots
+):
     folder = make_export(style=style, tokenizer="gpt2", vocabulary=50304)
-    result, samples, loaded = evaluate(folder, real_items, tmp_path, "piqa", shots, limit=10)
-    items = [BY_HAND["piqa"](row) for row in rows_of(real_items / "piqa/validation.jsonl")[:10]]
+    result, samples, loaded = evaluate(folder, real_items, tmp_path, task, shots, limit=3)
+    items = [BY_HAND[task](row) for row in rows_of(real_items / f"{task}/{evaluated}.jsonl")[:3]]
     check_against_plain_passes(result, samples, loaded, requests, items)
-    assert result["truncated"] == 0 and result["limit"] == 10
+    assert all(prompt.endswith(item[0]) for (prompt, _), item in zip(requests[:: len(items[0][1])], items, strict=True))
+    assert result["truncated"] == 0 and result["limit"] == 3
+    assert result["chance"] == 1 / len(items[0][1])
 
 
 def test_a_bf16_model_gets_a_softmax_in_fp32(make_export, data, tmp_path, requests):
@@ -148,15 +179,18 @@ def test_a_bf16_model_gets_a_softmax_in_fp32(make_export, data, tmp_path, reques
     assert any(value != torch.tensor(value).bfloat16().item() for value in samples[0]["loglikelihoods"])
 
 
-def test_stock_lm_eval_gives_the_same_numbers(make_export, data, tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "arguments"), [("float32", {}), ("bfloat16", {"dtype": "bfloat16", "softmax_dtype": "float32"})]
+)
+def test_stock_lm_eval_gives_the_same_numbers(make_export, data, tmp_path, dtype, arguments):
     folder = make_export()
-    result, samples, _ = evaluate(folder, data, tmp_path, "arc_easy", 2, limit=5)
-    manager = harness.TaskManager(include_path=tmp_path / "work/tasks", include_defaults=False)
+    result, samples, _ = evaluate(folder, data, tmp_path, "arc_easy", 2, limit=5, dtype=dtype)
+    manager = TaskManager(include_path=tmp_path / "work/tasks", include_defaults=False)
     stock = lm_eval.simple_evaluate(
-        "hf", {"pretrained": str(folder), "trust_remote_code": True}, tasks=["arc_easy"], num_fewshot=2, limit=5,
-        device="cpu", batch_size=3, task_manager=manager,
+        "hf", {"pretrained": str(folder), "trust_remote_code": True, **arguments}, tasks=["arc_easy"], num_fewshot=2,
+        limit=5, device="cpu", batch_size=3, task_manager=manager,
     )  # fmt: skip
-    assert stock["results"]["arc_easy"]["acc_norm,none"] == result["acc_norm"]
+    assert stock["results"]["arc_easy"]["acc_norm,none"] == result["acc_norm"] and result["dtype"] == dtype
     assert [[ll for ll, _ in s["filtered_resps"]] for s in stock["samples"]["arc_easy"]] == [
         sample["loglikelihoods"] for sample in samples
     ]
@@ -194,15 +228,15 @@ def test_examples_come_from_the_other_split_and_prompts_are_official(
 
 @pytest.mark.parametrize("task", ["piqa", "hellaswag", "openbookqa"])
 def test_prompts_and_examples_equal_the_official_task_on_the_same_rows(real_items, tmp_path, task):
-    official = load_yaml(harness.OFFICIAL / f"{task}/{task}.yaml")
+    official = load_yaml(tasks.OFFICIAL / f"{task}/{task}.yaml")
     official.pop("tag", None)
     splits = {file.stem: datasets.Dataset.from_list(rows_of(file)) for file in (real_items / task).glob("*.jsonl")}
     if task == "openbookqa":
         official["validation_split"] = None  # there is no such file
     official |= {"custom_dataset": lambda **_: datasets.DatasetDict(splits), "metadata": {}}
     expected = ConfigurableTask(config=official)
-    manager = harness.prepare_tasks(harness.Protocol((task,), (2,)), real_items, tmp_path)
-    ours = manager.load([task])["tasks"][task]
+    prepared = harness.prepare_tasks(harness.Protocol((task,), (2,)), real_items, tmp_path)
+    ours = prepared.manager.load([task])["tasks"][task]
     for instance in (expected, ours):
         instance.set_fewshot_seed(1234)
     for (_, row), (_, same) in zip(expected.doc_iterator(limit=20), ours.doc_iterator(limit=20), strict=True):
@@ -229,14 +263,14 @@ def test_stories_are_scored_and_their_examples_are_not_evaluated(make_export, tm
 
 def test_modes_and_random_states_are_left_as_they_were(make_export, data, tmp_path):
     protocol = harness.Protocol(("piqa",), (1,), limit=4)
-    manager = harness.prepare_tasks(protocol, data, tmp_path / "work")
+    prepared = harness.prepare_tasks(protocol, data, tmp_path / "work")
     loaded = load_model(open_export(make_export()), "cpu")
     loaded.model.train()
     loaded.model.transformer.h[0].eval()  # a frozen part of a model in training
     modes = [module.training for module in loaded.model.modules()]
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     padding = loaded.tokenizer.pad_token
-    harness.evaluate_task(loaded, manager, "piqa", 1, protocol)
+    harness.evaluate_task(loaded, prepared.manager, "piqa", 1, protocol)
     assert [module.training for module in loaded.model.modules()] == modes
     assert loaded.tokenizer.pad_token == padding
     assert states == (
@@ -270,8 +304,20 @@ def test_a_single_item_has_no_standard_error(make_export, data, capsys):
     assert result["acc"] in (0.0, 1.0) and result["acc_stderr"] is None
 
 
-def test_tasks_without_network_are_the_built_in_ones():
-    assert WITHOUT_NETWORK == harness.BUILT_IN
+def test_suites_and_what_replaces_their_parts():
+    five = ("arc_easy", "arc_challenge", "piqa", "openbookqa", "hellaswag")
+    assert tasks.chosen("paper", None, None) == (five, (0, 1, 5))
+    assert tasks.chosen("paper", ["piqa", "piqa"], None) == (("piqa",), (0, 1, 5))
+    assert tasks.chosen("paper", None, [2]) == (five, (2,))
+    assert tasks.chosen(None, ["piqa"], None) == (("piqa",), (0,))
+    assert tasks.chosen(None, None, [1, 0, 1]) == (("stories",), (1, 0))
+    assert all(set(suite.tasks) <= set(tasks.TASKS) for suite in tasks.SUITES.values())
+
+
+def test_names_and_help_need_no_torch():
+    """`--help` answers at once; which tasks need a network is known before a library asks whether there is one."""
+    code = "import sys, evals.__main__, evals.tasks; print({'torch', 'lm_eval', 'datasets'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
 # ---- What the user gave cannot be used -------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def test_table_is_mean_and_population_deviation_over_models(models):
 def test_command_prints_groups_and_keeps_every_value(make_export, capsys):
     info = {"run": "values-seed1", "step": 10, "tokens_seen": 100, "parameters": 5, "seed": 1}
     a, b, c = make_export("a", seed=1), make_export("b", seed=2), make_export("c", "llama", "bytes", info=info)
-    assert main(["ioi", f"classic={a},{b}", str(c)]) == 0
+    assert main(["ioi", f"classic={a},{b}", str(c), "--sentences", "0"]) == 0
     printed = capsys.readouterr().out
     lines = printed.splitlines()
     assert lines[2].split()[:3] == ["classic", "2", "correct"] and lines[2].count("±") == 5
@@ -129,9 +129,10 @@ def test_command_prints_groups_and_keeps_every_value(make_export, capsys):
 
 def test_out_keeps_the_folders_untouched(make_export, tmp_path, capsys):
     folder = make_export()
-    assert main(["ioi", str(folder), "--out", str(tmp_path / "all.json")]) == 0
+    assert main(["ioi", str(folder), "--out", str(tmp_path / "all.json"), "--sentences", "8"]) == 0
     assert not (folder / "evals").exists()
-    assert set(json.loads((tmp_path / "all.json").read_text())) == {"table", "models"}
+    outcome = json.loads((tmp_path / "all.json").read_text())
+    assert set(outcome) == {"table", "models", "generated"} and set(outcome["generated"]) == {"table", "models"}
 
 
 def test_bare_folders_of_one_name_stay_two_groups(make_export):

@@ -176,11 +176,12 @@ def test_two_tasks_of_an_array_train_a_pair_on_the_same_batches(pair: Path) -> N
     assert all(a != b for a, b in zip(column(classic, "train_loss"), column(values, "train_loss"), strict=True))
 
 
-def test_a_run_is_exported_and_evaluated(project: Path, pair: Path, tmp_path: Path) -> None:
-    given = {"RUN": str(pair / "values-seed1"), "OUT": str(tmp_path / "out"), "TASKS": "stories", "SHOTS": "0 1"}
+def test_a_run_is_exported_and_evaluated(project: Path, pair: Path) -> None:
+    given = {"RUN": str(pair / "values-seed1"), "TASKS": "stories", "SHOTS": "0 1"}
     job = submit(project, *SMALL, "slurm/evaluate.sh", "--limit", "5", **given)
     assert end(job)["JobState"] == "COMPLETED", log(project, f"evaluate-{job}")
-    assert (tmp_path / "out" / "evals" / "lm_eval.json").is_file()
+    exports = pair / "values-seed1" / "exports"
+    assert (exports / "step-00000020" / "evals" / "lm_eval.json").is_file() and (exports / "accuracy.png").is_file()
 
 
 def test_a_job_that_its_user_cancels_is_saved_and_not_queued_again(

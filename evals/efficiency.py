@@ -1,0 +1,125 @@
+"""Steps, tokens and FLOPs until a loss is reached, and what the change costs in time, memory and parameters."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from evals.pair import Pair
+from evals.plots import Curve
+from evals.runs import Run
+from llm.train import reading
+
+
+class Reached(NamedTuple):
+    """When a run's validation loss first came down to a target; None where it never did."""
+
+    steps: float | None
+    tokens: float | None
+    flops: float | None
+
+
+class Saving(NamedTuple):
+    """One pair at one target: either run's way there.
+
+    ratio: tokens of the second over tokens of the first; None where one of them never came there.
+    """
+
+    target: float
+    first: Reached
+    second: Reached
+
+    @property
+    def ratio(self) -> float | None:
+        if self.first.tokens is None or self.second.tokens is None:
+            return None
+        return self.second.tokens / self.first.tokens
+
+
+def first_at(curve: Curve, target: float) -> float | None:
+    """Where a curve first comes down to `target`, between two measurements on the line that joins them.
+
+    None where it never does, and where its first measurement is below already: what came before was not measured.
+    """
+    before: tuple[float, float] | None = None
+    for at, value in zip(*curve, strict=True):
+        if value <= target:
+            if before is None:
+                return at if value == target else None
+            gone, height = before
+            return gone + (at - gone) * (height - target) / (height - value)
+        before = at, value
+    return None
+
+
+def reached(run: Run, target: float) -> Reached:
+    """When the run's validation loss first was `target` nats per token."""
+    tokens = first_at(run.curve("validation_loss"), target)
+    per_token = flops_per_token(run)
+    return Reached(
+        first_at(run.curve("validation_loss", over="step"), target),
+        tokens,
+        None if tokens is None or per_token is None else tokens * per_token,
+    )
+
+
+def saving(pair: Pair, target: float | None = None) -> Saving:
+    """Both runs' way to `target`; without one to the final loss of that run whose final loss is the higher."""
+    if target is None:
+        target = max(run.curve("validation_loss").values[-1] for run in pair)
+    return Saving(target, reached(pair.first, target), reached(pair.second, target))
+
+
+def flops_per_token(run: Run) -> float | None:
+    """Model FLOPs of training for one token (see `llm.train.flops`); None for a run that does not say its sizes."""
+    identity = run.record.get("identity", {})
+    try:
+        from llm.model import DecoderConfig
+        from llm.train.flops import flops_per_token as count
+
+        return count(DecoderConfig(**identity["decoder"]), identity["context"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+# ---- Cost ------------------------------------------------------------------------------------------------------------
+
+
+class Cost(NamedTuple):
+    """One kind of cost, a value a run: without the change and with it, in the order of the seeds."""
+
+    name: str
+    unit: str
+    first: list[float]
+    second: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Second over first, a value a pair."""
+        return [other / one for one, other in zip(self.first, self.second, strict=True)]
+
+
+def costs(pairs: Sequence[Pair]) -> list[Cost]:
+    """Time, throughput, memory, parameters and FLOPs of both sides; what some run does not say is left out."""
+    kinds: list[tuple[str, str, Any]] = [
+        ("parameters", "", lambda run: run.summary["parameters"]),
+        ("FLOPs per token", "", flops_per_token),
+        ("training time", "s", lambda run: run.summary["seconds"]),
+        ("tokens per second", "", median_rate),
+        (
+            "peak memory",
+            "GB",
+            lambda run: run.summary.get("peak_memory_bytes") and run.summary["peak_memory_bytes"] / 1e9,
+        ),
+    ]
+    found = []
+    for name, unit, of in kinds:
+        first, second = ([of(run) for run in side] for side in zip(*pairs, strict=True))
+        if all([*first, *second]):
+            found.append(Cost(name, unit, first, second))
+    return found
+
+
+def median_rate(run: Run) -> float | None:
+    """The median of the tokens per second that the run logged: steps slowed down by other work count little."""
+    rates = [rate for row in run.metrics if (rate := reading.number(row, "tokens_per_second")) is not None]
+    return statistics.median(rates) if rates else None

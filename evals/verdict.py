@@ -1,0 +1,197 @@
+"""What the measured differences may be called: intervals, corrected p values, and one sentence.
+
+measures -> a `Finding` each -> Holm's correction over all but the validation loss -> the sentence
+
+The verdict is about one quantity that is fixed beforehand, the validation loss; all others share the error rate among
+them. No difference whose interval holds zero is called one. With one seed the interval speaks of the two models that
+were trained and not of the change: another seed would have drawn two others.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evals.efficiency import Cost, Saving
+from evals.measures import Measure
+from evals.stats import Effect, McNemar, hierarchical_bootstrap, holm, mcnemar, paired_effect
+
+LEVEL = 0.95
+
+
+class Finding(NamedTuple):
+    """One quantity of both sides and the difference, second minus first, with its interval.
+
+    p_value: McNemar's where each item is right or wrong and there is one seed, else the bootstrap's. adjusted: after
+    Holm's correction; the primary quantity's is its own.
+    """
+
+    measure: Measure
+    means: tuple[float, float]
+    effect: Effect
+    p_value: float
+    adjusted: float
+    mcnemar: McNemar | None = None
+    resampled: tuple[float, float] | None = None  # the hierarchical bootstrap's interval, where there are several seeds
+
+    @property
+    def differs(self) -> bool:
+        """Whether the interval leaves out zero and the corrected p value agrees."""
+        return not self.effect.low <= 0 <= self.effect.high and self.adjusted < 1 - self.effect.level
+
+    @property
+    def better(self) -> int:
+        """1 where the second side is better, -1 where it is worse, 0 where neither is shown."""
+        return int(self.differs) * int(np.sign(self.effect.difference)) * self.measure.better
+
+    @property
+    def word(self) -> str:
+        return {1: "better", -1: "worse", 0: "no difference shown"}[self.better]
+
+
+def find(measures: Sequence[Measure], level: float = LEVEL, seed: int = 0) -> list[Finding]:
+    """The difference of every quantity, its interval at `level`, and p values corrected for their number."""
+    effects = [paired_effect(m.first, m.second, m.weights, level=level, seed=seed) for m in measures]
+    tables = [
+        mcnemar(m.first[0] > 0.5, m.second[0] > 0.5) if m.binary and m.weights is None and len(m.first) == 1 else None
+        for m in measures
+    ]
+    p_values = [table.p_value if table else effect.p_value for table, effect in zip(tables, effects, strict=True)]
+    resampled = [
+        hierarchical_bootstrap(m.first, m.second, m.weights, level, seed=seed) if len(m.first) > 1 else None
+        for m in measures
+    ]
+    corrected = holm({n: p for n, (p, m) in enumerate(zip(p_values, measures, strict=True)) if not m.primary})
+    return [
+        Finding(measure, measure.means, effect, p, corrected.get(n, p), table, drawn)
+        for n, (measure, effect, p, table, drawn) in enumerate(
+            zip(measures, effects, p_values, tables, resampled, strict=True)
+        )
+    ]
+
+
+# ---- In words --------------------------------------------------------------------------------------------------------
+
+
+def scaled(measure: Measure, value: float) -> float:
+    """A value in the measure's unit: shares are shown in percent."""
+    return 100 * value if measure.unit == "points" else value
+
+
+def digits(measure: Measure) -> int:
+    return 2 if measure.unit == "points" else 4
+
+
+def signed(measure: Measure, value: float) -> str:
+    """A difference in the measure's unit; a zero has no sign."""
+    rounded = round(scaled(measure, value), digits(measure)) + 0.0  # + 0.0: no minus before a zero
+    return f"{rounded:+.{digits(measure)}f}" if rounded else f"{rounded:.{digits(measure)}f}"
+
+
+def interval(finding: Finding) -> str:
+    """The interval in the measure's unit: "-0.0642 to -0.0596"."""
+    return f"{signed(finding.measure, finding.effect.low)} to {signed(finding.measure, finding.effect.high)}"
+
+
+def sentence(
+    names: Sequence[str],
+    seeds: Sequence[int],
+    findings: Sequence[Finding],
+    savings: Sequence[Saving],
+) -> str:
+    """The verdict on the primary quantity, with its interval, and what it saves."""
+    primary = next((finding for finding in findings if finding.measure.primary), None)
+    if primary is None:
+        return (
+            f"There is no verdict on {names[1]} against {names[0]}: the validation loss per document was not measured, "
+            "and without it there is no interval."
+        )
+    models = [f"{name} (seed {seeds[0]})" for name in names] if len(seeds) == 1 else names
+    parts = [_judgement(models, primary)]
+    if primary.better and (saved := _saved(names, savings, primary)):
+        parts.append(saved)
+    if primary.effect.seeds == 1:
+        parts.append("one seed each: this is of these two models, and whether other seeds agree is not known")
+    return "; ".join(parts) + "."
+
+
+def _judgement(names: Sequence[str], finding: Finding) -> str:
+    effect, measure = finding.effect, finding.measure
+    over = f"{effect.items:,} documents" + (f" and {effect.seeds} seeds" if effect.seeds > 1 else "")
+    numbers = (
+        f"{signed(measure, effect.difference)} {measure.unit}, {100 * effect.level:g}% interval {interval(finding)} "
+        f"over {over}"
+    )
+    if not finding.better:
+        return f"No difference between {names[1]} and {names[0]} is shown: {measure.name} {numbers}"
+    if effect.seeds == 1:
+        how = "lower" if effect.difference < 0 else "higher"
+        return f"{names[1]} has a {how} {measure.name} than {names[0]}: {numbers}"
+    return f"{names[1]} is {finding.word} than {names[0]}: {measure.name} {numbers}"
+
+
+def _saved(names: Sequence[str], savings: Sequence[Saving], primary: Finding) -> str:
+    """How many tokens fewer the better side needs for the other's final loss: the geometric mean over the seeds."""
+    ratios = [saving.ratio for saving in savings]
+    if any(ratio is None for ratio in ratios):
+        return ""
+    known = np.array(ratios, dtype=np.float64)
+    winner, loser = names
+    if primary.effect.difference < 0:
+        winner, loser = loser, winner
+    else:
+        known = 1 / known
+    fewer = 100 * (1 - np.append(np.exp(np.log(known).mean()), known))
+    if fewer[0] <= 0:
+        return ""
+    seeds = f" ({', '.join(f'{each:.0f}%' for each in fewer[1:])} by seed)" if len(known) > 1 else ""
+    return f"{winner} reaches {loser}'s final loss with {fewer[0]:.0f}% fewer tokens{seeds}"
+
+
+def cost_sentence(names: Sequence[str], costs: Sequence[Cost]) -> str:
+    """What the second side needs more or less than the first, in percent: the geometric mean over the seeds."""
+    said = []
+    for cost in costs:
+        if cost.name not in ("parameters", "training time", "peak memory"):
+            continue
+        percent = 100 * (float(np.exp(np.mean(np.log(cost.ratios)))) - 1)
+        said.append(f"{cost.name} {percent:+.1f}%" if abs(percent) >= 0.05 else f"{cost.name} the same")
+    return f"Cost of {names[1]} against {names[0]}: {', '.join(said)}." if said else ""
+
+
+# ---- As rows ---------------------------------------------------------------------------------------------------------
+
+HEADER = ("difference", "interval", "p (Holm)", "shown")
+
+
+def row(finding: Finding) -> list[str]:
+    """Name, both values, difference, interval, corrected p value and what is shown."""
+    measure = finding.measure
+    first, second = (f"{scaled(measure, value):.{digits(measure)}f}" for value in finding.means)
+    unit = "%" if measure.unit == "points" else measure.unit
+    p = "<0.001" if finding.adjusted < 0.001 else f"{finding.adjusted:.3f}"
+    return [
+        f"{measure.name}, {unit}",
+        first,
+        second,
+        signed(measure, finding.effect.difference),
+        interval(finding),
+        p,
+        finding.word,
+    ]
+
+
+def record(finding: Finding) -> dict[str, Any]:
+    """A finding for the JSON file, in the arrays' own unit (shares, nats)."""
+    return {
+        "measure": finding.measure.name,
+        "unit": finding.measure.unit,
+        "primary": finding.measure.primary,
+        "means": list(finding.means),
+        **finding.effect._asdict(),
+        "p_value": finding.p_value,
+        "adjusted_p_value": finding.adjusted,
+        "hierarchical_bootstrap": finding.resampled,
+        "mcnemar": finding.mcnemar and finding.mcnemar._asdict(),
+        "shown": finding.word,
+    }

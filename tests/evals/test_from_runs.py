@@ -1,0 +1,77 @@
+"""From two trained runs to the page, with nothing made up: fit, compare, and what it makes on the way."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from evals.__main__ import main
+from llm.cli import main as llm
+from llm.data.store import TokenStore
+
+from .browser import check_page
+
+
+@pytest.fixture
+def pair(tiny_config: Callable[..., Path], tmp_path: Path) -> list[str]:
+    """Two finished runs that differ in the stream."""
+    folders = [tmp_path / "classic", tmp_path / "values"]
+    for folder, stream in zip(folders, ([], ["values"]), strict=True):
+        config = tiny_config(decoder__stream=stream, run__folder=str(folder), run__checkpoint_every=10)
+        assert llm(["fit", "--config", str(config)]) == 0
+    return [str(folder) for folder in folders]
+
+
+@pytest.fixture
+def no_network() -> None:
+    """Exports are made in a process of their own; nothing here asks for a network."""
+
+
+def test_two_runs_become_a_page(pair, story_store, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["compare", *pair, "--out", str(out), "--documents", "40", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    content = json.loads((out / "results.json").read_text())
+    assert content["verdict"] == said[-1] and content["change"] == {"decoder.stream": [[], ["values"]]}
+    finding = content["findings"][0]
+    assert finding["measure"] == "validation loss" and finding["low"] <= finding["difference"] <= finding["high"]
+    exports = [Path(run) / "exports/step-00000020" for run in pair]
+    assert [finding["difference"]] == pytest.approx(
+        [loss(exports[1], story_store) - loss(exports[0], story_store)], abs=1e-5
+    )
+    check_page(out / "report.html", pictures=4)
+
+    before = {file: file.stat().st_mtime_ns for run in pair for file in Path(run).rglob("*") if file.is_file()}
+    assert main(["compare", *pair, "--out", str(out), "--documents", "40", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == said[-1]
+    assert {file: file.stat().st_mtime_ns for file in before} == before  # neither exported nor measured again
+
+
+def loss(export: Path, store: Path) -> float:
+    """Nats per token of the first 40 validation documents, each after an end-of-document id, cut at 33 ids."""
+    model = AutoModelForCausalLM.from_pretrained(export, trust_remote_code=True).eval()
+    split = TokenStore.open(store, "validation")
+    nats = tokens = 0.0
+    for index in range(min(40, split.documents)):
+        ids = np.array([split.end_of_document, *split.document_tokens(index)])[:33]
+        with torch.no_grad():
+            logits = model(torch.tensor(ids[None, :-1])).logits[0].double()
+        nats -= logits.log_softmax(-1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].sum().item()
+        tokens += len(ids) - 1
+    return nats / tokens
+
+
+def test_another_store_is_refused(pair, tmp_path, capsys):
+    other = tmp_path / "other"
+    words = ["prepare", "stories", "--documents", "60", "--train-tokenizer", "300", "--workers", "1"]
+    assert llm([*words, "--out", str(other)]) == 0
+    capsys.readouterr()
+    arguments = ["compare", *pair, "--store", str(other), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "is not the store that" in error and "give that one with --store" in error
+    assert not (tmp_path / "out").exists()
