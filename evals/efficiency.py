@@ -70,15 +70,8 @@ def saving(pair: Pair, target: float | None = None) -> Saving:
 
 
 def flops_per_token(run: Run) -> float | None:
-    """Model FLOPs of training for one token (see `llm.train.flops`); None for a run that does not say its sizes."""
-    identity = run.record.get("identity", {})
-    try:
-        from llm.model import DecoderConfig
-        from llm.train.flops import flops_per_token as count
-
-        return count(DecoderConfig(**identity["decoder"]), identity["context"])
-    except (KeyError, TypeError, ValueError):
-        return None
+    """Model FLOPs of training for one token, as run.json says them (see `llm.train.flops`); None in an older one."""
+    return run.record.get("flops_per_token")
 
 
 # ---- Cost ------------------------------------------------------------------------------------------------------------

@@ -45,9 +45,10 @@ def _picture(figure: "Figure", caption: str) -> Picture:
 def _summary(found: Comparison) -> Section:
     level = f"{100 * found.findings[0].effect.level:g}%" if found.findings else "95%"
     note = (
-        f"Differences are the second minus the first, with {level} intervals from a bootstrap over items, and over "
-        "seeds where there are several. The p values of all lines but the validation loss are corrected by Holm's "
-        "method; a difference is called better or worse only where its interval leaves out zero and its p value agrees."
+        f"Differences are the second minus the first, with {level} intervals: of one seed from a paired bootstrap over "
+        "items, of several from the variance over seeds and items. The p values of all lines but the validation loss "
+        "are corrected by Holm's method; a difference is called better or worse only where its interval leaves out "
+        "zero and its p value agrees."
     )
     table = Table("What was measured", ["", *found.pairs.names, *verdict.HEADER], rows(found), note)
     cost = verdict.cost_sentence(found.pairs.names, found.costs)

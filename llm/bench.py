@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from .model.convert import TO_HF_ACTIVATION, model_to_hf
 from .train.callbacks import callbacks
 from .train.cli import PRECISIONS, TRAINER_DEFAULTS, parse
 from .train.loop import whole_step
+from .train.measure import resident_peak
 from .train.module import LanguageModule
 from .train.optim import Schedule
 from .train.run import RunFolder, RunSettings, environment
@@ -204,12 +204,6 @@ def peak_memory(plan: Plan, name: str) -> float:
     if plan.device == "gpu":
         return torch.cuda.max_memory_allocated() / MIB
     return (resident_peak() - before) / MIB
-
-
-def resident_peak() -> int:
-    """Bytes of this process's high-water mark. (getrusage would count the parent's, from before exec.)"""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 
 def peak_memory_elsewhere(args: argparse.Namespace, name: str) -> float:

@@ -30,9 +30,10 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from .bench import MIB, now, resident_peak
+from .bench import MIB, now
 from .train import checkpoint
 from .train.loop import whole_step
+from .train.measure import resident_peak
 from .train.saving import Checkpoints
 
 WARM_UP = PROFILED = 3  # as many, so that the second checkpoint is that of the run's end

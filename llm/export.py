@@ -1,4 +1,4 @@
-"""`python -m llm export RUN OUT`: a checkpoint becomes a folder that transformers and lm-eval load.
+"""`python -m llm export RUN [OUT]`: a checkpoint becomes a folder that transformers and lm-eval load.
 
 Stages: verified checkpoint -> model -> folder (weights, config, tokenizer, model code) -> reload elsewhere, compare
 logits -> rename into place.
@@ -6,6 +6,8 @@ logits -> rename into place.
 The folder is self-contained: it carries the files of `llm.model` and loads with `trust_remote_code=True` where this
 project is not installed and the network is off. That is tested before it gets its name: a Python in isolated mode, in
 another directory and without this project, loads it and must give the same logits.
+
+Without OUT it is RUN/exports/step-N, where `python -m evals` finds all steps of a run; --all exports every checkpoint.
 """
 
 from __future__ import annotations
@@ -17,10 +19,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -46,13 +51,17 @@ with torch.no_grad():
     logits = model(load_file(probe)["input_ids"]).logits
 save_file({"logits": logits.contiguous()}, probe + ".logits")
 """
+PARTIAL = ".partial"
+DAY = 86400.0  # seconds
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def export(run: Path, out: Path, step: int | None = None, dtype: torch.dtype = torch.float32) -> None:
-    """Write the run's checkpoint (its newest, or that of `step`) to the new folder `out`.
+def export(
+    run: Path, out: Path | None = None, step: int | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Path, bool]:
+    """Write the run's checkpoint (its newest, or that of `step`) to the new folder `out`, or to RUN/exports/step-N.
 
-    Where `out` holds just this export already, nothing is done: the command may be run again.
+    Returns the folder, and whether it was written: where it holds just this export already, nothing is done.
 
     Raises:
         UserError: no such run or checkpoint, `out` is not empty, or the reloaded logits differ from the model's.
@@ -60,12 +69,9 @@ def export(run: Path, out: Path, step: int | None = None, dtype: torch.dtype = t
     record = reading.record(run)
     checkpoint = checkpoints.find(run, step)
     facts = describe(checkpoint, record, dtype)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        there = out / "hippoformer.json"
-        known = json.loads(there.read_text()) if there.is_file() else {}
-        if all(known.get(name) == facts[name] for name in ("checkpoint_sha256", "step", "dtype")):
-            return
-        raise UserError(f"output folder {out} is not empty: give another or remove it")
+    out = out or run / "exports" / checkpoint.path.name
+    if _is_there(out, facts):
+        return out, False
     tokenizer = load_tokenizer(run / "tokenizer")
 
     config = checkpoint.config()
@@ -77,7 +83,8 @@ def export(run: Path, out: Path, step: int | None = None, dtype: torch.dtype = t
     model.to(dtype).eval()  # type: ignore[arg-type]  # transformers hides the overloads
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".partial", dir=out.parent))
+    _remove_strays(out)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=PARTIAL, dir=out.parent))
     try:
         model.save_pretrained(partial)
         tokenizer.model_max_length = config.max_position_embeddings
@@ -92,6 +99,55 @@ def export(run: Path, out: Path, step: int | None = None, dtype: torch.dtype = t
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    return out, True
+
+
+def export_all(run: Path, dtype: torch.dtype = torch.float32) -> Iterator[tuple[Path, bool]]:
+    """`export` every checkpoint of the run to RUN/exports/step-N, in order; a torn one is passed over with a sentence.
+
+    Raises:
+        UserError: none can be exported; or, after the others, those folders that hold another export.
+    """
+    reading.record(run)
+    refused, done = [], 0
+    for path in reading.folders(run / "checkpoints"):
+        try:
+            checkpoints.read(path)
+        except UserError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+            continue
+        try:
+            yield export(run, step=reading.step_of(path), dtype=dtype)
+        except UserError as error:
+            refused.append(str(error))
+        except (OSError, SafetensorError):
+            if path.exists():
+                raise
+            print(f"passed over: its run has removed {path} meanwhile", file=sys.stderr)
+            continue
+        done += 1
+    if refused:
+        raise UserError("; ".join(refused))
+    if not done:
+        raise UserError(f"{run} holds no complete checkpoint: train it first with llm fit")
+
+
+def _is_there(out: Path, facts: dict[str, Any]) -> bool:
+    """Whether `out` holds the export of these facts. Raises UserError where it holds anything else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    there = out / "hippoformer.json"
+    known = json.loads(there.read_text()) if there.is_file() else {}
+    if any(known.get(name) != facts[name] for name in ("checkpoint_sha256", "step", "dtype")):
+        raise UserError(f"output folder {out} is not empty: give another or remove it")
+    return True
+
+
+def _remove_strays(out: Path) -> None:
+    """Remove what an export to `out` has left that was killed: nothing has come to it for a day."""
+    for stray in out.parent.glob(f".{out.name}-*{PARTIAL}"):
+        if time.time() - stray.stat().st_mtime > DAY:
+            shutil.rmtree(stray, ignore_errors=True)
 
 
 def describe(checkpoint: checkpoints.Checkpoint, record: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -102,6 +158,8 @@ def describe(checkpoint: checkpoints.Checkpoint, record: dict[str, Any], dtype: 
         "tokens_seen": checkpoint.state["tokens_seen"],
         "parameters": checkpoint.state["parameters"],
         "seed": record["seed"],
+        "store_fingerprint": record.get("store_fingerprint"),  # older runs may lack it, and the next
+        "context": (record.get("identity") or {}).get("context"),  # tokens of a row in training
         "dtype": str(dtype).removeprefix("torch."),
         "git_commit": record["git_commit"],
         "checkpoint_sha256": checkpoint.weights_sha256(),
@@ -149,14 +207,19 @@ def _reloaded_logits(folder: Path, ids: Tensor, elsewhere: Path) -> Tensor:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m llm export`."""
     parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("out", type=Path, help="new folder to write")
+    parser.add_argument("out", type=Path, nargs="?", help="new folder to write (default: RUN/exports/step-N)")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that verifies)")
+    parser.add_argument("--all", action="store_true", help="every checkpoint, to RUN/exports/step-N")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
     parser.epilog = "example: python -m llm export runs/stories/values runs/stories/export/values"
 
 
 def run(args: argparse.Namespace) -> None:
     """Export, and say what was written."""
-    export(args.run, args.out, args.step, DTYPES[args.dtype])
-    facts = json.loads((args.out / "hippoformer.json").read_text())
-    print(f"{args.out}: step {facts['step']}, {facts['parameters']:,} parameters, {args.dtype}, reloaded logits equal")
+    dtype = DTYPES[args.dtype]
+    if args.all and (args.out is not None or args.step is not None):
+        raise UserError("--all exports every checkpoint to RUN/exports: leave out OUT and --step")
+    for out, written in export_all(args.run, dtype) if args.all else [export(args.run, args.out, args.step, dtype)]:
+        facts = json.loads((out / "hippoformer.json").read_text())
+        what = f"{out}: step {facts['step']}, {facts['parameters']:,} parameters, {args.dtype}"
+        print(f"{what}, {'reloaded logits equal' if written else 'already there'}", flush=True)

@@ -73,7 +73,8 @@ class Status:
         lives: from_step, device and devices of each start of the run.
         skipped_steps: of the line of steps that the run is on.
         events: how many of each kind, over all lives; a step that was made twice counts once.
-        last_events: the last lines of events.jsonl.
+        last_events: the last lines of events.jsonl, but for evaluations that went well.
+        evaluated_step, accuracies: the newest exported step that was evaluated, and "TASK, N-shot" -> accuracy.
         checkpoints: by step, those that were set aside last.
         notes: what a reader should know beside it, a sentence each.
     """
@@ -98,6 +99,8 @@ class Status:
     skipped_steps: int | None = None
     events: dict[str, int] = field(default_factory=dict)
     last_events: list[dict[str, Any]] = field(default_factory=list)
+    evaluated_step: int | None = None
+    accuracies: dict[str, float] = field(default_factory=dict)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -149,7 +152,7 @@ def status_of(run: Path, hashed: Callable[[int], object] | None = None) -> Statu
         lives=lives,
         skipped_steps=_whole(_last(rows, "skipped_steps")),
         events=dict(Counter(what for _, what in dict.fromkeys((each["step"], each["event"]) for each in told))),
-        last_events=told[-EVENTS:],
+        last_events=[event for event in told if event["event"] != "evaluated"][-EVENTS:],
         checkpoints=checkpoints,
         notes=notes,
     )
@@ -158,6 +161,7 @@ def status_of(run: Path, hashed: Callable[[int], object] | None = None) -> Statu
         status.validation_loss, status.validation_loss_step = (
             summary.get(name) for name in ("validation_loss", "step")
         )
+    status.evaluated_step, status.accuracies = _evaluated(run)
     _predict(status, _pause(life))
     return status
 
@@ -265,6 +269,14 @@ def _predict(status: Status, pause: float | None) -> None:
 def _said_so(status: Status) -> bool:
     """Whether the last event is that a signal stopped the run."""
     return any(event["event"] == "stopped" and event["step"] >= status.step for event in status.last_events[-1:])
+
+
+def _evaluated(run: Path) -> tuple[int | None, dict[str, float]]:
+    """The newest exported step with accuracies, and those."""
+    for path in reversed(reading.folders(run / "exports")):
+        if accuracies := reading.accuracies(path):
+            return reading.step_of(path), accuracies
+    return None, {}
 
 
 def _checkpoints(run: Path, held: bool | None, hashed: Callable[[int], object] | None) -> Iterator[Checkpoint]:

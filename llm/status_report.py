@@ -25,6 +25,7 @@ def block(status: Status) -> Iterator[str]:
     told = {
         "step": _progress(status),
         "loss": _losses(status),
+        "evaluated": status.accuracies and f"step {status.evaluated_step:,}: {reading.in_percent(status.accuracies)}",
         "tokens": _tokens(status),
         "time": _time(status),
         "end": status.ends_at and f"in about {duration(status.seconds_left)}: {clock(status.ends_at)}",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -135,3 +136,81 @@ def test_what_cannot_be_exported(trained: Path, tmp_path: Path, capsys: pytest.C
     assert checkpoints.newest(trained / "checkpoints")[0] is None
     assert main(["generate", str(tmp_path), "--prompt", "a"]) == 2
     assert "llm export" in capsys.readouterr().err
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the reload in a fresh Python, which takes ten seconds a folder and is tested above."""
+    monkeypatch.setattr(exporting, "check_reload", lambda *_: None)
+
+
+def test_every_checkpoint_is_exported_to_the_runs_own_folder(
+    trained: Path, tmp_path: Path, unchecked: None, capsys: pytest.CaptureFixture
+) -> None:
+    exports = trained / "exports"
+    assert main(["export", str(trained)]) == 0  # the newest
+    assert [path.name for path in exports.iterdir()] == ["step-00000008"]
+    assert main(["export", str(trained), "--step", "5"]) == 0
+    capsys.readouterr()
+    shutil.rmtree(exports / "step-00000008")
+    written = (exports / "step-00000005" / "model.safetensors").stat().st_mtime_ns
+    assert main(["export", str(trained), "--all"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{exports}/step-00000005: step 5, ") and first.endswith("already there")
+    assert second.startswith(f"{exports}/step-00000008: step 8, ") and second.endswith("reloaded logits equal")
+    assert (exports / "step-00000005" / "model.safetensors").stat().st_mtime_ns == written
+    saved = load_file(trained / "checkpoints" / "step-00000008" / "model.safetensors")
+    exported = load_file(exports / "step-00000008" / "model.safetensors")
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in saved.items())
+    assert sorted(path.name for path in exports.iterdir()) == ["step-00000005", "step-00000008"]
+    for words in (["out", "--all"], ["--all", "--step", "5"]):
+        assert main(["export", str(trained), *words]) == 2
+        assert "leave out OUT and --step" in capsys.readouterr().err
+
+
+def test_all_passes_over_what_is_torn_and_refuses_what_is_stale(
+    trained: Path, unchecked: None, capsys: pytest.CaptureFixture
+) -> None:
+    exports, torn = trained / "exports", trained / "checkpoints" / "step-00000005" / "model.safetensors"
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert main(["export", str(trained), "--all"]) == 0
+    said = capsys.readouterr()
+    assert f"passed over: {torn.parent} is no complete checkpoint (model.safetensors has not the sha256" in said.err
+    assert [path.name for path in exports.iterdir()] == ["step-00000008"]
+    torn.write_bytes(whole)
+    card = exports / "step-00000008" / "hippoformer.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"checkpoint_sha256": "0" * 64}))
+    assert main(["export", str(trained), "--all"]) == 2  # the other is exported before it says so
+    said = capsys.readouterr()
+    assert f"output folder {exports}/step-00000008 is not empty" in said.err
+    assert "step-00000005: step 5" in said.out
+    for path in (trained / "checkpoints").iterdir():
+        (path / "manifest.json").unlink()
+    assert main(["export", str(trained), "--all"]) == 2
+    assert "holds no complete checkpoint" in capsys.readouterr().err
+
+
+def test_the_card_says_what_the_run_was_trained_on(trained: Path, tmp_path: Path, unchecked: None) -> None:
+    record = json.loads((trained / "run.json").read_text())
+    out, written = exporting.export(trained, tmp_path / "out")
+    facts = json.loads((out / "hippoformer.json").read_text())
+    assert written and (facts["store_fingerprint"], facts["context"]) == (record["store_fingerprint"], 32)
+    older = {name: value for name, value in record.items() if name not in ("store_fingerprint", "identity")}
+    (trained / "run.json").write_text(json.dumps(older))
+    assert exporting.export(trained, tmp_path / "out") == (tmp_path / "out", False)
+    exporting.export(trained, tmp_path / "of-an-older-run")
+    facts = json.loads((tmp_path / "of-an-older-run" / "hippoformer.json").read_text())
+    assert facts["store_fingerprint"] is None and facts["context"] is None
+
+
+def test_what_a_killed_export_left_is_removed_a_day_later(trained: Path, unchecked: None) -> None:
+    exports = trained / "exports"
+    exports.mkdir()
+    old, new, others = (exports / f".step-0000000{name}.partial" for name in ("8-old", "8-new", "5-old"))
+    for path in (old, new, others):
+        path.mkdir()
+    for path in (old, others):
+        os.utime(path, (0, 0))
+    exporting.export(trained)
+    assert not old.exists() and new.exists() and others.exists()

@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from .checkpoint import Checkpoint
+from .evaluation import Evaluations
 from .guards import Agreement, Guard
 from .loop import without_lightnings_signals
 from .measure import Measurements, ValidationBar
@@ -47,9 +48,11 @@ class Opening(pl.Callback):
         limit_waiting(self.timeout)
 
 
-def callbacks(run: RunFolder, signals: Signals) -> list[pl.Callback]:
+def callbacks(run: RunFolder, signals: Signals, evaluations: Evaluations | None = None) -> list[pl.Callback]:
     """The callbacks of a run, in the order in which they act within a step."""
-    writer = Writer(run)
+    writer = Writer(run, evaluations)
+    if evaluations is not None:
+        evaluations.exported = writer.rotate
     agreement = Agreement(signals, writer)
     guard = Guard(run, agreement)
     measurements = Measurements(run, agreement, guard)

@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..model import DecoderConfig
-from .reading import checkpoint_problems
+from .reading import checkpoint_problems, folders, step_of
 from .state import State
 
 PARTIAL = ".partial"
@@ -110,11 +110,16 @@ class Snapshot:
         return sum(tensor.nbytes for tensors in (self.weights, self.optimizer) for tensor in tensors.values())
 
 
-def write(folder: Path, snapshot: Snapshot, keep: int | None, keep_every: int | None = None) -> Path:
-    """Write a checkpoint of `state["step"]` into `folder`, then remove all but the newest `keep`.
+def write(
+    folder: Path,
+    snapshot: Snapshot,
+    keep: int | None,
+    keep_every: int | None = None,
+    pinned: Collection[int] = (),
+) -> Path:
+    """Write a checkpoint of `state["step"]` into `folder`, then `rotate`.
 
-    Those whose step is a multiple of `keep_every` stay too, and all where `keep` is None. An existing one of the same
-    step is replaced. Returns the checkpoint's path.
+    An existing one of the same step is replaced. Returns the checkpoint's path.
 
     Raises:
         FullDiskError: it cannot be written (a full disk, say); what was there before is as it was.
@@ -138,10 +143,18 @@ def write(folder: Path, snapshot: Snapshot, keep: int | None, keep_every: int | 
             "continue from the one before it with --resume auto"
         ) from error
     shutil.rmtree(replaced, ignore_errors=True)
-    for old in _folders(folder)[: -keep if keep else 0]:
-        if not keep_every or _step(old) % keep_every:
-            shutil.rmtree(old, ignore_errors=True)  # what is left of it is passed over and removed the next time
+    rotate(folder, keep, keep_every, pinned)
     return path
+
+
+def rotate(folder: Path, keep: int | None, keep_every: int | None = None, pinned: Collection[int] = ()) -> None:
+    """Remove all but the newest `keep`, those whose step is a multiple of `keep_every`, and those of `pinned` steps.
+
+    All stay where `keep` is None.
+    """
+    for old in folders(folder)[: -keep if keep else 0]:
+        if (not keep_every or step_of(old) % keep_every) and step_of(old) not in pinned:
+            shutil.rmtree(old, ignore_errors=True)  # what is left of it is passed over and removed the next time
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -164,13 +177,13 @@ def _write_files(partial: Path, snapshot: Snapshot) -> None:
 
 
 def set_aside_after(folder: Path, step: int) -> list[Path]:
-    """Rename the checkpoints of steps beyond `step` to `superseded-...`: a run that continues from `step` leaves them.
+    """Rename what is of steps beyond `step` to `superseded-...`: a run that continues from `step` leaves it.
 
     Returns their new paths. An earlier one of that name gives way.
     """
     aside = []
-    for path in _folders(folder):
-        if _step(path) > step:
+    for path in folders(folder):
+        if step_of(path) > step:
             new = path.with_name(f"superseded-{path.name}")
             shutil.rmtree(new, ignore_errors=True)
             aside.append(path.rename(new))
@@ -197,8 +210,8 @@ def newest(folder: Path, before: int | None = None, hashed: bool = True) -> tupl
         hashed: read every byte; else only their number is compared.
     """
     passed_over: list[str] = []
-    for path in reversed(_folders(folder)):
-        if before is not None and _step(path) >= before:
+    for path in reversed(folders(folder)):
+        if before is not None and step_of(path) >= before:
             continue
         try:
             return read(path, hashed), passed_over
@@ -245,14 +258,6 @@ def restore(checkpoint: Checkpoint, model: nn.Module, state: State | None = None
 def _describe(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
-
-
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
 
 
 def _sync(path: Path) -> None:

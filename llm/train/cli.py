@@ -1,8 +1,9 @@
 """`python -m llm fit` and `validate`: one YAML, dotted overrides, unknown keys refused.
 
-A config has six parts: `decoder` (DecoderConfig), `model` (LanguageModule: optimizer, schedule ...), `data`
-(TokenDataModule), `trainer` (Lightning's Trainer), `strategy` (StrategySettings: how it is spread over devices) and
-`run` (RunSettings); and `seed_everything`, from which initial weights, the order of the data and the dropout follow.
+A config has seven parts: `decoder` (DecoderConfig), `model` (LanguageModule: optimizer, schedule ...), `data`
+(TokenDataModule), `trainer` (Lightning's Trainer), `strategy` (StrategySettings: how it is spread over devices), `run`
+(RunSettings) and `evaluation` (EvaluationSettings: what is asked of the model in the background); and
+`seed_everything`, from which initial weights, the order of the data and the dropout follow.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import difflib
 import inspect
 import logging
 import re
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -29,12 +31,14 @@ from ..errors import StoppedError, UserError
 from ..model import DecoderConfig
 from . import checkpoint as checkpoints
 from .callbacks import Opening, callbacks
+from .evaluation import Evaluations, EvaluationSettings
+from .flops import flops_per_token
 from .guards import NotFiniteError
 from .measure import ValidationBar
 from .module import LanguageModule
 from .ranks import ToldElsewhereError, lost_contact
 from .run import RunFolder, RunSettings
-from .signals import Signals
+from .signals import SAVING, Signals
 from .strategy import StrategySettings, device_count, end_children, plugins
 
 # What the run folder does for itself is off in Lightning, and a run is counted in steps, not epochs.
@@ -65,7 +69,7 @@ OURS = {
     "fast_dev_run": "give a small trainer.max_steps and another run.folder",
     "reload_dataloaders_every_n_epochs": "a run reads its data once through",
 }
-PARTS = {"seed_everything", "decoder", "model", "data", "trainer", "strategy", "run"}
+PARTS = {"seed_everything", "decoder", "model", "data", "trainer", "strategy", "run", "evaluation"}
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "32", 32, None)
 EXAMPLES = {
     "fit": {"epilog": "example: python -m llm fit --config configs/stories_values.yaml --trainer.max_steps 100"},
@@ -94,6 +98,7 @@ class CLI(LightningCLI):
 
     run_folder: RunFolder | None = None
     signals: Signals | None = None
+    evaluations: Evaluations | None = None
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -104,6 +109,7 @@ class CLI(LightningCLI):
         parser.add_class_arguments(DecoderConfig, "decoder", skip=of_transformers)
         parser.add_class_arguments(StrategySettings, "strategy")
         parser.add_class_arguments(RunSettings, "run")
+        parser.add_class_arguments(EvaluationSettings, "evaluation")
         parser.add_argument(
             "--resume", type=str | None, default=None, help="auto, or the path of a checkpoint or run to continue"
         )
@@ -122,7 +128,9 @@ class CLI(LightningCLI):
             names = ", ".join(name for name in PRECISIONS if isinstance(name, str))
             problems.append(f"trainer.precision must be one of {names}")
         strategy = StrategySettings(**vars(given["strategy"]))
-        if problems := [*problems, *strategy.problems(str(given["trainer.precision"]))]:
+        problems += strategy.problems(str(given["trainer.precision"]))
+        problems += EvaluationSettings(**vars(given["evaluation"])).problems(given["run.checkpoint_every"])
+        if problems:
             raise UserError("; ".join(problems))
         try:
             super().instantiate_classes()
@@ -170,7 +178,9 @@ class CLI(LightningCLI):
         self.signals = Signals()
         self.signals.install()
         opening = Opening(self.run_folder, self._open, self._get(self.config_init, "strategy").timeout)
-        trainer.callbacks += [opening, *callbacks(self.run_folder, self.signals)]
+        evaluation = self._get(self.config_init, "evaluation")
+        self.evaluations = Evaluations(self.run_folder, evaluation) if evaluation.every else None
+        trainer.callbacks += [opening, *callbacks(self.run_folder, self.signals, self.evaluations)]
 
     def _open(self) -> list[Logger]:
         """On rank zero: find where the run starts, open its folder and say so. Returns the loggers.
@@ -190,21 +200,53 @@ class CLI(LightningCLI):
         if run.resumed is not None and run.resumed.step >= trainer.max_steps:
             if run.resumed.path.parent == run.path / "checkpoints":
                 run.close(run.resumed.state)  # a kill may have come between the last checkpoint and the summary
+                self._evaluate_rest(run.resumed.step)
             print(f"{run.path} is finished at step {run.resumed.step}: nothing to do", file=sys.stderr)
             return []
+        if self.evaluations is not None:
+            self.evaluations.check()
         print(data.summary(trainer.max_steps), file=sys.stderr)
         if trainer.world_size > 1:
             print(data.division(trainer.world_size), file=sys.stderr)
         facts = {
             "seed": data.seed,
             "parameters": self.model.parameter_count,
+            "flops_per_token": flops_per_token(self.model.decoder_config, data.context),
             "store": data.named,
             "store_fingerprint": run.identity["store_fingerprint"],
         }
         loggers = run.open(self._config_yaml(), facts, data.tokenizer, list(data.epochs(0)), devices=trainer.world_size)
         for sentence in passed_over:
             run.event("checkpoint passed over", run.resumed.step if run.resumed else 0, why=sentence)
+        if self.evaluations is not None:
+            self.evaluations.begin(run.resumed.step if run.resumed else 0, trainer.max_steps)
         return loggers
+
+    def _evaluate_rest(self, step: int) -> None:
+        """Take up what the lives of a finished run have left to evaluate."""
+        if self.evaluations is not None and any(self.evaluations.unfinished(step, step)):
+            self._folder().hold()
+            self.evaluations.begin(step, step)
+
+    def after_fit(self) -> None:
+        """On rank zero: wait for the evaluations that training has outrun. Ctrl-C ends without them.
+
+        Raises:
+            StoppedError: a signal asked to stop; the same command goes on with them.
+        """
+        if self.evaluations is None or self.signals is None or not self.trainer.is_global_zero:
+            return
+        came = self.signals.came
+        self.signals.restore(signal.SIGINT)  # there is no step any more that is to be made whole
+        try:
+            done = self.evaluations.wait(lambda: any(came.values()))
+        except KeyboardInterrupt:
+            done = False
+        saving = [number for number in SAVING if came[number]]
+        if not done and saving:
+            raise StoppedError(self.trainer.global_step, saving[0].name)
+        if not done:
+            print("evaluation interrupted; the run is finished: --resume auto evaluates the rest", file=sys.stderr)
 
     def _folder(self) -> RunFolder:
         return self.run_folder or RunFolder(self._get(self.config_init, "run"))
@@ -229,11 +271,15 @@ class CLI(LightningCLI):
                 raise UserError(self._lost(error)) from error
             raise
         finally:
-            end_children(self.trainer, patience=60.0 if sys.exc_info()[0] is None else 5.0)
-            if self.signals is not None:
-                self.signals.restore()
-            if self.run_folder is not None:
-                self.run_folder.release()
+            try:
+                if self.evaluations is not None:
+                    self.evaluations.end()
+            finally:  # also where Ctrl-C came once more
+                end_children(self.trainer, patience=60.0 if sys.exc_info()[0] is None else 5.0)
+                if self.signals is not None:
+                    self.signals.restore()
+                if self.run_folder is not None:
+                    self.run_folder.release()
 
     def _ended(self, why: str, sentence: str = "") -> None:
         """On rank zero: note in the run's folder why this life ended, and say so."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -45,6 +47,7 @@ class Measurements(pl.Callback):
         self.losses: list[float] = state.get("window_losses", [])
         known = state.get("data_digest")
         self.digest = None if known is None else int(known, 16)  # of all ranks
+        self.memory_before: int | None = state.get("peak_memory_bytes") if self.run.resumed else 0
 
     def state(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
         """For the checkpoint; every rank has to ask for it together."""
@@ -53,6 +56,7 @@ class Measurements(pl.Callback):
             "seconds": self.seconds(),
             "window_losses": list(self.losses),  # since the last row of metrics
             "data_digest": self.data_digest(trainer, module),
+            "peak_memory_bytes": self.peak_memory(module.device),
         }
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -115,6 +119,17 @@ class Measurements(pl.Callback):
         """Seconds of training so far, validation and checkpoints included, over all lives of the run."""
         return self.seconds_before + time.perf_counter() - self.started
 
+    def peak_memory(self, device: torch.device) -> int | None:
+        """Bytes of rank zero at their most, over all lives of the run; None where an earlier one did not measure it.
+
+        On a GPU what torch had allocated there; else the resident memory of the process, Python and its libraries
+        among it, which Linux alone tells.
+        """
+        if self.memory_before is None or (device.type != "cuda" and not sys.platform.startswith("linux")):
+            return None
+        now = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
+        return max(self.memory_before, now)
+
     def data_digest(self, trainer: pl.Trainer, module: Any) -> str | None:
         """The digest of the run's data so far, 16 hex digits; every rank has to ask for it together."""
         if self.digest is None:
@@ -153,6 +168,12 @@ class ValidationBar(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
         self.bar.close()
+
+
+def resident_peak() -> int:
+    """Bytes of this process's high-water mark, on Linux. (getrusage would count the parent's, from before exec.)"""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 
 def progress_bar(total: int, done: int, what: str, unit: str, **settings: Any) -> tqdm:

@@ -103,6 +103,30 @@ def summary(run: Path) -> dict[str, Any] | None:
         return None
 
 
+def folders(folder: Path) -> list[Path]:
+    """The folders step-N in `folder`, ascending, torn ones among them; none where there is no such folder."""
+    return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
+
+
+def step_of(path: Path) -> int:
+    """N of step-N."""
+    return int(path.name.removeprefix("step-"))
+
+
+def accuracies(export: Path) -> dict[str, float]:
+    """What `python -m evals run` found of an exported step, "TASK, N-shot" -> accuracy; empty where it left nothing."""
+    try:
+        results = json.loads((export / "evals" / "lm_eval.json").read_bytes())
+        return {f"{result['task']}, {result['shots']}-shot": float(result["acc"]) for result in results}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def in_percent(accuracies: dict[str, float]) -> str:
+    """Accuracies in one line."""
+    return "; ".join(f"{name} {100 * accuracy:.1f}%" for name, accuracy in accuracies.items())
+
+
 def lock(run: Path) -> Lock:
     """Who holds the folder. The lock is asked after, not taken, so that a run which starts just now is not refused.
 

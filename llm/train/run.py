@@ -8,9 +8,12 @@ RUN/
     metrics.csv     one row a measurement (training) or validation
     tensorboard/    the same for TensorBoard
     checkpoints/    see `checkpoint.py`
+    exports/        step-N, which transformers loads, with the results of its evaluations; see `evaluation.py`
     events.jsonl    what went wrong and was survived: steps skipped, loss spikes, checkpoints that could not be written
-                    or were passed over, how a life ended; with the step, and the batch where there is one
-    summary.json    step, tokens_seen, validation_loss, seconds, parameters; written when the last step is done
+                    or were passed over, how a life ended; with the step, and the batch where there is one. And which
+                    steps were evaluated
+    summary.json    step, tokens_seen, validation_loss, seconds, parameters, peak_memory_bytes; written when the last
+                    step is done
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +52,7 @@ COLUMNS = (
     "step tokens train_loss perplexity learning_rate gradient_norm tokens_per_second mfu validation_loss seconds "
     "data_digest skipped_steps"
 ).split()
-SUMMARY = ("step", "tokens_seen", "validation_loss", "seconds", "parameters")
+SUMMARY = ("step", "tokens_seen", "validation_loss", "seconds", "parameters", "peak_memory_bytes")
 LOGGERS = ("csv", "tensorboard", "wandb")
 LEASE = 180.0  # seconds
 ON_FULL_DISK = ("stop", "continue")
@@ -119,6 +123,7 @@ class RunFolder:
         self.path = Path(settings.folder)
         self.resumed: checkpoints.Checkpoint | None = None
         self._held: TextIO | None = None
+        self._telling = threading.Lock()
 
     def find(self, resume: str | None) -> list[str]:
         """Decide where the run starts: `resumed` is a checkpoint or None. Returns sentences on torn checkpoints.
@@ -195,10 +200,11 @@ class RunFolder:
             devices: that this life runs on.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock()
+        self.hold()
         step = self.resumed.step if self.resumed else 0
-        for aside in checkpoints.set_aside_after(self.path / "checkpoints", step):
-            print(f"set aside: {aside}", file=sys.stderr)
+        for kind in ("checkpoints", "exports"):
+            for aside in checkpoints.set_aside_after(self.path / kind, step):
+                print(f"set aside: {aside}", file=sys.stderr)
         (self.path / "summary.json").unlink(missing_ok=True)
         self._print_changes(config_yaml)
         known = self.path / "run.json"
@@ -224,7 +230,7 @@ class RunFolder:
         }
         return [makers[name]() for name in self.settings.loggers]
 
-    def _lock(self) -> None:
+    def hold(self) -> None:
         """Hold the folder until `release` or the end of the process; UserError where another process holds it.
 
         By lockf, whose lock is the process's own: that of flock would live on in the loading processes of a killed run.
@@ -246,11 +252,15 @@ class RunFolder:
             return
 
     def event(self, what: str, step: int, **facts: Any) -> None:
-        """Add a line to events.jsonl, whichever life of the run it is; none where the folder is not made yet."""
+        """Add a line to events.jsonl, whichever life of the run it is; none where the folder is not made yet.
+
+        From any thread.
+        """
         if not self.path.is_dir():
             return
         line = {"time": now(), "step": step, "event": what, **finite(facts)}
-        _append(self.path / "events.jsonl", json.dumps(line) + "\n")
+        with self._telling:
+            _append(self.path / "events.jsonl", json.dumps(line) + "\n")
 
     def release(self) -> None:
         """Let go of the folder."""
@@ -269,7 +279,7 @@ class RunFolder:
 
     def close(self, state: dict[str, Any]) -> None:
         """Write summary.json from the last checkpoint's state: the run is finished."""
-        summary = {name: state[name] for name in SUMMARY}
+        summary = {name: state.get(name) for name in SUMMARY}  # checkpoints of older runs lack the memory
         write_json(self.path / "summary.json", summary)
 
 

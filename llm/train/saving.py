@@ -24,6 +24,7 @@ from .signals import SAVING
 from .state import state_of
 
 if TYPE_CHECKING:
+    from .evaluation import Evaluations
     from .guards import Agreement, Guard
     from .measure import Measurements
 
@@ -31,11 +32,15 @@ PATIENCE = 5.0  # seconds
 
 
 class Writer:
-    """Writes checkpoints in a thread of its own, one at a time. `error` is why the last one is not there."""
+    """Writes checkpoints in a thread of its own, one at a time. `error` is why the last one is not there.
 
-    def __init__(self, run: RunFolder) -> None:
-        self.run = run
+    What `evaluations` has not exported yet stays; it is rotated away as soon as it is exported.
+    """
+
+    def __init__(self, run: RunFolder, evaluations: Evaluations | None = None) -> None:
+        self.run, self.evaluations = run, evaluations
         self.error: Exception | None = None
+        self._keep: int | None = None
         self._thread: threading.Thread | None = None
 
     def start(self, snapshot: checkpoints.Snapshot, keep: int | None) -> None:
@@ -50,11 +55,20 @@ class Writer:
         return self._thread is None or not self._thread.is_alive()
 
     def _write(self, snapshot: checkpoints.Snapshot, keep: int | None) -> None:
-        self.error = None
+        self.error, self._keep = None, keep
+        pinned = self.evaluations.pinned() if self.evaluations is not None else ()
         try:
-            checkpoints.write(self.run.path / "checkpoints", snapshot, keep, self.run.settings.keep_every)
+            checkpoints.write(self.run.path / "checkpoints", snapshot, keep, self.run.settings.keep_every, pinned)
+            if self.evaluations is not None:
+                self.evaluations.written(snapshot.state["step"])
         except Exception as error:  # whatever it is, the ranks have to know
             self.error = error
+
+    def rotate(self) -> None:
+        """Remove what an export has kept from being removed. From any thread."""
+        if self.evaluations is not None:
+            pinned = self.evaluations.pinned()
+            checkpoints.rotate(self.run.path / "checkpoints", self._keep, self.run.settings.keep_every, pinned)
 
 
 class Checkpoints(pl.Callback):

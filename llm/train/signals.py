@@ -35,10 +35,11 @@ class Signals(pl.Callback):
             self._before.setdefault(number, signal.getsignal(number))
             signal.signal(number, self._note)
 
-    def restore(self) -> None:
-        """Leave the signals to those who had them before."""
+    def restore(self, *numbers: int) -> None:
+        """Leave these signals, or all, to those who had them before."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if not numbers or number in numbers:
+                signal.signal(number, handler)
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         self._speaks = trainer.is_global_zero

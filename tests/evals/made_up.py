@@ -13,6 +13,7 @@ HEADER = (
     "step,tokens,train_loss,perplexity,learning_rate,gradient_norm,tokens_per_second,mfu,validation_loss,seconds,"
     "data_digest,skipped_steps"
 )
+FLOPS = 250_000.0  # per token
 DECODER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -52,9 +53,8 @@ def make_run(
             place = place.setdefault(part, {})
         place[last] = value
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    identity = {"context": 32, "decoder": {**settings["decoder"]}}
     facts = {"name": folder.name, "parameters": 12345, "seed": seed, "store_fingerprint": store, "git_commit": "c"}
-    (folder / "run.json").write_text(json.dumps(facts | {"identity": identity} | (record or {})))
+    (folder / "run.json").write_text(json.dumps({**facts, "flops_per_token": FLOPS, **(record or {})}))
     summary = {"step": steps, "tokens_seen": steps * 1000, "validation_loss": loss, "seconds": steps / 2}
     summary |= {"parameters": 12345, "peak_memory_bytes": 2_000_000_000}
     (folder / "summary.json").write_text(json.dumps(summary))

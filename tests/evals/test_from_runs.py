@@ -39,6 +39,10 @@ def test_two_runs_become_a_page(pair, story_store, tmp_path, capsys):
     assert content["verdict"] == said[-1] and content["change"] == {"decoder.stream": [[], ["values"]]}
     finding = content["findings"][0]
     assert finding["measure"] == "validation loss" and finding["low"] <= finding["difference"] <= finding["high"]
+    # 2 layers of D (2 H + 2 G) K attention and 3 D F gated feed-forward, a head of D V, and attention's own products
+    weights = 2 * (32 * (2 * 4 + 2 * 2) * 8 + 3 * 32 * 64) + 32 * 512
+    flops = content["to_loss"][0]["reached"][0]["flops"] / content["to_loss"][0]["reached"][0]["tokens"]
+    assert flops == pytest.approx(6 * weights + 12 * 2 * 4 * 8 * 32)
     exports = [Path(run) / "exports/step-00000020" for run in pair]
     assert [finding["difference"]] == pytest.approx(
         [loss(exports[1], story_store) - loss(exports[0], story_store)], abs=1e-5
