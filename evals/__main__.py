@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -13,7 +14,8 @@ from llm.errors import UserError, exit_status
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 for input that cannot be used, said in one line on stderr."""
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser().parse_args(words, argparse.Namespace(words=words))
     return exit_status(lambda: options.command(options))
 
 
@@ -75,8 +77,7 @@ def _compare(options: argparse.Namespace) -> None:
         tuple(options.declare), tuple(options.exports), tuple(options.store), options.documents, options.metric,
         options.level, tuple(options.target_loss), options.device, options.dtype, options.batch_size,
     )  # fmt: skip
-    made_by = " ".join(["python -m evals compare", *map(str, options.runs), "--out", str(options.out)])
-    print(compare(options.runs, options.out, settings, made_by))
+    print(compare(options.runs, options.out, settings, shlex.join(["python", "-m", "evals", *options.words])))
 
 
 def _losses(options: argparse.Namespace) -> None:

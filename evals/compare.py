@@ -10,7 +10,7 @@ import csv
 import io
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from evals.pair import Pairs, read_pairs
 from evals.plots import as_png, draw_losses, text_table
 from evals.report import report
 from evals.runs import Run, exported_steps, step_folder
+from llm.data.mixture import Component, mixed_fingerprint, open_stores
 from llm.errors import UserError
 
 
@@ -70,35 +71,49 @@ def compare(folders: Sequence[Path], out: Path, settings: Settings | None = None
 def find(folders: Sequence[Path], settings: Settings) -> Comparison:
     """Everything that `compare` tells, without writing anything but exports and losses that are lacking."""
     pairs = read_pairs(folders, settings.declare)
-    given = [open_export(folder) for folder in settings.exports]
-    exports = [(export_of(pair.first, given), export_of(pair.second, given)) for pair in pairs.pairs]
-    fingerprints = measure_losses(pairs, exports, settings) if settings.documents else kept_fingerprints(pairs, exports)
-    measures, notes = read_measures(exports, fingerprints, settings.metric)
+    exports = exports_of(pairs, [open_export(folder) for folder in settings.exports])
+    shares = shares_of(pairs, settings)
+    if settings.documents:
+        read_measures(exports, {}, settings.metric)  # what is refused is refused before the long work
+        measure_losses(pairs, exports, settings)
+    measures, notes = read_measures(exports, shares, settings.metric)
     findings = verdict.find(measures, settings.level)
     savings = [efficiency.saving(pair) for pair in pairs.pairs]
     targets = {target: [efficiency.saving(pair, target) for pair in pairs.pairs] for target in settings.targets}
     costs = efficiency.costs(pairs.pairs)
     table_2 = read_table_2(exports, notes)
+    how = next((how_measured(result) for result in exports[0][0].result("losses", [])), {}) if shares else {}
     sentence = verdict.sentence(pairs.names, pairs.seeds, findings, savings)
     notes = [*pairs.notes, *notes]
-    return Comparison(pairs, exports, findings, savings, targets, costs, table_2, settings.metric, notes, sentence)
+    return Comparison(pairs, exports, findings, savings, targets, costs, table_2, settings.metric, how, notes, sentence)
 
 
 # ---- Exports and losses ----------------------------------------------------------------------------------------------
 
 
+def exports_of(pairs: Pairs, given: Sequence[Export]) -> list[tuple[Export, Export]]:
+    """The exports of all runs' last steps, a tuple a seed; each checked to be its run's own, and all of one dtype."""
+    exports = [(export_of(pair.first, given), export_of(pair.second, given)) for pair in pairs.pairs]
+    flat = [export for pair in exports for export in pair]
+    folders = [export.folder.resolve() for export in flat]
+    if twice := [folder for folder in folders if folders.count(folder) > 1]:
+        raise UserError(f"{twice[0]} would stand for two runs; give each run's own export")
+    dtypes = {str(export.info.get("dtype")): export.folder for export in flat}
+    if len(dtypes) > 1:
+        told = ", ".join(f"{folder} ({dtype})" for dtype, folder in dtypes.items())
+        raise UserError(f"the exports hold weights of different dtypes: {told}; export all alike")
+    return exports
+
+
 def export_of(run: Run, given: Sequence[Export]) -> Export:
     """The export of a run's last step: one of those given, or RUN/exports/step-N, made where it is not there."""
-    assert run.summary is not None
-    last = int(run.summary["step"])
+    last = run.last_step
     if given:
-        mine = [export for export in given if (export.info.get("run"), export.info.get("seed")) == (run.name, run.seed)]
-        fitting = [export for export in mine if export.info.get("step") == last]
+        fitting = [export for export in given if not _foreign(run, export)]
         if not fitting:
-            steps = f"; {mine[0].folder} is of step {mine[0].info.get('step')}" if mine else ""
             raise UserError(
-                f"no export of {run.name}, seed {run.seed}, step {last} is given{steps}; make it with `python -m llm "
-                f"export {run.folder} OUT`, or give none"
+                f"no export of {run.folder}, seed {run.seed}, step {last} is given; make it with `python -m llm export "
+                f"{run.folder} OUT`, or give none"
             )
         return fitting[0]
     known = exported_steps(run.folder)
@@ -110,41 +125,67 @@ def export_of(run: Run, given: Sequence[Export]) -> Export:
             why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].removeprefix("error: ")
             raise UserError(f"{run.folder} cannot be exported: {why}")
         known = exported_steps(run.folder)
+    if why := _foreign(run, known[last]):
+        raise UserError(f"{known[last].folder} is not of {run.folder}: {why}; remove it, and it is made again")
     return known[last]
 
 
-def stores_of(run: Run) -> list[Path]:
-    """The stores that a run's config names."""
+def _foreign(run: Run, export: Export) -> str:
+    """In what an export is of another run or step, or of other weights than the checkpoint; "" where in nothing."""
+    mine = {"run": run.name, "seed": run.seed, "step": run.last_step, "checkpoint_sha256": run.weights_sha256()}
+    mine["store_fingerprint"] = run.record["store_fingerprint"]
+    differing = [
+        f"{key} {export.info[key]} and not {value}"
+        for key, value in mine.items()
+        if value is not None and export.info.get(key, value) not in (value, None)
+    ]
+    return ", ".join(differing)
+
+
+def stores_of(run: Run, given: Sequence[Path]) -> list[Component]:
+    """The stores that the run was trained on, with their shares: those its config names, or the same elsewhere."""
     named = run.config.get("data", {}).get("store")
     if not named:
-        raise UserError(f"{run.folder}/config.yaml names no data.store; give it with --store")
-    return [Path(named)] if isinstance(named, str) else [Path(name) for name in named]
-
-
-def measure_losses(pairs: Pairs, exports: Exports, settings: Settings) -> list[str]:
-    """Have the loss of every validation document measured for all exports; returns the stores' fingerprints."""
-    from evals import losses
-    from llm.data.store import TokenStore
-
-    run = pairs.pairs[0].first
-    stores = list(settings.stores) or stores_of(run)
-    fingerprints = [TokenStore.open(store, "validation").fingerprint for store in stores]
-    if len(stores) == 1 and fingerprints[0] != run.record["store_fingerprint"]:
+        raise UserError(f"{run.folder}/config.yaml names no data.store; put the config of the run there")
+    weights = {str(named): 1.0} if isinstance(named, str) else {str(store): float(w) for store, w in named.items()}
+    if given:
+        if len(given) != len(weights):
+            raise UserError(f"{run.folder} was trained on {len(weights)} store(s); give as many with --store, in order")
+        weights = dict(zip(map(str, given), weights.values(), strict=True))
+        if len(weights) < len(given):
+            raise UserError(f"{given[0]} is given twice with --store; give each store once")
+    components = open_stores(weights)
+    if (found := mixed_fingerprint(components)) != run.record["store_fingerprint"]:
         raise UserError(
-            f"{stores[0]} is not the store that {run.folder} was trained on (fingerprint {fingerprints[0][:12]}, not "
+            f"{', '.join(weights)} is not the store that {run.folder} was trained on (fingerprint {found[:12]}, not "
             f"{run.record['store_fingerprint'][:12]}); give that one with --store"
         )
-    share = max(1, settings.documents // len(stores))
+    return components
+
+
+def shares_of(pairs: Pairs, settings: Settings) -> dict[str, float]:
+    """The fingerprint of each store whose validation documents count, and its share of the data."""
+    run = pairs.pairs[0].first
+    if not settings.documents and isinstance(run.config.get("data", {}).get("store"), str):
+        return {run.record["store_fingerprint"]: 1.0}  # the store itself need not be here
+    return {each.validation.fingerprint: each.share for each in stores_of(run, settings.stores)}
+
+
+def measure_losses(pairs: Pairs, exports: Exports, settings: Settings) -> None:
+    """Have the loss of every validation document measured for all exports; of several stores each by its share."""
+    from evals import losses
+
+    components = stores_of(pairs.pairs[0].first, settings.stores)
+    total = sum(component.share for component in components)
     for export in (export for pair in exports for export in pair):
-        for store in stores:
-            losses.measure(export, store, share, settings.batch_size, settings.device, settings.dtype)
-    return fingerprints
+        for component in components:
+            count = max(2, round(settings.documents * component.share / total))
+            losses.measure(export, Path(component.path), count, settings.batch_size, settings.device, settings.dtype)
 
 
-def kept_fingerprints(pairs: Pairs, exports: Exports) -> list[str]:
-    """The stores whose losses the first export keeps, where nothing is to be measured."""
-    kept = exports[0][0].result("losses", [])
-    return [result["store_fingerprint"] for result in kept] or [pairs.pairs[0].first.record["store_fingerprint"]]
+def how_measured(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Under what a result was measured."""
+    return {key: result.get(key) for key in ("device", "dtype", "batch_size", "context", "versions")}
 
 
 def read_table_2(exports: Exports, notes: list[str]) -> tuple[dict[str, Any], dict[str, Any]] | None:

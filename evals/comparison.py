@@ -22,6 +22,7 @@ class Comparison(NamedTuple):
     costs: list[efficiency.Cost]
     table_2: tuple[dict[str, Any], dict[str, Any]] | None
     metric: str  # of the tasks
+    measured: dict[str, Any]  # how the losses were: device, dtype, batch size, context, versions
     notes: list[str]
     sentence: str
 
@@ -40,11 +41,12 @@ def rows(found: Comparison) -> list[list[str]]:
     """The table's lines: what was tested, then what the change costs, then the paper's sentences; all as text."""
     lines = [verdict.row(finding) for finding in found.findings]
     for cost in found.costs:
-        first, second = (float(np.mean(side)) for side in (cost.first, cost.second))
+        first, second = cost.means
         form = ".3g" if cost.name == "FLOPs per token" else ",.2f" if cost.unit == "GB" else ",.0f"
-        percent = 100 * (float(np.exp(np.mean(np.log(cost.ratios)))) - 1)
         name = f"{cost.name}, {cost.unit}" if cost.unit else cost.name
-        lines.append([name, f"{first:{form}}", f"{second:{form}}", f"{round(percent, 1) + 0.0:+.1f}%", "", "", ""])
+        ranges = [100 * (ratio - 1) for ratio in cost.ratios]
+        spread = f"{min(ranges):+.1f}% to {max(ranges):+.1f}% by seed" if len(ranges) > 1 else ""
+        lines.append([name, f"{first:{form}}", f"{second:{form}}", f"{cost.percent:+.1f}%", spread, "", ""])
     if found.table_2:
         for outcome in ("correct", "incorrect"):
             means = [100 * float(np.mean(side[outcome]["mean"])) for side in found.table_2]
@@ -60,8 +62,10 @@ def saving_rows(found: Comparison) -> list[list[str]]:
         for seed, saving in zip(found.pairs.seeds, savings, strict=True):
             for name, reached in zip(found.pairs.names, (saving.first, saving.second), strict=True):
                 values = (reached.steps, reached.tokens, reached.flops)
-                forms = (",.0f", ",.0f", ".3g")
-                cells = ["never" if v is None else f"{v:{form}}" for v, form in zip(values, forms, strict=True)]
+                cells = [
+                    ("–" if reached.tokens else "never") if value is None else f"{'≤ ' * reached.at_most}{value:{form}}"
+                    for value, form in zip(values, (",.0f", ",.0f", ".3g"), strict=True)
+                ]
                 lines.append([f"{saving.target:.4f}", str(seed), name, *cells])
     return lines
 
@@ -99,6 +103,7 @@ def record(found: Comparison, made_by: str) -> dict[str, Any]:
                 for pair, both_exports in zip(pairs.pairs, found.exports, strict=True)
                 for name, run, export in zip(pairs.names, pair, both_exports, strict=True)
             ],
+            "losses_measured": found.measured,
             "findings": [verdict.record(finding) for finding in found.findings],
             "to_loss": [
                 {

@@ -11,18 +11,20 @@ from llm.train import reading
 
 
 class Reached(NamedTuple):
-    """When a run's validation loss first came down to a target; None where it never did."""
+    """When a run's validation loss first came down to a target.
+
+    tokens, steps: None where it never did. at_most: its first measurement is below the target already, so that it was
+    reached then or before. flops: None too where the run does not say how many a token takes.
+    """
 
     steps: float | None
     tokens: float | None
     flops: float | None
+    at_most: bool = False
 
 
 class Saving(NamedTuple):
-    """One pair at one target: either run's way there.
-
-    ratio: tokens of the second over tokens of the first; None where one of them never came there.
-    """
+    """One pair at one target: either run's way there."""
 
     target: float
     first: Reached
@@ -30,21 +32,24 @@ class Saving(NamedTuple):
 
     @property
     def ratio(self) -> float | None:
-        if self.first.tokens is None or self.second.tokens is None:
-            return None
+        """Tokens of the second over tokens of the first; None where either is not known exactly."""
+        for reached in (self.first, self.second):
+            if reached.tokens is None or reached.at_most:
+                return None
+        assert self.first.tokens and self.second.tokens
         return self.second.tokens / self.first.tokens
 
 
 def first_at(curve: Curve, target: float) -> float | None:
     """Where a curve first comes down to `target`, between two measurements on the line that joins them.
 
-    None where it never does, and where its first measurement is below already: what came before was not measured.
+    None where it never does; its first measurement where that is below already.
     """
     before: tuple[float, float] | None = None
     for at, value in zip(*curve, strict=True):
         if value <= target:
             if before is None:
-                return at if value == target else None
+                return at
             gone, height = before
             return gone + (at - gone) * (height - target) / (height - value)
         before = at, value
@@ -53,12 +58,14 @@ def first_at(curve: Curve, target: float) -> float | None:
 
 def reached(run: Run, target: float) -> Reached:
     """When the run's validation loss first was `target` nats per token."""
-    tokens = first_at(run.curve("validation_loss"), target)
+    curve = run.curve("validation_loss")
+    tokens = first_at(curve, target)
     per_token = flops_per_token(run)
     return Reached(
         first_at(run.curve("validation_loss", over="step"), target),
         tokens,
         None if tokens is None or per_token is None else tokens * per_token,
+        curve.values[0] < target,
     )
 
 
@@ -89,6 +96,17 @@ class Cost(NamedTuple):
     def ratios(self) -> list[float]:
         """Second over first, a value a pair."""
         return [other / one for one, other in zip(self.first, self.second, strict=True)]
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """The geometric mean of either side, whose ratio is that of the ratios."""
+        return statistics.geometric_mean(self.first), statistics.geometric_mean(self.second)
+
+    @property
+    def percent(self) -> float:
+        """What the second side needs more than the first, in percent."""
+        first, second = self.means
+        return 100 * (second / first - 1)
 
 
 def costs(pairs: Sequence[Pair]) -> list[Cost]:

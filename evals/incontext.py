@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from evals import heads, sparsity
 from evals.heads import SHORTEST, evaluating
-from evals.losses import facts, model_context, open_store, token_losses, vocabulary
-from evals.models import Export, LoadedModel, load_model, resolve_device, write_file, write_json
+from evals.losses import model_context, open_store, token_losses, vocabulary
+from evals.models import Export, LoadedModel, facts, load_model, resolve_device, write_file, write_json
 from evals.plots import COLOURS, as_png, new_figure, style, text_table
 from evals.sparsity import DASHES
 from llm.data.rows import Rows

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from evals import ioi_sentences
 from evals.ioi_sentences import Sentence
-from evals.models import Export, LoadedModel, check_tokenizer, load_model, open_export, write_json
+from evals.models import Export, LoadedModel, check_tokenizer, facts, load_model, open_export, write_json
 from evals.plots import text_table
 from llm.errors import UserError
 
@@ -233,9 +233,7 @@ def evaluate(loaded: LoadedModel) -> dict[str, Any]:
     records = ioi_probabilities(loaded.model, loaded.tokenizer)
     means = sentence_means(records)
     return {
-        "model": {"folder": loaded.export.folder.name, **loaded.export.info},
-        "device": loaded.device,
-        "dtype": loaded.dtype,
+        **facts(loaded),
         "names_of_several_tokens": split_names(records),
         "sentences": means,
         "mean": {outcome: float(np.mean(means[outcome])) for outcome in OUTCOMES},
@@ -252,9 +250,7 @@ def evaluate_generated(
     items = ioi_sentences.collect(sentences, values)
     several = {s.correct.strip() for s, (right, _) in zip(sentences, names, strict=True) if len(right) > 1}
     return {
-        "model": {"folder": loaded.export.folder.name, **loaded.export.info},
-        "device": loaded.device,
-        "dtype": loaded.dtype,
+        **facts(loaded),
         "batch_size": batch_size,
         "seed": seed,
         "sentences": len(sentences),

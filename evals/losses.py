@@ -8,9 +8,7 @@ end-of-document id is put in front, which is what precedes a document in a windo
 """
 
 import hashlib
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -22,8 +20,19 @@ from tqdm import tqdm
 
 from evals import models
 from evals.heads import evaluating
-from evals.models import WEIGHTS, Export, LoadedModel, first_line, load_model, resolve_device, write_json
+from evals.models import (
+    WEIGHTS,
+    Export,
+    LoadedModel,
+    facts,
+    first_line,
+    load_model,
+    resolve_device,
+    versions,
+    write_json,
+)
 from evals.plots import text_table
+from evals.results import locked
 from llm.data import store as stores
 from llm.data.stories import Split
 from llm.data.tokenizer import load_tokenizer
@@ -32,7 +41,7 @@ from llm.errors import UserError
 LOGITS_AT_ONCE = 1 << 28  # of a forward pass: 1 GiB in fp32; a row of 2,048 tokens and 131,072 ids is as many
 LOGITS_IN_FP32 = 1 << 26  # of a softmax: 256 MiB
 # What two measurements must share to be one and the same, beside the weights.
-PROTOCOL = ("store_fingerprint", "split", "limit", "context", "batch_size", "dtype", "device")
+PROTOCOL = ("store_fingerprint", "split", "limit", "context", "batch_size", "dtype", "device", "versions")
 
 
 class DocumentLosses(NamedTuple):
@@ -139,6 +148,7 @@ def measure(
         "batch_size": batch_size,
         "dtype": str(config.dtype).removeprefix("torch.") if dtype == "auto" else dtype,
         "device": str(resolve_device(device)),
+        "versions": versions(),
     }
     results = export.result("losses", [])
     weights = weights_sha256(export)
@@ -148,8 +158,10 @@ def measure(
     loaded = load_model(export, device, dtype)
     losses = document_losses(loaded, opened, documents, batch_size, length)
     result = {"store": str(opened.path), **asked, **facts(loaded), "weights_sha256": weights, **_summary(losses)}
-    others = [r for r in results if (r["store_fingerprint"], r["split"]) != (opened.fingerprint, split)]
-    write_json(export.results / "losses.json", [*others, result])
+    with locked(export.results / ".losses.lock"):
+        kept = export.result("losses", [])  # another process may have added to it meanwhile
+        others = [r for r in kept if (r["store_fingerprint"], r["split"]) != (opened.fingerprint, split)]
+        write_json(export.results / "losses.json", [*others, result])
     return result
 
 
@@ -267,16 +279,6 @@ def weights_sha256(export: Export) -> str:
         with path.open("rb") as file:
             digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
-
-
-def facts(loaded: LoadedModel) -> dict[str, Any]:
-    """What is recorded with every result: the model, where and in which precision it ran, and the libraries."""
-    return {
-        "model": {"folder": loaded.export.folder.name, **loaded.export.info},
-        "dtype": loaded.dtype,
-        "device": loaded.device,
-        "versions": {name: version(name) for name in ("transformers", "torch")} | {"python": platform.python_version()},
-    }
 
 
 def labels(exports: Sequence[Export]) -> list[str]:

@@ -25,7 +25,8 @@ class Measure(NamedTuple):
 
     first, second: (S, N) of S seeds and N items; weights: (N,) of a weighted mean, None where all count alike.
     better: 1 where more is better, -1 where less is. binary: each item is right (1) or wrong (0), shown in percent.
-    primary: the one quantity that the verdict is about, which no correction for many tests touches.
+    family: of the tests that share one error rate: "primary" is the one quantity that the verdict is about, "tasks"
+    each task at each number of shots, "others" what is no task or follows from several.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Measure(NamedTuple):
     second: np.ndarray
     weights: np.ndarray | None = None
     binary: bool = False
-    primary: bool = False
+    family: str = "others"
 
     @property
     def means(self) -> tuple[float, float]:
@@ -47,18 +48,18 @@ class Measure(NamedTuple):
 Exports = Sequence[tuple[Export, Export]]  # of each pair: without the change, and with it
 
 
-def read_measures(exports: Exports, fingerprints: Sequence[str], metric: str) -> tuple[list[Measure], list[str]]:
+def read_measures(exports: Exports, stores: Mapping[str, float], metric: str) -> tuple[list[Measure], list[str]]:
     """All that can be paired, the validation loss first; and a sentence on each result that some export lacks.
 
     Args:
         exports: a tuple a seed.
-        fingerprints: of the stores that the runs were trained on, whose validation documents count.
+        stores: those whose validation documents count: fingerprint -> share of the training data.
         metric: of the tasks, "acc_norm" or "acc".
     """
     found: list[Measure] = []
     notes: list[str] = []
     for results in (
-        _losses(exports, fingerprints, notes),
+        _losses(exports, stores, notes),
         _accuracies(exports, metric, notes),
         _generated_ioi(exports, notes),
         _in_context(exports, notes),
@@ -88,17 +89,34 @@ def complete(
     if lacking:
         notes.append(f"{what} is left out: it was not measured for {', '.join(map(str, lacking))}.")
         return None
+    for pair, kept in zip(exports, results, strict=True):
+        for export, result in zip(pair, kept, strict=True):
+            _check_weights(export, result, what)
     flat = [result for pair in results for result in pair]
     for result in flat[1:]:
         if differing := [
-            f"{key} ({flat[0][key]} and {result[key]})"
+            f"{key} ({flat[0].get(key)} and {result.get(key)})"
             for key in PROTOCOL
-            if key in flat[0] and key in result and flat[0][key] != result[key]
+            if _kind(key, flat[0].get(key)) != _kind(key, result.get(key))
         ]:
             raise UserError(
                 f"{what} was measured with different {', '.join(differing)}; run `python -m evals` on all models alike"
             )
     return list(results)
+
+
+def _kind(key: str, value: Any) -> Any:
+    """A protocol's value as it is compared: cuda:1 is as good as cuda:0."""
+    return str(value).partition(":")[0] if key == "device" else value
+
+
+def _check_weights(export: Export, result: Mapping[str, Any], what: str) -> None:
+    """Refuse a result that was measured on other weights than the export now holds."""
+    mine = export.info.get("checkpoint_sha256")
+    of_model = result.get("model", {}).get("checkpoint_sha256")
+    measured = result.get("weights") or result.get("weights_sha256") or of_model
+    if mine and measured and mine != measured:
+        raise UserError(f"{what} of {export.folder} was measured on other weights than it holds now; measure it again")
 
 
 def _stack(results: Sequence[tuple[Any, Any]], values: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -110,35 +128,30 @@ def _stack(results: Sequence[tuple[Any, Any]], values: Any) -> tuple[np.ndarray,
 # ---- Sources ---------------------------------------------------------------------------------------------------------
 
 
-def _losses(exports: Exports, fingerprints: Sequence[str], notes: list[str]) -> list[Measure]:
-    """Nats per token of each validation document, weighted by its tokens; of several stores together."""
+def _losses(exports: Exports, stores: Mapping[str, float], notes: list[str]) -> list[Measure]:
+    """Nats per token of each validation document, weighted by its tokens; each store counts by its share."""
+    what = "the validation loss per document"
 
-    def kept(export: Export, fingerprint: str) -> Any:
-        return next(
-            (
-                result
-                for result in export.result("losses", [])
-                if (result["store_fingerprint"], result["split"]) == (fingerprint, "validation")
-            ),
-            None,
-        )
+    def kept(export: Export, store: str) -> Any:
+        results = export.result("losses", [])
+        return next((r for r in results if (r["store_fingerprint"], r["split"]) == (store, "validation")), None)
 
-    parts = []
-    for fingerprint in fingerprints:
-        results = complete(
-            [(kept(one, fingerprint), kept(other, fingerprint)) for one, other in exports],
-            exports,
-            "the validation loss per document",
-            notes,
-        )
+    sides: list[tuple[np.ndarray, np.ndarray]] = []
+    weights = []
+    for store, share in stores.items():
+        pairs = [(kept(one, store), kept(other, store)) for one, other in exports]
+        results = complete(pairs, exports, what, notes)
         if results is None:
             return []
-        same_items(results, ("documents", "tokens"), "the validation loss per document")
-        parts.append(results)
-    tokens = np.concatenate([np.array(results[0][0]["tokens"], dtype=np.float64) for results in parts])
-    sides = [_stack(results, lambda result: np.divide(result["nats"], result["tokens"])) for results in parts]
+        same_items(results, ("documents", "tokens"), what)
+        sides.append(_stack(results, lambda result: np.divide(result["nats"], result["tokens"])))
+        tokens = np.array(results[0][0]["tokens"], dtype=np.float64)
+        weights.append(tokens * share / tokens.sum())
+    if not sides:
+        return []
     first, second = (np.concatenate([side[which] for side in sides], axis=1) for which in (0, 1))
-    return [Measure("validation loss", "nats per token", -1, first, second, tokens, primary=True)]
+    name = "validation loss per document"
+    return [Measure(name, "nats per token", -1, first, second, np.concatenate(weights), family="primary")]
 
 
 def _accuracies(exports: Exports, metric: str, notes: list[str]) -> list[Measure]:
@@ -155,7 +168,7 @@ def _accuracies(exports: Exports, metric: str, notes: list[str]) -> list[Measure
         items = [tuple(read_samples(export, task, shots) for export in pair) for pair in exports]
         same_items([(one, other) for one, other in items], ("doc_id", "doc_hash", "prompt_hash"), name)
         first, second = _stack([(one, other) for one, other in items], lambda samples: samples[metric])
-        found[task, shots] = Measure(f"{name}, {metric}", "points", 1, first, second, binary=True)
+        found[task, shots] = Measure(f"{name}, {metric}", "points", 1, first, second, binary=True, family="tasks")
     means = []
     for shots in sorted({shots for _, shots in found}):
         tasks = [measure for (_, number), measure in found.items() if number == shots]
@@ -168,7 +181,7 @@ def _mean_of(tasks: Sequence[Measure], name: str) -> Measure:
     """The mean of several tasks' accuracies, each task counting alike however many items it has."""
     first, second = (np.concatenate([getattr(task, side) for task in tasks], axis=1) for side in ("first", "second"))
     weights = np.concatenate([np.full(task.first.shape[1], 1 / task.first.shape[1]) for task in tasks])
-    return Measure(name, "points", 1, first, second, weights, binary=True)
+    return Measure(name, "points", 1, first, second, weights)
 
 
 def read_samples(export: Export, task: str, shots: int) -> dict[str, list[Any]]:

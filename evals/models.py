@@ -6,7 +6,9 @@ imported where a model is loaded, so that a command that only reads results star
 """
 
 import json
+import platform
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +134,21 @@ def load_model(
         )
     tokenizer = AutoTokenizer.from_pretrained(export.folder, trust_remote_code=True)
     return LoadedModel(export, model.to(target).eval(), tokenizer)
+
+
+def facts(loaded: LoadedModel) -> dict[str, Any]:
+    """What is recorded with every result: the model, where and in which precision it ran, and the libraries."""
+    return {
+        "model": {"folder": loaded.export.folder.name, **loaded.export.info},
+        "dtype": loaded.dtype,
+        "device": loaded.device,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that a number may depend on."""
+    return {name: version(name) for name in ("transformers", "torch")} | {"python": platform.python_version()}
 
 
 def resolve_device(device: str) -> "torch.device":

@@ -46,9 +46,10 @@ def _summary(found: Comparison) -> Section:
     level = f"{100 * found.findings[0].effect.level:g}%" if found.findings else "95%"
     note = (
         f"Differences are the second minus the first, with {level} intervals: of one seed from a paired bootstrap over "
-        "items, of several from the variance over seeds and items. The p values of all lines but the validation loss "
-        "are corrected by Holm's method; a difference is called better or worse only where its interval leaves out "
-        "zero and its p value agrees."
+        "items, of several from the variance over seeds and items. A difference is shown only where its interval "
+        "leaves out zero and its p value agrees; p values are corrected by Holm's method, the tasks' and the other "
+        "lines' each among themselves. The loss per document is of documents cut at the models' context, that of the "
+        "curves of windows."
     )
     table = Table("What was measured", ["", *found.pairs.names, *verdict.HEADER], rows(found), note)
     cost = verdict.cost_sentence(found.pairs.names, found.costs)
@@ -62,7 +63,7 @@ def _loss(found: Comparison) -> Section:
         _picture(draw_loss(sides, second_half=True), "The same from half of the run on"),
         _picture(figures.draw_difference(found.pairs.pairs, names), "Difference of the validation losses over tokens"),
     ]
-    primary = [finding for finding in found.findings if finding.measure.primary]
+    primary = [finding for finding in found.findings if finding.primary]
     pictures += [
         _picture(figures.draw_documents(finding, names), "Difference of the validation loss, document by document")
         for finding in primary
@@ -146,7 +147,8 @@ def _provenance(found: Comparison) -> Section:
         ("Seeds", told(found.pairs.seeds)),
         ("Store", told([run.record["store_fingerprint"] for run in runs])),
         ("Commit", told([run.record.get("git_commit") for run in runs])),
-        ("Device", told([run.record.get("device") for run in runs])),
+        ("Trained on", told([run.record.get("device") for run in runs])),
+        ("Losses measured", told([f"{key} {value}" for key, value in found.measured.items() if key != "versions"])),
         *(("Note", note) for note in found.notes),
     ]
     return Section("Where it comes from", facts=facts)

@@ -40,6 +40,19 @@ class Run:
     def seed(self) -> int:
         return int(self.record["seed"])
 
+    @property
+    def last_step(self) -> int:
+        """The step of the summary. For a finished run."""
+        assert self.summary is not None
+        return int(self.summary["step"])
+
+    def weights_sha256(self) -> str | None:
+        """The digest of the last step's weights; None where its checkpoint is not there any more."""
+        try:
+            return reading.weights_sha256(self.folder / f"checkpoints/step-{self.last_step:08d}")
+        except (OSError, ValueError, KeyError):
+            return None
+
     def curve(self, measure: str, over: str = "tokens") -> Curve:
         """One column of metrics.csv over another, where both were measured."""
         pairs = [(reading.number(row, over), reading.number(row, measure)) for row in self.metrics]

@@ -33,7 +33,7 @@ def test_no_command_and_an_unknown_one() -> None:
 
 
 def test_imports_go_one_way() -> None:
-    """llm imports neither small nor evals, llm.model only torch, transformers and itself; evals only what reads runs."""
+    """llm imports neither small nor evals, llm.model only torch, transformers and itself; evals no trainer."""
     for path in ROOT.glob("llm/**/*.py"):
         assert not re.search(r"^\s*(from|import) (small|evals)\b", path.read_text(), re.M), path
     for path in ROOT.glob("llm/model/*.py"):

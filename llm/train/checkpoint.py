@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..model import DecoderConfig
-from .reading import checkpoint_problems, folders, step_of
+from .reading import checkpoint_problems, folders, hashes, step_of, weights_sha256
 from .state import State
 
 PARTIAL = ".partial"
@@ -78,22 +78,15 @@ class Checkpoint:
 
     def weights(self) -> Tensors:
         """Parameters by name, on the CPU."""
-        return Tensors(self.path / name for name in self._hashes("model"))
+        return Tensors(self.path / name for name in hashes(self.path, "model"))
 
     def optimizer_state(self) -> Tensors:
         """Optimizer state, "STATE/PARAMETER" -> tensor, on the CPU."""
-        return Tensors(self.path / name for name in self._hashes("optimizer"))
+        return Tensors(self.path / name for name in hashes(self.path, "optimizer"))
 
     def weights_sha256(self) -> str:
         """One digest of all weights: that of their files' digests, or the file's own where it is one."""
-        hashes = list(self._hashes("model").values())
-        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-
-    def _hashes(self, kind: str) -> dict[str, str]:
-        """Names and digests of the files that hold the tensors of a kind, in order."""
-        manifest = json.loads((self.path / "manifest.json").read_text())
-        files = sorted(name for name in manifest if name.startswith(kind) and name.endswith(".safetensors"))
-        return {name: manifest[name]["sha256"] for name in files}
+        return weights_sha256(self.path)
 
 
 @dataclass

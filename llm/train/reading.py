@@ -183,6 +183,19 @@ def checkpoint_problems(checkpoint: Path, hashed: Callable[[int], object] | None
     return problems
 
 
+def hashes(checkpoint: Path, kind: str) -> dict[str, str]:
+    """Names and sha256 of the files that hold a checkpoint's tensors of a kind ("model", "optimizer"), in order."""
+    manifest = json.loads((checkpoint / "manifest.json").read_bytes())
+    files = sorted(name for name in manifest if name.startswith(kind) and name.endswith(".safetensors"))
+    return {name: manifest[name]["sha256"] for name in files}
+
+
+def weights_sha256(checkpoint: Path) -> str:
+    """One digest of all weights: that of their files' digests, or the file's own where it is one."""
+    each = list(hashes(checkpoint, "model").values())
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
+
+
 def finite(value: Any) -> Any:
     """`value` with text for each number that JSON does not know."""
     if isinstance(value, dict):
