@@ -248,7 +248,12 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument("--metric", choices=("acc_norm", "acc"), default="acc_norm", help="of the tasks (acc_norm)")
     command.add_argument("--level", type=_share, default=0.95, metavar="P", help="of the intervals (0.95)")
     command.add_argument(
-        "--target-loss", nargs="+", type=float, default=[], metavar="NATS", help="losses to reach, beside the final one"
+        "--target-loss",
+        nargs="+",
+        type=_positive,
+        default=[],
+        metavar="NATS",
+        help="losses to reach, beside the final one",
     )
     command.add_argument("--batch-size", type=_count(1), default=16, metavar="N", help="documents at once (16)")
     command.add_argument("--plan", action="store_true", help="print what n seeds and m items can detect, and no more")
@@ -321,6 +326,13 @@ def _share(text: str) -> float:
     """An argument type: a number between 0 and 1."""
     if not 0 < (value := float(text)) < 1:
         raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
+    return value
+
+
+def _positive(text: str) -> float:
+    """An argument type: a finite number above 0."""
+    if not 0 < (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not above 0 and finite")
     return value
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from evals import efficiency, verdict
 from evals.comparison import Comparison, change, losses_of, record, rows
 from evals.measures import METRICS, Exports, both, read_measures
-from evals.models import Export, open_export, write_file, write_json
+from evals.models import Export, as_json, open_export, write_files
 from evals.pair import Pairs, read_pairs
 from evals.plots import as_png, draw_losses, text_table
 from evals.report import report
@@ -121,10 +121,10 @@ def export_of(run: Run, given: Sequence[Export]) -> Export:
         print(f"exporting the last step of {run.folder} ...", file=sys.stderr)
         command = ["-m", "llm", "export", str(run.folder), str(step_folder(run.folder, last)), "--step", str(last)]
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
-        if done.returncode:
+        known = exported_steps(run.folder)  # another process may have made it at the same time
+        if done.returncode and last not in known:
             why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].removeprefix("error: ")
             raise UserError(f"{run.folder} cannot be exported: {why}")
-        known = exported_steps(run.folder)
     if why := _foreign(run, known[last]):
         raise UserError(f"{known[last].folder} is not of {run.folder}: {why}; remove it, and it is made again")
     return known[last]
@@ -154,6 +154,11 @@ def stores_of(run: Run, given: Sequence[Path]) -> list[Component]:
         weights = dict(zip(map(str, given), weights.values(), strict=True))
         if len(weights) < len(given):
             raise UserError(f"{given[0]} is given twice with --store; give each store once")
+    if lacking := [store for store in weights if not Path(store).exists()]:
+        raise UserError(
+            f"{run.folder} names the store {lacking[0]}, which is not there; run this in the folder it was trained "
+            "from, give it with --store, or take --documents 0"
+        )
     components = open_stores(weights)
     if (found := mixed_fingerprint(components)) != run.record["store_fingerprint"]:
         raise UserError(
@@ -210,10 +215,14 @@ def write(found: Comparison, out: Path, made_by: str) -> None:
     """Write the four files."""
     content = record(found, made_by)
     page = report(found, content, made_by)
-    write_file(out / "loss.png", as_png(draw_losses(losses_of(found.pairs))))
-    write_file(out / "table.csv", _csv([["measure", *found.pairs.names, *verdict.HEADER], *rows(found)]))
-    write_json(out / "results.json", content)
-    write_file(out / "report.html", page)
+    write_files(
+        {
+            out / "loss.png": as_png(draw_losses(losses_of(found.pairs))),
+            out / "table.csv": _csv([["measure", *found.pairs.names, *verdict.HEADER], *rows(found)]),
+            out / "results.json": as_json(content),
+            out / "report.html": page,
+        }
+    )
 
 
 def _csv(lines: Sequence[Sequence[Any]]) -> str:

@@ -103,6 +103,13 @@ def _plan(export: Export, prepared: Prepared, protocol: Protocol, device: str, d
     found = {
         key: kept[key] for key, wanted in asked.items() if not again and results.reusable(export, kept, wanted, dtype)
     }
+    for (task, shots), result in kept.items() if not again else ():
+        mine = result.get("weights") == model["weights"]  # what is of other weights is of no use any more
+        if (task, shots) in asked and mine and protocol.limit and protocol.limit < result["n"]:
+            raise UserError(
+                f"{export.folder} keeps {task}, {shots}-shot, of {result['n']} items, and --limit {protocol.limit} "
+                "would replace it; give --again if that is meant"
+            )
     if found:
         print(
             f"{label(export)}: {len(found)} of {len(asked)} results are kept from before; --again makes them anew",

@@ -283,14 +283,16 @@ def generate_for(exports: Sequence[Export], count: int, seed: int) -> list[Sente
 
 def parse_groups(arguments: Sequence[str]) -> dict[str, list[Export]]:
     """Groups of exported folders from the command line: `NAME=FOLDER,FOLDER` names one, a bare folder is a group of its
-    own under its folder's name (or its whole path, where that name is taken). UserError: no folder, or one given twice.
+    own under its run's or its folder's name (or its whole path, where that name is taken).
+
+    UserError: no folder, or one given twice.
     """
     groups: dict[str, list[Export]] = {}
     for argument in arguments:
         name, equals, folders = argument.partition("=")
         if Path(argument).is_dir() or not equals:
             export = open_export(argument)
-            name = export.folder.resolve().name
+            name = export.name if export.info else export.folder.resolve().name
             groups[name if name not in groups else argument] = [export]
         else:
             groups.setdefault(name, []).extend(open_export(folder) for folder in folders.split(","))

@@ -155,6 +155,13 @@ def measure(
     for result in results:
         if not again and _alike(result, asked) and _weights_of(result) == (weights, export.info.get("dtype")):
             return dict(result)
+    for result in results if not again else ():
+        alike = _alike(result, asked | {"limit": result.get("limit")}) and _weights_of(result)[0] == weights
+        if alike and result["n"] > documents:
+            raise UserError(
+                f"{export.folder} keeps the losses of {result['n']} documents, and {documents} would replace them; ask "
+                f"for as many, or measure anew with `python -m evals losses ... --documents {documents} --again`"
+            )
     loaded = load_model(export, device, dtype)
     losses = document_losses(loaded, opened, documents, batch_size, length)
     result = {"store": str(opened.path), **asked, **facts(loaded), "weights_sha256": weights, **_summary(losses)}

@@ -64,7 +64,11 @@ def read_measures(exports: Exports, stores: Mapping[str, float], metric: str) ->
         _generated_ioi(exports, notes),
         _in_context(exports, notes),
     ):
-        found += results
+        for measure in results:
+            if measure.first.shape[1] > 1:
+                found.append(measure)
+            else:
+                notes.append(f"{measure.name} is left out: an interval needs two items at least.")
     return found, notes
 
 

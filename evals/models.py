@@ -7,6 +7,8 @@ imported where a model is loaded, so that a command that only reads results star
 
 import json
 import platform
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -39,9 +41,19 @@ class Export:
         return self.folder / "evals"
 
     def result(self, name: str, absent: Any = None) -> Any:
-        """The content of EXPORT/evals/`name`.json, or `absent` where that was never written."""
+        """The content of EXPORT/evals/`name`.json, or `absent` where that was never written.
+
+        UserError: it is no object, or list of objects; or no list where `absent` is one.
+        """
         path = self.results / f"{name}.json"
-        return read_json(path) if path.is_file() else absent
+        if not path.is_file():
+            return absent
+        content = read_json(path)
+        rows = content if isinstance(content, list) else [content]
+        whole = all(isinstance(row, dict) and row for row in rows) and (rows or isinstance(absent, list))
+        if not whole or (isinstance(absent, list) and rows is not content):
+            raise UserError(f"{path} is damaged; delete it and measure again")
+        return content
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,10 @@ def open_export(folder: str | Path) -> Export:
     if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
         raise UserError(f"{folder} has no weights (*.safetensors): make it again with `python -m llm export RUN OUT`")
     card = folder / "hippoformer.json"
-    return Export(folder, read_json(card) if card.is_file() else {})
+    info = read_json(card) if card.is_file() else {}
+    if not isinstance(info, dict):
+        raise UserError(f"{card} is damaged; make the folder again with `python -m llm export RUN OUT`")
+    return Export(folder, info)
 
 
 def check_tokenizer(export: Export) -> None:
@@ -168,20 +183,47 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({first_line(error)}); write it again") from error
+        raise UserError(
+            f"{path} cannot be read as JSON ({first_line(error)}); delete it, and measure or export again"
+        ) from error
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: aside first, then renamed over. Text is UTF-8."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_bytes(content.encode() if isinstance(content, str) else content)
-    aside.replace(path)
+    """Write a file whole or not at all: aside first, then renamed over. Text is UTF-8.
+
+    UserError: a full disk, a folder that cannot be written; what was there stays.
+    """
+    write_files({path: content})
+
+
+def write_files(contents: Mapping[Path, str | bytes]) -> None:
+    """Write several files, all or none: none gets its name before all are written. As `write_file`."""
+    asides = {path: path.with_name(path.name + ".part") for path in contents}
+    path = next(iter(contents))
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            asides[path].write_bytes(content.encode() if isinstance(content, str) else content)
+        for path, aside in asides.items():
+            aside.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); free space, or give a folder that can be written"
+        ) from error
+    finally:
+        for aside in asides.values():
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
     """`write_file` of indented JSON."""
-    write_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_file(path, as_json(content))
+
+
+def as_json(content: Any) -> str:
+    """Indented JSON."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def first_line(error: BaseException) -> str:

@@ -101,7 +101,7 @@ def check_finished(run: Run) -> None:
     summary = run.summary
     if summary is None:
         raise UserError(
-            f"{run.folder} is not finished (no summary.json); go on with `python -m llm fit --config "
+            f"{run.folder} is not finished (no whole summary.json); go on with `python -m llm fit --config "
             f"{run.folder}/config.yaml --resume auto`"
         )
     needed = ("step", "tokens_seen", "validation_loss", "seconds", "parameters")
@@ -110,6 +110,12 @@ def check_finished(run: Run) -> None:
     lacking += [f"{key} in metrics.csv" for key in ("tokens", "train_loss", "validation_loss") if key not in columns]
     if lacking:
         raise UserError(f"{run.folder} lacks {', '.join(lacking)}; give a folder that `python -m llm fit` wrote")
+    validated = run.curve("validation_loss", over="step").tokens
+    if not validated or validated[-1] != summary["step"]:
+        raise UserError(
+            f"{run.folder}/metrics.csv is not whole: its last validation is not of the run's last step, "
+            f"{summary['step']}; put the whole file back"
+        )
 
 
 # ---- Sides and seeds -------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ INK = "#010203"  # nobody's choice of a colour: in an SVG it becomes `currentCol
 STYLE: Any = {
     "font.size": 10,
     "svg.fonttype": "none",  # text stays text: searched, scaled, read aloud
+    "text.parse_math": False,  # a $ in a run's name is a $
     "svg.hashsalt": "hippoformer",  # the same figure is the same bytes
     "axes.spines.top": False,
     "axes.spines.right": False,

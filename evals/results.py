@@ -126,8 +126,12 @@ def _sha256(content: bytes) -> str:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """One process at a time: waits for whoever holds `path`. A killed process holds nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise UserError(f"{path.parent} cannot be written ({error.strerror}); give a folder that can be") from error
+    with file:
         with suppress(OSError):  # a file system without locks: then it goes without
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

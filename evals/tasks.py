@@ -248,12 +248,23 @@ def _check_task(task: Any, protocol: Protocol) -> None:
         raise UserError(
             f"{task.task_name} has {len(task.sampler.df)} rows to draw {shots} examples from; ask for fewer --shots"
         )
-    for number, row in task.doc_iterator(limit=protocol.limit):
-        if task.doc_to_target(row) not in range(len(task.doc_to_choice(row))):
-            raise UserError(
-                f"row {number + 1} that {task.task_name} evaluates has no answer among its choices; "
-                "give a split with answers"
-            )
+    asked = [("evaluates", task.doc_iterator(limit=protocol.limit))]
+    if shots:
+        asked.append((f"draws examples from ({pool})", enumerate(task.fewshot_docs())))
+    for what, rows in asked:
+        for number, row in rows:
+            if not _has_answer(task, row):
+                raise UserError(
+                    f"row {number + 1} that {task.task_name} {what} has no answer among its choices; give a split with "
+                    "answers"
+                )
+
+
+def _has_answer(task: Any, row: Any) -> bool:
+    try:
+        return task.doc_to_target(row) in range(len(task.doc_to_choice(row)))
+    except Exception:  # the task's own template finds no such choice in its own way
+        return False
 
 
 @contextmanager

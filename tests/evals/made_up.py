@@ -27,15 +27,22 @@ def make_run(
     digest: str = "d",
     config: dict[str, Any] | None = None,
     record: dict[str, Any] | None = None,
+    weights: str | None = None,
+    cost: float = 1.0,
 ) -> Path:
-    """A finished run: a row a step, validation every tenth, which ends at `loss`; `config` overrides dotted keys."""
+    """A finished run: a row a step, validation every tenth, which ends at `loss`; `config` overrides dotted keys.
+
+    weights: the sha256 of its last checkpoint, of which only the manifest is there; none without it. cost: how many
+    times as many parameters as others; its square as many FLOPs, its cube the time, its fourth power the memory.
+    """
     folder.mkdir(parents=True)
     lines = [HEADER]
     for step in range(1, steps + 1):
         train = loss + 4 * math.exp(-step / 8)
         validation = f"{loss + 4 * math.exp(-step / 8) * (step < steps)}" if step % 10 == 0 else ""
         lines.append(
-            f"{step},{step * 1000},{train},{math.exp(train)},0.001,1.0,5000,,{validation},{step / 2},{digest}{step},0"
+            f"{step},{step * 1000},{train},{math.exp(train)},0.001,1.0,{5000 / cost**3},,{validation},"
+            f"{step / 2 * cost**3},{digest}{step},0"
         )
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
     settings: dict[str, Any] = {
@@ -53,27 +60,53 @@ def make_run(
             place = place.setdefault(part, {})
         place[last] = value
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    facts = {"name": folder.name, "parameters": 12345, "seed": seed, "store_fingerprint": store, "git_commit": "c"}
-    (folder / "run.json").write_text(json.dumps({**facts, "flops_per_token": FLOPS, **(record or {})}))
-    summary = {"step": steps, "tokens_seen": steps * 1000, "validation_loss": loss, "seconds": steps / 2}
-    summary |= {"parameters": 12345, "peak_memory_bytes": 2_000_000_000}
+    parameters = round(12345 * cost)
+    facts = {"name": folder.name, "parameters": parameters, "seed": seed, "store_fingerprint": store, "git_commit": "c"}
+    (folder / "run.json").write_text(json.dumps({**facts, "flops_per_token": FLOPS * cost**2, **(record or {})}))
+    summary = {"step": steps, "tokens_seen": steps * 1000, "validation_loss": loss, "seconds": steps / 2 * cost**3}
+    summary |= {"parameters": parameters, "peak_memory_bytes": round(2_000_000_000 * cost**4)}
     (folder / "summary.json").write_text(json.dumps(summary))
+    if weights is not None:
+        checkpoint = folder / f"checkpoints/step-{steps:08d}"
+        checkpoint.mkdir(parents=True)
+        manifest = {"model.safetensors": {"bytes": 0, "sha256": weights}}
+        (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
 MEASURED = {"dtype": "float32", "device": "cpu", "batch_size": 16}
 
 
+def document_lengths(documents: int) -> np.ndarray:
+    """Tokens of as many documents, (N,): from 60 to 140, in the mean about 100."""
+    return 60 + 37 * np.arange(documents) % 81
+
+
 def make_export(
-    run: Path, nats: np.ndarray, step: int = 40, seed: int = 1, store: str = "f1", tokens: Any = None
+    run: Path,
+    nats: np.ndarray,
+    step: int = 40,
+    seed: int = 1,
+    store: str = "f1",
+    tokens: Any = None,
+    weights: str | None = None,
+    dtype: str = "float32",
+    out: Path | None = None,
 ) -> Path:
-    """The export of a run's last step in the run's folder, with a loss a document; its weights are never read."""
-    folder = run / f"exports/step-{step:08d}"
+    """The export of a run's last step, with a loss a document; its weights are never read.
+
+    tokens: of each document (`document_lengths`). weights: the sha256 of the checkpoint. out: where it goes, if not
+    into the run's folder.
+    """
+    folder = out or run / f"exports/step-{step:08d}"
     (folder / "evals/samples").mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"")
-    (folder / "hippoformer.json").write_text(json.dumps({"run": run.name, "step": step, "seed": seed}))
-    counted = np.full(len(nats), 100) if tokens is None else np.asarray(tokens)
+    record = json.loads((run / "run.json").read_text()) if (run / "run.json").is_file() else {}
+    info = {"run": record.get("name", run.name), "step": step, "seed": seed, "dtype": dtype}
+    info |= {"store_fingerprint": store, "checkpoint_sha256": weights}
+    (folder / "hippoformer.json").write_text(json.dumps(info))
+    counted = document_lengths(len(nats)) if tokens is None else np.asarray(tokens)
     losses = {"store_fingerprint": store, "split": "validation", "documents": list(range(len(nats)))}
     losses |= {
         "tokens": counted.tolist(),
@@ -81,6 +114,7 @@ def make_export(
         "n": len(nats),
         "limit": 1000,
         "context": 32,
+        "weights_sha256": weights,
         **MEASURED,
     }
     (folder / "evals/losses.json").write_text(json.dumps([losses]))

@@ -1,8 +1,10 @@
 """The comparison of made-up pairs: what is measured, said, written and refused."""
 
 import csv
+import html
 import json
 import re
+import shlex
 import struct
 from pathlib import Path
 
@@ -12,14 +14,19 @@ import pytest
 from evals.__main__ import main
 
 from .browser import check_page
-from .made_up import FLOPS, add_incontext, add_ioi, add_task, make_export, make_run
+from .made_up import FLOPS, add_incontext, add_ioi, add_task, document_lengths, make_export, make_run
 
 DOCUMENTS = 300
+TOKENS = document_lengths(DOCUMENTS)
+COST = 1.25  # of the runs with the change
 GENERATOR = 5
 
 
 def make_pairs(root: Path, gain: float, seeds: tuple[int, ...] = (1,), spread: float = 0.0) -> list[str]:
-    """Runs of both sides whose losses differ by `gain` nats a token, give or take `spread` a seed."""
+    """Runs of both sides whose losses differ by `gain` nats a token, give or take `spread` a seed.
+
+    A long document gains more than a short one, so that those who weigh all alike find less.
+    """
     numbers = np.random.default_rng(GENERATOR)
     base = numbers.gamma(9, 0.25, DOCUMENTS)  # nats per token, the same documents for all
     arguments = []
@@ -27,9 +34,10 @@ def make_pairs(root: Path, gain: float, seeds: tuple[int, ...] = (1,), spread: f
         for side, stream in (("classic", []), ("values", ["values"])):
             shift = -gain + spread * numbers.standard_normal() if stream else 0.0
             name = f"{side}-seed{seed}" if len(seeds) > 1 else side
-            run = make_run(root / name, stream, loss=2.0 - gain * bool(stream), seed=seed)
-            losses = base + shift + 0.1 * numbers.standard_normal(DOCUMENTS)
-            make_export(run, 100 * losses, seed=seed)
+            cost = COST if stream else 1.0
+            run = make_run(root / name, stream, loss=2.0 - gain * bool(stream), seed=seed, cost=cost)
+            losses = base + shift * TOKENS * TOKENS.mean() / (TOKENS**2).mean()
+            make_export(run, TOKENS * (losses + 0.1 * numbers.standard_normal(DOCUMENTS)), seed=seed)
             arguments.append(str(run))
     return arguments
 
@@ -38,13 +46,12 @@ def exports(runs: list[str]) -> list[Path]:
     return [Path(run) / "exports/step-00000040" for run in runs]
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model is behind these exports: every call takes what is kept."""
-    monkeypatch.setattr("evals.compare.measure_losses", lambda pairs, exports, settings: [])
+def nats(export: Path) -> np.ndarray:
+    return np.array(json.loads((export / "evals/losses.json").read_text())[0]["nats"])
 
 
 def compare(runs: list[str], out: Path, *more: str) -> int:
+    """No model is behind these exports: what is kept is taken."""
     return main(["compare", *runs, "--out", str(out), "--documents", "0", *more])
 
 
@@ -56,10 +63,15 @@ def results(out: Path) -> dict:
 
 
 def test_one_seed_says_which_of_these_two_is_lower_and_no_more(tmp_path, capsys):
-    assert compare(make_pairs(tmp_path, gain=0.1), tmp_path / "out") == 0
+    runs = make_pairs(tmp_path, gain=0.1)
+    assert compare(runs, tmp_path / "out") == 0
     said = capsys.readouterr().out.splitlines()[-1]
     finding = results(tmp_path / "out")["findings"][0]
-    assert said.startswith("values (seed 1) has a lower validation loss than classic (seed 1): -0.")
+    assert said.startswith("values (seed 1) has a lower validation loss per document than classic (seed 1): -0.")
+    per_token = [nats(export).sum() / TOKENS.sum() for export in exports(runs)]
+    assert finding["means"] == pytest.approx(per_token) and finding["shown"] == "lower"
+    assert finding["difference"] == pytest.approx(per_token[1] - per_token[0], abs=1e-12)
+    assert finding["family"] == "primary" and finding["hierarchical_bootstrap"] is None
     assert f"{finding['low']:+.4f} to {finding['high']:+.4f} over 300 documents" in said
     assert finding["low"] < -0.1 < finding["high"] < 0
     assert "one seed each: this is of these two models, and whether other seeds agree is not known." in said
@@ -68,24 +80,30 @@ def test_one_seed_says_which_of_these_two_is_lower_and_no_more(tmp_path, capsys)
 
 def test_several_seeds_may_be_called_better_or_worse(tmp_path, capsys):
     seeds = (1, 2, 3, 4)
-    assert compare(make_pairs(tmp_path / "a", 0.1, seeds, spread=0.004), tmp_path / "better") == 0
-    assert "values is better than classic: validation loss -0.1" in capsys.readouterr().out
+    runs = make_pairs(tmp_path / "a", 0.1, seeds, spread=0.004)
+    assert compare(runs, tmp_path / "better") == 0
+    assert "values is better than classic: validation loss per document -0." in capsys.readouterr().out
+    finding = results(tmp_path / "better")["findings"][0]
+    per_token = np.array([nats(export).sum() / TOKENS.sum() for export in exports(runs)]).reshape(4, 2)
+    assert finding["difference"] == pytest.approx(np.subtract(*per_token.mean(axis=0)[::-1]), abs=1e-12)
+    assert finding["seeds"] == 4 and finding["shown"] == "better"
     assert compare(make_pairs(tmp_path / "b", -0.1, seeds, spread=0.004), tmp_path / "worse") == 0
     said = capsys.readouterr().out.splitlines()[-1]
-    assert "values is worse than classic: validation loss +0." in said and "better" not in said
+    assert "values is worse than classic: validation loss per document +0." in said and "better" not in said
+    assert results(tmp_path / "worse")["findings"][0]["shown"] == "worse"
 
 
-@pytest.mark.parametrize("seeds", [(1,), (1, 2, 3)])
-def test_an_interval_that_holds_zero_is_never_called_better(tmp_path, capsys, seeds):
-    assert compare(make_pairs(tmp_path, gain=0.001, seeds=seeds, spread=0.05), tmp_path / "out") == 0
+@pytest.mark.parametrize(("seeds", "spread"), [((1,), 0.0), ((1, 2, 3), 0.05)])
+def test_an_interval_that_holds_zero_is_never_called_better(tmp_path, capsys, seeds, spread):
+    """The curves' final losses do differ here, and are no evidence."""
+    runs = make_pairs(tmp_path, gain=0.001, seeds=seeds, spread=spread)
+    assert compare(runs, tmp_path / "out") == 0
     said = capsys.readouterr().out.splitlines()[-1]
     finding = results(tmp_path / "out")["findings"][0]
-    if seeds == (1,):  # these two models do differ, by the spread; the second seed would tell
-        assert "better" not in said
-    else:
-        assert finding["low"] < 0 < finding["high"] and finding["shown"] == "no difference shown"
-        assert said.startswith("No difference between values and classic is shown")
-        assert not any(word in said for word in ("better", "worse", "lower", "fewer tokens"))
+    assert finding["low"] < 0 < finding["high"] and finding["shown"] == "no difference shown"
+    names = "values (seed 1) and classic (seed 1)" if seeds == (1,) else "values and classic"
+    assert said.startswith(f"No difference between {names} is shown: validation loss per document")
+    assert not any(word in said for word in ("better", "worse", "lower", "higher", "fewer tokens"))
 
 
 def test_a_run_against_itself_differs_in_nothing(tmp_path, capsys):
@@ -94,7 +112,8 @@ def test_a_run_against_itself_differs_in_nothing(tmp_path, capsys):
     (exports(runs)[1] / "evals/losses.json").write_text(losses)
     assert compare(runs, tmp_path / "out") == 0
     said = capsys.readouterr().out.splitlines()[-1]
-    assert "validation loss 0.0000 nats per token, 95% interval 0.0000 to 0.0000" in said and "No difference" in said
+    assert "validation loss per document 0.0000 nats per token, 95% interval 0.0000 to 0.0000" in said
+    assert said.startswith("No difference")
 
 
 def test_without_losses_there_is_no_verdict(tmp_path, capsys):
@@ -118,12 +137,17 @@ def test_the_tasks_share_the_error_rate(tmp_path, capsys):
         add_task(export, "real", 1, numbers.random(400) < 0.5 + gain)
     assert compare(runs, tmp_path / "out") == 0
     findings = {finding["measure"]: finding for finding in results(tmp_path / "out")["findings"]}
-    shown = [name for name, finding in findings.items() if finding["shown"] == "better"]
-    assert shown == ["validation loss", "real, 1-shot, acc_norm"] and len(findings) == 13
-    for finding in findings.values():
-        assert finding["primary"] or finding["adjusted_p_value"] >= finding["p_value"]
+    shown = {name: finding["shown"] for name, finding in findings.items() if finding["shown"] != "no difference shown"}
+    assert shown == {"validation loss per document": "lower", "real, 1-shot, acc_norm": "higher"}
+    assert len(findings) == 13
+    families = [finding["family"] for finding in findings.values()]
+    assert families == ["primary", *["tasks"] * 11, "others"]
+    real = findings["real, 1-shot, acc_norm"]
+    assert real["adjusted_p_value"] == pytest.approx(11 * real["p_value"])  # the smallest of eleven
+    for alone in (findings["validation loss per document"], findings["mean of 11 tasks, 1-shot, acc_norm"]):
+        assert alone["adjusted_p_value"] == alone["p_value"]
     table = capsys.readouterr().out
-    assert re.search(r"real, 1-shot, acc_norm, % +\d\d\.\d\d +\d\d\.\d\d +\+\d\d\.\d\d +\+\d+\.\d+ to .*better", table)
+    assert re.search(r"real, 1-shot, acc_norm, % +\d\d\.\d\d +\d\d\.\d\d +\+\d\d\.\d\d +\+\d+\.\d+ to .*higher", table)
 
 
 def test_all_that_was_measured_is_on_the_page(tmp_path):
@@ -144,7 +168,12 @@ def test_all_that_was_measured_is_on_the_page(tmp_path):
     with (tmp_path / "out/table.csv").open(newline="") as file:
         table = {row["measure"]: row for row in csv.DictReader(file)}
     assert float(table["IOI correct name, 4 sentences, %"]["difference"]) == pytest.approx(10, abs=0.01)
-    assert table["training time, s"]["difference"] == "+0.0%"
+    percent = {name: float(line["difference"].rstrip("%")) for name, line in table.items() if "%" in line["difference"]}
+    of_cost = {"parameters": COST, "FLOPs per token": COST**2, "training time, s": COST**3, "peak memory, GB": COST**4}
+    of_cost["tokens per second"] = COST**-3
+    assert percent == pytest.approx({name: 100 * (ratio - 1) for name, ratio in of_cost.items()}, abs=0.06)
+    costs = {cost["name"]: cost["ratios"] for cost in results(tmp_path / "out")["costs"]}
+    assert list(costs.values()) == [pytest.approx([of_cost[name]], rel=1e-4) for name in list(table) if name in of_cost]
     png = (tmp_path / "out/loss.png").read_bytes()
     width, height = struct.unpack(">II", png[16:24])
     assert png.startswith(b"\x89PNG\r\n") and width >= 1000 and height >= 500
@@ -184,7 +213,7 @@ def test_tokens_to_the_other_s_final_loss(tmp_path, capsys):
         pytest.approx(10_000 + 10_000 * 0.4 / 1.4),
     ]
     assert [reached["tokens"] for reached in to_loss[2]["reached"]] == [None, None]
-    assert [reached["flops"] for reached in to_loss[0]["reached"]] == [40_000 * FLOPS, 25_000 * FLOPS]
+    assert [reached["flops"] for reached in to_loss[0]["reached"]] == [40_000 * FLOPS, 25_000 * FLOPS * COST**2]
     assert "values reaches classic's final loss with 38% fewer tokens" in capsys.readouterr().out
 
 
@@ -234,18 +263,6 @@ def test_losses_of_other_documents(tmp_path, capsys):
     refused(capsys, tmp_path / "out", "different items (documents)")
 
 
-def test_exports_of_other_runs_or_steps(tmp_path, capsys):
-    runs = make_pairs(tmp_path, gain=0.1)
-    one, other = map(str, exports(runs))
-    assert compare(runs, tmp_path / "out", "--exports", other, one) == 0  # each finds its run
-    assert compare(runs, tmp_path / "out2", "--exports", one) == 2
-    refused(capsys, tmp_path / "out2", "no export of values, seed 1, step 40 is given")
-    card = Path(other, "hippoformer.json")
-    card.write_text(card.read_text().replace("40", "20"))
-    assert compare(runs, tmp_path / "out2", "--exports", one, other) == 2
-    refused(capsys, tmp_path / "out2", "is of step 20")
-
-
 def test_arguments_that_cannot_be_used(tmp_path, capsys):
     runs = make_pairs(tmp_path, gain=0.1)
     (tmp_path / "out").write_text("")
@@ -255,6 +272,23 @@ def test_arguments_that_cannot_be_used(tmp_path, capsys):
     refused(capsys, tmp_path / "out", "give --out DIR")
     assert compare(runs[:1], tmp_path / "other") == 2
     refused(capsys, tmp_path / "other", "one run is no pair")
+
+
+def test_the_command_is_told_whole(tmp_path, capsys):
+    """As it was typed, every option of it, in the file and on the page."""
+    runs = make_pairs(tmp_path, gain=0.1)
+    out = tmp_path / "the <page>"  # to be quoted for a shell, and for HTML
+    options = ["--declare", "model.optimizer.lr", "--target-loss", "2.5", "3", "--level", "0.9", "--metric", "acc"]
+    options += ["--batch-size", "4", "--device", "cpu", "--dtype", "float32"]
+    assert compare(runs, out, *options) == 0
+    made_by = results(out)["made_by"]
+    words = ["python", "-m", "evals", "compare", *runs, "--out", str(out), "--documents", "0", *options]
+    assert shlex.split(made_by) == words
+    made = re.search(r'<p class="made">(.*?), \d{4}-', (out / "report.html").read_text(), re.DOTALL)
+    assert made and html.unescape(made[1]) == made_by
+    findings = results(out)["findings"]
+    assert findings[0]["level"] == 0.9 and "90% interval" in capsys.readouterr().out
+    assert [line["target"] for line in results(out)["to_loss"]] == [2.0, 2.5, 3.0]
 
 
 def test_reading_changes_no_file(tmp_path):

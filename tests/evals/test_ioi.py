@@ -117,7 +117,7 @@ def test_command_prints_groups_and_keeps_every_value(make_export, capsys):
     printed = capsys.readouterr().out
     lines = printed.splitlines()
     assert lines[2].split()[:3] == ["classic", "2", "correct"] and lines[2].count("±") == 5
-    assert lines[4].split()[:3] == ["c", "1", "correct"] and "±" not in lines[4]
+    assert lines[4].split()[:3] == ["values-seed1", "1", "correct"] and "±" not in lines[4]
     assert "more than one token" in lines[-1]
     results = [json.loads((folder / "evals/ioi.json").read_text()) for folder in (a, b, c)]
     assert results[2]["model"] == {"folder": "c", **info} and results[0]["dtype"] == "float32"

@@ -202,7 +202,9 @@ def test_what_was_measured_alike_is_kept(make_export, store, tmp_path, monkeypat
     first = losses.measure(export, store, documents=5)
     assert losses.measure(export, store, documents=5, dtype="float32", device="cpu") == first and len(loads) == 1
     assert losses.measure(export, store, documents=5, again=True) == first and len(loads) == 2
-    assert losses.measure(export, store, documents=4)["n"] == 4 and len(loads) == 3  # in the place of the other
+    with pytest.raises(UserError, match="keeps the losses of 5 documents, and 4 would replace them"):
+        losses.measure(export, store, documents=4)
+    assert losses.measure(export, store, documents=4, again=True)["n"] == 4 and len(loads) == 3
     assert losses.measure(export, store, documents=4, split="train")["split"] == "train" and len(loads) == 4
     kept = export.result("losses")
     assert [(result["split"], result["n"]) for result in kept] == [("validation", 4), ("train", 4)]

@@ -120,6 +120,27 @@ def test_seeds_that_do_not_pair_up(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({"config": {"model.optimizer.lr": 0.5}}, ["model.optimizer.lr (0.001 and 0.5)"]),
+        ({"store": "f2"}, ["store_fingerprint (f1 and f2)"]),
+        ({"steps": 30}, ["trainer.max_steps (40 and 30)"]),
+    ],
+)
+def test_each_seed_is_a_pair_and_they_are_not_alike(tmp_path, changes, messages):
+    """Both runs of the second seed have another setting: the mean over the seeds would be of two experiments."""
+    sides: dict[str, list[str]] = {"c": [], "v": ["values"]}
+    one = [make_run(tmp_path / f"{name}1", stream, seed=1) for name, stream in sides.items()]
+    other = [make_run(tmp_path / f"{name}2", stream, seed=2, **changes) for name, stream in sides.items()]
+    assert read_pairs(one).seeds == [1] and read_pairs(other).seeds == [2]
+    with pytest.raises(UserError, match="these runs are no pairs") as refused:
+        read_pairs([*one, *other])
+    assert all(message in str(refused.value) for message in [f"{one[0]} and {other[0]} differ in", *messages])
+    alike = [make_run(tmp_path / f"{name}3", stream, seed=3) for name, stream in sides.items()]
+    assert read_pairs([*one, *alike]).seeds == [1, 3]
+
+
+@pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda folder: (folder / "summary.json").unlink(), "is not finished"),

@@ -139,7 +139,7 @@ def reformat(folder: Path, data: Path) -> None:
         (tear_samples, [], [0]),
         (older_library, [], [0, 1]),
         (change_tokenizer, [], [0, 1]),
-        (None, ["--limit", "5"], [0, 1]),
+        (None, ["--limit", "5", "--again"], [0, 1]),
         (None, ["--batch-size", "4"], [0, 1]),
         (None, ["--dtype", "bfloat16"], [0, 1]),
         (None, ["--dtype", "float32"], []),  # what `auto` was
@@ -156,6 +156,13 @@ def test_what_a_result_rests_on(evaluated, make_export, run, data, monkeypatch, 
     if change is not None:
         change(folder, data)
     assert run(folder, *words, tasks=("piqa",)) == [("piqa", shots) for shots in made]
+
+
+def test_a_trial_does_not_replace_a_larger_result(make_export, data, capsys):
+    words = ["run", str(make_export()), "--tasks", "piqa", "--data", str(data), "--device", "cpu"]
+    assert main(words) == 0 and main([*words, "--limit", "2"]) == 2
+    assert "keeps piqa, 0-shot, of 6 items, and --limit 2 would replace it; give --again" in capsys.readouterr().err
+    assert main([*words, "--limit", "2", "--again"]) == 0
 
 
 def test_the_fingerprint_of_a_model(make_export, tmp_path, monkeypatch):
