@@ -7,6 +7,7 @@ import re
 import shlex
 import struct
 from pathlib import Path
+from statistics import geometric_mean
 
 import numpy as np
 import pytest
@@ -91,6 +92,9 @@ def test_several_seeds_may_be_called_better_or_worse(tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()[-1]
     assert "values is worse than classic: validation loss per document +0." in said and "better" not in said
     assert results(tmp_path / "worse")["findings"][0]["shown"] == "worse"
+    ways = [line["reached"] for line in results(tmp_path / "worse")["to_loss"]]
+    fewer = 100 * (1 - geometric_mean(first["tokens"] / second["tokens"] for first, second in ways))
+    assert fewer > 10 and f"classic reaches values's final loss with {fewer:.0f}% fewer tokens" in said
 
 
 @pytest.mark.parametrize(("seeds", "spread"), [((1,), 0.0), ((1, 2, 3), 0.05)])
@@ -128,9 +132,12 @@ def test_without_losses_there_is_no_verdict(tmp_path, capsys):
 
 
 def test_the_tasks_share_the_error_rate(tmp_path, capsys):
-    """Of ten tasks without a difference and one with a large one, the large one alone is shown."""
+    """Of ten tasks without a difference and one with a large one, the large one alone is shown.
+
+    One of the ten would be shown if it were alone.
+    """
     runs = make_pairs(tmp_path, gain=0.1)
-    numbers = np.random.default_rng(0)
+    numbers = np.random.default_rng(1)
     for export, gain in zip(exports(runs), (0.0, 0.3), strict=True):
         for task in range(10):
             add_task(export, f"null{task}", 1, numbers.random(400) < 0.5)
@@ -142,6 +149,8 @@ def test_the_tasks_share_the_error_rate(tmp_path, capsys):
     assert len(findings) == 13
     families = [finding["family"] for finding in findings.values()]
     assert families == ["primary", *["tasks"] * 11, "others"]
+    chance = findings["null5, 1-shot, acc_norm"]
+    assert not chance["low"] <= 0 <= chance["high"] and chance["p_value"] < 0.05 < chance["adjusted_p_value"]
     real = findings["real, 1-shot, acc_norm"]
     assert real["adjusted_p_value"] == pytest.approx(11 * real["p_value"])  # the smallest of eleven
     for alone in (findings["validation loss per document"], findings["mean of 11 tasks, 1-shot, acc_norm"]):
