@@ -71,8 +71,8 @@ def compare(folders: Sequence[Path], out: Path, settings: Settings | None = None
 def find(folders: Sequence[Path], settings: Settings) -> Comparison:
     """Everything that `compare` tells, without writing anything but exports and losses that are lacking."""
     pairs = read_pairs(folders, settings.declare)
+    shares = shares_of(pairs, settings)  # before exports are made, which takes long
     exports = exports_of(pairs, [open_export(folder) for folder in settings.exports])
-    shares = shares_of(pairs, settings)
     if settings.documents:
         read_measures(exports, {}, settings.metric)  # what is refused is refused before the long work
         measure_losses(pairs, exports, settings)
@@ -171,7 +171,7 @@ def stores_of(run: Run, given: Sequence[Path]) -> list[Component]:
 def shares_of(pairs: Pairs, settings: Settings) -> dict[str, float]:
     """The fingerprint of each store whose validation documents count, and its share of the data."""
     run = pairs.pairs[0].first
-    if not settings.documents and isinstance(run.config.get("data", {}).get("store"), str):
+    if not settings.documents and not settings.stores and isinstance(run.config.get("data", {}).get("store"), str):
         return {run.record["store_fingerprint"]: 1.0}  # the store itself need not be here
     return {each.validation.fingerprint: each.share for each in stores_of(run, settings.stores)}
 
