@@ -8,13 +8,14 @@ them), the same number of steps, and configs that agree in every key which is no
 of it at once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from evals.runs import Run, read_run
 from llm.errors import UserError
+from llm.train import reading
 
 # What this project exists to compare; any other key is declared on the command line.
 DECLARED = (
@@ -121,18 +122,9 @@ def check_finished(run: Run) -> None:
 # ---- Sides and seeds -------------------------------------------------------------------------------------------------
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """A config as dotted keys and their values."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
 def settings(run: Run) -> dict[str, Any]:
     """What of a run's config reaches its weights, by dotted key."""
-    return {key: value for key, value in flat(run.config) if not key.startswith(WITHOUT_EFFECT)}
+    return {key: value for key, value in reading.flat(run.config) if not key.startswith(WITHOUT_EFFECT)}
 
 
 def differences(pair: Pair, allowed: set[str]) -> dict[str, tuple[Any, Any]]:

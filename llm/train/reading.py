@@ -14,7 +14,7 @@ import math
 import os
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,6 +194,15 @@ def weights_sha256(checkpoint: Path) -> str:
     """One digest of all weights: that of their files' digests, or the file's own where it is one."""
     each = list(hashes(checkpoint, "model").values())
     return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A config as dotted keys and their values."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def finite(value: Any) -> Any:

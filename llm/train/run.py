@@ -33,7 +33,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,7 +46,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from ..data.shard import write_json
 from ..errors import UserError
 from . import checkpoint as checkpoints
-from .reading import finite, metrics
+from .reading import finite, flat, metrics
 
 COLUMNS = (
     "step tokens train_loss perplexity learning_rate gradient_norm tokens_per_second mfu validation_loss seconds "
@@ -272,7 +272,7 @@ class RunFolder:
         before = self.path / "config.yaml"
         if self.resumed is None or not before.is_file():
             return
-        old, new = (dict(_flat(yaml.safe_load(text))) for text in (before.read_text(), config_yaml))
+        old, new = (dict(flat(yaml.safe_load(text))) for text in (before.read_text(), config_yaml))
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 print(f"changed: {key} was {old.get(key)}, is {new.get(key)}", file=sys.stderr)
@@ -319,14 +319,6 @@ class MetricsFile(Logger):
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """config.yaml holds them."""
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _append(path: Path, text: str) -> None:
