@@ -19,7 +19,7 @@ import numpy as np
 
 from evals import efficiency, verdict
 from evals.comparison import Comparison, change, losses_of, record, rows
-from evals.measures import METRICS, Exports, both, read_measures
+from evals.measures import METRICS, Exports, both, kept_losses, read_measures
 from evals.models import Export, as_json, open_export, write_files
 from evals.pair import Pairs, read_pairs
 from evals.plots import as_png, draw_losses, text_table
@@ -82,7 +82,7 @@ def find(folders: Sequence[Path], settings: Settings) -> Comparison:
     targets = {target: [efficiency.saving(pair, target) for pair in pairs.pairs] for target in settings.targets}
     costs = efficiency.costs(pairs.pairs)
     table_2 = read_table_2(exports, notes)
-    how = next((how_measured(result) for result in exports[0][0].result("losses", [])), {}) if shares else {}
+    how = how_measured(kept_losses(exports[0][0], next(iter(shares))) or {})
     sentence = verdict.sentence(pairs.names, pairs.seeds, findings, savings)
     notes = [*pairs.notes, *notes]
     return Comparison(pairs, exports, findings, savings, targets, costs, table_2, settings.metric, how, notes, sentence)
@@ -190,7 +190,7 @@ def measure_losses(pairs: Pairs, exports: Exports, settings: Settings) -> None:
 
 def how_measured(result: Mapping[str, Any]) -> dict[str, Any]:
     """Under what a result was measured."""
-    return {key: result.get(key) for key in ("device", "dtype", "batch_size", "context", "versions")}
+    return {key: result[key] for key in ("device", "dtype", "batch_size", "context", "versions") if key in result}
 
 
 def read_table_2(exports: Exports, notes: list[str]) -> tuple[dict[str, Any], dict[str, Any]] | None:

@@ -45,8 +45,12 @@ def rows(found: Comparison) -> list[list[str]]:
         form = ".3g" if cost.name == "FLOPs per token" else ",.2f" if cost.unit == "GB" else ",.0f"
         name = f"{cost.name}, {cost.unit}" if cost.unit else cost.name
         ranges = [100 * (ratio - 1) for ratio in cost.ratios]
-        spread = f"{min(ranges):+.1f}% to {max(ranges):+.1f}% by seed" if len(ranges) > 1 else ""
-        lines.append([name, f"{first:{form}}", f"{second:{form}}", f"{cost.percent:+.1f}%", spread, "", ""])
+        spread = (
+            f"{efficiency.in_percent(min(ranges))} to {efficiency.in_percent(max(ranges))} by seed"
+            if len(ranges) > 1
+            else ""
+        )
+        lines.append([name, f"{first:{form}}", f"{second:{form}}", efficiency.in_percent(cost.percent), spread, "", ""])
     if found.table_2:
         for outcome in ("correct", "incorrect"):
             means = [100 * float(np.mean(side[outcome]["mean"])) for side in found.table_2]

@@ -32,7 +32,6 @@ MARKS = (*MARKERS, "^", "D", "v", "P", "X")
 LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))  # most shots first
 ORDER = (*SUITES["paper"].tasks, *TASKS)  # of panels
 LABELS = {task: source.title for task, source in TASKS.items()}
-METRICS = ("acc", "acc_norm")
 
 
 class Point(NamedTuple):

@@ -109,6 +109,11 @@ class Cost(NamedTuple):
         return 100 * (second / first - 1)
 
 
+def in_percent(value: float) -> str:
+    """A share more or less in percent: "+1.4%"; a zero has no minus."""
+    return f"{round(value, 1) + 0.0:+.1f}%"
+
+
 def costs(pairs: Sequence[Pair]) -> list[Cost]:
     """Time, throughput, memory, parameters and FLOPs of both sides; what some run does not say is left out."""
     kinds: list[tuple[str, str, Any]] = [

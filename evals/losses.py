@@ -7,7 +7,6 @@ included, cut at the model's context + 1; the first id is input only. Where the 
 end-of-document id is put in front, which is what precedes a document in a window: its first token is predicted too.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +20,6 @@ from tqdm import tqdm
 from evals import models
 from evals.heads import evaluating
 from evals.models import (
-    WEIGHTS,
     Export,
     LoadedModel,
     facts,
@@ -32,7 +30,7 @@ from evals.models import (
     write_json,
 )
 from evals.plots import text_table
-from evals.results import locked
+from evals.results import alike, fingerprint, locked
 from llm.data import store as stores
 from llm.data.stories import Split
 from llm.data.tokenizer import load_tokenizer
@@ -151,7 +149,7 @@ def measure(
         "versions": versions(),
     }
     results = export.result("losses", [])
-    weights = weights_sha256(export)
+    weights = fingerprint(export)["weights"]
     for result in results:
         if not again and _alike(result, asked) and _weights_of(result) == (weights, export.info.get("dtype")):
             return dict(result)
@@ -173,13 +171,8 @@ def measure(
 
 
 def _alike(result: dict[str, Any], asked: dict[str, Any]) -> bool:
-    """Whether a result was measured as is asked now; cuda:1 is as good as cuda:0."""
-    return all(
-        str(result.get(key)).partition(":")[0] == str(asked[key]).partition(":")[0]
-        if key == "device"
-        else result.get(key) == asked[key]
-        for key in PROTOCOL
-    )
+    """Whether a result was measured as is asked now."""
+    return all(alike(key, result.get(key), asked[key]) for key in PROTOCOL)
 
 
 def _weights_of(result: dict[str, Any]) -> tuple[str | None, str | None]:
@@ -275,17 +268,6 @@ def model_context(export: Export, config: Any, asked: int | None = None) -> int:
             raise UserError(f"{export.folder} has {positions} positions; give --context {positions} or less")
         return int(positions)
     return int(context)
-
-
-def weights_sha256(export: Export) -> str:
-    """Names the weights: the sha256 of the checkpoint they came from, else one over the folder's own files."""
-    if known := export.info.get("checkpoint_sha256"):
-        return str(known)
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in WEIGHTS for path in export.folder.glob(pattern)):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
 
 
 def labels(exports: Sequence[Export]) -> list[str]:

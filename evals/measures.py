@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evals.models import Export
+from evals.results import alike
 from llm.errors import UserError
 
 # What the results of one quantity must share, where they say it.
@@ -101,17 +102,12 @@ def complete(
         if differing := [
             f"{key} ({flat[0].get(key)} and {result.get(key)})"
             for key in PROTOCOL
-            if _kind(key, flat[0].get(key)) != _kind(key, result.get(key))
+            if not alike(key, flat[0].get(key), result.get(key))
         ]:
             raise UserError(
                 f"{what} was measured with different {', '.join(differing)}; run `python -m evals` on all models alike"
             )
     return list(results)
-
-
-def _kind(key: str, value: Any) -> Any:
-    """A protocol's value as it is compared: cuda:1 is as good as cuda:0."""
-    return str(value).partition(":")[0] if key == "device" else value
 
 
 def _check_weights(export: Export, result: Mapping[str, Any], what: str) -> None:
@@ -135,15 +131,10 @@ def _stack(results: Sequence[tuple[Any, Any]], values: Any) -> tuple[np.ndarray,
 def _losses(exports: Exports, stores: Mapping[str, float], notes: list[str]) -> list[Measure]:
     """Nats per token of each validation document, weighted by its tokens; each store counts by its share."""
     what = "the validation loss per document"
-
-    def kept(export: Export, store: str) -> Any:
-        results = export.result("losses", [])
-        return next((r for r in results if (r["store_fingerprint"], r["split"]) == (store, "validation")), None)
-
     sides: list[tuple[np.ndarray, np.ndarray]] = []
     weights = []
     for store, share in stores.items():
-        pairs = [(kept(one, store), kept(other, store)) for one, other in exports]
+        pairs = [(kept_losses(one, store), kept_losses(other, store)) for one, other in exports]
         results = complete(pairs, exports, what, notes)
         if results is None:
             return []
@@ -156,6 +147,12 @@ def _losses(exports: Exports, stores: Mapping[str, float], notes: list[str]) -> 
     first, second = (np.concatenate([side[which] for side in sides], axis=1) for which in (0, 1))
     name = "validation loss per document"
     return [Measure(name, "nats per token", -1, first, second, np.concatenate(weights), family="primary")]
+
+
+def kept_losses(export: Export, store: str) -> dict[str, Any] | None:
+    """What an export keeps of the validation documents of the store of this fingerprint."""
+    results = export.result("losses", [])
+    return next((r for r in results if (r["store_fingerprint"], r["split"]) == (store, "validation")), None)
 
 
 def _accuracies(exports: Exports, metric: str, notes: list[str]) -> list[Measure]:

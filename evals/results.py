@@ -137,9 +137,20 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def alike(key: str, one: Any, other: Any) -> bool:
+    """Whether two results agree in a condition they were measured under; cuda:1 is as good as cuda:0."""
+    if key == "device":
+        one, other = (str(device).partition(":")[0] for device in (one, other))
+    return bool(one == other)
+
+
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """In which of `ALIKE` two results differ, each as `name (one and other)`."""
-    return [f"{key} ({first.get(key)} and {second.get(key)})" for key in ALIKE if first.get(key) != second.get(key)]
+    return [
+        f"{key} ({first.get(key)} and {second.get(key)})"
+        for key in ALIKE
+        if not alike(key, first.get(key), second.get(key))
+    ]
 
 
 def format_results(results: Iterable[tuple[str, Result]]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evals.efficiency import Cost, Saving
+from evals.efficiency import Cost, Saving, in_percent
 from evals.measures import Measure
 from evals.stats import Effect, McNemar, hierarchical_bootstrap, holm, mcnemar, paired_effect
 
@@ -170,7 +170,7 @@ def cost_sentence(names: Sequence[str], costs: Sequence[Cost]) -> str:
     for cost in costs:
         if cost.name not in ("parameters", "training time", "peak memory"):
             continue
-        said.append(f"{cost.name} {cost.percent:+.1f}%" if abs(cost.percent) >= 0.05 else f"{cost.name} the same")
+        said.append(f"{cost.name} {in_percent(cost.percent)}" if abs(cost.percent) >= 0.05 else f"{cost.name} the same")
     return f"Cost of {names[1]} against {names[0]}: {', '.join(said)}." if said else ""
 
 

@@ -14,6 +14,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from .rows import arc_rows, piqa_rows, write_rows
+
 END = "<|endoftext|>"
 TEXT = [
     f"When {a} and {b} went to the {p}, {a} gave the bag to {b}. After that, an apple and a drink and the ball."
@@ -103,3 +105,13 @@ def real_items() -> Path:
         if not folder.is_dir():
             pytest.skip(f"the real evaluation data is not there: {folder}")
     return SHARED / "evals"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Made-up items of PIQA and ARC-Easy, so that the tests hold without the real ones too."""
+    folder = tmp_path / "data"
+    for task, rows, evaluated in (("piqa", piqa_rows, "validation"), ("arc_easy", arc_rows, "test")):
+        write_rows(folder / task, "train", rows("example", 12))
+        write_rows(folder / task, evaluated, rows("item", 6))
+    return folder

@@ -20,7 +20,7 @@ from evals.runs import read_run
 from llm.errors import UserError
 
 from .made_up import make_run
-from .test_harness import arc_rows, piqa_rows, write_rows
+from .rows import arc_rows, piqa_rows, write_rows
 
 PNG = b"\x89PNG"
 

@@ -21,6 +21,8 @@ from evals.__main__ import main
 from evals.models import load_model, open_export
 from llm.errors import UserError
 
+from .rows import rows_of, write_rows
+
 
 def hellaswag(row: dict) -> tuple[str, list[str], int]:
     """WikiHow's [marks] taken out, its titles made sentences, as in lm-eval's task."""
@@ -47,51 +49,6 @@ BY_HAND = {
     ),
     "stories": lambda row: (row["ctx"], row["endings"], row["label"]),
 }
-
-
-def rows_of(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def write_rows(folder: Path, split: str, rows: list[dict]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{split}.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file
-
-
-def piqa_rows(prefix: str, count: int) -> list[dict]:
-    return [
-        {
-            "goal": f"{prefix} goal {i}",
-            "sol1": f"{prefix} first {i}",
-            "sol2": f"{prefix} second way {i}",
-            "label": i % 2,
-        }
-        for i in range(count)
-    ]
-
-
-def arc_rows(prefix: str, count: int) -> list[dict]:
-    return [
-        {
-            "id": f"{prefix}{i}",
-            "question": f"{prefix} question {i}?",
-            "choices": {"text": [f"{prefix} {word} {i}" for word in ("one", "two", "three")], "label": ["1", "2", "3"]},
-            "answerKey": str(i % 3 + 1),
-        }
-        for i in range(count)
-    ]
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Made-up items of PIQA and ARC-Easy, so that the tests hold without the real ones too."""
-    folder = tmp_path / "data"
-    for task, rows, evaluated in (("piqa", piqa_rows, "validation"), ("arc_easy", arc_rows, "test")):
-        write_rows(folder / task, "train", rows("example", 12))
-        write_rows(folder / task, evaluated, rows("item", 6))
-    return folder
 
 
 @pytest.fixture

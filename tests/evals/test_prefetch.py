@@ -18,7 +18,7 @@ from llm import export as exporting
 from llm.cli import main as llm
 from llm.errors import UserError
 
-from .test_harness import arc_rows, piqa_rows, rows_of
+from .rows import arc_rows, piqa_rows, rows_of
 
 # As the hub has them: named configs in the README, a parquet file or several for each split.
 LAYOUT = {

@@ -18,18 +18,9 @@ from evals import harness, results
 from evals.__main__ import main
 from evals.models import open_export
 
-from .test_harness import arc_rows, piqa_rows, rows_of, write_rows
+from .rows import arc_rows, rows_of, write_rows
 
 Run = Callable[..., list[tuple[str, int]]]
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    for task, rows, evaluated in (("piqa", piqa_rows, "validation"), ("arc_easy", arc_rows, "test")):
-        write_rows(folder / task, "train", rows("example", 12))
-        write_rows(folder / task, evaluated, rows("item", 6))
-    return folder
 
 
 @pytest.fixture
