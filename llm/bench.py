@@ -36,11 +36,12 @@ from .model import DecoderConfig
 from .model.convert import TO_HF_ACTIVATION, model_to_hf
 from .train.callbacks import callbacks
 from .train.cli import PRECISIONS, TRAINER_DEFAULTS, parse
+from .train.environment import environment
 from .train.loop import whole_step
 from .train.measure import resident_peak
 from .train.module import LanguageModule
 from .train.optim import Schedule
-from .train.run import RunFolder, RunSettings, environment
+from .train.run import RunFolder, RunSettings
 from .train.saving import Checkpoints
 from .train.signals import Signals
 

@@ -42,7 +42,7 @@ from .data.module import TokenDataModule
 from .data.workers import available_cores
 from .errors import UserError
 from .train.cli import PRECISIONS, parse
-from .train.run import environment
+from .train.environment import environment
 from .train.strategy import StrategySettings
 
 LAYOUTS: dict[str, dict[str, Any]] = {

@@ -176,7 +176,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure and print; with --out write the figures too. Raises UserError for input that cannot be used."""
-    from ..train.run import environment
+    from ..train.environment import environment
 
     if min(args.rounds, args.shards) < 1 or min(args.text_mib, 1 if args.cold is None else args.cold) <= 0:
         raise UserError("--rounds and --shards must be at least 1, --text-mib and --cold above 0")

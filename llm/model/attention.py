@@ -31,7 +31,8 @@ def eager_attention(
     `attention_mask` is added to the scores, (B or 1, 1, T, S), 0 or a very negative number; softmax in float32.
     """
     groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)  # (B, H, S, K)
+    if groups > 1:  # repeating by one would copy
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)  # (B, H, S, K)
     scores = query @ key.transpose(-1, -2) * scaling  # (B, H, T, S)
     if attention_mask is not None:
         scores = scores + attention_mask

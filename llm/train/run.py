@@ -20,32 +20,27 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import hashlib
-import importlib.metadata
 import importlib.util
 import io
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 import yaml
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from ..data.shard import write_json
 from ..errors import UserError
 from . import checkpoint as checkpoints
+from .environment import environment, now, whereabouts
+from .lock import hold
 from .reading import finite, flat, metrics
 
 COLUMNS = (
@@ -54,9 +49,7 @@ COLUMNS = (
 ).split()
 SUMMARY = ("step", "tokens_seen", "validation_loss", "seconds", "parameters", "peak_memory_bytes")
 LOGGERS = ("csv", "tensorboard", "wandb")
-LEASE = 180.0  # seconds
 ON_FULL_DISK = ("stop", "continue")
-PACKAGES = ("hippoformer", "torch", "lightning", "deepspeed", "transformers", "tokenizers", "numpy")
 
 
 @dataclass
@@ -231,25 +224,8 @@ class RunFolder:
         return [makers[name]() for name in self.settings.loggers]
 
     def hold(self) -> None:
-        """Hold the folder until `release` or the end of the process; UserError where another process holds it.
-
-        By lockf, whose lock is the process's own: that of flock would live on in the loading processes of a killed run.
-        """
-        self._held = (self.path / ".lock").open("w")
-        # The lock of a node that was lost lives on until its lease on the file system is over.
-        until = time.monotonic() + (LEASE if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else 0)
-        while True:
-            try:
-                fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                if time.monotonic() > until:
-                    self.release()
-                    raise UserError(f"another process is training in {self.path}: wait for it or end it") from error
-                time.sleep(5)
-                continue
-            except OSError:  # a file system without locks
-                pass
-            return
+        """Hold the folder until `release` or the end of the process; UserError where another process holds it."""
+        self._held = hold(self.path)
 
     def event(self, what: str, step: int, **facts: Any) -> None:
         """Add a line to events.jsonl, whichever life of the run it is; none where the folder is not made yet.
@@ -331,45 +307,3 @@ def _append(path: Path, text: str) -> None:
         print(f"{path}: a line is missing ({error.strerror})", file=sys.stderr)
         with contextlib.suppress(OSError):
             os.truncate(path, size)
-
-
-def now() -> str:
-    """The time, UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def whereabouts() -> dict[str, Any]:
-    """Where a run's rank zero is: host, process, and Slurm's job."""
-    job = os.environ.get("SLURM_JOB_ID")
-    return {"host": platform.node(), "process": os.getpid()} | ({"slurm_job": job} if job else {})
-
-
-def environment() -> dict[str, Any]:
-    """Versions, git commit, and device: what a reader needs to trust or repeat a figure."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    return {
-        "git_commit": _git_commit(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-        "device": device,
-        "platform": platform.platform(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """The commit of the source, with "+changes" where the work tree differs; None outside a checkout."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

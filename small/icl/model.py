@@ -1,0 +1,243 @@
+"""The two-layer transformer of the pair task, classic or with residual attention streams; many runs as one model.
+
+residual-attention-streams.txt, Section 3.2. Each layer is one causal attention head, softmax(Q K^T) V without a scale
+and without an output projection, added to its input; then the last token passes three ReLU layers and a read-out:
+
+    tokens -> [attention + input] x layers -> last token -> 3 x act(W x + b) -> logits of the labels
+
+The attention function, the streams and the activations are those of the language models (`llm.model`). What is only
+here is the batching: a run is one variant with one seed, and the weights of all runs lie in one tensor. The shared
+parts see each run's sequences as sequences of a longer batch. The last layer's queries are only those of the last
+token, which alone is read.
+
+Runs are ordered by variant, then by seed, so that the runs of a variant are a slice.
+
+Dimension letters: R runs, S seeds of a variant, B batch, T time, D width (and that of the values), K width of queries
+and keys, F neurons of the MLP, L labels.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm.errors import UserError
+from llm.model.activations import activation
+from llm.model.attention import eager_attention
+from llm.model.streams import SOURCES, STREAMS, Carry, ResidualStream
+
+from .task import generator
+
+CLASSIC = "classic"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the transformer.
+
+    Args:
+        width: D, of a token; there is no output projection, so the values are as wide.
+        labels: L.
+        key_width: K; 128 in the paper, 150 in its code.
+        neurons: F, in each of the three layers of the MLP; 128 in the paper, 150 in its code.
+        layers: of attention.
+    """
+
+    width: int = 150
+    labels: int = 32
+    key_width: int = 128
+    neurons: int = 128
+    layers: int = 2
+
+    def __post_init__(self) -> None:
+        problems = [f"{name} {value} must be at least 1" for name, value in vars(self).items() if value < 1]
+        if problems:
+            raise UserError("; ".join(problems))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the classic transformer."""
+
+    name: str
+    streams: tuple[str, ...] = ()
+    source: str = "previous"
+    learned: bool = False  # the stream's weight: one scalar a layer
+    nmda: float | None = None  # alpha of NMDA in the MLP; None is ReLU
+
+    @classmethod
+    def parse(cls, name: str) -> "Variant":
+        """STREAMS[:OPTION...]: `classic`, `values`, `queries+values`, `values:accumulated:learned`, `classic:nmda10`.
+
+        Raises:
+            UserError: a part that is neither a stream nor an option.
+        """
+        first, *options = name.split(":")
+        streams = () if first == CLASSIC else tuple(first.split("+"))
+        if unknown := [stream for stream in streams if stream not in STREAMS]:
+            raise UserError(
+                f"variant {name!r}: {unknown[0]!r} is no stream; give {CLASSIC}, or any of {', '.join(STREAMS)} "
+                "joined by +"
+            )
+        found: dict = {}
+        for option in options:
+            if option in SOURCES:
+                found["source"] = option
+            elif option == "learned":
+                found["learned"] = True
+            elif option.startswith("nmda") and _is_alpha(option[4:]):
+                found["nmda"] = float(option[4:])
+            else:
+                raise UserError(
+                    f"variant {name!r}: {option!r} is no option; give {', '.join(SOURCES)}, learned or nmdaALPHA, as "
+                    "in values:accumulated:nmda10"
+                )
+        if not streams and found.keys() & {"source", "learned"}:
+            raise UserError(f"variant {name!r}: {CLASSIC} has no stream to be {options[0]}")
+        return cls(name, tuple(stream for stream in STREAMS if stream in streams), **found)
+
+
+def _is_alpha(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
+
+
+class Transformers(nn.Module):
+    """R = variants x seeds transformers of equal size, each with weights of its own.
+
+    Runs of one seed start from the same weights, whatever their variant, and whatever runs are beside them:
+    attention N(0, 1/E), layers of the MLP N(0, 2/fan-in) (He), their scalar biases N(0, 1/F), read-out N(0, 1/F).
+
+    Args:
+        variants, seeds: of the runs.
+        sizes: of each.
+        tokens: T of the task.
+        content: E of the task: the variance of the attention weights is 1/E.
+        products: dtype of the matrix products: float32, or bfloat16 with weights, sums and softmax in float32.
+        device: of the weights.
+    """
+
+    def __init__(
+        self,
+        variants: Sequence[Variant],
+        seeds: Sequence[int],
+        sizes: Sizes,
+        tokens: int,
+        content: int,
+        products: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.variants, self.seeds, self.sizes, self.products = tuple(variants), tuple(seeds), sizes, products
+        self.device = torch.device(device)
+        spread = content**-0.5
+        width, key_width, neurons = sizes.width, sizes.key_width, sizes.neurons
+        rows = 2 * key_width + width  # of queries, keys, values, one under the other
+        self.projections = nn.ParameterList(
+            self._drawn(f"attention {n}", (rows, width), spread) for n in range(sizes.layers)
+        )
+        fans = (width, neurons, neurons)
+        self.hidden = nn.ParameterList(
+            self._drawn(f"mlp {n}", (neurons, fan), (2 / fan) ** 0.5) for n, fan in enumerate(fans)
+        )
+        self.biases = nn.ParameterList(self._drawn(f"bias {n}", (1, 1), neurons**-0.5) for n in range(len(fans)))
+        self.read_out = self._drawn("read-out", (sizes.labels, neurons), neurons**-0.5)
+        self.streams = nn.ModuleList(  # of layer n and variant v: n variants + v
+            _stream(variant, len(self.seeds), first_layer=n == 0)
+            for n in range(sizes.layers)
+            for variant in self.variants
+        ).to(self.device)
+        self.acts = [
+            activation("relu") if variant.nmda is None else activation("nmda", alpha=variant.nmda)
+            for variant in self.variants
+        ]
+        self.causal = torch.full((tokens, tokens), -torch.inf, device=self.device).triu(1)
+
+    def _drawn(self, name: str, shape: tuple[int, int], spread: float) -> nn.Parameter:
+        """(R, *shape), the same for the runs of a seed."""
+        drawn = [
+            torch.randn(shape, generator=generator(torch.device("cpu"), seed, f"weights {name}")) for seed in self.seeds
+        ]
+        return nn.Parameter((torch.stack(drawn) * spread).repeat(len(self.variants), 1, 1).to(self.device))
+
+    @property
+    def runs(self) -> list[tuple[Variant, int]]:
+        """(variant, seed) of each run, in order."""
+        return list(itertools.product(self.variants, self.seeds))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """inputs (S, B, T, D), of each seed -> logits (R, B, L) in float32; runs of a seed read the same sequences."""
+        seeds, batch, time, width = inputs.shape
+        inputs = inputs.to(self.products).expand(len(self.variants), -1, -1, -1, -1)
+        hidden = inputs.reshape(-1, batch, time, width)  # (R, B, T, D)
+        carries: list[Carry] = [None] * len(self.variants)
+        for n in range(self.sizes.layers):
+            last = n == self.sizes.layers - 1
+            attended, carries = self._attend(n, hidden, carries, last)
+            hidden = (hidden[:, :, -1:] if last else hidden) + attended
+        x = hidden.squeeze(2)  # (R, B, D)
+        for weight, bias in zip(self.hidden, self.biases, strict=True):
+            x = self._activate(torch.bmm(x, weight.to(x.dtype).mT) + bias.to(x.dtype))  # (R, B, F)
+        return torch.bmm(x, self.read_out.to(x.dtype).mT).float()
+
+    def _attend(self, n: int, hidden: Tensor, carries: list[Carry], last: bool) -> tuple[Tensor, list[Carry]]:
+        """Attention of layer n: hidden (R, B, T, D) -> (R, B, T or 1, D), and the carry of each variant."""
+        runs, batch, time, _ = hidden.shape
+        key_width = self.sizes.key_width
+        weight = self.projections[n].to(hidden.dtype).mT  # (R, D, 2 K + D)
+        tokens = hidden.flatten(1, 2)  # (R, B T, D)
+        if last:  # nothing reads what the other tokens ask
+            query = torch.bmm(hidden[:, :, -1], weight[..., :key_width])  # (R, B, K)
+            key, value = torch.bmm(tokens, weight[..., key_width:]).split([key_width, self.sizes.width], -1)
+        else:
+            query, key, value = torch.bmm(tokens, weight).split([key_width, key_width, self.sizes.width], -1)
+        asked = 1 if last else time
+        outputs, onward = [], []
+        for variant, carry in enumerate(carries):
+            own = slice(variant * len(self.seeds), (variant + 1) * len(self.seeds))
+            q, k, v = query[own], key[own], value[own]  # (S, B T, K or D)
+            stream = self.streams[n * len(carries) + variant]
+            if isinstance(stream, ResidualStream):
+                carry = _of_last(stream, carry, batch, time) if last else carry
+                mixed, carry = stream({"queries": q, "keys": k, "values": v}, carry)
+                q, k, v = mixed["queries"], mixed["keys"], mixed["values"]
+            # (S B, 1, T, K): the shared attention function sees one head and a longer batch.
+            q, k, v = (
+                part.reshape(-1, 1, length, part.shape[-1]) for part, length in ((q, asked), (k, time), (v, time))
+            )
+            mask = None if last else self.causal
+            out, _ = eager_attention(self, q, k, v, mask, scaling=1.0)  # (S B, T, 1, D)
+            outputs.append(out.reshape(len(self.seeds), batch, asked, -1))
+            onward.append(carry)
+        return torch.cat(outputs), onward
+
+    def _activate(self, x: Tensor) -> Tensor:
+        """(R, B, F), each variant with its activation."""
+        if len({variant.nmda for variant in self.variants}) == 1:
+            return self.acts[0](x)
+        return torch.cat([act(part) for act, part in zip(self.acts, x.split(len(self.seeds)), strict=True)])
+
+    def loss(self, logits: Tensor, answers: Tensor) -> Tensor:
+        """Cross-entropy of each run: logits (R, B, L), answers (S, B) -> (R,). The sum trains every run by its own."""
+        targets = answers.expand(len(self.variants), -1, -1).reshape(len(logits), -1)  # (R, B)
+        return F.cross_entropy(logits.mT, targets, reduction="none").mean(1)
+
+
+def _stream(variant: Variant, seeds: int, first_layer: bool) -> nn.Module:
+    """The shared stream over (S, B T, K): a run is to it what a head is in the language models."""
+    if not variant.streams:
+        return nn.Identity()
+    heads = dict.fromkeys(variant.streams, seeds)
+    return ResidualStream(variant.streams, variant.source, "head" if variant.learned else "fixed", heads, first_layer)
+
+
+def _of_last(stream: ResidualStream, carry: Carry, batch: int, time: int) -> Carry:
+    """The carry of a layer that asks for the last token alone: its queries' part (S, B T, K) -> (S, B, K)."""
+    if carry is None or "queries" not in stream.streams:
+        return carry
+    place = stream.streams.index("queries")
+    return tuple(
+        part.unflatten(1, (batch, time))[:, :, -1] if index == place else part for index, part in enumerate(carry)
+    )
