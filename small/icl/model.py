@@ -168,10 +168,9 @@ class Transformers(nn.Module):
         return list(itertools.product(self.variants, self.seeds))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """inputs (S, B, T, D), of each seed -> logits (R, B, L) in float32; runs of a seed read the same sequences."""
-        seeds, batch, time, width = inputs.shape
-        inputs = inputs.to(self.products).expand(len(self.variants), -1, -1, -1, -1)
-        hidden = inputs.reshape(-1, batch, time, width)  # (R, B, T, D)
+        """inputs (S, B, T, D), of each seed -> logits (R, B, L) in the weights' dtype; runs of a seed read the same sequences."""
+        every = inputs.to(self.products).expand(len(self.variants), -1, -1, -1, -1)
+        hidden = every.flatten(0, 1)  # (R, B, T, D)
         carries: list[Carry] = [None] * len(self.variants)
         for n in range(self.sizes.layers):
             last = n == self.sizes.layers - 1
@@ -180,11 +179,11 @@ class Transformers(nn.Module):
         x = hidden.squeeze(2)  # (R, B, D)
         for weight, bias in zip(self.hidden, self.biases, strict=True):
             x = self._activate(torch.bmm(x, weight.to(x.dtype).mT) + bias.to(x.dtype))  # (R, B, F)
-        return torch.bmm(x, self.read_out.to(x.dtype).mT).float()
+        return torch.bmm(x, self.read_out.to(x.dtype).mT).to(self.read_out.dtype)
 
     def _attend(self, n: int, hidden: Tensor, carries: list[Carry], last: bool) -> tuple[Tensor, list[Carry]]:
         """Attention of layer n: hidden (R, B, T, D) -> (R, B, T or 1, D), and the carry of each variant."""
-        runs, batch, time, _ = hidden.shape
+        _, batch, time, _ = hidden.shape
         key_width = self.sizes.key_width
         weight = self.projections[n].to(hidden.dtype).mT  # (R, D, 2 K + D)
         tokens = hidden.flatten(1, 2)  # (R, B T, D)

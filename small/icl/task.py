@@ -2,13 +2,13 @@
 
 residual-attention-streams.txt, Section 2.1 and 3.3, after Reddy (2024); NOTES.md has the rules that only the code says:
 
-    object 1, label 1, ..., object N, label N, query object          T = 2 N + 1 tokens (T = 2 N + 2 with the blank)
+    object 1, label 1, ..., object P, label P, query object          T = 2 P + 1 tokens, 2 P + 2 with AMICL's blank
 
 - A class has a prototype mu of E components from N(0, 1/E), class c the label c mod L, labels have such vectors too.
 - An object is (mu + noise eta) / sqrt(1 + noise^2), eta from N(0, 1/E) anew for every object token.
-- A sequence is *bursty* with probability `bursty`: each of its N / copies classes comes `copies` times, in random order,
-  no two of them with one label, and the query is one of them. Else all N + 1 classes are drawn freely: then the answer
-  is in the weights, as the query's class is seldom in the context.
+- A sequence is *bursty* with probability `bursty`: each of its P / copies classes comes `copies` times, in random
+  order, no two of them with one label, and the query is one of them. Else all P + 1 classes are drawn freely: then the
+  answer is in the weights, as the query's class is seldom in the context.
 - A sequence is *novel* with probability `novel`: its classes are of `novel_classes` ones redrawn for each batch, with
   the known label vectors. Nothing but the context tells their labels, so they are always bursty; three sequences in
   four are bursty in all.

@@ -1,0 +1,235 @@
+"""Training of many two-layer transformers on the pair task: plain SGD, snapshots, exact resume.
+
+residual-attention-streams.txt, Section 3, and NOTES.md: SGD 0.01, batch 128, weights times (1 - 1e-6) each step, 75,000
+steps, a snapshot every 500. Stages:
+
+    worlds of the seeds -> batches -> one step of all runs of a model -> every so many steps a snapshot -> checkpoint
+
+Runs of one seed read the same batches and start from the same weights. A killed training goes on from its last
+snapshot with the same command and, on a CPU with as many threads, ends with the same bits.
+"""
+
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from llm.errors import UserError
+
+from .folder import Folder, Snapshot
+from .model import Sizes, Transformers, Variant
+from .task import KINDS, Task, World
+
+PRODUCTS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+AT_ONCE = 1000  # sequences of an evaluation: 10 MB of inputs a seed
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How runs are trained.
+
+    Args:
+        variants: names for `Variant.parse`.
+        seeds: of the runs of each variant.
+        steps: at most.
+        batch: sequences a step.
+        lr: of SGD.
+        decay: each step multiplies the weights by 1 - decay.
+        snapshot_every: steps.
+        evaluation: sequences of each of Test, IC, IC2 and IW in a snapshot.
+        until: stop when all runs have this accuracy, on IC and IC2, for good: above it in `patience` snapshots in a
+            row. None trains all steps.
+        patience: snapshots.
+        products: "float32" or "bfloat16": dtype of the matrix products; weights and sums are float32.
+    """
+
+    variants: tuple[str, ...] = ("classic", "queries", "keys", "values")
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    steps: int = 75_000
+    batch: int = 128
+    lr: float = 0.01
+    decay: float = 1e-6
+    snapshot_every: int = 500
+    evaluation: int = 10_000
+    until: float | None = 0.95
+    patience: int = 5
+    products: str = "float32"
+
+    def __post_init__(self) -> None:
+        names = ("steps", "batch", "snapshot_every", "evaluation", "patience")
+        problems = [f"{name} {getattr(self, name)} must be at least 1" for name in names if getattr(self, name) < 1]
+        if not self.lr > 0:
+            problems.append(f"lr {self.lr} must be above 0")
+        if not 0 <= self.decay < 1:
+            problems.append(f"decay {self.decay} must be at least 0 and below 1")
+        if self.until is not None and not 0 < self.until < 1:
+            problems.append(f"until {self.until} must be between 0 and 1")
+        if self.products not in PRODUCTS:
+            problems.append(f"products {self.products!r} is unknown: give {' or '.join(PRODUCTS)}")
+        elif self.snapshot_every > 0 and self.steps % self.snapshot_every:
+            problems.append(f"steps {self.steps} must be a multiple of snapshot_every {self.snapshot_every}")
+        if len(set(self.variants)) < len(self.variants) or not self.variants:
+            problems.append("give at least one variant, and none twice")
+        if not self.seeds:
+            problems.append("give at least one seed")
+        if problems:
+            raise UserError("; ".join(problems))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how the work is done; nothing of it is part of what a run is.
+
+    Args:
+        device: "cpu" or "cuda".
+        compile: the step through torch.compile (10 to 15 s at the start).
+        together: seeds in one batched model; None is all on a GPU and one on a CPU, whose caches hold no more.
+    """
+
+    device: str = "cpu"
+    compile: bool = False
+    together: int | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            torch.zeros(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"device {self.device!r} cannot be used ({reason}); give --device cpu") from error
+        if self.compile and self.device == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++"))):
+            raise UserError("torch.compile needs a C++ compiler, and there is none: install g++ or give --no-compile")
+        if self.together is not None and self.together < 1:
+            raise UserError(f"together {self.together} must be at least 1")
+
+    def groups(self, seeds: Sequence[int]) -> list[Sequence[int]]:
+        """The seeds of each batched model."""
+        size = self.together or (1 if self.device == "cpu" else len(seeds))
+        return [seeds[start : start + size] for start in range(0, len(seeds), size)]
+
+
+class Runs:
+    """The runs of some seeds: a batched model, its optimizer and its data."""
+
+    def __init__(self, task: Task, sizes: Sizes, settings: Settings, seeds: Sequence[int], machine: Machine) -> None:
+        self.settings, self.seeds = settings, seeds
+        self.worlds = [World(task, seed, machine.device) for seed in seeds]
+        variants = [Variant.parse(name) for name in settings.variants]
+        products = PRODUCTS[settings.products]
+        self.model = Transformers(variants, seeds, sizes, task.tokens, task.content, products, machine.device)
+        # SGD's weight decay is times the learning rate: w <- w (1 - lr * decay / lr) - lr * gradient.
+        weights = list(self.model.parameters())
+        self.optimizer = torch.optim.SGD(weights, settings.lr, weight_decay=settings.decay / settings.lr, foreach=True)
+        self._losses = torch.compile(_losses, dynamic=False) if machine.compile else _losses
+        self._measures = torch.compile(_measures, dynamic=False) if machine.compile else _measures
+
+    def train(self, step: int) -> None:
+        """One step of every run."""
+        batches = [world.batch(step, self.settings.batch) for world in self.worlds]
+        inputs = torch.stack([batch.inputs for batch in batches])  # (S, B, T, D)
+        answers = torch.stack([batch.answers for batch in batches])  # (S, B)
+        self._losses(self.model, inputs, answers).sum().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def snapshot(self, step: int) -> list[Snapshot]:
+        """Accuracy and loss of every run on the fixed evaluation sequences."""
+        sums = {kind: torch.zeros(2, len(self.model.runs), dtype=torch.float64) for kind in KINDS}
+        for kind in KINDS:
+            for part, start in enumerate(range(0, self.settings.evaluation, AT_ONCE)):
+                count = min(AT_ONCE, self.settings.evaluation - start)
+                drawn = [world.evaluation(kind, part, count) for world in self.worlds]
+                inputs = torch.stack([sequences.inputs for sequences in drawn])
+                answers = torch.stack([sequences.answers for sequences in drawn])
+                sums[kind] += self._measures(self.model, inputs, answers).cpu().double() * count
+        means = {kind: (total / self.settings.evaluation).tolist() for kind, total in sums.items()}
+        number = step // self.settings.snapshot_every
+        return [
+            Snapshot(
+                number, step, variant.name, seed,
+                {kind: means[kind][0][run] for kind in KINDS}, {kind: means[kind][1][run] for kind in KINDS},
+            )
+            for run, (variant, seed) in enumerate(self.model.runs)
+        ]  # fmt: skip
+
+
+def _losses(model: Transformers, inputs: Tensor, answers: Tensor) -> Tensor:
+    return model.loss(model(inputs), answers)
+
+
+def _measures(model: Transformers, inputs: Tensor, answers: Tensor) -> Tensor:
+    """Accuracy and loss of each run, (2, R)."""
+    logits = model(inputs)
+    right = logits.argmax(-1) == answers.expand(len(model.variants), -1, -1).flatten(0, 1)
+    return torch.stack([right.float().mean(1), model.loss(logits, answers)])
+
+
+def train(
+    path: Path, task: Task, sizes: Sizes, settings: Settings, machine: Machine, command: str = ""
+) -> list[Snapshot]:
+    """Train all runs in the folder `path`, or go on with them; returns every snapshot.
+
+    Raises:
+        UserError: the folder holds other runs, is in use, or what it holds is damaged.
+    """
+    with Folder(path, task, sizes, settings) as folder:
+        groups = [Runs(task, sizes, settings, seeds, machine) for seeds in machine.groups(settings.seeds)]
+        step = folder.restore([group.model for group in groups])
+        folder.begin(step, {"command": command, "machine": asdict(machine)})
+        with _progress(settings, step) as bar:
+            while not folder.snapshots or not finished(folder.snapshots, settings):
+                if folder.snapshots:
+                    step = _advance(groups, step, settings.snapshot_every, bar)
+                rows = [row for group in groups for row in group.snapshot(step)]
+                folder.keep(rows, step, [group.model for group in groups])
+                bar.set_postfix_str(_in_one_line(rows))
+        _tell_diverged(folder.snapshots)
+        return folder.snapshots
+
+
+def finished(snapshots: Sequence[Snapshot], settings: Settings) -> bool:
+    """Whether the last step is done, or every run has had the accuracy `until` in the last `patience` snapshots."""
+    last = snapshots[-1].snapshot
+    if snapshots[-1].step >= settings.steps:
+        return True
+    if settings.until is None or last + 1 < settings.patience:
+        return False
+    recent = [row for row in snapshots if row.snapshot > last - settings.patience]
+    return all(row.accuracy[kind] > settings.until for row in recent for kind in ("ic", "ic2"))
+
+
+def _advance(groups: Sequence[Runs], step: int, steps: int, bar: tqdm) -> int:
+    """`steps` steps of every group, one group after the other; returns the step they then have."""
+    for group in groups:
+        for number in range(step, step + steps):
+            group.train(number)
+            bar.update(1 / len(groups))
+    return step + steps
+
+
+def _progress(settings: Settings, step: int) -> tqdm:
+    form = "{desc}{percentage:3.0f}% {bar} step {n:.0f}/{total} [{elapsed}<{remaining}] {postfix}"
+    return tqdm(total=settings.steps, initial=step, bar_format=form, dynamic_ncols=True, mininterval=0.5)
+
+
+def _in_one_line(rows: Sequence[Snapshot]) -> str:
+    """IC accuracy of each variant, the mean over its seeds."""
+    names = dict.fromkeys(row.variant for row in rows)
+    means = {name: fmean(row.accuracy["ic"] for row in rows if row.variant == name) for name in names}
+    return "IC " + ", ".join(f"{name} {mean:.2f}" for name, mean in means.items())
+
+
+def _tell_diverged(snapshots: Sequence[Snapshot]) -> None:
+    for row in snapshots:
+        if row.snapshot == snapshots[-1].snapshot and not math.isfinite(row.loss["test"]):
+            print(
+                f"{row.variant}, seed {row.seed}: the loss is no finite number any more; give a smaller --lr",
+                file=sys.stderr,
+            )

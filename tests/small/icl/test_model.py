@@ -1,0 +1,91 @@
+"""The batched transformers against one transformer written out with matrix products, and how runs keep apart."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from small.icl.model import Sizes, Transformers, Variant
+from small.icl.task import Task, World
+
+PAPER = ("classic", "queries", "keys", "values")
+BEYOND = ("queries+values", "values:learned", "queries+keys+values:accumulated", "values:first", "classic:nmda10")
+TASK = Task()
+
+
+def reference(weights: dict[str, Tensor], variant: Variant, sizes: Sizes, inputs: Tensor, answers: Tensor) -> Tensor:
+    """Mean cross-entropy of one run, from Section 3.2: weights of that run, inputs (B, T, D), answers (B,)."""
+    x, raw = inputs, {"queries": [], "keys": [], "values": []}
+    time, k = inputs.shape[1], sizes.key_width
+    future = torch.ones(time, time).triu(1).bool()
+    for n in range(sizes.layers):
+        w = weights[f"projections.{n}"]
+        now = {}
+        for name, rows in (("queries", w[:k]), ("keys", w[k : 2 * k]), ("values", w[2 * k :])):
+            own = x @ rows.T
+            earlier = {"previous": raw[name][-1:], "first": raw[name][:1], "accumulated": raw[name]}[variant.source]
+            strength = weights.get(f"weight {n} {name}", torch.ones(()))
+            now[name] = own + strength * sum(earlier) if name in variant.streams and n else own
+            raw[name].append(own)
+        scores = (now["queries"] @ now["keys"].mT).masked_fill(future, -torch.inf)
+        x = x + scores.softmax(-1) @ now["values"]
+    x = x[:, -1]
+    for n in range(3):
+        x = x @ weights[f"hidden.{n}"].T + weights[f"biases.{n}"].squeeze()
+        x = x.clamp(min=0) if variant.nmda is None else x / (1 + variant.nmda * torch.exp(-x))
+    logits = x @ weights["read_out"].T
+    return (logits.logsumexp(-1) - logits.gather(1, answers[:, None]).squeeze(1)).mean()
+
+
+def weights_of(model: Transformers, run: int) -> dict[str, Tensor]:
+    """Copies of one run's weights that gather gradients of their own."""
+    variant, seed = divmod(run, len(model.seeds))
+    found = {}
+    for name, tensor in model.named_parameters():
+        if name.startswith("streams."):
+            _, place, parameter = name.split(".")
+            layer, owner = divmod(int(place), len(model.variants))
+            if owner == variant:
+                found[f"weight {layer} {parameter.removesuffix('_weight')}"] = tensor[seed].squeeze()
+        else:
+            found[name] = tensor[run]
+    return {name: tensor.detach().clone().requires_grad_() for name, tensor in found.items()}
+
+
+def make(names: tuple[str, ...], seeds: tuple[int, ...] = (0, 1), layers: int = 2, task: Task = TASK) -> Transformers:
+    sizes = Sizes(width=task.width, labels=task.labels, layers=layers)
+    return Transformers([Variant.parse(name) for name in names], seeds, sizes, task.tokens, task.content)
+
+
+def batches(seeds: tuple[int, ...], size: int = 8, task: Task = TASK) -> tuple[Tensor, Tensor]:
+    drawn = [World(task, seed).batch(0, size) for seed in seeds]
+    return torch.stack([d.inputs for d in drawn]), torch.stack([d.answers for d in drawn])
+
+
+@pytest.mark.parametrize(("names", "layers"), [(PAPER, 2), (BEYOND, 2), (BEYOND, 4), (("values:learned",), 6)])
+def test_losses_and_gradients_equal_the_written_out_transformer(names: tuple[str, ...], layers: int) -> None:
+    model = make(names, layers=layers).double()
+    model.products = torch.float64
+    model.causal = model.causal.double()
+    inputs, answers = (part.double() if part.is_floating_point() else part for part in batches(model.seeds))
+    with torch.no_grad():  # learned weights of a stream begin at 1, where an error could hide
+        for name, parameter in model.named_parameters():
+            if name.startswith("streams."):
+                parameter.copy_(torch.linspace(0.3, 1.7, parameter.numel()).view_as(parameter))
+    losses = model.loss(model(inputs), answers)
+    losses.sum().backward()
+    for run, (variant, seed) in enumerate(model.runs):
+        place = model.seeds.index(seed)
+        weights = weights_of(model, run)
+        loss = reference(weights, variant, model.sizes, inputs[place], answers[place])
+        torch.testing.assert_close(losses[run], loss, rtol=1e-6, atol=0)  # the softmax is in float32
+        loss.backward()
+        for name, parameter in model.named_parameters():
+            if not name.startswith("streams."):
+                expected = weights[name].grad
+                atol = 1e-5 * expected.abs().max().item()
+                torch.testing.assert_close(parameter.grad[run], expected, rtol=1e-4, atol=atol)
+        for n in range(1, layers):
+            for stream in variant.streams if variant.learned else ():
+                own = model.streams[n * len(names) + names.index(variant.name)].get_parameter(f"{stream}_weight")
+                expected = weights[f"weight {n} {stream}"].grad
+                torch.testing.assert_close(own.grad[place].squeeze(), expected, rtol=1e-4, atol=0)
