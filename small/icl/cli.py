@@ -1,6 +1,10 @@
-"""Commands of `python -m small.icl`. torch is imported inside the command that needs it, so that --help answers at once."""
+"""Commands of `python -m small.icl`: amicl, train, tables, sweep, bench.
+
+torch is imported inside the command that needs it, so that --help answers at once.
+"""
 
 import argparse
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,9 +14,16 @@ from typing import Any
 from llm.errors import exit_status
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"steps": 75_000, "seeds": 4, "variants": ["classic", "queries", "keys", "values"]},
-    "quick": {"steps": 75_000, "seeds": 2, "variants": ["classic", "values"]},
+    "paper": {"variants": ("classic", "queries", "keys", "values"), "seeds": 4},
+    "quick": {"variants": ("classic", "values"), "seeds": 2},
 }
+TASK = {"pairs": "in the context", "copies": "of each class in a bursty sequence", "classes": "known classes"}
+RATES = {"bursty": "share of bursty sequences", "novel": "share of novel ones", "noise": "epsilon of the objects"}
+SIZES = {"layers": "of attention", "key-width": "of queries and keys", "neurons": "in each layer of the MLP"}
+DEFAULTS = {
+    "pairs": 8, "copies": 2, "classes": 512, "bursty": 0.5, "novel": 0.5, "noise": 0.1, "layers": 2, "key-width": 128,
+    "neurons": 128,
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,72 +34,255 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_status(lambda: options.command(options))
 
 
+# ---- Commands --------------------------------------------------------------------------------------------------------
+
+
+def _amicl(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from . import amicl, figures
+    from .folder import made_folder, replace_file
+
+    device = _device(options.device)
+    made_folder(options.out)
+    with tqdm(total=amicl.EXPERIMENT_PARTS, desc="AMICL", unit=" points", dynamic_ncols=True) as bar:
+        found = amicl.experiment(options.trials, options.seed, device, bar.update) | {"command": options.line}
+    replace_file(options.out / "amicl.json", json.dumps(found, indent=1).encode() + b"\n")
+    print(amicl.report(found))
+    for name, figure in (
+        ("figure6", figures.matrices(seed=options.seed)),
+        ("figure7", figures.weight_curves(found)),
+        ("figure8", figures.size_curves(found)),
+    ):
+        print(figures.write(figure, options.out / f"{name}.png"))
+
+
 def _train(options: argparse.Namespace) -> None:
     from .train import train
 
     task, sizes, settings, machine = _asked(options)
-    train(options.out, task, sizes, settings, machine, options.line)
+    _show(train(options.out, task, sizes, settings, machine, options.line), options.out, settings.variants)
+
+
+def _tables(options: argparse.Namespace) -> None:
+    from .folder import read_record, read_snapshots
+
+    for folder in options.folders:
+        record = read_record(folder)
+        _show(read_snapshots(folder), folder, record["settings"]["variants"])
+
+
+def _show(snapshots: list[Any], folder: Path, variants: Sequence[str]) -> None:
+    """Print the tables, and keep them and Figure 3 in the folder."""
+    from . import figures, tables
+    from .folder import replace_file
+
+    text = tables.report(snapshots)
+    replace_file(folder / "tables.txt", text.encode() + b"\n")
+    print(f"{text}\n\n{figures.write(figures.training(snapshots), folder / 'figure3.png')}")
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from .sweep import Knob, points, sweep
+
+    task, sizes, settings, machine = _asked(options)
+    x, y = Knob.parse(options.x), Knob.parse(options.y)
+    made = points(x, y, task, sizes, settings)
+    print(sweep(x, y, made, options.out, options.threshold, machine, options.line))
+    print(options.out / "phase.png")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from . import bench
+
+    result = bench.run(options.rounds, _device(options.device), options.compile) | {"command": options.line}
+    if options.json is not None:
+        from .folder import replace_file
+
+        replace_file(options.json, json.dumps(result, indent=1).encode() + b"\n")
+    print(bench.report(result))
 
 
 def _asked(options: argparse.Namespace) -> tuple[Any, ...]:
     """The task, sizes, settings and machine of a command line."""
-    import torch
-
     from .model import Sizes
     from .task import Task
     from .train import Machine, Settings
 
     preset = PRESETS[options.preset]
-    task = Task(
-        pairs=options.pairs, copies=options.copies, bursty=options.bursty, novel=options.novel, noise=options.noise
-    )
+    task = Task(**{name: getattr(options, name) for name in (*TASK, *RATES)})
     sizes = Sizes(task.width, task.labels, options.key_width, options.neurons, options.layers)
-    seeds = preset["seeds"] if options.seeds is None else options.seeds
+    first, count = options.first_seed, preset["seeds"] if options.seeds is None else options.seeds
     settings = Settings(
         tuple(options.variants or preset["variants"]),
-        tuple(range(options.first_seed, options.first_seed + seeds)),
-        steps=options.steps or preset["steps"],
-        batch=options.batch,
-        lr=options.lr,
+        tuple(range(first, first + count)),
+        options.steps,
+        options.batch,
+        options.lr,
         snapshot_every=options.snapshot_every,
         evaluation=options.evaluation,
         until=options.until or None,
         products=options.products,
     )
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return task, sizes, settings, Machine(device, options.compile, options.together)
+    return task, sizes, settings, Machine(_device(options.device), options.compile, options.together)
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# ---- Arguments -------------------------------------------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m small.icl", description="In-context learning experiments.")
+    parser = argparse.ArgumentParser(
+        prog="python -m small.icl",
+        description="In-context learning: the associative memory AMICL, and the two-layer transformer with residual "
+        "attention streams (residual-attention-streams, Sections 2 and 3).",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_train(commands)
+    for add in (_add_amicl, _add_train, _add_tables, _add_sweep, _add_bench):
+        add(commands)
     return parser
 
 
+def _add_amicl(commands: Any) -> None:
+    command = _add_command(
+        commands,
+        "amicl",
+        "the associative memory: Figures 6, 7 and 8 with their numbers",
+        "Accuracy of AMICL against a, length and width, under the paper's convention and that of its code, and of all "
+        "twelve memories (similarity x separation) at a = 2. Writes amicl.json, figure6.png, figure7.png and "
+        "figure8.png.",
+        "python -m small.icl amicl --out runs/icl/amicl",
+    )
+    command.add_argument("--out", type=Path, default=Path("runs/icl/amicl"), metavar="DIR", help="(runs/icl/amicl)")
+    command.add_argument("--trials", type=int, default=1000, metavar="N", help="at each point (1000)")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of classes and trials (0)")
+    command.add_argument("--device", help="cpu or cuda (a GPU where there is one)")
+    command.set_defaults(command=_amicl)
+
+
 def _add_train(commands: Any) -> None:
-    command = commands.add_parser("train", help="two-layer transformers on the pair task: Figure 3, Tables 1, 5, 6")
-    command.add_argument("--out", type=Path, required=True)
+    command = _add_command(
+        commands,
+        "train",
+        "two-layer transformers on the pair task: Figure 3, Tables 1, 5 and 6",
+        "Trains every variant with every seed, takes a snapshot every 500 steps, and stops when all runs have passed "
+        "0.95 on IC and IC2 for good (five snapshots in a row). Prints Tables 1, 5 and 6 with the paper's rows and the "
+        "t-tests, and writes them to tables.txt, the curves to figure3.png, every snapshot to snapshots.csv. A killed "
+        "training goes on from its last snapshot when the same command is given again. A variant is classic, or "
+        "streams joined by + (queries, keys, values), then options: previous, accumulated or first for what a stream "
+        "carries, learned for its weight, nmdaALPHA for NMDA in the MLP.",
+        "python -m small.icl train --preset quick --products bfloat16 --out runs/icl/quick\n"
+        "  python -m small.icl train --variants classic queries keys values --seeds 4 --out runs/icl/paper\n"
+        "  python -m small.icl train --variants classic values:accumulated queries+values:learned classic:nmda10 "
+        "--layers 4 --out runs/icl/deep",
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of this training")
     _add_training(command)
     command.set_defaults(command=_train)
 
 
+def _add_tables(commands: Any) -> None:
+    command = _add_command(
+        commands,
+        "tables",
+        "tables and Figure 3 of trainings, anew from their snapshots",
+        "Prints the tables and the t-tests, and writes tables.txt and figure3.png; also while a training goes on.",
+        "python -m small.icl tables runs/icl/paper",
+    )
+    command.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a training's folder")
+    command.set_defaults(command=_tables)
+
+
+def _add_sweep(commands: Any) -> None:
+    command = _add_command(
+        commands,
+        "sweep",
+        "trainings over two knobs, and the phase plot of when IC passes",
+        "One training for every pair of values, in DIR/X=VALUE,Y=VALUE; then sweep.csv, and phase.png with the step "
+        "at which IC passes the threshold, a panel a variant. A knob is a number of the task, the sizes, the "
+        "optimizer, or alpha (NMDA's in the MLP). Killed, it goes on where it was.",
+        "python -m small.icl sweep --x noise=0,0.1,0.5 --y bursty=0.25,0.5,1 --variants classic values --seeds 2 "
+        "--steps 30000 --out runs/icl/noise-bursty",
+    )
+    command.add_argument("--x", required=True, metavar="NAME=V,V,...", help="first knob, across")
+    command.add_argument("--y", required=True, metavar="NAME=V,V,...", help="second knob, upwards")
+    command.add_argument("--threshold", type=float, default=0.9, metavar="A", help="accuracy on IC (0.9)")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of all its trainings")
+    _add_training(command)
+    command.set_defaults(command=_sweep)
+
+
+def _add_bench(commands: Any) -> None:
+    command = _add_command(
+        commands,
+        "bench",
+        "speed of generator, AMICL sweep and training step, beside straightforward loops",
+        "Everything and its straightforward form take turns in one run; ratios are medians over the rounds.",
+        "python -m small.icl bench --json benchmarks/results/icl_cpu.json",
+    )
+    command.add_argument("--rounds", type=int, default=7, metavar="N", help="(7)")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the whole result here")
+    _add_machine(command)
+    command.set_defaults(command=_bench)
+
+
 def _add_training(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--preset", choices=PRESETS, default="paper")
-    command.add_argument("--variants", nargs="+")
-    command.add_argument("--seeds", type=int)
-    command.add_argument("--first-seed", type=int, default=0)
-    command.add_argument("--steps", type=int)
-    command.add_argument("--batch", type=int, default=128)
-    command.add_argument("--lr", type=float, default=0.01)
-    command.add_argument("--snapshot-every", type=int, default=500)
-    command.add_argument("--evaluation", type=int, default=10_000)
-    command.add_argument("--until", type=float, default=0.95)
-    command.add_argument("--products", default="float32")
-    for name, value in (("pairs", 8), ("copies", 2), ("key-width", 128), ("neurons", 128), ("layers", 2)):
-        command.add_argument(f"--{name}", type=int, default=value)
-    for name, value in (("bursty", 0.5), ("novel", 0.5), ("noise", 0.1)):
-        command.add_argument(f"--{name}", type=float, default=value)
-    command.add_argument("--device")
-    command.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    command.add_argument("--together", type=int)
+    command.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="paper",
+        help="variants and seeds: paper (four variants, 4 seeds; default) or quick (classic and values, 2 seeds)",
+    )
+    command.add_argument("--variants", nargs="+", metavar="NAME", help="in place of the preset's")
+    command.add_argument("--seeds", type=int, metavar="N", help="how many, in place of the preset's")
+    command.add_argument("--first-seed", type=int, default=0, metavar="N", help="(0)")
+    command.add_argument("--steps", type=int, default=75_000, metavar="N", help="at most (75000)")
+    command.add_argument(
+        "--until", type=float, default=0.95, metavar="A", help="stop when all runs have this accuracy; 0 never (0.95)"
+    )
+    command.add_argument("--batch", type=int, default=128, metavar="N", help="sequences a step (128)")
+    command.add_argument("--lr", type=float, default=0.01, metavar="X", help="learning rate of plain SGD (0.01)")
+    command.add_argument("--snapshot-every", type=int, default=500, metavar="N", help="steps (500)")
+    command.add_argument(
+        "--evaluation", type=int, default=10_000, metavar="N", help="sequences of each of Test, IC, IC2, IW (10000)"
+    )
+    for name, text in (TASK | RATES | SIZES).items():
+        default: Any = DEFAULTS[name]
+        command.add_argument(f"--{name}", type=type(default), default=default, metavar="X", help=f"{text} ({default})")
+    command.add_argument(
+        "--products",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="dtype of the matrix products; weights, sums and softmax stay float32 (float32)",
+    )
+    _add_machine(command)
+    command.add_argument(
+        "--together",
+        action=argparse.BooleanOptionalAction,
+        help="all runs as one batched model (on a GPU yes, on a CPU no)",
+    )
+
+
+def _add_machine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", help="cpu or cuda (a GPU where there is one)")
+    command.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="the step through torch.compile, which takes about 15 s at the start (yes)",
+    )
+
+
+def _add_command(commands: Any, name: str, short: str, long: str, example: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=short,
+        description=long,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

@@ -13,7 +13,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -119,9 +119,9 @@ class Folder:
         try:
             with safe_open(self.path / WEIGHTS, "pt") as file:
                 step = int(file.metadata()["step"])
-                for name, parameter in _parameters(models):
-                    with torch.no_grad():
-                        parameter.copy_(file.get_tensor(name))
+                with torch.no_grad():
+                    for name, weight in _weights(models):
+                        weight.copy_(file.get_tensor(name))
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
             raise UserError(
                 f"{self.path / WEIGHTS} cannot be read ({error}): delete it to train from the start"
@@ -144,10 +144,12 @@ class Folder:
         """
         self.snapshots += rows
         try:
-            _replace(self.path / ROWS, _as_csv(self.snapshots).encode())
+            replace_file(self.path / ROWS, _as_csv(self.snapshots).encode())
             partial = self.path / f"{WEIGHTS}.partial"
             save_file(
-                {name: tensor.detach().cpu() for name, tensor in _parameters(models)}, partial, {"step": str(step)}
+                {name: tensor.detach().cpu().contiguous() for name, tensor in _weights(models)},
+                partial,
+                {"step": str(step)},
             )
             partial.replace(self.path / WEIGHTS)
             self._record["lives"][-1] |= {"to_step": step, "seconds": round(time.monotonic() - self._began, 1)}
@@ -195,7 +197,16 @@ def _as_csv(snapshots: Sequence[Snapshot]) -> str:
     return text.getvalue()
 
 
-def _replace(path: Path, content: bytes) -> None:
+def made_folder(path: Path) -> None:
+    """Make a folder for results; UserError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be made ({error.strerror}): give another --out") from error
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file aside and rename it: it is whole or as it was."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         file.write(content)
@@ -204,10 +215,18 @@ def _replace(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def _parameters(models: Sequence[Transformers]) -> list[tuple[str, Tensor]]:
-    return [
-        (f"{index}.{name}", tensor) for index, model in enumerate(models) for name, tensor in model.named_parameters()
-    ]
+def _weights(models: Sequence[Transformers]) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of every weight of every run, whatever models the runs are batched in."""
+    for model in models:
+        for name, tensor in model.named_parameters():
+            if name.startswith("streams."):  # of one variant: a row a seed
+                _, place, weight = name.split(".")
+                layer, owner = divmod(int(place), len(model.variants))
+                for seed, own in zip(model.seeds, tensor, strict=True):
+                    yield f"{model.variants[owner].name}.{seed}.stream.{layer}.{weight}", own
+            else:
+                for (variant, seed), own in zip(model.runs, tensor, strict=True):
+                    yield f"{variant.name}.{seed}.{name}", own
 
 
 def _flat(record: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -132,6 +132,7 @@ class Transformers(nn.Module):
         super().__init__()
         self.variants, self.seeds, self.sizes, self.products = tuple(variants), tuple(seeds), sizes, products
         self.device = torch.device(device)
+        self.each = len(self.seeds)  # runs of a variant; a compiled forward knows no more of the seeds
         spread = content**-0.5
         width, key_width, neurons = sizes.width, sizes.key_width, sizes.neurons
         rows = 2 * key_width + width  # of queries, keys, values, one under the other
@@ -168,7 +169,10 @@ class Transformers(nn.Module):
         return list(itertools.product(self.variants, self.seeds))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """inputs (S, B, T, D), of each seed -> logits (R, B, L) in the weights' dtype; runs of a seed read the same sequences."""
+        """inputs (S, B, T, D), of each seed -> logits (R, B, L) in the weights' dtype.
+
+        Runs of a seed read the same sequences.
+        """
         every = inputs.to(self.products).expand(len(self.variants), -1, -1, -1, -1)
         hidden = every.flatten(0, 1)  # (R, B, T, D)
         carries: list[Carry] = [None] * len(self.variants)
@@ -195,7 +199,7 @@ class Transformers(nn.Module):
         asked = 1 if last else time
         outputs, onward = [], []
         for variant, carry in enumerate(carries):
-            own = slice(variant * len(self.seeds), (variant + 1) * len(self.seeds))
+            own = slice(variant * self.each, (variant + 1) * self.each)
             q, k, v = query[own], key[own], value[own]  # (S, B T, K or D)
             stream = self.streams[n * len(carries) + variant]
             if isinstance(stream, ResidualStream):
@@ -208,7 +212,7 @@ class Transformers(nn.Module):
             )
             mask = None if last else self.causal
             out, _ = eager_attention(self, q, k, v, mask, scaling=1.0)  # (S B, T, 1, D)
-            outputs.append(out.reshape(len(self.seeds), batch, asked, -1))
+            outputs.append(out.reshape(self.each, batch, asked, -1))
             onward.append(carry)
         return torch.cat(outputs), onward
 
@@ -216,7 +220,7 @@ class Transformers(nn.Module):
         """(R, B, F), each variant with its activation."""
         if len({variant.nmda for variant in self.variants}) == 1:
             return self.acts[0](x)
-        return torch.cat([act(part) for act, part in zip(self.acts, x.split(len(self.seeds)), strict=True)])
+        return torch.cat([act(part) for act, part in zip(self.acts, x.split(self.each), strict=True)])
 
     def loss(self, logits: Tensor, answers: Tensor) -> Tensor:
         """Cross-entropy of each run: logits (R, B, L), answers (S, B) -> (R,). The sum trains every run by its own."""

@@ -20,7 +20,7 @@ Dimension letters: N sequences here, P pairs, T tokens, E content components, D 
 """
 
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -169,10 +169,10 @@ class World:
         means = self._prototypes(self.task.novel_classes, self.generator(kind))
         return self._draw(count, rules, means, self.generator(kind, part))
 
-    def trials(self, count: int) -> Sequences:
+    def trials(self, part: int, count: int) -> Sequences:
         """`count` sequences of known classes whose answer is in the context, bursty or not (AMICL, Section 2)."""
         rules = _Rules(self.task.bursty, 0.0, query="context")
-        return self._draw(count, rules, self.class_means[:0], self.generator("trials"))
+        return self._draw(count, rules, self.class_means[:0], self.generator("trials", part))
 
     def generator(self, purpose: str, index: int = 0) -> torch.Generator:
         """Random numbers that belong to (seed, purpose, index)."""
@@ -260,11 +260,3 @@ def amicl_task(length: int = 20, width: int = 100, noise: float = 0.1) -> Task:
     return Task(
         pairs=length // 2 - 1, noise=noise, content=width, positions=0, novel=0.0, distinct_labels=False, blank=True
     )
-
-
-def with_knob(task: Task, name: str, value: float) -> Task:
-    """The task with one number changed; UserError where there is none of that name."""
-    if name not in Task.__dataclass_fields__:
-        raise UserError(f"the task has no {name!r}: give one of {', '.join(Task.__dataclass_fields__)}")
-    kind = type(getattr(task, name))
-    return replace(task, **{name: kind(value)})

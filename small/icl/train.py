@@ -25,10 +25,11 @@ from llm.errors import UserError
 
 from .folder import Folder, Snapshot
 from .model import Sizes, Transformers, Variant
-from .task import KINDS, Task, World
+from .task import KINDS, Sequences, Task, World
 
 PRODUCTS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-AT_ONCE = 1000  # sequences of an evaluation: 10 MB of inputs a seed
+AT_ONCE = 500  # sequences of an evaluation: 5 MB of inputs a seed; the fixed ones depend on it
+COMPILED_AT_MOST = 256  # forms of a function: one for each variant; torch's own limit is 8
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,14 @@ class Machine:
 
     Args:
         device: "cpu" or "cuda".
-        compile: the step through torch.compile (10 to 15 s at the start).
-        together: seeds in one batched model; None is all on a GPU and one on a CPU, whose caches hold no more.
+        compile: the step through torch.compile (a few seconds for each variant at the start).
+        together: all runs as one batched model; else one run after the other, those of a seed on the same batch. None
+            is the faster: together on a GPU, whose kernels are small here; apart on a CPU, whose caches hold one run.
     """
 
     device: str = "cpu"
     compile: bool = False
-    together: int | None = None
+    together: bool | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -105,59 +107,74 @@ class Machine:
             raise UserError(f"device {self.device!r} cannot be used ({reason}); give --device cpu") from error
         if self.compile and self.device == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++"))):
             raise UserError("torch.compile needs a C++ compiler, and there is none: install g++ or give --no-compile")
-        if self.together is not None and self.together < 1:
-            raise UserError(f"together {self.together} must be at least 1")
 
-    def groups(self, seeds: Sequence[int]) -> list[Sequence[int]]:
-        """The seeds of each batched model."""
-        size = self.together or (1 if self.device == "cpu" else len(seeds))
-        return [seeds[start : start + size] for start in range(0, len(seeds), size)]
+    @property
+    def batched(self) -> bool:
+        """Whether all runs are one model."""
+        return self.device != "cpu" if self.together is None else self.together
 
 
 class Runs:
-    """The runs of some seeds: a batched model, its optimizer and its data."""
+    """The runs of some seeds: batched models that read the same sequences, their optimizers and their data.
 
-    def __init__(self, task: Task, sizes: Sizes, settings: Settings, seeds: Sequence[int], machine: Machine) -> None:
+    Args:
+        seeds: of every model.
+        together: one model of all variants, else one of each.
+    """
+
+    def __init__(
+        self, task: Task, sizes: Sizes, settings: Settings, seeds: Sequence[int], together: bool, machine: Machine
+    ) -> None:
         self.settings, self.seeds = settings, seeds
         self.worlds = [World(task, seed, machine.device) for seed in seeds]
         variants = [Variant.parse(name) for name in settings.variants]
         products = PRODUCTS[settings.products]
-        self.model = Transformers(variants, seeds, sizes, task.tokens, task.content, products, machine.device)
+        self.models = [
+            Transformers(those, seeds, sizes, task.tokens, task.content, products, machine.device)
+            for those in ([variants] if together else [[variant] for variant in variants])
+        ]
         # SGD's weight decay is times the learning rate: w <- w (1 - lr * decay / lr) - lr * gradient.
-        weights = list(self.model.parameters())
-        self.optimizer = torch.optim.SGD(weights, settings.lr, weight_decay=settings.decay / settings.lr, foreach=True)
-        self._losses = torch.compile(_losses, dynamic=False) if machine.compile else _losses
-        self._measures = torch.compile(_measures, dynamic=False) if machine.compile else _measures
+        decay = settings.decay / settings.lr
+        self.optimizers = [
+            torch.optim.SGD(model.parameters(), settings.lr, weight_decay=decay, foreach=True) for model in self.models
+        ]
+        self._losses, self._measures = _losses, _measures
+        if machine.compile:
+            torch._dynamo.config.recompile_limit = COMPILED_AT_MOST
+            self._losses, self._measures = (torch.compile(each, dynamic=False) for each in (_losses, _measures))
 
     def train(self, step: int) -> None:
         """One step of every run."""
-        batches = [world.batch(step, self.settings.batch) for world in self.worlds]
-        inputs = torch.stack([batch.inputs for batch in batches])  # (S, B, T, D)
-        answers = torch.stack([batch.answers for batch in batches])  # (S, B)
-        self._losses(self.model, inputs, answers).sum().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        inputs, answers = _stacked([world.batch(step, self.settings.batch) for world in self.worlds])
+        for model, optimizer in zip(self.models, self.optimizers, strict=True):
+            self._losses(model, inputs, answers).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def snapshot(self, step: int) -> list[Snapshot]:
         """Accuracy and loss of every run on the fixed evaluation sequences."""
-        sums = {kind: torch.zeros(2, len(self.model.runs), dtype=torch.float64) for kind in KINDS}
-        for kind in KINDS:
+        sums = {kind: [torch.zeros(2, len(model.runs)).double() for model in self.models] for kind in KINDS}
+        for kind, totals in sums.items():
             for part, start in enumerate(range(0, self.settings.evaluation, AT_ONCE)):
                 count = min(AT_ONCE, self.settings.evaluation - start)
-                drawn = [world.evaluation(kind, part, count) for world in self.worlds]
-                inputs = torch.stack([sequences.inputs for sequences in drawn])
-                answers = torch.stack([sequences.answers for sequences in drawn])
-                sums[kind] += self._measures(self.model, inputs, answers).cpu().double() * count
-        means = {kind: (total / self.settings.evaluation).tolist() for kind, total in sums.items()}
+                inputs, answers = _stacked([world.evaluation(kind, part, count) for world in self.worlds])
+                for model, total in zip(self.models, totals, strict=True):
+                    total += self._measures(model, inputs, answers).cpu().double() * count
+        means = {kind: (torch.cat(totals, 1) / self.settings.evaluation).tolist() for kind, totals in sums.items()}
         number = step // self.settings.snapshot_every
         return [
             Snapshot(
                 number, step, variant.name, seed,
                 {kind: means[kind][0][run] for kind in KINDS}, {kind: means[kind][1][run] for kind in KINDS},
             )
-            for run, (variant, seed) in enumerate(self.model.runs)
+            for run, (variant, seed) in enumerate(run for model in self.models for run in model.runs)
         ]  # fmt: skip
+
+
+def _stacked(drawn: Sequence[Sequences]) -> tuple[Tensor, Tensor]:
+    """Inputs (S, B, T, D) and answers (S, B) of S seeds."""
+    return torch.stack([each.inputs for each in drawn]), torch.stack([each.answers for each in drawn])
 
 
 def _losses(model: Transformers, inputs: Tensor, answers: Tensor) -> Tensor:
@@ -180,18 +197,26 @@ def train(
         UserError: the folder holds other runs, is in use, or what it holds is damaged.
     """
     with Folder(path, task, sizes, settings) as folder:
-        groups = [Runs(task, sizes, settings, seeds, machine) for seeds in machine.groups(settings.seeds)]
-        step = folder.restore([group.model for group in groups])
+        groups = made(task, sizes, settings, machine)
+        models = [model for group in groups for model in group.models]
+        step = folder.restore(models)
         folder.begin(step, {"command": command, "machine": asdict(machine)})
         with _progress(settings, step) as bar:
             while not folder.snapshots or not finished(folder.snapshots, settings):
                 if folder.snapshots:
                     step = _advance(groups, step, settings.snapshot_every, bar)
                 rows = [row for group in groups for row in group.snapshot(step)]
-                folder.keep(rows, step, [group.model for group in groups])
+                folder.keep(rows, step, models)
                 bar.set_postfix_str(_in_one_line(rows))
         _tell_diverged(folder.snapshots)
         return folder.snapshots
+
+
+def made(task: Task, sizes: Sizes, settings: Settings, machine: Machine) -> list[Runs]:
+    """Untrained runs as this machine trains them best."""
+    together = machine.batched
+    seeds = [settings.seeds] if together else [(seed,) for seed in settings.seeds]
+    return [Runs(task, sizes, settings, those, together, machine) for those in seeds]
 
 
 def finished(snapshots: Sequence[Snapshot], settings: Settings) -> bool:

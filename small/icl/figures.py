@@ -1,0 +1,187 @@
+"""The figures of residual-attention-streams.txt that belong to Sections 2 and 3: 3, 6, 7, 8; and the phase plot.
+
+Each function returns a matplotlib figure; `write` makes a PNG of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evals.plots import as_png, new_figure, style
+
+from .amicl import CONVENTIONS, SEPARATIONS, SHOWN, SIMILARITIES, attention
+from .folder import Snapshot
+from .task import TITLES, World
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart under every common colour-blindness.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+ONE_BUT_DARKER = {"dot": "-", "pearson": "--"}
+LABELS = {"dot": "dot product", "pearson": "Pearson's correlation", "manhattan": "Manhattan", "euclidean": "Euclidean"}
+
+
+def write(figure: "Figure", path: Path) -> Path:
+    """Write a PNG aside and rename it; returns the path."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(as_png(figure))
+    return partial.replace(path)
+
+
+# ---- Training: Figure 3 ----------------------------------------------------------------------------------------------
+
+
+def training(snapshots: Sequence[Snapshot], all_losses_of: str | None = None) -> "Figure":
+    """Figure 3: accuracy on Test, IW, IC and IC2, Test loss of all variants, all losses of one of them.
+
+    Single runs are light, means over seeds dark. A mean ends where the first run ends.
+
+    Args:
+        snapshots: of a training.
+        all_losses_of: whose losses the last panel shows: "values", or else the last variant.
+    """
+    names = list(dict.fromkeys(row.variant for row in snapshots))
+    chosen = all_losses_of or ("values" if "values" in names else names[-1])
+    with style():
+        figure = new_figure(9.6, 5.6)
+        panels = figure.subplots(2, 3, sharex=True)
+        for axes, kind in zip(panels.flat, ("test", "iw", "ic", "ic2"), strict=False):
+            for colour, name in zip(_colours(names), names, strict=True):
+                _draw_runs(axes, [row for row in snapshots if row.variant == name], "accuracy", kind, colour, name)
+            axes.set(title=f"{TITLES[kind]} accuracy", ylim=(0, 1.02))
+        axes = panels[1, 1]
+        for colour, name in zip(_colours(names), names, strict=True):
+            _draw_runs(axes, [row for row in snapshots if row.variant == name], "loss", "test", colour, name)
+        axes.set(title="Test loss, nats", ylim=(0, None))
+        axes = panels[1, 2]
+        kinds = ("test", "iw", "ic", "ic2")
+        own = [row for row in snapshots if row.variant == chosen]
+        for colour, kind in zip(PALETTE, kinds, strict=False):
+            _draw_runs(axes, own, "loss", kind, colour, TITLES[kind])
+        finite = [row.loss[kind] for row in own for kind in kinds if np.isfinite(row.loss[kind])]
+        axes.set(title=f"losses of {chosen}, nats", ylim=(0, min(2 * np.log(32), 1.05 * max(finite, default=1.0))))
+        axes.legend(fontsize=8)
+        panels[0, 0].legend(fontsize=8)
+        for axes in panels[1]:
+            axes.set_xlabel("thousand steps")
+        for axes in panels.flat:
+            axes.grid(True)
+    return figure
+
+
+def _draw_runs(axes: Any, rows: Sequence[Snapshot], what: str, kind: str, colour: str, label: str) -> None:
+    by_seed: dict[int, dict[float, float]] = {}
+    for row in rows:
+        by_seed.setdefault(row.seed, {})[row.step / 1000] = getattr(row, what)[kind]
+    for run in by_seed.values():
+        axes.plot(list(run), list(run.values()), color=colour, alpha=0.3, linewidth=0.8)
+    steps = sorted(set.intersection(*(set(run) for run in by_seed.values())))
+    mean = np.mean([[run[step] for step in steps] for run in by_seed.values()], axis=0)
+    axes.plot(steps, mean, color=colour, linewidth=1.8, label=label)
+
+
+def _colours(names: Sequence[str]) -> list[str]:
+    return [PALETTE[index % len(PALETTE)] for index in range(len(names))]
+
+
+# ---- AMICL: Figures 6, 7, 8 ------------------------------------------------------------------------------------------
+
+
+def matrices(convention: str = "paper", a: float = 2.0, seed: int = 0) -> "Figure":
+    """Figure 6: attention matrices of one trial of 20 tokens, each similarity with each separation.
+
+    A row is a query, a column a key; the last row is the one that is read, and the answer's columns are ticked.
+    """
+    world = World(CONVENTIONS[convention].task(length=20, width=100), seed)
+    trial = world.trials(0, 1)
+    columns = (2 * (trial.labels[0] == trial.answers[0]).nonzero().flatten() + 1).tolist()
+    with style():
+        figure = new_figure(7.2, 9.2)
+        panels = figure.subplots(len(SIMILARITIES), len(SEPARATIONS))
+        for row, similarity in zip(panels, SIMILARITIES, strict=True):
+            for axes, separation in zip(row, SEPARATIONS, strict=True):
+                weights = attention(trial.inputs, a, similarity, separation)[0]
+                image = axes.imshow(weights, cmap="viridis", interpolation="nearest")
+                figure.colorbar(image, ax=axes, shrink=0.8)
+                axes.set_title(f"{LABELS[similarity]}, {separation}", fontsize=8)
+                axes.set_xticks(columns, ["answer"] * len(columns), fontsize=7, rotation=90)
+                axes.set_yticks([0, len(weights) - 1], ["1", "s"], fontsize=7)
+    return figure
+
+
+def weight_curves(found: Mapping[str, Any]) -> "Figure":
+    """Figure 7: accuracy against a, of dot product and Pearson's correlation with argmax, under both conventions."""
+    with style():
+        figure = new_figure(6.4, 3.2)
+        axes = figure.subplots()
+        for colour, convention in zip(PALETTE, CONVENTIONS, strict=False):
+            for similarity in SHOWN:
+                axes.plot(
+                    found[convention]["a"]["a"],
+                    found[convention]["a"][similarity],
+                    ONE_BUT_DARKER[similarity],
+                    color=colour,
+                    label=f"{LABELS[similarity]}, as in the {convention}",
+                )
+        axes.axhline(0.99, linewidth=0.6, color="grey")
+        axes.set(xlabel="a, weight of the previous token", ylabel="share of right answers", ylim=(0, 1.02))
+        axes.grid(True)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def size_curves(found: Mapping[str, Any]) -> "Figure":
+    """Figure 8: accuracy against length and width, argmax at a = 2, under both conventions."""
+    with style():
+        figure = new_figure(7.6, 3.2)
+        panels = figure.subplots(1, 2, sharey=True)
+        titles = {"length": "s, tokens of a trial", "width": "e, components of a token"}
+        for axes, (name, title) in zip(panels, titles.items(), strict=True):
+            for colour, convention in zip(PALETTE, CONVENTIONS, strict=False):
+                curves = found[convention][name]
+                for similarity in SHOWN:
+                    axes.plot(
+                        curves[name], curves[similarity], ONE_BUT_DARKER[similarity], marker=".", color=colour,
+                        label=f"{LABELS[similarity]}, as in the {convention}",
+                    )  # fmt: skip
+            axes.set(xscale="log", xlabel=title, ylim=(0, 1.02))
+            axes.set_xticks([10, 100, 1000], ["10", "100", "1,000"])
+            axes.grid(True)
+        panels[0].set_ylabel("share of right answers")
+        panels[0].legend(fontsize=7)
+    return figure
+
+
+# ---- Sweeps: the phase plot ------------------------------------------------------------------------------------------
+
+
+def phase(x: tuple[str, list[Any]], y: tuple[str, list[Any]], steps: Mapping[str, Any], at_most: int) -> "Figure":
+    """Step at which IC passes the threshold over two knobs, a panel a variant; hatched where no run got there.
+
+    Args:
+        x, y: names and values of the knobs.
+        steps: {variant: (len(y), len(x)) mean steps, NaN where a run never passed}.
+        at_most: steps that were trained.
+    """
+    with style():
+        figure = new_figure(1.2 + 2.9 * len(steps), 0.9 + 0.55 * max(3, len(y[1])))
+        panels = figure.subplots(1, len(steps), squeeze=False)[0]
+        image: Any = None
+        for axes, (name, grid) in zip(panels, steps.items(), strict=True):
+            values = np.asarray(grid, float) / 1000
+            image = axes.imshow(values, cmap="viridis_r", vmin=0, vmax=at_most / 1000, aspect="auto", origin="lower")
+            for (row, column), value in np.ndenumerate(values):
+                never = np.isnan(value)
+                axes.text(
+                    column, row, f">{at_most / 1000:g}" if never else f"{value:.1f}", ha="center", va="center",
+                    fontsize=8, color="black" if never or value < 0.55 * at_most / 1000 else "white",
+                )  # fmt: skip
+            axes.set_xticks(range(len(x[1])), [str(value) for value in x[1]])
+            axes.set_yticks(range(len(y[1])), [str(value) for value in y[1]])
+            axes.set(title=name, xlabel=x[0])
+        panels[0].set_ylabel(y[0])
+        figure.colorbar(image, ax=list(panels), label="thousand steps until IC passes")
+    return figure

@@ -1,0 +1,120 @@
+"""Trainings over two knobs: at which step does IC pass a threshold?
+
+two knobs -> a training in OUT/<x>,<y> for each pair of values, resumed where it was killed -> sweep.csv -> phase plot
+
+A knob is a number of the task (noise, bursty, copies, ...), of the sizes (layers, key_width, ...), of the settings
+(lr, batch, ...), or `alpha`: NMDA's in the MLP of every variant.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evals.plots import text_table
+from llm.errors import UserError
+
+from . import figures
+from .folder import replace_file
+from .model import Sizes
+from .tables import first_above
+from .task import Task
+from .train import Machine, Settings, train
+
+OF_SETTINGS = ("batch", "lr", "decay")
+
+
+class Knob(NamedTuple):
+    """A name and its values, in order."""
+
+    name: str
+    values: tuple[float, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Knob":
+        """`NAME=VALUE,VALUE,...`; UserError where it is not that, or no knob has this name."""
+        name, _, listed = text.partition("=")
+        known = [*(f.name for f in fields(Task)), *(f.name for f in fields(Sizes)), *OF_SETTINGS, "alpha"]
+        known = [name for name in known if name not in ("width", "distinct_labels", "blank", "positions")]
+        if name not in known:
+            raise UserError(f"{name!r} is no knob: give one of {', '.join(known)}, as in noise=0,0.1,0.3")
+        try:
+            values = tuple(float(value) if "." in value or "e" in value else int(value) for value in listed.split(","))
+        except ValueError:
+            raise UserError(f"{text!r} is not NAME=VALUE,VALUE,...; give numbers, as in noise=0,0.1,0.3") from None
+        if len(set(values)) < len(values):
+            raise UserError(f"{text!r} has a value twice")
+        return cls(name, values)
+
+
+class Point(NamedTuple):
+    """One pair of values, ready to be trained."""
+
+    label: str  # name of its folder
+    task: Task
+    sizes: Sizes
+    settings: Settings
+
+
+def points(x: Knob, y: Knob, task: Task, sizes: Sizes, settings: Settings) -> list[Point]:
+    """Every pair of values, y outside, x inside; UserError where one of them cannot be, before anything is trained."""
+    if x.name == y.name:
+        raise UserError(f"--x and --y are both {x.name!r}: give two different knobs")
+    made = []
+    for row, column in product(y.values, x.values):
+        parts: tuple[Any, ...] = (task, sizes, settings)
+        for knob, value in ((x, column), (y, row)):
+            parts = _turned(parts, knob.name, value)
+        made.append(Point(f"{x.name}={column},{y.name}={row}", *parts))
+    return made
+
+
+def _turned(parts: tuple[Task, Sizes, Settings], name: str, value: float) -> tuple[Task, Sizes, Settings]:
+    """Task, sizes and settings with one number changed."""
+    task, sizes, settings = parts
+    if name == "alpha":
+        variants = tuple(f"{variant}:nmda{value:g}" for variant in settings.variants)
+        return task, sizes, replace(settings, variants=variants)
+
+    def with_it(part: Any) -> Any:
+        return replace(part, **{name: type(getattr(part, name))(value)}) if hasattr(part, name) else part
+
+    task = with_it(task)
+    return task, replace(with_it(sizes), width=task.width, labels=task.labels), with_it(settings)
+
+
+def sweep(x: Knob, y: Knob, made: Sequence[Point], out: Path, threshold: float, machine: Machine, command: str) -> str:
+    """Train every point, write OUT/sweep.csv and OUT/phase.png, and return the table.
+
+    A mean over seeds is taken where all of them passed; elsewhere it is NaN, shown as "> steps".
+    """
+    rows: list[tuple[Any, ...]] = []
+    means: dict[str, list[float]] = {}
+    for number, point in enumerate(made, start=1):
+        print(f"{number} of {len(made)}: {point.label}")
+        snapshots = train(out / point.label, point.task, point.sizes, point.settings, machine, command)
+        every = point.settings.snapshot_every
+        for name, runs in first_above(snapshots, "ic", threshold).items():
+            plain = name.rpartition(":nmda")[0] if "alpha" in (x.name, y.name) else name
+            passed = [np.nan if value is None else value * every for value in runs.values()]
+            means.setdefault(plain, []).append(float(np.mean(passed)))
+            rows += [(point.label, plain, seed, step) for seed, step in zip(runs, passed, strict=True)]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow([f"{x.name} and {y.name}", "variant", "seed", f"step_at_which_ic_passes_{threshold}"])
+    writer.writerows([*row[:3], "" if np.isnan(row[3]) else int(row[3])] for row in rows)
+    replace_file(out / "sweep.csv", text.getvalue().encode())
+    steps = made[0].settings.steps
+    grids = {name: np.reshape(values, (len(y.values), len(x.values))) for name, values in means.items()}
+    figures.write(figures.phase((x.name, list(x.values)), (y.name, list(y.values)), grids, steps), out / "phase.png")
+    shown = [[point.label, *(_steps(means[name][n], steps) for name in means)] for n, point in enumerate(made)]
+    return text_table([f"step at which IC passes {threshold}", *means], shown)
+
+
+def _steps(mean: float, at_most: int) -> str:
+    return f"> {at_most:,}" if np.isnan(mean) else f"{mean:,.0f}"
