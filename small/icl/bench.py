@@ -36,6 +36,7 @@ from .train import PRODUCTS, Machine, Runs, Settings, made
 
 BATCH = 128
 PAPER = ("classic", "queries", "keys", "values")
+LARGE = 4096  # edge of the product that tells the rate of a machine
 AMICL_LOOP_TRIALS = 20  # of the loop, at each a; the time of a trial does not depend on their number
 
 
@@ -142,12 +143,12 @@ def _step(rounds: int, device: str, products: str, compiled: bool) -> dict[str, 
     settings = Settings(PAPER, (0,), products=products)
     (runs,) = made(Task(), Sizes(), settings, Machine(device, compiled))
     calls, operations = _products_of_a_step(*made(Task(), Sizes(), settings, Machine(device)))
-    large = torch.randn(4096, 4096, device=device, dtype=PRODUCTS[products])
+    large = torch.randn(LARGE, LARGE, device=device, dtype=PRODUCTS[products])
     plain = PlainStep(device)
     step = iter(range(10**9))
 
     def at_the_rate() -> float:
-        rate = 2 * 4096**3 / seconds_of(lambda: large @ large, device, 2)
+        rate = 2 * LARGE**3 / seconds_of(lambda: large @ large, device, 2)
         return operations / rate / len(PAPER)
 
     contenders = {

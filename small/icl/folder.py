@@ -68,7 +68,7 @@ class Folder:
     """
 
     def __init__(self, path: Path, task: Task, sizes: Sizes, settings: "Settings") -> None:
-        self.path, self.snapshots = path, list[Snapshot]()
+        self.path, self.snapshots, self._every = path, list[Snapshot](), settings.snapshot_every
         asked = {"task": asdict(task), "sizes": asdict(sizes), "settings": asdict(settings)}
         self._asked = json.loads(json.dumps(asked))  # tuples are lists in the file
 
@@ -112,7 +112,7 @@ class Folder:
         """Read the snapshots and the weights of the last one into the models; returns its step, 0 for a new training.
 
         Raises:
-            UserError: the weights are damaged, or are not of these models.
+            UserError: weights or snapshots are damaged, or not of these models.
         """
         if not (self.path / WEIGHTS).is_file():
             return 0
@@ -127,6 +127,12 @@ class Folder:
                 f"{self.path / WEIGHTS} cannot be read ({error}): delete it to train from the start"
             ) from error
         self.snapshots = [row for row in read_snapshots(self.path) if row.step <= step]
+        expected = sum(len(model.runs) for model in models) * (step // self._every + 1)
+        if len(self.snapshots) != expected:
+            raise UserError(
+                f"{self.path / ROWS} has {len(self.snapshots)} rows up to step {step} in place of {expected}: delete "
+                f"{self.path / WEIGHTS} to train from the start"
+            )
         return step
 
     def begin(self, step: int, facts: dict[str, Any]) -> None:
@@ -192,7 +198,7 @@ def _as_csv(snapshots: Sequence[Snapshot]) -> str:
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
     for row in snapshots:
-        values = [f"{part[kind]:.6g}" for part in (row.accuracy, row.loss) for kind in KINDS]
+        values = [part[kind] for part in (row.accuracy, row.loss) for kind in KINDS]
         writer.writerow([row.snapshot, row.step, row.variant, row.seed, *values])
     return text.getvalue()
 

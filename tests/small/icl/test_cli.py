@@ -1,0 +1,207 @@
+"""`python -m small.icl` as a user gives it: commands, files, pictures, sentences, exit statuses."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from small.icl import bench
+from small.icl.bench import NumpyLoop
+from small.icl.cli import main
+from small.icl.folder import read_snapshots
+from small.icl.model import Sizes
+from small.icl.sweep import Knob, points
+from small.icl.task import Task
+from small.icl.train import Settings
+
+TINY = ["--batch", "8", "--snapshot-every", "10", "--evaluation", "20", "--no-compile", "--device", "cpu"]
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def is_a_picture(path: Path) -> bool:
+    found = pixels(path)
+    return found.shape[0] > 200 and found.shape[1] > 400 and len(np.unique(found.reshape(-1, 3), axis=0)) > 50
+
+
+def test_amicl_writes_its_figures_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "amicl"
+    assert main(["amicl", "--out", str(out), "--trials", "200", "--device", "cpu"]) == 0
+    found = json.loads((out / "amicl.json").read_text())
+    for convention in ("paper", "code"):
+        assert found[convention]["a"]["dot"][-1] > 0.98
+        assert len(found[convention]["memories"]) == 12
+    assert found["trials"] == 200
+    assert all(is_a_picture(out / f"figure{number}.png") for number in (6, 7, 8))
+    assert "As in the code (200 trials" in capsys.readouterr().out
+
+
+def test_train_prints_tables_and_draws_figure_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "runs"
+    words = ["train", "--variants", "classic", "queries+values:learned", "--seeds", "2", "--steps", "20", *TINY]
+    assert main([*words, "--out", str(out)]) == 0
+    assert "Table 1" in capsys.readouterr().out
+    assert "Table 6" in (out / "tables.txt").read_text()
+    assert is_a_picture(out / "figure3.png")
+    rows = read_snapshots(out)
+    assert {(row.variant, row.seed) for row in rows} == {
+        (v, s) for v in ("classic", "queries+values:learned") for s in (0, 1)
+    }
+    record = json.loads((out / "run.json").read_text())
+    assert record["lives"][0]["command"].startswith("python -m small.icl train --variants classic")
+    (out / "figure3.png").unlink()
+    assert main(["tables", str(out)]) == 0
+    assert is_a_picture(out / "figure3.png")
+
+
+def test_a_training_killed_from_outside_goes_on(tmp_path: Path) -> None:
+    through, killed = tmp_path / "through", tmp_path / "killed"
+    words = ["train", "--variants", "classic", "values", "--seeds", "1", "--steps", "400", *TINY, "--until", "0"]
+    assert main([*words, "--out", str(through)]) == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "small.icl", *words, "--out", str(killed)], stderr=subprocess.DEVNULL
+    )
+    end = time.monotonic() + 60
+    while not (killed / "checkpoint.safetensors").exists() or read_snapshots(killed)[-1].step < 50:
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert read_snapshots(killed)[-1].step < 400
+    assert main([*words, "--out", str(killed)]) == 0
+    assert (killed / "snapshots.csv").read_bytes() == (through / "snapshots.csv").read_bytes()
+
+
+def test_ctrl_c_ends_with_130_and_the_last_snapshot(tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    words = [
+        "train",
+        "--variants",
+        "classic",
+        "--seeds",
+        "1",
+        "--steps",
+        "100000",
+        *TINY,
+        "--until",
+        "0",
+        "--out",
+        str(out),
+    ]
+    process = subprocess.Popen([sys.executable, "-m", "small.icl", *words], stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not (out / "checkpoint.safetensors").exists():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert "Traceback" not in process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert read_snapshots(out)
+
+
+def test_sweep_draws_the_phase_plot_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "sweep"
+    words = ["sweep", "--x", "noise=0,0.5", "--y", "alpha=0,10", "--variants", "classic", "values", "--seeds", "2"]
+    words += ["--steps", "20", *TINY, "--threshold", "0.01", "--out", str(out)]
+    assert main(words) == 0
+    assert is_a_picture(out / "phase.png")
+    with (out / "sweep.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == 1 + 4 * 2 * 2
+    assert {row[0] for row in rows[1:]} == {f"noise={x},alpha={y}" for x in ("0", "0.5") for y in (0, 10)}
+    trained = {path: path.stat().st_mtime_ns for path in out.glob("*/checkpoint.safetensors")}
+    capsys.readouterr()
+    assert main(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*/checkpoint.safetensors")} == trained
+    assert "noise=0.5,alpha=10" in capsys.readouterr().out
+
+
+def test_knobs_turn_what_they_name() -> None:
+    given = points(Knob.parse("content=40,85"), Knob.parse("layers=2,4"), Task(), Sizes(), Settings())
+    assert [(p.task.content, p.sizes.width, p.sizes.layers) for p in given] == [
+        (40, 105, 2), (85, 150, 2), (40, 105, 4), (85, 150, 4),
+    ]  # fmt: skip
+    (point, *_) = points(Knob.parse("lr=0.1"), Knob.parse("alpha=10"), Task(), Sizes(), Settings(("keys",)))
+    assert point.settings.lr == 0.1 and point.settings.variants == ("keys:nmda10",)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["train", "--variants", "vales"], "vales"),
+        (["train", "--variants", "values:nmda"], "nmda"),
+        (["train", "--variants", "classic:learned"], "no stream"),
+        (["train", "--noise", "-1"], "noise -1.0"),
+        (["train", "--steps", "77"], "multiple"),
+        (["train", "--device", "toaster"], "--device cpu"),
+        (["train", "--seeds", "0"], "seed"),
+        (["train", "--layers", "0"], "layers 0"),
+        (["sweep", "--x", "nois=1", "--y", "lr=1"], "nois"),
+        (["sweep", "--x", "noise=a", "--y", "lr=1"], "VALUE"),
+        (["sweep", "--x", "noise=1", "--y", "noise=2"], "two different"),
+        (["sweep", "--x", "noise=0.1", "--y", "copies=2,3"], "copies 3"),
+        (["sweep", "--x", "noise=0.1,0.1", "--y", "lr=1"], "twice"),
+        (["amicl", "--trials", "0"], "trials 0"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(
+    words: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert (
+        main([*words, "--no-compile", "--out", str(out)] if words[0] != "amicl" else [*words, "--out", str(out)]) == 2
+    )
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("error: ") and named in said[-1]
+    assert not (out / "run.json").exists() and not list(out.glob("*/run.json"))
+
+
+def test_tables_of_no_training_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tables", str(tmp_path / "nothing")]) == 2
+    assert "holds no training" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["amicl", "train", "tables", "sweep", "bench"])
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    assert f"example:\n  python -m small.icl {command}" in capsys.readouterr().out
+
+
+# ---- The benchmark's own loops ---------------------------------------------------------------------------------------
+
+
+def test_the_benchmarks_loops_follow_the_same_rules() -> None:
+    loop, task = NumpyLoop(Task()), Task()
+    drawn = [loop.sequence() for _ in range(2000)]
+    answered = [any((x[1::2, 65:] == loop.labels[answer].astype(np.float32)).all(1)) for x, answer in drawn]
+    free = 0.25 * (31 / 32) ** 8  # of the free sequences, those without the query's label
+    assert np.mean(answered) == pytest.approx(1 - free, abs=0.04)
+    assert all(x.shape == (17, 150) and (x[:, :65].sum(1) == 1).all() for x, _ in drawn[:100])
+    loop = NumpyLoop(bench.CONVENTIONS["paper"].task(length=20, width=100))
+    assert np.mean([loop.amicl("dot", 2.0) for _ in range(300)]) > 0.97
+    assert np.mean([loop.amicl("dot", 0.5) for _ in range(300)]) < 0.15
+    assert task.tokens == 17
+
+
+def test_the_benchmark_reports_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "AMICL_LOOP_TRIALS", 1)
+    result = {"device": "CPU", "generator": bench._generator(2, "cpu"), "amicl": bench._amicl(2, "cpu")}
+    monkeypatch.setattr(bench, "LARGE", 64)
+    result["step"] = bench._step(1, "cpu", "bfloat16", compiled=False)
+    text = bench.report(result)
+    assert "NumPy loop to generator" in text and "step to its products alone" in text
+    median, least, greatest = result["generator"]["ratios"]["NumPy loop to generator"]
+    assert least <= median <= greatest
+    assert result["step"]["operations_a_run"] > 1e9
