@@ -87,7 +87,7 @@ def _sweep(options: argparse.Namespace) -> None:
 
     task, sizes, settings, machine = _asked(options)
     x, y = Knob.parse(options.x), Knob.parse(options.y)
-    made = points(x, y, task, sizes, settings)
+    made = points(x, y, task, sizes, settings, options.threshold)
     print(sweep(x, y, made, options.out, options.threshold, machine, options.line))
     print(options.out / "phase.png")
 

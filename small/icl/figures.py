@@ -159,7 +159,7 @@ def size_curves(found: Mapping[str, Any]) -> "Figure":
 
 
 def phase(x: tuple[str, list[Any]], y: tuple[str, list[Any]], steps: Mapping[str, Any], at_most: int) -> "Figure":
-    """Step at which IC passes the threshold over two knobs, a panel a variant; hatched where no run got there.
+    """Step at which IC passes the threshold over two knobs, a panel a variant; left white where a run never did.
 
     Args:
         x, y: names and values of the knobs.
@@ -176,7 +176,7 @@ def phase(x: tuple[str, list[Any]], y: tuple[str, list[Any]], steps: Mapping[str
             for (row, column), value in np.ndenumerate(values):
                 never = np.isnan(value)
                 axes.text(
-                    column, row, f">{at_most / 1000:g}" if never else f"{value:.1f}", ha="center", va="center",
+                    column, row, f">{at_most / 1000:g}" if never else f"{value:.3g}", ha="center", va="center",
                     fontsize=8, color="black" if never or value < 0.55 * at_most / 1000 else "white",
                 )  # fmt: skip
             axes.set_xticks(range(len(x[1])), [str(value) for value in x[1]])

@@ -61,10 +61,12 @@ class Point(NamedTuple):
     settings: Settings
 
 
-def points(x: Knob, y: Knob, task: Task, sizes: Sizes, settings: Settings) -> list[Point]:
+def points(x: Knob, y: Knob, task: Task, sizes: Sizes, settings: Settings, threshold: float = 0.9) -> list[Point]:
     """Every pair of values, y outside, x inside; UserError where one of them cannot be, before anything is trained."""
     if x.name == y.name:
         raise UserError(f"--x and --y are both {x.name!r}: give two different knobs")
+    if not 0 < threshold < 1 or (settings.until is not None and settings.until < threshold):
+        raise UserError(f"--threshold {threshold} must be between 0 and 1, and not above --until {settings.until}")
     made = []
     for row, column in product(y.values, x.values):
         parts: tuple[Any, ...] = (task, sizes, settings)

@@ -136,11 +136,13 @@ class World:
 
     Args:
         task: the rules.
-        seed: all that is drawn follows from it.
+        seed: all that is drawn follows from it; at least 0.
         device: where everything is drawn and stays; CPU and CUDA draw other numbers from one seed.
     """
 
     def __init__(self, task: Task, seed: int, device: torch.device | str = "cpu") -> None:
+        if seed < 0:
+            raise UserError(f"seed {seed} must be at least 0")
         self.task, self.seed, self.device = task, seed, torch.device(device)
         generator = self.generator("prototypes")
         self.class_means = self._prototypes(task.classes, generator)  # (classes, E)
@@ -190,7 +192,7 @@ class World:
         bursty = (torch.rand(count, **options) < rules.bursty) | novel
         per_label = torch.where(novel, task.novel_classes // task.labels, task.classes // task.labels)
         classes = self._bursts(count, per_label, options)  # (N, P + 1)
-        if not bool(bursty.all()):
+        if rules.bursty < 1:
             classes = torch.where(bursty[:, None], classes, self._free(count, rules.query, options))
         shown = (classes + rules.label_shift) % task.labels  # (N, P + 1)
         room = max(0, task.positions - task.tokens)

@@ -78,8 +78,8 @@ class Settings:
             problems.append(f"steps {self.steps} must be a multiple of snapshot_every {self.snapshot_every}")
         if len(set(self.variants)) < len(self.variants) or not self.variants:
             problems.append("give at least one variant, and none twice")
-        if not self.seeds:
-            problems.append("give at least one seed")
+        if not self.seeds or min(self.seeds) < 0:
+            problems.append("give at least one seed, and none below 0")
         if problems:
             raise UserError("; ".join(problems))
 
@@ -241,7 +241,8 @@ def _advance(groups: Sequence[Runs], step: int, steps: int, bar: tqdm) -> int:
 
 def _progress(settings: Settings, step: int) -> tqdm:
     form = "{desc}{percentage:3.0f}% {bar} step {n:.0f}/{total} [{elapsed}<{remaining}] {postfix}"
-    return tqdm(total=settings.steps, initial=step, bar_format=form, dynamic_ncols=True, mininterval=0.5)
+    every = 0.5 if sys.stderr.isatty() else 30  # seconds; a job's log stays short
+    return tqdm(total=settings.steps, initial=step, bar_format=form, dynamic_ncols=True, mininterval=every)
 
 
 def _in_one_line(rows: Sequence[Snapshot]) -> str:

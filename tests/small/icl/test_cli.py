@@ -151,7 +151,10 @@ def test_knobs_turn_what_they_name() -> None:
         (["sweep", "--x", "noise=1", "--y", "noise=2"], "two different"),
         (["sweep", "--x", "noise=0.1", "--y", "copies=2,3"], "copies 3"),
         (["sweep", "--x", "noise=0.1,0.1", "--y", "lr=1"], "twice"),
+        (["sweep", "--x", "noise=0.1", "--y", "lr=1", "--threshold", "0.99"], "--threshold 0.99"),
+        (["train", "--first-seed", "-1"], "below 0"),
         (["amicl", "--trials", "0"], "trials 0"),
+        (["amicl", "--seed", "-1"], "seed -1"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(
