@@ -42,7 +42,7 @@ AMICL_LOOP_TRIALS = 20  # of the loop, at each a; the time of a trial does not d
 
 def run(rounds: int, device: str, compiled: bool) -> dict[str, Any]:
     """All comparisons, as a JSON object."""
-    result: dict[str, Any] = {"rounds": rounds, **environment()}
+    result: dict[str, Any] = {"rounds": rounds, **environment(), "device": _named(device)}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "generator": partial(_generator, rounds, device),
         "amicl": partial(_amicl, rounds, device),
@@ -70,6 +70,12 @@ def report(result: dict[str, Any]) -> str:
     ]
     ratios = text_table(["", "ratio", "median", "over the rounds"], rows)
     return f"{result['device']}\n\n{ratios}\n\n{text_table(['', 'time of', 'ms, median'], times)}"
+
+
+def _named(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
 
 
 def in_turn(rounds: int, contenders: dict[str, Callable[[], float]]) -> dict[str, list[float]]:

@@ -61,18 +61,18 @@ def _train(options: argparse.Namespace) -> None:
     from .train import train
 
     task, sizes, settings, machine = _asked(options)
-    _show(train(options.out, task, sizes, settings, machine, options.line), options.out, settings.variants)
+    _show(train(options.out, task, sizes, settings, machine, options.line), options.out)
 
 
 def _tables(options: argparse.Namespace) -> None:
     from .folder import read_record, read_snapshots
 
     for folder in options.folders:
-        record = read_record(folder)
-        _show(read_snapshots(folder), folder, record["settings"]["variants"])
+        read_record(folder)
+        _show(read_snapshots(folder), folder)
 
 
-def _show(snapshots: list[Any], folder: Path, variants: Sequence[str]) -> None:
+def _show(snapshots: list[Any], folder: Path) -> None:
     """Print the tables, and keep them and Figure 3 in the folder."""
     from . import figures, tables
     from .folder import replace_file
@@ -94,13 +94,14 @@ def _sweep(options: argparse.Namespace) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     from . import bench
+    from .folder import made_folder, replace_file
 
-    result = bench.run(options.rounds, _device(options.device), options.compile) | {"command": options.line}
     if options.json is not None:
-        from .folder import replace_file
-
-        replace_file(options.json, json.dumps(result, indent=1).encode() + b"\n")
+        made_folder(options.json.parent)
+    result = bench.run(options.rounds, _device(options.device), options.compile) | {"command": options.line}
     print(bench.report(result))
+    if options.json is not None:
+        replace_file(options.json, json.dumps(result, indent=1).encode() + b"\n")
 
 
 def _asked(options: argparse.Namespace) -> tuple[Any, ...]:
@@ -130,7 +131,9 @@ def _asked(options: argparse.Namespace) -> tuple[Any, ...]:
 def _device(name: str | None) -> str:
     import torch
 
-    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+    from .train import Machine
+
+    return Machine(name or ("cuda" if torch.cuda.is_available() else "cpu")).device
 
 
 # ---- Arguments -------------------------------------------------------------------------------------------------------
@@ -225,7 +228,7 @@ def _add_bench(commands: Any) -> None:
         "Everything and its straightforward form take turns in one run; ratios are medians over the rounds.",
         "python -m small.icl bench --json benchmarks/results/icl_cpu.json",
     )
-    command.add_argument("--rounds", type=int, default=7, metavar="N", help="(7)")
+    command.add_argument("--rounds", type=_count, default=7, metavar="N", help="(7)")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the whole result here")
     _add_machine(command)
     command.set_defaults(command=_bench)
@@ -258,7 +261,7 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         "--products",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="dtype of the matrix products; weights, sums and softmax stay float32 (float32)",
+        help="dtype of activations and matrix products; weights and softmax stay float32 (float32)",
     )
     _add_machine(command)
     command.add_argument(
@@ -276,6 +279,13 @@ def _add_machine(command: argparse.ArgumentParser) -> None:
         default=True,
         help="the step through torch.compile, which takes about 15 s at the start (yes)",
     )
+
+
+def _count(text: str) -> int:
+    """An argument type: a whole number of at least 1."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
 
 
 def _add_command(commands: Any, name: str, short: str, long: str, example: str) -> argparse.ArgumentParser:

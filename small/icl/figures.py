@@ -12,7 +12,7 @@ import numpy as np
 from evals.plots import as_png, new_figure, style
 
 from .amicl import CONVENTIONS, SEPARATIONS, SHOWN, SIMILARITIES, attention
-from .folder import Snapshot
+from .folder import Snapshot, replace_file
 from .task import TITLES, World
 
 if TYPE_CHECKING:
@@ -25,26 +25,21 @@ LABELS = {"dot": "dot product", "pearson": "Pearson's correlation", "manhattan":
 
 
 def write(figure: "Figure", path: Path) -> Path:
-    """Write a PNG aside and rename it; returns the path."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(as_png(figure))
-    return partial.replace(path)
+    """Write a PNG; returns the path."""
+    replace_file(path, as_png(figure))
+    return path
 
 
 # ---- Training: Figure 3 ----------------------------------------------------------------------------------------------
 
 
-def training(snapshots: Sequence[Snapshot], all_losses_of: str | None = None) -> "Figure":
+def training(snapshots: Sequence[Snapshot]) -> "Figure":
     """Figure 3: accuracy on Test, IW, IC and IC2, Test loss of all variants, all losses of one of them.
 
-    Single runs are light, means over seeds dark. A mean ends where the first run ends.
-
-    Args:
-        snapshots: of a training.
-        all_losses_of: whose losses the last panel shows: "values", or else the last variant.
+    Single runs are light, means over seeds dark. The one is values, or else the last variant.
     """
     names = list(dict.fromkeys(row.variant for row in snapshots))
-    chosen = all_losses_of or ("values" if "values" in names else names[-1])
+    chosen = "values" if "values" in names else names[-1]
     with style():
         figure = new_figure(9.6, 5.6)
         panels = figure.subplots(2, 3, sharex=True)
@@ -90,12 +85,12 @@ def _colours(names: Sequence[str]) -> list[str]:
 # ---- AMICL: Figures 6, 7, 8 ------------------------------------------------------------------------------------------
 
 
-def matrices(convention: str = "paper", a: float = 2.0, seed: int = 0) -> "Figure":
-    """Figure 6: attention matrices of one trial of 20 tokens, each similarity with each separation.
+def matrices(seed: int = 0) -> "Figure":
+    """Figure 6: attention matrices of one trial of 20 tokens at a = 2, each similarity with each separation.
 
     A row is a query, a column a key; the last row is the one that is read, and the answer's columns are ticked.
     """
-    world = World(CONVENTIONS[convention].task(length=20, width=100), seed)
+    world = World(CONVENTIONS["paper"].task(length=20, width=100), seed)
     trial = world.trials(0, 1)
     columns = (2 * (trial.labels[0] == trial.answers[0]).nonzero().flatten() + 1).tolist()
     with style():
@@ -103,7 +98,7 @@ def matrices(convention: str = "paper", a: float = 2.0, seed: int = 0) -> "Figur
         panels = figure.subplots(len(SIMILARITIES), len(SEPARATIONS))
         for row, similarity in zip(panels, SIMILARITIES, strict=True):
             for axes, separation in zip(row, SEPARATIONS, strict=True):
-                weights = attention(trial.inputs, a, similarity, separation)[0]
+                weights = attention(trial.inputs, 2.0, similarity, separation)[0]
                 image = axes.imshow(weights, cmap="viridis", interpolation="nearest")
                 figure.colorbar(image, ax=axes, shrink=0.8)
                 axes.set_title(f"{LABELS[similarity]}, {separation}", fontsize=8)

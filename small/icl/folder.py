@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from llm.data.shard import write_json
 from llm.errors import UserError
 from llm.train.environment import environment, now
 from llm.train.lock import hold
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from .train import Settings
 
 MAY_CHANGE = ("settings.steps", "settings.until", "settings.patience")  # between two lives
+PARTS = ("task", "sizes", "settings")
 RECORD, ROWS, WEIGHTS = "run.json", "snapshots.csv", "checkpoint.safetensors"
 COLUMNS = (
     "snapshot",
@@ -76,11 +76,14 @@ class Folder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: give another --out")
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / RECORD).is_file():
-            left = {entry.name for entry in self.path.iterdir()} - {".lock", f"{RECORD}.partial"}
+            left = {entry.name for entry in self.path.iterdir()} - {".lock", f"{RECORD}.partial"}  # of a killed start
             if left:
                 raise UserError(f"{self.path} is not empty and holds no training (no {RECORD}): give another --out")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = hold(self.path)
+        made_folder(self.path)
+        try:
+            self._lock = hold(self.path)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written ({error.strerror}): give another --out") from error
         try:
             self._record = self._read_record()
         except BaseException:
@@ -140,7 +143,7 @@ class Folder:
         self._began = time.monotonic()
         self._record["lives"].append({"began": now(), "from_step": step, "to_step": step, "seconds": 0.0, **facts})
         self._record["lives"][-1] |= environment()
-        write_json(self.path / RECORD, self._record)
+        self._write_record()
 
     def keep(self, rows: Sequence[Snapshot], step: int, models: Sequence[Transformers]) -> None:
         """Add a snapshot of all runs, with the weights to go on from.
@@ -149,39 +152,34 @@ class Folder:
             UserError: the disk is full; the snapshot before it is whole.
         """
         self.snapshots += rows
-        try:
-            replace_file(self.path / ROWS, _as_csv(self.snapshots).encode())
-            partial = self.path / f"{WEIGHTS}.partial"
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in _weights(models)},
-                partial,
-                {"step": str(step)},
-            )
-            partial.replace(self.path / WEIGHTS)
-            self._record["lives"][-1] |= {"to_step": step, "seconds": round(time.monotonic() - self._began, 1)}
-            write_json(self.path / RECORD, self._record)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{self.path} cannot be written ({error}): make room and give the same command to go on"
-            ) from error
+        replace_file(self.path / ROWS, _as_csv(self.snapshots).encode())
+        weights = {name: weight.detach().cpu().clone() for name, weight in _weights(models)}
+        replace_file(self.path / WEIGHTS, save(weights, {"step": str(step)}))
+        self._record["lives"][-1] |= {"to_step": step, "seconds": round(time.monotonic() - self._began, 1)}
+        self._write_record()
+
+    def _write_record(self) -> None:
+        replace_file(self.path / RECORD, json.dumps(self._record, indent=1).encode() + b"\n")
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """run.json of a training; UserError where there is none."""
     try:
         record = json.loads((path / RECORD).read_bytes())
-        if not isinstance(record["lives"], list):
-            raise ValueError("no lives")
+        if not isinstance(record["lives"], list) or not all(isinstance(record[part], dict) for part in PARTS):
+            raise ValueError("it is of something else")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds no training of python -m small.icl ({RECORD}: {error})") from error
     return record
 
 
 def read_snapshots(path: Path) -> list[Snapshot]:
-    """Every snapshot of a training, in order; UserError where the file is damaged or missing."""
+    """Every snapshot of a training, in order; UserError where there is none yet, or the file is damaged."""
+    if not (path / ROWS).is_file():
+        raise UserError(f"{path} has no snapshot yet: wait for the first, or give its train command again")
     try:
         with (path / ROWS).open(newline="") as file:
-            return [
+            found = [
                 Snapshot(
                     int(row["snapshot"]), int(row["step"]), row["variant"], int(row["seed"]),
                     {kind: float(row[f"{kind}_accuracy"]) for kind in KINDS},
@@ -189,6 +187,9 @@ def read_snapshots(path: Path) -> list[Snapshot]:
                 )
                 for row in csv.DictReader(file)
             ]  # fmt: skip
+        if not found:
+            raise ValueError("it has no rows")
+        return found
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path / ROWS} cannot be read ({error!r}): train again with another --out") from error
 
@@ -212,13 +213,16 @@ def made_folder(path: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file aside and rename it: it is whole or as it was."""
+    """Write a file aside and rename it: it is whole or as it was. UserError where it cannot be written."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): make room and give the command again") from error
 
 
 def _weights(models: Sequence[Transformers]) -> Iterator[tuple[str, Tensor]]:
@@ -236,4 +240,4 @@ def _weights(models: Sequence[Transformers]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _flat(record: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [(f"{part}.{key}", value) for part in ("task", "sizes", "settings") for key, value in record[part].items()]
+    return [(f"{part}.{key}", value) for part in PARTS for key, value in record[part].items()]

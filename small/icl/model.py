@@ -19,6 +19,7 @@ and keys, F neurons of the MLP, L labels.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,10 +40,11 @@ class Sizes:
     """Sizes of the transformer.
 
     Args:
-        width: D, of a token; there is no output projection, so the values are as wide.
+        width: D, of a token; the values are as wide, as nothing projects them back (the paper's text has 128 for them
+            too, which could not be added to tokens of 150).
         labels: L.
-        key_width: K; 128 in the paper, 150 in its code.
-        neurons: F, in each of the three layers of the MLP; 128 in the paper, 150 in its code.
+        key_width: K; 128 in the paper, 150 in its code (NOTES.md).
+        neurons: F, in each of the three layers of the MLP; 128 in the paper, the token's width in its public code.
         layers: of attention.
     """
 
@@ -84,38 +86,48 @@ class Variant:
             )
         found: dict = {}
         for option in options:
-            if option in SOURCES:
-                found["source"] = option
-            elif option == "learned":
-                found["learned"] = True
-            elif option.startswith("nmda") and _is_alpha(option[4:]):
-                found["nmda"] = float(option[4:])
+            kind, value = _option(option)
+            if kind in found:
+                raise UserError(f"variant {name!r}: {option!r} is a second {kind}; give one")
+            if kind is not None:
+                found[kind] = value
             else:
                 raise UserError(
                     f"variant {name!r}: {option!r} is no option; give {', '.join(SOURCES)}, learned or nmdaALPHA, as "
                     "in values:accumulated:nmda10"
                 )
         if not streams and found.keys() & {"source", "learned"}:
-            raise UserError(f"variant {name!r}: {CLASSIC} has no stream to be {options[0]}")
+            raise UserError(f"variant {name!r}: {CLASSIC} has no stream, so give it nmdaALPHA alone")
         return cls(name, tuple(stream for stream in STREAMS if stream in streams), **found)
 
 
-def _is_alpha(text: str) -> bool:
-    return text.replace(".", "", 1).isdigit()
+def _option(text: str) -> tuple[str | None, Any]:
+    """The field of a variant that an option sets, and its value; no field for no option."""
+    if text in SOURCES:
+        return "source", text
+    if text == "learned":
+        return "learned", True
+    try:
+        alpha = float(text.removeprefix("nmda")) if text.startswith("nmda") else -1.0
+    except ValueError:
+        return None, None
+    return ("nmda", alpha) if 0 <= alpha < float("inf") else (None, None)
 
 
 class Transformers(nn.Module):
     """R = variants x seeds transformers of equal size, each with weights of its own.
 
-    Runs of one seed start from the same weights, whatever their variant, and whatever runs are beside them:
-    attention N(0, 1/E), layers of the MLP N(0, 2/fan-in) (He), their scalar biases N(0, 1/F), read-out N(0, 1/F).
+    Runs of one seed start from the same weights, whatever their variant, and whatever runs are beside them: attention
+    N(0, 1/E), layers of the MLP N(0, 2/fan-in) (He, as NOTES.md says); their scalar biases and the read-out, of which
+    neither says anything, N(0, 1/F) as in the authors' public code.
 
     Args:
         variants, seeds: of the runs.
         sizes: of each.
         tokens: T of the task.
         content: E of the task: the variance of the attention weights is 1/E.
-        products: dtype of the matrix products: float32, or bfloat16 with weights, sums and softmax in float32.
+        products: dtype of activations and matrix products: float32, or bfloat16; weights, their updates, softmax and
+            loss are float32 in both.
         device: of the weights.
     """
 

@@ -20,7 +20,7 @@ from evals.plots import text_table
 from llm.errors import UserError
 
 from . import figures
-from .folder import replace_file
+from .folder import made_folder, replace_file
 from .model import Sizes
 from .tables import first_above
 from .task import Task
@@ -80,11 +80,16 @@ def _turned(parts: tuple[Task, Sizes, Settings], name: str, value: float) -> tup
     """Task, sizes and settings with one number changed."""
     task, sizes, settings = parts
     if name == "alpha":
-        variants = tuple(f"{variant}:nmda{value:g}" for variant in settings.variants)
+        variants = tuple(f"{variant}:nmda{value}" for variant in settings.variants)
         return task, sizes, replace(settings, variants=variants)
 
     def with_it(part: Any) -> Any:
-        return replace(part, **{name: type(getattr(part, name))(value)}) if hasattr(part, name) else part
+        if not hasattr(part, name):
+            return part
+        kind = type(getattr(part, name))
+        if kind(value) != value:
+            raise UserError(f"{name}={value}: give whole numbers")
+        return replace(part, **{name: kind(value)})
 
     task = with_it(task)
     return task, replace(with_it(sizes), width=task.width, labels=task.labels), with_it(settings)
@@ -95,6 +100,7 @@ def sweep(x: Knob, y: Knob, made: Sequence[Point], out: Path, threshold: float, 
 
     A mean over seeds is taken where all of them passed; elsewhere it is NaN, shown as "> steps".
     """
+    made_folder(out)
     rows: list[tuple[Any, ...]] = []
     means: dict[str, list[float]] = {}
     for number, point in enumerate(made, start=1):

@@ -2,13 +2,15 @@
 
 snapshots -> the first snapshot of each run whose accuracy exceeds a threshold -> mean and deviation -> tests
 
-A run that never exceeds it counts in no mean, and the table says so. The paper's t-tests take the two groups for
-independent (Student's, equal variances). Runs of one seed share their data and their first weights here, so the
-differences within seeds, with their interval, are the sharper comparison; both are given.
+A run that never exceeds it counts in no mean, the table says so, and no test is made of its variant. The paper's
+t-tests take the two groups for independent (Student's, equal variances). Runs of one seed share their data and their
+first weights here, so the differences within seeds, with their interval, are the sharper comparison; both are given.
 """
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +43,7 @@ class Test(NamedTuple):
     t: float  # the paper's: two independent groups
     p: float
     difference: float  # within seeds
-    low: float  # of its 95% interval, by Student's t
+    low: float  # of its 95% interval, by Student's t; infinite where the difference is the same in all seeds
     high: float
     paired_p: float
     seeds: int
@@ -58,20 +60,20 @@ def first_above(snapshots: Sequence[Snapshot], task: str, threshold: float) -> F
 
 
 def compare(first: Mapping[int, int | None], second: Mapping[int, int | None], names: tuple[str, str]) -> Test | None:
-    """The tests of two variants over the seeds that got there in both; None with fewer than two of them."""
-    seeds = [seed for seed in first if first[seed] is not None and second.get(seed) is not None]
-    if len(seeds) < 2:
+    """The tests of two variants; None with fewer than two seeds, or where a run never got there.
+
+    To leave out the slow runs would favour the variant that has them.
+    """
+    if len(first) < 2 or first.keys() != second.keys() or None in [*first.values(), *second.values()]:
         return None
-    a, b = (np.array([side[seed] for seed in seeds], float) for side in (first, second))
+    a, b = (np.array([side[seed] for seed in first], float) for side in (first, second))
     with warnings.catch_warnings(action="ignore"):  # groups without any spread have no t
         independent, paired = stats.ttest_ind(a, b), stats.ttest_rel(a, b)
-    low, high = paired.confidence_interval(0.95)
-    difference = float((a - b).mean())
-    if np.ptp(a - b) == 0:  # the same difference in every seed
-        low = high = difference
+    # Snapshots are whole numbers: equal differences in few seeds do not mean that there is no spread.
+    low, high = paired.confidence_interval(0.95) if np.ptp(a - b) else (-math.inf, math.inf)
     return Test(
-        *names, float(independent.statistic), float(independent.pvalue), difference, float(low), float(high),
-        float(paired.pvalue), len(seeds),
+        *names, float(independent.statistic), float(independent.pvalue), float((a - b).mean()), float(low),
+        float(high), float(paired.pvalue), len(first),
     )  # fmt: skip
 
 
@@ -88,7 +90,7 @@ def report(snapshots: Sequence[Snapshot]) -> str:
 
 
 def verdict(snapshots: Sequence[Snapshot], threshold: float = THRESHOLDS[0]) -> str:
-    """How many steps the variants save against classic on IC, in one line each; nothing without classic."""
+    """How many snapshots the variants save against classic on IC, in one line each; nothing without classic."""
     firsts = first_above(snapshots, "ic", threshold)
     lines = []
     for name, runs in firsts.items():
@@ -96,53 +98,56 @@ def verdict(snapshots: Sequence[Snapshot], threshold: float = THRESHOLDS[0]) -> 
             continue
         test = compare(runs, firsts["classic"], (name, "classic"))
         if test is None:
-            lines.append(f"{name}: fewer than two seeds above {threshold} in both, nothing can be said yet.")
+            lines.append(f"{name}: nothing is said of it ({_passed(runs, firsts['classic'], name, 'classic')}).")
             continue
         base = float(np.mean([value for value in firsts["classic"].values() if value is not None]))
         word = "earlier than" if test.high < 0 else "later than" if test.low > 0 else "not shown to differ from"
         lines.append(
             f"{name} is {word} classic on IC: {test.difference:+.2f} snapshots ({100 * test.difference / base:+.0f}%), "
-            f"95% interval {test.low:+.2f} to {test.high:+.2f}, {test.seeds} seeds."
+            f"95% interval {_interval(test)}, {test.seeds} seeds."
         )
     return "\n".join(lines)
 
 
+def _passed(first: Mapping[int, int | None], second: Mapping[int, int | None], *names: str) -> str:
+    """How many runs of both got there."""
+    counts = [f"{sum(n is not None for n in runs.values())} of {len(runs)}" for runs in (first, second)]
+    return " and ".join(f"{count} {name}" for count, name in zip(counts, names, strict=True)) + " passed"
+
+
+def _interval(test: Test) -> str:
+    if math.isinf(test.low):
+        return "not known, the difference is the same in all seeds"
+    return f"{test.low:+.2f} to {test.high:+.2f}"
+
+
 def _table(snapshots: Sequence[Snapshot], threshold: float) -> str:
     firsts = {task: first_above(snapshots, task, threshold) for task in TASKS}
-    names = list(firsts["ic"])
+    names, last = list(firsts["ic"]), max(row.snapshot for row in snapshots)
     rows = []
     for task in TASKS:
-        rows.append([TITLES[task], *(_mean(firsts[task][name]) for name in names)])
+        rows.append([TITLES[task], *(_mean(firsts[task][name], last) for name in names)])
         paper = PAPER[threshold, task]
         rows.append(["  the paper's", *(f"{paper[n][0]:g} ± {paper[n][1]:g}" if n in paper else "" for n in names)])
     return text_table(["", *names], rows)
 
 
-def _mean(runs: Mapping[int, int | None]) -> str:
+def _mean(runs: Mapping[int, int | None], last: int) -> str:
     values = [value for value in runs.values() if value is not None]
     missing = f" ({len(values)} of {len(runs)})" if len(values) < len(runs) else ""
-    return f"{np.mean(values):.2f} ± {np.std(values):.2f}{missing}" if values else "never"
+    return f"{np.mean(values):.2f} ± {np.std(values):.2f}{missing}" if values else f"not by {last}"
 
 
 def _tests(snapshots: Sequence[Snapshot], threshold: float) -> str:
     rows = []
     for task in TASKS:
         firsts = first_above(snapshots, task, threshold)
-        names = list(firsts)
-        for index, first in enumerate(names):
-            for second in names[:index]:
-                test = compare(firsts[first], firsts[second], (first, second))
-                pair = f"{TITLES[task]}: {first} - {second}"
-                if test is None:
-                    rows.append([pair, "", "", "too few seeds", "", ""])
-                    continue
-                interval = f"{test.low:+.2f} to {test.high:+.2f}"
-                numbers = [
-                    f"{test.t:.2f}",
-                    f"{test.p:.3f}",
-                    f"{test.difference:+.2f}",
-                    interval,
-                    f"{test.paired_p:.3f}",
-                ]
-                rows.append([pair, *numbers])
+        for second, first in combinations(firsts, 2):
+            test = compare(firsts[first], firsts[second], (first, second))
+            pair = f"{TITLES[task]}: {first} - {second}"
+            if test is None:
+                rows.append([pair, "", "", "", _passed(firsts[first], firsts[second], "", "").replace("  ", " "), ""])
+                continue
+            numbers = [f"{test.t:.2f}", f"{test.p:.3f}", f"{test.difference:+.2f}", _interval(test)]
+            rows.append([pair, *numbers, f"{test.paired_p:.3f}"])
     return text_table(["", "t", "p", "within seeds", "95% interval", "p"], rows)

@@ -10,11 +10,12 @@ residual-attention-streams.txt, Section 2.1 and 3.3, after Reddy (2024); NOTES.m
   order, no two of them with one label, and the query is one of them. Else all P + 1 classes are drawn freely: then the
   answer is in the weights, as the query's class is seldom in the context.
 - A sequence is *novel* with probability `novel`: its classes are of `novel_classes` ones redrawn for each batch, with
-  the known label vectors. Nothing but the context tells their labels, so they are always bursty; three sequences in
-  four are bursty in all.
+  the known label vectors. Nothing but the context tells their labels, so they are always bursty (as in the authors'
+  public code); three sequences in four are bursty in all.
 - Positions are one-hot, 2 * 32 + 1 of them, and the whole sequence is shifted by a random offset.
 
-A batch is a pure function of (seed, step), an evaluation sequence of (seed, kind, its index), on one kind of device.
+A batch is a pure function of (seed, step, size), evaluation sequences of (seed, kind, part, count), on one kind of
+device.
 
 Dimension letters: N sequences here, P pairs, T tokens, E content components, D = positions + E.
 """
@@ -95,7 +96,7 @@ class Task:
                 f"{self.labels}: give fewer pairs, more copies or more labels"
             )
         if self.positions and self.positions < self.tokens:
-            problems.append(f"positions {self.positions} must be 0 or at least the {self.tokens} tokens")
+            problems.append(f"pairs {self.pairs} make {self.tokens} tokens, and positions {self.positions} are fewer")
         if problems:
             raise UserError("; ".join(problems))
 
@@ -159,8 +160,10 @@ class World:
 
         Args:
             kind: "test", as in training; "ic", novel classes; "ic2", known classes whose labels are all shifted by
-                one, the answer too; "iw", known classes, of which none in the context has the query's label. (The
-                code draws those of "iw" freely, so that 22 in 100 have.)
+                one, the answer too; "iw", known classes, of which none in the context has the query's label.
+
+        The paper has label vectors redrawn in "ic" and "ic2"; no read-out could name those, so the known ones stay,
+        as in NOTES.md. The authors' code draws the classes of "iw" freely, so that 22 in 100 have the label.
         """
         rules = {
             "test": _Rules(self.task.bursty, self.task.novel),

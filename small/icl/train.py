@@ -48,7 +48,7 @@ class Settings:
         until: stop when all runs have this accuracy, on IC and IC2, for good: above it in `patience` snapshots in a
             row. None trains all steps.
         patience: snapshots.
-        products: "float32" or "bfloat16": dtype of the matrix products; weights and sums are float32.
+        products: "float32" or "bfloat16": dtype of activations and matrix products, see `Transformers`.
     """
 
     variants: tuple[str, ...] = ("classic", "queries", "keys", "values")
@@ -66,8 +66,8 @@ class Settings:
     def __post_init__(self) -> None:
         names = ("steps", "batch", "snapshot_every", "evaluation", "patience")
         problems = [f"{name} {getattr(self, name)} must be at least 1" for name in names if getattr(self, name) < 1]
-        if not self.lr > 0:
-            problems.append(f"lr {self.lr} must be above 0")
+        if not 0 < self.lr < math.inf:
+            problems.append(f"lr {self.lr} must be a finite number above 0")
         if not 0 <= self.decay < 1:
             problems.append(f"decay {self.decay} must be at least 0 and below 1")
         if self.until is not None and not 0 < self.until < 1:
@@ -80,6 +80,11 @@ class Settings:
             problems.append("give at least one variant, and none twice")
         if not self.seeds or min(self.seeds) < 0:
             problems.append("give at least one seed, and none below 0")
+        for name in self.variants:
+            try:
+                Variant.parse(name)
+            except UserError as error:
+                problems.append(str(error))
         if problems:
             raise UserError("; ".join(problems))
 

@@ -122,6 +122,22 @@ def test_the_codes_noise_is_smaller_by_the_root_of_the_width() -> None:
         assert noise.std().item() == pytest.approx(deviation, rel=0.05)
 
 
+def test_the_codes_last_key_is_random() -> None:
+    """At a small width random keys are often the most alike: the right trials, against each one by hand."""
+    world, rules = World(CODE.task(10, 4), 1), [Rule("dot", a=1.0), Rule("pearson")]
+    drawn = world.trials(0, 100)
+    keys = torch.randn(100, 4, generator=world.generator("last key", 0)) / 2
+    found = outcomes(rules, CODE, length=10, width=4, trials=100, seed=1)
+    labels, plain = world.label_means.double().numpy(), []
+    for index, rule in enumerate(rules):
+        for trial in range(100):
+            tokens = drawn.inputs[trial].double().numpy()
+            _, label = by_hand(tokens, rule, keys[trial].double().numpy(), labels)
+            assert found.right[index, trial] == (label == drawn.answers[trial]), (rule, trial)
+            plain.append(by_hand(tokens, rule, None, labels)[1] == label)
+    assert not all(plain), "the key made a difference"
+
+
 def test_trials_in_parts_are_one_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(amicl, "ELEMENTS", 20 * 100 * 7)
     found = outcomes([Rule(), Rule("manhattan")], CODE, trials=20)

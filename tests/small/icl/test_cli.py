@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from small.icl import bench
+from small.icl import bench, cli, figures
+from small.icl import sweep as sweeping
 from small.icl.bench import NumpyLoop
 from small.icl.cli import main
-from small.icl.folder import read_snapshots
+from small.icl.folder import Snapshot, read_snapshots
 from small.icl.model import Sizes
 from small.icl.sweep import Knob, points
-from small.icl.task import Task
-from small.icl.train import Settings
+from small.icl.task import KINDS, Task
+from small.icl.train import Machine, Settings
 
 TINY = ["--batch", "8", "--snapshot-every", "10", "--evaluation", "20", "--no-compile", "--device", "cpu"]
 
@@ -153,6 +154,11 @@ def test_knobs_turn_what_they_name() -> None:
         (["sweep", "--x", "noise=0.1,0.1", "--y", "lr=1"], "twice"),
         (["sweep", "--x", "noise=0.1", "--y", "lr=1", "--threshold", "0.99"], "--threshold 0.99"),
         (["train", "--first-seed", "-1"], "below 0"),
+        (["sweep", "--x", "noise=0.1", "--y", "alpha=1,-1"], "nmda-1"),
+        (["sweep", "--x", "noise=0.1", "--y", "pairs=4,4.5"], "pairs=4.5"),
+        (["train", "--pairs", "40"], "81 tokens"),
+        (["train", "--lr", "inf"], "lr inf"),
+        (["amicl", "--device", "toaster"], "--device cpu"),
         (["amicl", "--trials", "0"], "trials 0"),
         (["amicl", "--seed", "-1"], "seed -1"),
     ],
@@ -166,12 +172,82 @@ def test_bad_input_is_one_sentence_and_status_2(
     )
     said = capsys.readouterr().err.splitlines()
     assert said[-1].startswith("error: ") and named in said[-1]
-    assert not (out / "run.json").exists() and not list(out.glob("*/run.json"))
+    assert not any(out.glob("**/*")), "nothing is left behind"
 
 
 def test_tables_of_no_training_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tables", str(tmp_path / "nothing")]) == 2
+    assert main(["tables", str(tmp_path)]) == 2
     assert "holds no training" in capsys.readouterr().err
+    (tmp_path / "run.json").write_text('{"lives": []}')
+    assert main(["tables", str(tmp_path)]) == 2
+    (tmp_path / "run.json").write_text('{"lives": [], "task": {}, "sizes": {}, "settings": {}}')
+    assert main(["tables", str(tmp_path)]) == 2
+    assert "has no snapshot yet" in capsys.readouterr().err
+    (tmp_path / "snapshots.csv").write_text("snapshot,step\n")
+    assert main(["tables", str(tmp_path)]) == 2
+    assert "snapshots.csv cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "amicl"])
+def test_an_out_that_cannot_be_made_is_refused(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    words = TINY if command == "train" else []
+    assert main([command, *words, "--out", str(tmp_path / "file" / "x")]) == 2
+    assert "another --out" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_command_lines_defaults_are_those_of_the_settings() -> None:
+    given = cli._parser().parse_args(["train", "--out", "x", "--device", "cpu", "--no-compile"])
+    assert cli._asked(given) == (Task(), Sizes(), Settings(), Machine())
+
+
+def test_a_sweeps_grid_has_its_steps_where_they_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 x 3 points with a first snapshot of their own each; in one, a seed never passes."""
+    firsts = {(x, y): 2 * x + 7 * y for x in (1, 2, 3) for y in (0, 1)}
+
+    def trained(folder: Path, task: Task, *_: object) -> list[Snapshot]:
+        first, rows = firsts[task.copies, int(task.novel)], []
+        for seed in (0, 1):
+            for n in range(20):
+                passed = n >= first + seed and not (first == 11 and seed)
+                rows.append(Snapshot(n, 500 * n, "keys", seed, dict.fromkeys(KINDS, float(passed)), {}))
+        return rows
+
+    drawn = {}
+    monkeypatch.setattr(sweeping, "train", trained)
+    monkeypatch.setattr(sweeping.figures, "phase", lambda x, y, grids, steps: drawn.update(x=x, y=y, **grids))
+    monkeypatch.setattr(sweeping.figures, "write", lambda *_: None)
+    x, y = Knob.parse("copies=1,2,3"), Knob.parse("novel=0,1")
+    made = points(x, y, Task(pairs=6), Sizes(), Settings(("keys",), (0, 1)))
+    text = sweeping.sweep(x, y, made, tmp_path, 0.9, Machine(), "")
+    expected = [[500 * (firsts[a, b] + 0.5) for a in (1, 2, 3)] for b in (0, 1)]
+    expected[1][1] = np.nan
+    np.testing.assert_array_equal(drawn["keys"], expected)
+    assert drawn["x"] == ("copies", [1, 2, 3]) and drawn["y"] == ("novel", [0, 1])
+    assert "> 75,000" in text and "6,750" in text
+    rows = list(csv.reader((tmp_path / "sweep.csv").read_text().splitlines()))
+    assert ["copies=2,novel=1", "keys", "0", "5500"] in rows and ["copies=2,novel=1", "keys", "1", ""] in rows
+
+
+def test_figure_3_draws_runs_and_their_mean() -> None:
+    rows = []
+    for seed, top in ((0, 0.4), (1, 0.8)):
+        for n in range(4):
+            accuracy = {kind: top * n / 3 / (1 + index) for index, kind in enumerate(KINDS)}
+            loss = {kind: 3.0 - n / (1 + index) for index, kind in enumerate(KINDS)}
+            rows.append(Snapshot(n, 500 * n, "values", seed, accuracy, loss))
+    figure = figures.training(rows)
+    for axes, kind in zip(figure.axes, ("test", "iw", "ic", "ic2"), strict=False):
+        place = KINDS.index(kind)
+        one, other, mean = (line.get_ydata() for line in axes.lines)
+        np.testing.assert_allclose(one, [0.4 * n / 3 / (1 + place) for n in range(4)])
+        np.testing.assert_allclose(mean, (np.array(one) + other) / 2)
+        np.testing.assert_allclose(axes.lines[2].get_xdata(), [0, 0.5, 1, 1.5])
+    np.testing.assert_allclose(figure.axes[4].lines[2].get_ydata(), [3 - n for n in range(4)])
+    assert len(figure.axes[5].lines) == 12
 
 
 @pytest.mark.parametrize("command", ["amicl", "train", "tables", "sweep", "bench"])

@@ -1,9 +1,12 @@
 """The batched transformers against one transformer written out with matrix products, and how runs keep apart."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
+from llm.errors import UserError
 from small.icl.model import Sizes, Transformers, Variant
 from small.icl.task import Task, World
 
@@ -89,3 +92,78 @@ def test_losses_and_gradients_equal_the_written_out_transformer(names: tuple[str
                 own = model.streams[n * len(names) + names.index(variant.name)].get_parameter(f"{stream}_weight")
                 expected = weights[f"weight {n} {stream}"].grad
                 torch.testing.assert_close(own.grad[place].squeeze(), expected, rtol=1e-4, atol=0)
+
+
+def test_weights_begin_as_the_notes_say() -> None:
+    """Attention of variance 1/85, MLP at He; a deviation over 10^4 numbers and more is known to 2%."""
+    model = make(("classic",), (3,))
+    deviations = [
+        *((weight, 1 / math.sqrt(85)) for weight in model.projections),
+        *zip(model.hidden, (math.sqrt(2 / 150), math.sqrt(2 / 128), math.sqrt(2 / 128)), strict=True),
+    ]
+    for weight, expected in deviations:
+        assert weight.std().item() == pytest.approx(expected, rel=0.02)
+        assert abs(weight.mean().item()) < 0.05 * expected
+    assert model.read_out.std().item() == pytest.approx(1 / math.sqrt(128), rel=0.05)
+    assert [tuple(bias.shape) for bias in model.biases] == [(1, 1, 1)] * 3  # one scalar a layer
+
+
+def test_runs_of_one_seed_share_their_weights_and_other_seeds_do_not() -> None:
+    model = make(("classic", "values"), (4, 9))
+    alone = make(("values",), (9,), layers=3)
+    for weight, other in ((model.projections[1], alone.projections[1]), (model.read_out, alone.read_out)):
+        assert torch.equal(weight[0], weight[2]) and torch.equal(weight[1], weight[3])
+        assert torch.equal(weight[3], other[0]), "whatever runs are beside it, and however deep"
+        assert not torch.equal(weight[0], weight[1])
+    assert not torch.equal(model.projections[0], model.projections[1])
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_later_token_is_not_seen(name: str) -> None:
+    """Causal: what tokens attend to in the first layer holds no later token, so neither do their keys and values."""
+    model = make((name,), (0,), layers=3)
+    inputs, _ = batches((0,), 4)
+    changed = inputs.clone()
+    changed[:, :, 9:] = changed[:, :, 9:].flip(1)  # of other sequences of the batch
+    seen = []
+    for each in (inputs, changed):
+        attended, _ = model._attend(0, each, [None], last=False)
+        seen.append(attended)
+    assert torch.equal(seen[0][:, :, :9], seen[1][:, :, :9])
+    assert not torch.equal(seen[0][:, :, 9:], seen[1][:, :, 9:])
+
+
+def test_bfloat16_stays_near() -> None:
+    exact, rounded = make(PAPER), make(PAPER)
+    rounded.products = torch.bfloat16
+    inputs, _ = batches(exact.seeds)
+    logits, near = exact(inputs), rounded(inputs)
+    assert near.dtype == torch.float32
+    assert 0 < (logits - near).abs().max() < 0.05 * logits.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("classic", Variant("classic")),
+        ("values+queries:accumulated", Variant("", ("queries", "values"), "accumulated")),
+        ("keys:learned:nmda0.5", Variant("", ("keys",), learned=True, nmda=0.5)),
+        ("classic:nmda0", Variant("", nmda=0.0)),
+        ("classic:nmda1e-05", Variant("", nmda=1e-5)),
+    ],
+)
+def test_names_of_variants(name: str, expected: Variant) -> None:
+    found = Variant.parse(name)
+    assert (found.streams, found.source, found.learned, found.nmda) == (
+        expected.streams, expected.source, expected.learned, expected.nmda,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vales", "values+", "", "values:last", "classic:learned", "values:first:accumulated", "classic:nmda10:learned"]
+    + [f"classic:nmda{alpha}" for alpha in ("", "-1", "x", "²", "inf", "nan")],
+)
+def test_names_of_no_variant_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="variant"):
+        Variant.parse(name)

@@ -26,6 +26,17 @@ def small(**changed: object) -> Settings:
     return Settings(**{**vars(SMALL), **changed})  # type: ignore[arg-type]
 
 
+def test_the_defaults_are_the_papers() -> None:
+    """NOTES.md, toy transformer."""
+    given = Settings()
+    assert (given.lr, given.batch, given.decay, given.steps, given.snapshot_every) == (0.01, 128, 1e-6, 75_000, 500)
+    assert (given.evaluation, len(given.seeds)) == (10_000, 4)
+    task = Task()
+    assert (task.tokens, task.width, task.positions, task.content) == (17, 150, 65, 85)
+    assert (task.classes, task.labels, task.copies, task.novel_classes, task.noise) == (512, 32, 2, 128, 0.1)
+    assert Sizes() == Sizes(150, 32, 128, 128, 2)
+
+
 def test_steps_are_plain_sgd_with_decaying_weights() -> None:
     """Against the losses of the written-out transformer and w <- (1 - 1e-2) w - 0.05 g."""
     settings = small(lr=0.05, decay=1e-2)
@@ -243,8 +254,8 @@ def test_a_full_disk_keeps_the_snapshot_before(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("small.icl.folder.save_file", full)
-    with pytest.raises(UserError, match=r"No space left.*same command"):
+    monkeypatch.setattr("small.icl.folder.os.fsync", full)
+    with pytest.raises(UserError, match=r"No space left.*make room"):
         train(folder, TASK, SIZES, SMALL, Machine())
     monkeypatch.undo()
     assert train(folder, TASK, SIZES, SMALL, Machine()) == expected
@@ -260,6 +271,8 @@ def test_a_full_disk_keeps_the_snapshot_before(tmp_path: Path, monkeypatch: pyte
         ({"seeds": ()}, "at least one seed"),
         ({"until": 1.5}, "until"),
         ({"products": "fp8"}, "float32 or bfloat16"),
+        ({"lr": float("inf")}, "lr inf"),
+        ({"variants": ("vales", "keys:best")}, "vales.*best"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changed: dict, named: str) -> None:
