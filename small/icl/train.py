@@ -165,7 +165,7 @@ class Runs:
                 count = min(AT_ONCE, self.settings.evaluation - start)
                 inputs, answers = _stacked([world.evaluation(kind, part, count) for world in self.worlds])
                 for model, total in zip(self.models, totals, strict=True):
-                    total += self._measures(model, inputs, answers).cpu().double() * count
+                    total += self._measures(model, inputs, answers).cpu() * count
         means = {kind: (torch.cat(totals, 1) / self.settings.evaluation).tolist() for kind, totals in sums.items()}
         number = step // self.settings.snapshot_every
         return [
@@ -190,7 +190,7 @@ def _measures(model: Transformers, inputs: Tensor, answers: Tensor) -> Tensor:
     """Accuracy and loss of each run, (2, R)."""
     logits = model(inputs)
     right = logits.argmax(-1) == answers.expand(len(model.variants), -1, -1).flatten(0, 1)
-    return torch.stack([right.float().mean(1), model.loss(logits, answers)])
+    return torch.stack([right.double().mean(1), model.loss(logits, answers).double()])
 
 
 def train(
