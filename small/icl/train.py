@@ -225,9 +225,14 @@ def made(task: Task, sizes: Sizes, settings: Settings, machine: Machine) -> list
 
 
 def finished(snapshots: Sequence[Snapshot], settings: Settings) -> bool:
-    """Whether the last step is done, or every run has had the accuracy `until` in the last `patience` snapshots."""
+    """Whether nothing is left to train.
+
+    The last step is done, or every run has had the accuracy `until` in the last `patience` snapshots, or no run has a
+    finite loss any more.
+    """
     last = snapshots[-1].snapshot
-    if snapshots[-1].step >= settings.steps:
+    diverged = not any(math.isfinite(row.loss["test"]) for row in snapshots if row.snapshot == last)
+    if snapshots[-1].step >= settings.steps or diverged:
         return True
     if settings.until is None or last + 1 < settings.patience:
         return False
