@@ -15,6 +15,7 @@ Dimension letters: N trials, S tokens, E components, A values of a, L labels.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -240,7 +241,7 @@ SHOWN = ("dot", "pearson")  # in Figures 7 and 8
 
 
 def experiment(trials: int, seed: int, device: str, told: Callable[[], object] = lambda: None) -> dict[str, Any]:
-    """The numbers of Figures 7 and 8 under both conventions, and the accuracy of all twelve memories at a = 2.
+    """The numbers of Figures 7 and 8 under both conventions, and the accuracy of all 24 memories at a = 2.
 
     `told` is called after each of `EXPERIMENT_PARTS` parts.
     """
@@ -260,12 +261,12 @@ def experiment(trials: int, seed: int, device: str, told: Callable[[], object] =
                 )
                 told()
             sweeps[name] = {name: list(values)} | dict(zip(SHOWN, map(list, zip(*points, strict=True)), strict=True))
-        rules = [Rule(similarity, separation) for similarity in SIMILARITIES for separation in SEPARATIONS]
+        rules = [Rule(*names) for names in product(SIMILARITIES, SEPARATIONS, PROJECTIONS)]
         found[convention.name] = {
             "a": {"a": list(A_VALUES)} | dict(zip(SHOWN, rows, strict=True)),
             **sweeps,
             "memories": [
-                {"similarity": rule.similarity, "separation": rule.separation, "accuracy": accuracy}
+                rule._asdict() | {"accuracy": accuracy}
                 for rule, accuracy in zip(rules, accuracies(rules, convention, **settings), strict=True)
             ],
             "first_is_asked_for": curves.first.double().mean().item(),
@@ -295,15 +296,12 @@ def report(found: dict[str, Any]) -> str:
             f"a = {best['dot']} on, Pearson's correlation ends at {part['a']['pearson'][-1]:.3f}"
         )
         parts += [text_table(heads[sweep], [row for row in rows if row[0].endswith(sweep)]) for sweep in heads]
-        parts.append(
-            text_table(
-                ["a = 2", *SEPARATIONS],
-                [
-                    [similarity, *(f"{m['accuracy']:.3f}" for m in part["memories"] if m["similarity"] == similarity)]
-                    for similarity in SIMILARITIES
-                ],
-            )
-        )
+        memories = {(m["similarity"], m["separation"], m["projection"]): m["accuracy"] for m in part["memories"]}
+        table = [
+            [f"{similarity}, {projection}", *(f"{memories[similarity, each, projection]:.3f}" for each in SEPARATIONS)]
+            for projection, similarity in product(PROJECTIONS, SIMILARITIES)
+        ]
+        parts.append(text_table(["similarity, projection, at a = 2", *SEPARATIONS], table))
         parts.append(
             f"In {part['first_is_asked_for']:.1%} of the trials the first object is of the class that is asked for. "
             "The blank is before it, so its key is the object alone: Pearson's correlation, blind to length, takes it\n"

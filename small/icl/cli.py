@@ -157,7 +157,7 @@ def _add_amicl(commands: Any) -> None:
         "amicl",
         "the associative memory: Figures 6, 7 and 8 with their numbers",
         "Accuracy of AMICL against a, length and width, under the paper's convention and that of its code, and of all "
-        "twelve memories (similarity x separation) at a = 2. Writes amicl.json, figure6.png, figure7.png and "
+        "memories (similarity x separation x projection) at a = 2. Writes amicl.json, figure6.png, figure7.png and "
         "figure8.png.",
         "python -m small.icl amicl --out runs/icl/amicl",
     )

@@ -41,7 +41,7 @@ def test_amicl_writes_its_figures_and_numbers(tmp_path: Path, capsys: pytest.Cap
     found = json.loads((out / "amicl.json").read_text())
     for convention in ("paper", "code"):
         assert found[convention]["a"]["dot"][-1] > 0.98
-        assert len(found[convention]["memories"]) == 12
+        assert len(found[convention]["memories"]) == 24
     assert found["trials"] == 200
     assert all(is_a_picture(out / f"figure{number}.png") for number in (6, 7, 8))
     assert "As in the code (200 trials" in capsys.readouterr().out
