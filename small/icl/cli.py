@@ -7,6 +7,7 @@ import argparse
 import json
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -292,7 +293,7 @@ def _add_command(commands: Any, name: str, short: str, long: str, example: str) 
     return commands.add_parser(
         name,
         help=short,
-        description=long,
+        description=textwrap.fill(long, 100),
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
