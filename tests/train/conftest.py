@@ -1,5 +1,7 @@
-"""What the tests of this folder share: a second store for mixtures."""
+"""What the tests of this folder share: a second store for mixtures, and no rendezvous of another test's ranks."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,3 +16,17 @@ def second_store(story_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
     words = ["prepare", "stories:7", "--documents", "200", "--tokenizer", str(story_store / "tokenizer"), "--workers"]
     assert main([*words, "1", "--out", str(store)]) == 0
     return store
+
+
+@pytest.fixture(autouse=True)
+def no_rendezvous_is_left() -> Iterator[None]:
+    """Lightning writes where the ranks of a process meet into its environment, which later tests' processes inherit.
+
+    They would all meet at that one port, which is in use.
+    """
+    names = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    yield
+    for name in names:
+        os.environ.pop(name, None)
+    os.environ.update(before)
