@@ -130,11 +130,9 @@ def _asked(options: argparse.Namespace) -> tuple[Any, ...]:
 
 
 def _device(name: str | None) -> str:
-    import torch
+    from evals.models import resolve_device
 
-    from .train import Machine
-
-    return Machine(name or ("cuda" if torch.cuda.is_available() else "cpu")).device
+    return str(resolve_device(name or "auto"))
 
 
 # ---- Arguments -------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from evals.models import resolve_device
 from llm.errors import UserError
 
 from .folder import Folder, Snapshot
@@ -105,11 +106,7 @@ class Machine:
     together: bool | None = None
 
     def __post_init__(self) -> None:
-        try:
-            torch.zeros(1, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"device {self.device!r} cannot be used ({reason}); give --device cpu") from error
+        resolve_device(self.device)
         if self.compile and self.device == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++"))):
             raise UserError("torch.compile needs a C++ compiler, and there is none: install g++ or give --no-compile")
 

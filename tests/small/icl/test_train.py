@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +11,6 @@ import pytest
 import torch
 
 from llm.errors import UserError
-from llm.train.lock import hold
 from small.icl import train as training
 from small.icl.folder import Snapshot, read_record, read_snapshots
 from small.icl.model import Sizes
@@ -308,6 +309,22 @@ def test_a_diverged_run_spares_the_others_of_its_model() -> None:
     assert theirs[0].isnan().any() and theirs[1:].isfinite().all()
 
 
-def test_the_folder_is_free_afterwards(tmp_path: Path) -> None:
-    train(tmp_path / "runs", TASK, SIZES, small(steps=20), Machine())
-    hold(tmp_path / "runs").close()
+def test_the_folder_is_held_while_it_trains_and_free_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked from another process: a process's own lock never stands in its own way."""
+    folder, whole, held = tmp_path / "runs", training.Runs.snapshot, []
+
+    def refused() -> bool:
+        ask = "import sys, pathlib; from llm.train.lock import hold; hold(pathlib.Path(sys.argv[1]))"
+        outcome = subprocess.run([sys.executable, "-c", ask, str(folder)], capture_output=True, text=True)
+        return "another process is training" in outcome.stderr
+
+    def asked(self: training.Runs, step: int) -> list[Snapshot]:
+        held.append(refused())
+        return whole(self, step)
+
+    monkeypatch.setattr(training.Runs, "snapshot", asked)
+    train(folder, TASK, SIZES, small(steps=20, seeds=(0,)), Machine())
+    assert held == [True, True]
+    assert not refused()
