@@ -6,6 +6,7 @@ imported where a model is loaded, so that a command that only reads results star
 """
 
 import json
+import os
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
@@ -203,7 +204,10 @@ def write_files(contents: Mapping[Path, str | bytes]) -> None:
     try:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            asides[path].write_bytes(content.encode() if isinstance(content, str) else content)
+            with asides[path].open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())  # renamed unwritten, a file would be empty after a power cut
         for path, aside in asides.items():
             aside.replace(path)
     except OSError as error:

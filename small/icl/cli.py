@@ -4,7 +4,6 @@ torch is imported inside the command that needs it, so that --help answers at on
 """
 
 import argparse
-import json
 import shlex
 import sys
 import textwrap
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evals.models import write_file, write_json
 from llm.errors import exit_status
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -42,13 +42,13 @@ def _amicl(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from . import amicl, figures
-    from .folder import made_folder, replace_file
+    from .folder import made_folder
 
     device = _device(options.device)
     made_folder(options.out)
     with tqdm(total=amicl.EXPERIMENT_PARTS, desc="AMICL", unit=" points", dynamic_ncols=True) as bar:
         found = amicl.experiment(options.trials, options.seed, device, bar.update) | {"command": options.line}
-    replace_file(options.out / "amicl.json", json.dumps(found, indent=1).encode() + b"\n")
+    write_json(options.out / "amicl.json", found)
     print(amicl.report(found))
     for name, figure in (
         ("figure6", figures.matrices(seed=options.seed)),
@@ -76,10 +76,9 @@ def _tables(options: argparse.Namespace) -> None:
 def _show(snapshots: list[Any], folder: Path) -> None:
     """Print the tables, and keep them and Figure 3 in the folder."""
     from . import figures, tables
-    from .folder import replace_file
 
     text = tables.report(snapshots)
-    replace_file(folder / "tables.txt", text.encode() + b"\n")
+    write_file(folder / "tables.txt", text + "\n")
     print(f"{text}\n\n{figures.write(figures.training(snapshots), folder / 'figure3.png')}")
 
 
@@ -95,14 +94,14 @@ def _sweep(options: argparse.Namespace) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     from . import bench
-    from .folder import made_folder, replace_file
+    from .folder import made_folder
 
     if options.json is not None:
         made_folder(options.json.parent)
     result = bench.run(options.rounds, _device(options.device), options.compile) | {"command": options.line}
     print(bench.report(result))
     if options.json is not None:
-        replace_file(options.json, json.dumps(result, indent=1).encode() + b"\n")
+        write_json(options.json, result)
 
 
 def _asked(options: argparse.Namespace) -> tuple[Any, ...]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evals.models import write_file
 from evals.plots import as_png, new_figure, style
 
 from .amicl import CONVENTIONS, SEPARATIONS, SHOWN, SIMILARITIES, attention
-from .folder import Snapshot, replace_file
+from .folder import Snapshot
 from .task import TITLES, World
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ LABELS = {"dot": "dot product", "pearson": "Pearson's correlation", "manhattan":
 
 def write(figure: "Figure", path: Path) -> Path:
     """Write a PNG; returns the path."""
-    replace_file(path, as_png(figure))
+    write_file(path, as_png(figure))
     return path
 
 

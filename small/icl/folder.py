@@ -11,7 +11,6 @@ Each file is written aside and renamed, the rows before the weights: what a kill
 import csv
 import io
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from evals.models import write_file, write_json
 from llm.errors import UserError
 from llm.train.environment import environment, now
 from llm.train.lock import hold
@@ -76,7 +76,7 @@ class Folder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: give another --out")
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / RECORD).is_file():
-            left = {entry.name for entry in self.path.iterdir()} - {".lock", f"{RECORD}.partial"}  # of a killed start
+            left = {entry.name for entry in self.path.iterdir()} - {".lock", f"{RECORD}.part"}  # of a killed start
             if left:
                 raise UserError(f"{self.path} is not empty and holds no training (no {RECORD}): give another --out")
         made_folder(self.path)
@@ -152,14 +152,14 @@ class Folder:
             UserError: the disk is full; the snapshot before it is whole.
         """
         self.snapshots += rows
-        replace_file(self.path / ROWS, _as_csv(self.snapshots).encode())
+        write_file(self.path / ROWS, _as_csv(self.snapshots))
         weights = {name: weight.detach().cpu().clone() for name, weight in _weights(models)}
-        replace_file(self.path / WEIGHTS, save(weights, {"step": str(step)}))
+        write_file(self.path / WEIGHTS, save(weights, {"step": str(step)}))
         self._record["lives"][-1] |= {"to_step": step, "seconds": round(time.monotonic() - self._began, 1)}
         self._write_record()
 
     def _write_record(self) -> None:
-        replace_file(self.path / RECORD, json.dumps(self._record, indent=1).encode() + b"\n")
+        write_json(self.path / RECORD, self._record)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -210,19 +210,6 @@ def made_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be made ({error.strerror}): give another --out") from error
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file aside and rename it: it is whole or as it was. UserError where it cannot be written."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): make room and give the command again") from error
 
 
 def _weights(models: Sequence[Transformers]) -> Iterator[tuple[str, Tensor]]:

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from evals.models import write_file
 from evals.plots import text_table
 from llm.errors import UserError
 
 from . import figures
-from .folder import made_folder, replace_file
+from .folder import made_folder
 from .model import Sizes
 from .tables import first_above
 from .task import Task
@@ -116,7 +117,7 @@ def sweep(x: Knob, y: Knob, made: Sequence[Point], out: Path, threshold: float, 
     writer = csv.writer(text)
     writer.writerow([f"{x.name} and {y.name}", "variant", "seed", f"step_at_which_ic_passes_{threshold}"])
     writer.writerows([*row[:3], "" if np.isnan(row[3]) else int(row[3])] for row in rows)
-    replace_file(out / "sweep.csv", text.getvalue().encode())
+    write_file(out / "sweep.csv", text.getvalue())
     steps = made[0].settings.steps
     grids = {name: np.reshape(values, (len(y.values), len(x.values))) for name, values in means.items()}
     figures.write(figures.phase((x.name, list(x.values)), (y.name, list(y.values)), grids, steps), out / "phase.png")

@@ -256,8 +256,8 @@ def test_a_full_disk_keeps_the_snapshot_before(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("small.icl.folder.os.fsync", full)
-    with pytest.raises(UserError, match=r"No space left.*make room"):
+    monkeypatch.setattr("evals.models.os.fsync", full)
+    with pytest.raises(UserError, match=r"No space left.*free space"):
         train(folder, TASK, SIZES, SMALL, Machine())
     monkeypatch.undo()
     assert train(folder, TASK, SIZES, SMALL, Machine()) == expected
