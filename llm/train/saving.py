@@ -2,7 +2,7 @@
 
 Stages: due (every so many steps, at a signal, at the end) -> all ranks gather the state, rank zero keeps it
 (`state.py`) -> a thread writes it (`checkpoint.py`) while training goes on -> a failure is known to all ranks after the
-next step.
+step that it falls in, and before the next checkpoint.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Checkpoints(pl.Callback):
 
     def _write(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
         began = time.perf_counter()
-        self._wait(trainer)  # before there is a second copy of the state
+        self._finish(trainer, self.run.settings.on_full_disk)  # before there is a second copy of the state
         state = {
             "step": trainer.global_step,
             **self.measurements.state(trainer, module),

@@ -163,8 +163,7 @@ def outcomes(
         drawn = world.trials(part, min(at_once, trials - start))
         last_key = None
         if convention.random_last_key:
-            shape = drawn.inputs[:, -1].shape
-            last_key = torch.randn(shape, generator=world.generator("last key", part), device=device) * width**-0.5
+            last_key = world.draws("last key", part).normal(len(drawn.inputs), width) * width**-0.5
         parts.append(
             Outcome(_right(rules, drawn, world.label_means, last_key), drawn.classes[:, 0] == drawn.classes[:, -1])
         )

@@ -30,7 +30,7 @@ from llm.model.activations import activation
 from llm.model.attention import eager_attention
 from llm.model.streams import SOURCES, STREAMS, Carry, ResidualStream
 
-from .task import generator
+from .draws import Draws
 
 CLASSIC = "classic"
 
@@ -170,9 +170,7 @@ class Transformers(nn.Module):
 
     def _drawn(self, name: str, shape: tuple[int, int], spread: float) -> nn.Parameter:
         """(R, *shape), the same for the runs of a seed."""
-        drawn = [
-            torch.randn(shape, generator=generator(torch.device("cpu"), seed, f"weights {name}")) for seed in self.seeds
-        ]
+        drawn = [Draws(torch.device("cpu"), seed, f"weights {name}").normal(*shape) for seed in self.seeds]
         return nn.Parameter((torch.stack(drawn) * spread).repeat(len(self.variants), 1, 1).to(self.device))
 
     @property

@@ -20,17 +20,19 @@ device.
 Dimension letters: N sequences here, P pairs, T tokens, E content components, D = positions + E.
 """
 
-import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from llm.errors import UserError
 
+from .draws import Draws, normal
+
 KINDS = ("test", "ic", "ic2", "iw")
+COUNTED_UP_TO = 64  # keys: each is compared to each, which takes less time than to sort so few
 TITLES = {"test": "Test", "ic": "IC", "ic2": "IC2", "iw": "IW"}
 
 
@@ -139,21 +141,22 @@ class World:
         task: the rules.
         seed: all that is drawn follows from it; at least 0.
         device: where everything is drawn and stays; CPU and CUDA draw other numbers from one seed.
+        compiled: `batch` through torch.compile; its numbers are then the same but for rounding.
     """
 
-    def __init__(self, task: Task, seed: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, task: Task, seed: int, device: torch.device | str = "cpu", compiled: bool = False) -> None:
         if seed < 0:
             raise UserError(f"seed {seed} must be at least 0")
         self.task, self.seed, self.device = task, seed, torch.device(device)
-        generator = self.generator("prototypes")
-        self.class_means = self._prototypes(task.classes, generator)  # (classes, E)
-        self.label_means = self._prototypes(task.labels, generator)  # (labels, E)
+        draws, spread = self.draws("prototypes"), task.content**-0.5
+        self.class_means = draws.normal(task.classes, task.content) * spread  # (classes, E)
+        self.label_means = draws.normal(task.labels, task.content) * spread  # (labels, E)
+        self._sequences = torch.compile(_sequences, dynamic=False) if compiled else _sequences
 
     def batch(self, step: int, size: int) -> Sequences:
         """The training sequences of a step: N = size."""
-        generator = self.generator("train", step)
-        means = self._prototypes(self.task.novel_classes, generator)
-        return self._draw(size, _Rules(self.task.bursty, self.task.novel), means, generator)
+        draws = self.draws("train", step)
+        return self._draw(self._sequences, _Rules(self.task.bursty, self.task.novel), size, draws, draws)
 
     def evaluation(self, kind: str, part: int, count: int) -> Sequences:
         """`count` fixed sequences of a kind (Section 3.3); another `part`, other sequences of the same classes.
@@ -171,84 +174,119 @@ class World:
             "ic2": _Rules(1.0, 0.0, label_shift=1),
             "iw": _Rules(0.0, 0.0, query="outside"),
         }[kind]
-        means = self._prototypes(self.task.novel_classes, self.generator(kind))
-        return self._draw(count, rules, means, self.generator(kind, part))
+        return self._draw(_sequences, rules, count, self.draws(kind, part), self.draws(f"classes of {kind}"))
 
     def trials(self, part: int, count: int) -> Sequences:
         """`count` sequences of known classes whose answer is in the context, bursty or not (AMICL, Section 2)."""
-        rules = _Rules(self.task.bursty, 0.0, query="context")
-        return self._draw(count, rules, self.class_means[:0], self.generator("trials", part))
+        draws = self.draws("trials", part)
+        return self._draw(_sequences, _Rules(self.task.bursty, 0.0, query="context"), count, draws, draws)
 
-    def generator(self, purpose: str, index: int = 0) -> torch.Generator:
+    def draws(self, purpose: str, index: int = 0) -> Draws:
         """Random numbers that belong to (seed, purpose, index)."""
-        return generator(self.device, self.seed, purpose, index)
+        return Draws(self.device, self.seed, purpose, index)
 
-    def _prototypes(self, count: int, generator: torch.Generator) -> Tensor:
-        shape = (count, self.task.content)
-        return torch.randn(shape, generator=generator, device=self.device) * self.task.content**-0.5
-
-    def _draw(self, count: int, rules: _Rules, novel_means: Tensor, generator: torch.Generator) -> Sequences:
-        """What is in each sequence; `_tokens` then writes it down."""
+    def _draw(
+        self, make: Callable[..., Sequences], rules: _Rules, count: int, draws: Draws, draws_of_classes: Draws
+    ) -> Sequences:
         task = self.task
-        options: dict = {"generator": generator, "device": self.device}
-        novel = torch.rand(count, **options) < rules.novel
-        bursty = (torch.rand(count, **options) < rules.bursty) | novel
-        per_label = torch.where(novel, task.novel_classes // task.labels, task.classes // task.labels)
-        classes = self._bursts(count, per_label, options)  # (N, P + 1)
-        if rules.bursty < 1:
-            classes = torch.where(bursty[:, None], classes, self._free(count, rules.query, options))
-        shown = (classes + rules.label_shift) % task.labels  # (N, P + 1)
-        room = max(0, task.positions - task.tokens)
-        offsets = torch.randint(room + 1, (count,), **options)
-        rows = classes + task.classes * novel[:, None]  # of the known and the novel prototypes, one after the other
-        inputs = self._tokens(torch.cat([self.class_means, novel_means])[rows], shown[:, :-1], offsets, options)
-        return Sequences(inputs, shown[:, -1], classes, shown[:, :-1], bursty, novel, offsets)
-
-    def _bursts(self, count: int, per_label: Tensor, options: dict) -> Tensor:
-        """(N, P + 1) classes, `copies` of each in random order; the last is one of the others."""
-        task = self.task
-        groups = -(-task.pairs // task.copies)
-        if task.distinct_labels:
-            labels = torch.rand(count, task.labels, **options).argsort(dim=1)[:, :groups]
-        else:
-            labels = torch.randint(task.labels, (count, groups), **options)
-        member = (torch.rand(count, groups, **options) * per_label[:, None]).long()
-        burst = (member * task.labels + labels).repeat(1, task.copies)  # (N, >= P)
-        order = torch.rand(count, burst.shape[1], **options).argsort(dim=1)[:, : task.pairs]
-        context = burst.gather(1, order)
-        query = torch.randint(task.pairs, (count, 1), **options)
-        return torch.cat([context, context.gather(1, query)], dim=1)
-
-    def _free(self, count: int, query: str, options: dict) -> Tensor:
-        """(N, P + 1) classes drawn freely, up to what `query` asks of the last."""
-        task = self.task
-        classes = torch.randint(task.classes, (count, task.pairs + 1), **options)
-        context, last = classes[:, :-1], classes[:, -1:]
-        if query == "context":
-            last.copy_(context.gather(1, torch.randint(task.pairs, (count, 1), **options)))
-        elif query == "outside":
-            other = torch.randint(1, task.labels, context.shape, **options)  # how far the label is from the query's
-            context.sub_(context % task.labels).add_((last + other) % task.labels)
-        return classes
-
-    def _tokens(self, means: Tensor, labels: Tensor, offsets: Tensor, options: dict) -> Tensor:
-        """Prototypes (N, P + 1, E) of the objects, shown labels (N, P), offsets (N,) -> inputs (N, T, D)."""
-        task, count = self.task, len(means)
-        inputs = torch.zeros(count, task.tokens, task.width, device=self.device)
-        objects = torch.randn(means.shape, **options).mul_(task.noise * task.content**-0.5).add_(means)
-        end = 2 * task.pairs + 1
-        torch.mul(objects, (1 + task.noise**2) ** -0.5, out=inputs[:, :end:2, task.positions :])
-        inputs[:, 1:end:2, task.positions :] = self.label_means[labels]
-        if task.positions:
-            place = offsets[:, None] + torch.arange(task.tokens, device=self.device)  # (N, T)
-            inputs.scatter_(2, place[..., None], 1.0)
-        return inputs
+        novel_bits = draws_of_classes.bits(task.novel_classes * task.content)
+        uniform = draws.uniform(count, sum(_choices(task).values()))
+        noise_bits = draws.bits(count * (task.pairs + 1) * task.content)
+        return make(task, rules, self.class_means, self.label_means, novel_bits, uniform, noise_bits)
 
 
-def generator(device: torch.device, seed: int, purpose: str, index: int = 0) -> torch.Generator:
-    """Random numbers on a device that belong to (seed, purpose, index) alone."""
-    words = np.random.SeedSequence((seed, zlib.crc32(purpose.encode()), index)).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(words[0]) >> 1)
+# ---- From random numbers to sequences, without a state: a compiler makes few loops of it -----------------------------
+
+
+def _sequences(
+    task: Task,
+    rules: _Rules,
+    class_means: Tensor,
+    label_means: Tensor,
+    novel_bits: Tensor,
+    uniform: Tensor,
+    noise_bits: Tensor,
+) -> Sequences:
+    """What is in each sequence; `_tokens` then writes it down.
+
+    Args:
+        class_means, label_means: (classes, E), (labels, E).
+        novel_bits, noise_bits: `Draws.bits` of the redrawn prototypes and of the objects' noise.
+        uniform: (N, all that `_choices` names).
+    """
+    u = dict(zip(_choices(task), uniform.split(list(_choices(task).values()), dim=1), strict=True))
+    novel = u["novel"].squeeze(1) < rules.novel
+    bursty = (u["bursty"].squeeze(1) < rules.bursty) | novel
+    classes = _bursts(task, u, novel)  # (N, P + 1)
+    if rules.bursty < 1:
+        classes = torch.where(bursty[:, None], classes, _free(task, u, rules.query))
+    shown = (classes + rules.label_shift) % task.labels  # (N, P + 1)
+    offsets = _integers(u["offset"], max(0, task.positions - task.tokens) + 1).squeeze(1)
+    novel_means = normal(novel_bits, task.novel_classes, task.content) * task.content**-0.5
+    rows = classes + task.classes * novel[:, None]  # of the known and the redrawn prototypes, one after the other
+    noise = normal(noise_bits, *rows.shape, task.content) * (task.noise * task.content**-0.5)
+    objects = (torch.cat([class_means, novel_means])[rows] + noise) * (1 + task.noise**2) ** -0.5
+    inputs = _tokens(task, objects, label_means[shown[:, :-1]], offsets)
+    return Sequences(inputs, shown[:, -1], classes, shown[:, :-1], bursty, novel, offsets)
+
+
+def _choices(task: Task) -> dict[str, int]:
+    """How many uniform numbers a sequence takes, and what for."""
+    groups = -(-task.pairs // task.copies)
+    return {
+        "novel": 1,
+        "bursty": 1,
+        "offset": 1,
+        "labels": task.labels if task.distinct_labels else groups,
+        "members": groups,
+        "order": groups * task.copies,
+        "burst query": 1,
+        "free": task.pairs + 1,
+        "free query": task.pairs,
+    }
+
+
+def _integers(uniform: Tensor, below: Tensor | int) -> Tensor:
+    """Uniform numbers in [0, 1) -> integers from 0, below `below`."""
+    return (uniform * below).long()
+
+
+def _ranks(keys: Tensor, count: int) -> Tensor:
+    """The places of the first `count` of each row's keys (N, K) among all K: so many different numbers below K."""
+    if keys.shape[1] > COUNTED_UP_TO:
+        return keys.argsort(dim=1).argsort(dim=1)[:, :count]
+    return (keys[:, None, :] < keys[:, :count, None]).sum(-1)
+
+
+def _bursts(task: Task, u: dict[str, Tensor], novel: Tensor) -> Tensor:
+    """(N, P + 1) classes, `copies` of each in random order; the last is one of the others."""
+    groups = u["members"].shape[1]
+    labels = _ranks(u["labels"], groups) if task.distinct_labels else _integers(u["labels"], task.labels)
+    per_label = torch.where(novel, task.novel_classes // task.labels, task.classes // task.labels)
+    burst = _integers(u["members"], per_label[:, None]) * task.labels + labels  # (N, groups)
+    context = burst.gather(1, _ranks(u["order"], task.pairs) % groups)
+    return torch.cat([context, context.gather(1, _integers(u["burst query"], task.pairs))], dim=1)
+
+
+def _free(task: Task, u: dict[str, Tensor], query: str) -> Tensor:
+    """(N, P + 1) classes drawn freely, up to what `query` asks of the last."""
+    classes = _integers(u["free"], task.classes)
+    context, last = classes[:, :-1], classes[:, -1:]
+    if query == "context":
+        last = context.gather(1, _integers(u["free query"][:, :1], task.pairs))
+    elif query == "outside":
+        other = 1 + _integers(u["free query"], task.labels - 1)  # how far the label is from the query's
+        context = context - context % task.labels + (last + other) % task.labels
+    return torch.cat([context, last], dim=1)
+
+
+def _tokens(task: Task, objects: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
+    """Object tokens (N, P + 1, E), label tokens (N, P, E), offsets (N,) -> inputs (N, T, D)."""
+    place = offsets[:, None] + torch.arange(2 * task.pairs + 2, device=offsets.device)
+    one_hot = (place[..., None] == torch.arange(task.positions, device=offsets.device)).to(objects.dtype)
+    labels = torch.cat([labels, torch.zeros_like(objects[:, :1])], dim=1)  # the query's is the blank, or left out
+    pairs = torch.cat([one_hot[:, ::2], objects, one_hot[:, 1::2], labels], dim=2)  # (N, P + 1, 2 D)
+    return pairs.view(len(pairs), -1, task.width)[:, : task.tokens]
 
 
 def amicl_task(length: int = 20, width: int = 100, noise: float = 0.1) -> Task:

@@ -128,7 +128,7 @@ class Runs:
         self, task: Task, sizes: Sizes, settings: Settings, seeds: Sequence[int], together: bool, machine: Machine
     ) -> None:
         self.settings, self.seeds = settings, seeds
-        self.worlds = [World(task, seed, machine.device) for seed in seeds]
+        self.worlds = [World(task, seed, machine.device, machine.compile) for seed in seeds]
         variants = [Variant.parse(name) for name in settings.variants]
         products = PRODUCTS[settings.products]
         self.models = [

@@ -126,7 +126,7 @@ def test_the_codes_last_key_is_random() -> None:
     """At a small width random keys are often the most alike: the right trials, against each one by hand."""
     world, rules = World(CODE.task(10, 4), 1), [Rule("dot", a=1.0), Rule("pearson")]
     drawn = world.trials(0, 100)
-    keys = torch.randn(100, 4, generator=world.generator("last key", 0)) / 2
+    keys = world.draws("last key", 0).normal(100, 4) / 2
     found = outcomes(rules, CODE, length=10, width=4, trials=100, seed=1)
     labels, plain = world.label_means.double().numpy(), []
     for index, rule in enumerate(rules):

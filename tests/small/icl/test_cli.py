@@ -276,7 +276,7 @@ def test_the_benchmarks_loops_follow_the_same_rules() -> None:
 
 def test_the_benchmark_reports_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "AMICL_LOOP_TRIALS", 1)
-    result = {"device": "CPU", "generator": bench._generator(2, "cpu"), "amicl": bench._amicl(2, "cpu")}
+    result = {"device": "CPU", "generator": bench._generator(2, "cpu", False), "amicl": bench._amicl(2, "cpu")}
     monkeypatch.setattr(bench, "LARGE", 64)
     result["step"] = bench._step(1, "cpu", "bfloat16", compiled=False)
     text = bench.report(result)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from scipy import stats
 
 from llm.errors import UserError
-from small.icl.task import KINDS, Sequences, Task, World, amicl_task
+from small.icl.task import COUNTED_UP_TO, KINDS, Sequences, Task, World, _ranks, amicl_task
 
 N = 10_000
 TASK = Task()
@@ -202,6 +202,20 @@ def test_sequences_are_a_function_of_seed_and_step(world: World) -> None:
     assert torch.equal(world.evaluation("ic", 1, 9).inputs, again.evaluation("ic", 1, 9).inputs)
     for other in (world.batch(8, 16), World(TASK, seed=6).batch(7, 16)):
         assert not torch.equal(world.batch(7, 16).inputs, other.inputs)
+
+
+def test_a_compiled_batch_is_the_same_but_for_rounding(world: World) -> None:
+    compiled, plain = World(TASK, seed=5, compiled=True).batch(7, 16), world.batch(7, 16)
+    torch.testing.assert_close(compiled.inputs, plain.inputs, atol=1e-6, rtol=0)
+    for one, other in zip(compiled[1:], plain[1:], strict=True):
+        assert torch.equal(one, other)
+
+
+@given(st.integers(1, 9), st.sampled_from([1, 5, COUNTED_UP_TO, COUNTED_UP_TO + 1, 200]), st.integers(0, 99))
+def test_ranks_are_those_of_scipy(rows: int, keys: int, seed: int) -> None:
+    drawn = torch.rand(rows, keys, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    expected = stats.rankdata(drawn.numpy(), "ordinal", axis=1)[:, : 1 + keys // 2] - 1
+    assert _ranks(drawn, 1 + keys // 2).tolist() == expected.tolist()
 
 
 def test_parts_of_an_evaluation_share_their_novel_classes(world: World) -> None:
