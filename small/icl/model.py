@@ -30,7 +30,7 @@ from llm.model.activations import activation
 from llm.model.attention import eager_attention
 from llm.model.streams import SOURCES, STREAMS, Carry, ResidualStream
 
-from .draws import Draws
+from ..draws import Draws
 
 CLASSIC = "classic"
 

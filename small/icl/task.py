@@ -29,7 +29,7 @@ from torch import Tensor
 
 from llm.errors import UserError
 
-from .draws import Draws, normal
+from ..draws import Draws, normal
 
 KINDS = ("test", "ic", "ic2", "iw")
 COUNTED_UP_TO = 64  # keys: each is compared to each, which takes less time than to sort so few

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from scipy import stats
 
-from small.icl.draws import Draws, normal
+from small.draws import Draws, normal
 
 CPU = torch.device("cpu")
 

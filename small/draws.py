@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def seeds_of(seed: int, purpose: str, index: int = 0) -> np.random.SeedSequence:
+    """What a generator of NumPy starts from, other for every (seed, purpose, index)."""
+    return np.random.SeedSequence((seed, zlib.crc32(purpose.encode()), index))
+
+
 class Draws:
     """Uniform and normal numbers of (seed, purpose, index) alone, in the order in which they are asked for.
 
@@ -15,7 +20,7 @@ class Draws:
     """
 
     def __init__(self, device: torch.device, seed: int, purpose: str, index: int = 0) -> None:
-        words = np.random.SeedSequence((seed, zlib.crc32(purpose.encode()), index))
+        words = seeds_of(seed, purpose, index)
         self.device = device
         if device.type == "cpu":
             self._numpy = np.random.default_rng(words)

@@ -1,0 +1,99 @@
+"""Walks against their definition: transitions, stationary distribution, visits; a trial as a function of its seed."""
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from scipy import stats
+
+from llm.errors import UserError
+from small.grid import world as worlds
+from small.grid.graph import NOWHERE, space
+from small.grid.world import Walks, World
+
+SPACES = ("4x5", "line:6", "hex:4x4", "3x3x2")
+
+
+def world(text: str = "4x5", seed: int = 3, maps: int = 4) -> World:
+    return World(space(text), maps, seed)
+
+
+def test_a_step_is_an_action_of_its_cell_and_leads_where_it_says() -> None:
+    for text in SPACES:
+        graph = space(text)
+        walks = World(graph, 2, 0).trial("train", 0, 50, 40)
+        came_from, action, came_to = walks.cells[:, :-1], walks.actions[:, 1:], walks.cells[:, 1:]
+        led = torch.from_numpy(graph.targets)[came_from, action]
+        assert (led != NOWHERE).all() and torch.equal(led, came_to)
+        assert not walks.actions[:, 0].any()
+
+
+@pytest.mark.parametrize("text", ["11x11", *SPACES])
+@pytest.mark.parametrize("faces", [worlds.FACES_AT_MOST, 1], ids=["dice", "uniform"])
+def test_transitions_and_stationary_distribution_are_within_one_percent(text, faces, monkeypatch) -> None:
+    """Of D^-1 (A + I), whose stationary distribution is proportional to the number of actions."""
+    monkeypatch.setattr(worlds, "FACES_AT_MOST", faces)
+    graph = space(text)
+    walks = World(graph, 1, 0).trial("train", 0, 4000, 1000)
+    pairs = walks.cells[:, :-1] * len(graph.cells) + walks.cells[:, 1:]
+    counts = torch.bincount(pairs.flatten(), minlength=len(graph.cells) ** 2).view(len(graph.cells), -1).numpy()
+    rates = counts / counts.sum(1, keepdims=True)
+    np.testing.assert_allclose(rates, graph.transition, atol=0.01)
+    for found, expected in zip(counts, graph.transition, strict=True):
+        assert stats.chisquare(found[expected > 0], expected[expected > 0] * found.sum()).pvalue > 1e-6
+    sides = (graph.targets != NOWHERE).sum(1)
+    visits = torch.bincount(walks.cells[:, 500:].flatten(), minlength=len(sides)).numpy()
+    left, right = visits / visits.sum(), sides / sides.sum()
+    assert 0.5 * abs(left - right).sum() < 0.01
+
+
+def test_letters_are_those_of_the_map_and_uniform() -> None:
+    made = world(maps=500)
+    assert made.letters.shape == (1000, 20)
+    assert stats.chisquare(np.bincount(made.letters.ravel(), minlength=10)).pvalue > 1e-5
+    for kind in worlds.KINDS:
+        walks = made.trial(kind, 0, 300, 30)
+        assert torch.equal(walks.letters, torch.from_numpy(made.letters)[walks.maps[:, None], walks.cells])
+        assert ((walks.maps >= 500) == (kind == "novel")).all()
+        assert len(walks.maps.unique()) > 150
+
+
+@given(st.sampled_from(SPACES), st.integers(0, 50), st.integers(1, 60), st.integers(1, 40))
+@settings(max_examples=60)
+def test_visits_are_those_of_a_slow_count(text: str, seed: int, steps: int, window: int) -> None:
+    walks = World(space(text), 2, seed).trial("familiar", 1, 3, steps)
+    visited, first = walks.visited(window), walks.first
+    for row, cells in enumerate(walks.cells.tolist()):
+        for now, cell in enumerate(cells):
+            assert visited[row, now].item() == (cell in cells[max(0, now - window) : now])
+            assert first[row, now].item() == (cell not in cells[:now])
+
+
+def test_a_trial_is_a_function_of_seed_kind_and_number() -> None:
+    def cells(seed: int, kind: str, number: int) -> list:
+        return world(seed=seed).trial(kind, number, 5, 20).cells.tolist()
+
+    assert cells(3, "train", 2) == cells(3, "train", 2)
+    assert (
+        len({str(cells(*each)) for each in ((3, "train", 2), (4, "train", 2), (3, "novel", 2), (3, "train", 3))}) == 4
+    )
+    assert (world(seed=3).letters != world(seed=4).letters).any()
+
+
+def test_walkers_start_anywhere() -> None:
+    starts = world().trial("train", 0, 4000, 1).cells[:, 0]
+    assert stats.chisquare(torch.bincount(starts, minlength=20).numpy()).pvalue > 1e-5
+
+
+def test_visits_of_a_walk_by_hand() -> None:
+    cells = torch.tensor([[4, 4, 5, 4, 6, 5]])
+    walks = Walks(*[torch.zeros(1)] * 4, torch.from_numpy(worlds._gaps(cells.numpy())))
+    assert walks.gaps.tolist() == [[0, 1, 0, 2, 0, 3]]
+    assert walks.visited(2).tolist() == [[False, True, False, True, False, False]]
+
+
+@pytest.mark.parametrize(("changed", "named"), [({"maps": 0}, "maps 0"), ({"seed": -1}, "seed -1")])
+def test_numbers_below_their_least_are_refused(changed: dict, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        world(**changed)
