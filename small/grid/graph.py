@@ -103,15 +103,16 @@ class Graph:
 
 # ---- Regular spaces --------------------------------------------------------------------------------------------------
 
-SQUARE = {"right": (0, 1), "down": (1, 0), "up": (-1, 0), "left": (0, -1)}  # +1, +L, -L, -1 in row-major order
-HEXAGONAL = SQUARE | {"up right": (-1, 1), "down left": (1, -1)}  # axial coordinates: six neighbours
-LINE = {"right": (1,), "left": (-1,)}
-CUBE = {
+Steps = dict[str, tuple[int, ...]]  # action -> displacement
+SQUARE: Steps = {"right": (0, 1), "down": (1, 0), "up": (-1, 0), "left": (0, -1)}  # +1, +L, -L, -1 in row-major order
+HEXAGONAL: Steps = SQUARE | {"up right": (-1, 1), "down left": (1, -1)}  # axial coordinates: six neighbours
+LINE: Steps = {"right": (1,), "left": (-1,)}
+CUBE: Steps = {
     "right": (0, 0, 1), "down": (0, 1, 0), "below": (1, 0, 0), "above": (-1, 0, 0), "up": (0, -1, 0), "left": (0, 0, -1)
 }  # fmt: skip
 
 
-def lattice(shape: Sequence[int], steps: dict[str, tuple[int, ...]], place: Callable | None = None) -> Graph:
+def lattice(shape: Sequence[int], steps: Steps, place: Callable | None = None) -> Graph:
     """The cells of a box in row-major order, with actions that add a step, where that stays within the box.
 
     Args:

@@ -1,13 +1,12 @@
-"""Maps of letters over a space, and walkers on them; many at once, every trial a pure function of (seed, kind, number).
+"""Maps of letters over a space, and walkers on them, many at once; a trial is a pure function of (seed, kind, number).
 
-nmda-transformer.txt, Section 2.1, and NOTES.md: a map has one of ten letters at every cell, N maps are for training and N
-others for testing; a walker starts anywhere and takes, at each step, any action that can be taken, all with one
+nmda-transformer.txt, Section 2.1, and NOTES.md: a map has one of ten letters at every cell, N maps are for training and
+N others for testing; a walker starts anywhere and takes, at each step, any action that can be taken, all with one
 probability, to stay among them. Stages:
 
     space, seed -> letters of all maps -> a trial: which map, where from -> cells and actions -> letters, visits
 
-Walks are drawn in NumPy on the CPU and then moved: they are the same on every device, and take less than a thousandth of
-a trial's training.
+Walks are drawn in NumPy on the CPU and then moved: they are the same on every device.
 
 Dimension letters: B walkers, T cells of a walk, N maps of a kind, S cells of the space, A actions.
 """
