@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _amicl(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
+    from ..folder import made_folder
     from . import amicl, figures
-    from .folder import made_folder
 
     device = _device(options.device)
     made_folder(options.out)
@@ -66,10 +66,11 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _tables(options: argparse.Namespace) -> None:
-    from .folder import read_record, read_snapshots
+    from ..folder import read_record
+    from .folder import PARTS, PROGRAM, read_snapshots
 
     for folder in options.folders:
-        read_record(folder)
+        read_record(folder, PROGRAM, PARTS)
         _show(read_snapshots(folder), folder)
 
 
@@ -93,8 +94,8 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
+    from ..folder import made_folder
     from . import bench
-    from .folder import made_folder
 
     if options.json is not None:
         made_folder(options.json.parent)

@@ -20,8 +20,8 @@ from evals.models import write_file
 from evals.plots import text_table
 from llm.errors import UserError
 
+from ..folder import made_folder
 from . import figures
-from .folder import made_folder
 from .model import Sizes
 from .tables import first_above
 from .task import Task

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from llm.errors import UserError
+from small.folder import read_record
 from small.icl import train as training
-from small.icl.folder import Snapshot, read_record, read_snapshots
+from small.icl.folder import PARTS, PROGRAM, Snapshot, read_snapshots
 from small.icl.model import Sizes
 from small.icl.task import KINDS, Task, World
 from small.icl.train import Machine, Settings, finished, made, train
@@ -77,7 +78,7 @@ def test_a_killed_training_goes_on_with_the_same_bits(tmp_path: Path, monkeypatc
     assert train(killed, TASK, SIZES, SMALL, Machine()) == expected
     for name in ("checkpoint.safetensors", "snapshots.csv"):
         assert (killed / name).read_bytes() == (through / name).read_bytes()
-    assert [life["from_step"] for life in read_record(killed)["lives"]] == [0, 40]
+    assert [life["from_step"] for life in read_record(killed, PROGRAM, PARTS)["lives"]] == [0, 40]
 
 
 def test_rows_beyond_the_weights_are_made_again(tmp_path: Path) -> None:

@@ -1,0 +1,332 @@
+"""Transformer-XL with recurrent positions, which says the letter of the cell that an action leads to.
+
+nmda-transformer.txt, Section 2.4, and NOTES.md. A walk is cut into segments; the letters of the last one are a memory:
+
+    actions -> recurrent codes -> positions \\
+                                            concatenated -> layers over [memory | letters | queries] -> letters of the
+    letters -> embeddings ----------------- /                                                           queries
+
+A query is a token with the position of a time and the embedding of no letter; it sees the memory, the letters of
+strictly earlier times and itself. Asked for one time, the one after the last letter, this is the paper's masked
+observation; asked for all times of a segment it is their parallel objective, with the same logits, as no token but
+itself sees a query. The last layer computes its queries alone, which alone are read.
+
+The attention function, the streams, the feed-forward network with its activations and the norm are those of the
+language models (`llm.model`). Memory, relative positions and recurrent codes are only here.
+
+Dimension letters: B walkers, L letters of a segment, Q queries, T = L + Q tokens, M letters of the memory, S = M + T,
+D width, H heads, K width of a head, F neurons, C width of a code, A actions, R distances.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from llm.errors import UserError
+from llm.model.activations import NAMES, activation
+from llm.model.attention import eager_attention
+from llm.model.feedforward import FeedForward
+from llm.model.norms import norm
+from llm.model.streams import SOURCES, STREAMS, Carry, ResidualStream
+
+POSITIONS = ("paper", "residual", "actions")
+TRANSITIONS = ("tanh", "relu", "identity")
+WITH_NUMBER = {"nmda": "alpha", "leaky_relu": "its slope below 0"}  # activations that take one
+LEAKY = 0.01  # slope of nmda-transformer.txt, Section 3.1
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the transformer; the defaults are the paper's.
+
+    Args:
+        width: D; one half is the position's, the other the letter's.
+        heads, head_dim: H, K.
+        neurons: F.
+        layers: of attention and feed-forward network.
+        code: C, of the recurrent code.
+        segment, memory: steps.
+        dropout: of the input and of what each layer adds. (The language models' feed-forward network has none inside.)
+    """
+
+    width: int = 512
+    heads: int = 8
+    head_dim: int = 64
+    neurons: int = 2048
+    layers: int = 2
+    code: int = 128
+    segment: int = 32
+    memory: int = 32
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        least = dict.fromkeys(("width", "heads", "head_dim", "neurons", "layers", "code", "segment"), 1) | {"memory": 0}
+        problems = [f"{name} {getattr(self, name)} must be at least {low}" for name, low in least.items()
+                    if getattr(self, name) < low]  # fmt: skip
+        if self.width % 2:
+            problems.append(f"width {self.width} must be even: one half is the position's, the other the letter's")
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout {self.dropout} must be at least 0 and below 1")
+        if problems:
+            raise UserError("; ".join(problems))
+
+    @property
+    def window(self) -> int:
+        """Steps back that the last target of a segment can see."""
+        return self.segment + self.memory
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is compared.
+
+    Args:
+        act: activation of the feed-forward network: nmda:ALPHA, leaky_relu:SLOPE, or another name of `llm.model`.
+        position: e_{t+1} = act(e_t W_a) with W_a starting at the identity ("paper"), act(e_t + e_t W_a) with W_a
+            starting at zero ("residual", the authors' code), or an embedding of the last action alone ("actions",
+            Appendix A.5). The first two are one model written in two ways: only rounding tells them apart.
+        transition: act of the recurrent code.
+        streams, source: residual attention streams, as in the language models.
+    """
+
+    act: str = "nmda:1"
+    position: str = "paper"
+    transition: str = "tanh"
+    streams: tuple[str, ...] = ()
+    source: str = "previous"
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{what} {value!r} is unknown: give {', '.join(known)}"
+            for what, value, known in (
+                ("position", self.position, POSITIONS),
+                ("transition", self.transition, TRANSITIONS),
+                ("source", self.source, SOURCES),
+                *(("stream", stream, STREAMS) for stream in self.streams),
+            )
+            if value not in known
+        ]
+        try:
+            self.activation()
+        except UserError as error:
+            problems.append(str(error))
+        if problems:
+            raise UserError("; ".join(problems))
+
+    def activation(self) -> nn.Module:
+        """The activation that `act` names; UserError where it names none."""
+        name, colon, number = self.act.partition(":")
+        try:
+            value = float(number) if colon else None
+            if name not in NAMES or (colon and name not in WITH_NUMBER) or not math.isfinite(value or 0):
+                raise ValueError
+            if name == "leaky_relu":
+                return nn.LeakyReLU(LEAKY if value is None else value)
+            return activation(name, alpha=1.0 if value is None else value)
+        except ValueError:
+            raise UserError(
+                f"activation {self.act!r} is unknown: give nmda:ALPHA (0 or more), leaky_relu:SLOPE, or one of "
+                f"{', '.join(sorted(set(NAMES) - WITH_NUMBER.keys()))}"
+            ) from None
+
+
+Memory = tuple[Tensor, ...]  # of each layer, what its last M letters were when they entered: (B, M, D)
+
+
+class Answer(NamedTuple):
+    """What a segment gives."""
+
+    logits: Tensor  # (B, Q, letters)
+    code: Tensor  # (B, C), of the time after the last letter
+    memory: Memory  # of the next segment
+    weights: tuple[Tensor, ...]  # of each layer, attention of the queries: (B, H, Q, S)
+
+
+class Navigator(nn.Module):
+    """The transformer.
+
+    Args:
+        actions, letters: how many.
+        sizes, variant: see there.
+    """
+
+    def __init__(self, actions: int, letters: int, sizes: Sizes, variant: Variant) -> None:
+        super().__init__()
+        self.sizes, self.letters = sizes, letters
+        half = sizes.width // 2
+        self.codes = Codes(actions, sizes.code, variant.position, variant.transition)
+        self.position = nn.Linear(sizes.code, half)
+        self.letter = nn.Embedding(letters + 1, half)  # the last is no letter: a query's
+        self.dropout = nn.Dropout(sizes.dropout)
+        self.layers = nn.ModuleList(Layer(sizes, variant, index) for index in range(sizes.layers))
+        self.norm = norm("layernorm", sizes.width, 1e-5)
+        self.read_out = nn.Linear(sizes.width, letters)
+        self.apply(_start)
+
+    def first_code(self, walkers: int, generator: torch.Generator) -> Tensor:
+        """e_1 of a trial, (B, C), from N(0, 1 / C)."""
+        device, width = self.read_out.weight.device, self.sizes.code
+        return torch.randn(walkers, width, generator=generator, device=device) * width**-0.5
+
+    def forward(self, code: Tensor, actions: Tensor, letters: Tensor, memory: Memory, asked: tuple[int, ...]) -> Answer:
+        """One segment, or its beginning.
+
+        Args:
+            code: (B, C), of the first letter's time.
+            actions: (B, L + 1), what led to each letter's cell, and to the one after.
+            letters: (B, L).
+            memory: `Answer.memory` of the last segment, () at the start of a trial.
+            asked: times of the queries, from 1, of the second letter, to L, of the cell after the last.
+        """
+        count, remembered = letters.shape[1], memory[0].shape[1] if memory else 0
+        codes = self.codes(code, actions)  # (B, L + 1, C)
+        positions = torch.relu(self.position(codes))  # (B, L + 1, D / 2)
+        none = letters.new_full((len(letters), len(asked)), self.letters)
+        seen = self.letter(torch.cat([letters, none], dim=1))  # (B, T, D / 2)
+        hidden = torch.cat([torch.cat([positions[:, :count], positions[:, list(asked)]], 1), seen], dim=-1)
+        hidden = self.dropout(hidden)
+        distances, mask = _plan(remembered, count, asked, self.sizes.window, letters.device)
+        carry: Carry = None
+        onward, weights = [], []
+        for index, layer in enumerate(self.layers):
+            before = memory[index] if memory else hidden[:, :0]
+            onward.append(
+                torch.cat([before, hidden[:, :count]], 1)[:, -self.sizes.memory or count + remembered :].detach()
+            )
+            rows = len(asked) if index == len(self.layers) - 1 else count + len(asked)  # the last ones of the tokens
+            hidden, shown, carry = layer(hidden, before, distances[-rows:], mask[-rows:], carry)
+            weights.append(shown[:, :, -len(asked) :])
+        logits = self.read_out(self.norm(hidden))
+        return Answer(logits, codes[:, -1], tuple(onward), tuple(weights))
+
+
+class Layer(nn.Module):
+    """Pre-norm attention over memory and tokens, then the feed-forward network."""
+
+    def __init__(self, sizes: Sizes, variant: Variant, index: int) -> None:
+        super().__init__()
+        stream = None
+        if variant.streams:
+            heads = dict.fromkeys(variant.streams, sizes.heads)
+            stream = ResidualStream(variant.streams, variant.source, "fixed", heads, first_layer=index == 0)
+        self.attention_norm = norm("layernorm", sizes.width, 1e-5)
+        self.attention = MemoryAttention(sizes.width, sizes.heads, sizes.head_dim, sizes.window, stream)
+        self.ffn_norm = norm("layernorm", sizes.width, 1e-5)
+        self.ffn = FeedForward(sizes.width, sizes.neurons, variant.activation(), bias=False)
+        self.dropout = nn.Dropout(sizes.dropout)
+
+    def forward(
+        self, hidden: Tensor, memory: Tensor, distances: Tensor, mask: Tensor, carry: Carry
+    ) -> tuple[Tensor, Tensor, Carry]:
+        """hidden (B, T, D), memory (B, M, D) -> the last rows of hidden, as many as distances (rows, S) has; their
+        attention (B, H, rows, S); the stream's carry."""
+        context = self.attention_norm(torch.cat([memory, hidden], dim=1))  # (B, S, D)
+        added, weights, carry = self.attention(context, distances, mask, carry)
+        hidden = hidden[:, -len(distances) :] + self.dropout(added)
+        return hidden + self.dropout(self.ffn(self.ffn_norm(hidden))), weights, carry
+
+
+class MemoryAttention(nn.Module):
+    """Attention whose scores depend on the distance in time too (Dai et al. 2019, with learned tables).
+
+    score = ((q + u) k + q r_d + b_d) / sqrt(K) with u of a head, r_d and b_d of a head and a distance. Distances from
+    the tables' last on share its entry.
+    """
+
+    def __init__(self, width: int, heads: int, head_dim: int, reach: int, stream: ResidualStream | None) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, heads * head_dim, bias=False) for _ in range(3))
+        self.o_proj = nn.Linear(heads * head_dim, width, bias=False)
+        self.content_bias = nn.Parameter(torch.empty(heads, 1, head_dim).normal_(std=0.02))  # u
+        self.distance_keys = nn.Parameter(torch.empty(heads, reach, head_dim).normal_(std=0.02))  # r, (H, R, K)
+        self.distance_bias = nn.Parameter(torch.zeros(heads, 1, reach))  # b
+        self.stream = stream
+
+    def forward(self, context: Tensor, distances: Tensor, mask: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry]:
+        """context (B, S, D), of whose tokens the last ask; distances and mask (rows, S) -> (B, rows, D), attention
+        (B, H, rows, S), the stream's carry."""
+        rows = len(distances)
+        query, key, value = (
+            project(tokens).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H, rows or S, K)
+            for project, tokens in (
+                (self.q_proj, context[:, -rows:]), (self.k_proj, context), (self.v_proj, context)
+            )
+        )  # fmt: skip
+        if self.stream is not None:
+            carry = _of_rows(self.stream, carry, rows)
+            mixed, carry = self.stream({"queries": query, "keys": key, "values": value}, carry)
+            query, key, value = mixed["queries"], mixed["keys"], mixed["values"]
+        by_distance = query @ self.distance_keys.mT + self.distance_bias  # (B, H, rows, R)
+        index = distances.expand(*by_distance.shape[:2], -1, -1)  # (B, H, rows, S)
+        position = by_distance.gather(-1, index) * self.head_dim**-0.5
+        out, weights = eager_attention(
+            self, query + self.content_bias, key, value, position + mask, scaling=self.head_dim**-0.5
+        )  # (B, rows, H, K)
+        return self.o_proj(out.flatten(-2)), weights, carry
+
+
+class Codes(nn.Module):
+    """Recurrent position codes: where a walker is, from its actions alone.
+
+    In float32 under autocast too: a code is made of thousands of steps.
+    """
+
+    def __init__(self, actions: int, width: int, form: str, transition: str) -> None:
+        super().__init__()
+        self.form, self.actions = form, actions
+        self.act = activation(transition)
+        if form == "actions":
+            self.embedding = nn.Embedding(actions, width)
+        else:
+            start = torch.eye(width) if form == "paper" else torch.zeros(width, width)
+            self.transitions = nn.Parameter(start.repeat(actions, 1))  # (A C, C), W_a of each action under the last
+
+    def forward(self, code: Tensor, actions: Tensor) -> Tensor:
+        """code (B, C) of the first time, actions (B, L + 1) -> codes of all times, (B, L + 1, C)."""
+        if self.form == "actions":
+            return self.embedding(actions)
+        with torch.autocast(code.device.type, enabled=False):
+            chosen = nn.functional.one_hot(actions, self.actions).to(code.dtype)  # (B, L + 1, A)
+            codes = [code]
+            for step in range(1, actions.shape[1]):
+                # One product for the actions of all walkers: e_t stands in the rows of its action.
+                moved = (chosen[:, step, :, None] * code[:, None]).flatten(1) @ self.transitions  # (B, C)
+                code = self.act(moved if self.form == "paper" else code + moved)
+                codes.append(code)
+            return torch.stack(codes, dim=1)
+
+
+@lru_cache(maxsize=256)
+def _plan(memory: int, letters: int, asked: tuple[int, ...], reach: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of every token [letters | queries] to [memory | letters | queries]: distance (T, S) in time, at most reach - 1;
+    and what is added to a score, (T, S): 0, or -inf where the token must not look."""
+    times = torch.tensor([*range(letters), *asked], device=device)
+    of_keys = torch.cat([torch.arange(-memory, 0, device=device), times])
+    asks = torch.arange(len(times), device=device) >= letters  # which tokens are queries
+    keys_ask = torch.cat([asks.new_zeros(memory), asks])
+    distances = times[:, None] - of_keys
+    itself = torch.arange(len(times), device=device)[:, None] + memory == torch.arange(len(of_keys), device=device)
+    sees = ~keys_ask & (distances > 0) | itself
+    mask = torch.zeros(sees.shape, device=device).masked_fill(~sees, -torch.inf)
+    return distances.clamp(0, reach - 1), mask
+
+
+def _of_rows(stream: ResidualStream, carry: Carry, rows: int) -> Carry:
+    """The carry of a layer whose last tokens alone ask: of the queries', (B, H, T, K), the last rows."""
+    if carry is None or "queries" not in stream.streams:
+        return carry
+    place = stream.streams.index("queries")
+    return tuple(part[:, :, -rows:] if index == place else part for index, part in enumerate(carry))
+
+
+def _start(module: nn.Module) -> None:
+    """Weights N(0, 0.02), biases zero (NOTES.md); norms and transitions have a start of their own."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
