@@ -1,0 +1,315 @@
+"""Training of one navigator: a gradient step for every walking step, or for every segment; two errors after a trial.
+
+nmda-transformer.txt, Section 2.4, Appendix A.4, and NOTES.md: 200 trials of 2,048 steps, 512 walkers, Adam whose
+learning rate falls linearly, at every segment, from 1e-4 to 0; gradients clipped at 0.25. Stages:
+
+    trial of the world -> segments -> targets of each step, or of all steps at once -> Adam -> errors on familiar and
+    novel maps -> checkpoint
+
+Everything that is drawn in a trial is a function of (seed, trial). A killed training goes on from its last trial with
+the same command and, on a CPU with as many threads, ends with the same bits.
+"""
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from llm.errors import UserError
+
+from ..draws import seeds_of
+from ..folder import TENSORS, TrainingFolder, as_csv
+from .graph import Graph
+from .model import Memory, Navigator, Sizes, Variant
+from .world import Walks, World
+
+PROGRAM, ROWS = "small.grid", "errors.csv"
+OBJECTIVES = ("steps", "parallel")
+PRODUCTS = ("float32", "bfloat16")
+MAPS = ("familiar", "novel")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one navigator is trained; the defaults are the paper's.
+
+    Args:
+        seed: of maps, walks, first weights and dropout.
+        maps: N of training, and as many others.
+        letters: different ones.
+        trials: of training.
+        steps: of a trial, a multiple of the segment.
+        batch: walkers.
+        lr: of Adam, at the start.
+        clip: greatest norm of a gradient.
+        objective: "steps", a gradient step for every walking step; or "parallel", one for every segment, whose loss is
+            the mean over all of its targets.
+        walkers: of an evaluation, on each kind of maps.
+        evaluate_every: trials; the last one is always evaluated.
+        products: "bfloat16" is autocast to it: weights, their updates, recurrent codes and softmax stay float32.
+    """
+
+    seed: int = 0
+    maps: int = 32
+    letters: int = 10
+    trials: int = 200
+    steps: int = 2048
+    batch: int = 512
+    lr: float = 1e-4
+    clip: float = 0.25
+    objective: str = "steps"
+    walkers: int = 512
+    evaluate_every: int = 1
+    products: str = "float32"
+
+    def __post_init__(self) -> None:
+        names = ("maps", "trials", "steps", "batch", "walkers", "evaluate_every")
+        problems = [f"{name} {getattr(self, name)} must be at least 1" for name in names if getattr(self, name) < 1]
+        problems += [
+            f"{name} {getattr(self, name)} must be a finite number above 0"
+            for name in ("lr", "clip")
+            if not 0 < getattr(self, name) < math.inf
+        ]
+        problems += [
+            f"{name} {value!r} is unknown: give {' or '.join(known)}"
+            for name, value, known in (
+                ("objective", self.objective, OBJECTIVES),
+                ("products", self.products, PRODUCTS),
+            )
+            if value not in known
+        ]
+        if problems:
+            raise UserError("; ".join(problems))
+
+
+class Errors(NamedTuple):
+    """Shares of wrong letters, and how many targets they are of; NaN of none."""
+
+    working: float  # the cell was visited within the window
+    reference: float  # it was not
+    first: float  # it is visited for the first time in the trial
+    visited: int
+    unvisited: int
+    new: int
+
+
+class Row(NamedTuple):
+    """What is known after a trial; trial 0 is the untrained navigator."""
+
+    trial: int
+    loss: float  # nats, the mean of the trial's training; NaN at trial 0
+    errors: dict[str, Errors]  # of each of MAPS
+
+
+class Run:
+    """One navigator with its world and optimizer.
+
+    Args:
+        graph: the space.
+        sizes, variant, settings: see there.
+        device: "cpu" or "cuda".
+
+    Raises:
+        UserError: the steps of a trial are not whole segments.
+    """
+
+    def __init__(self, graph: Graph, sizes: Sizes, variant: Variant, settings: Settings, device: str = "cpu") -> None:
+        if settings.steps % sizes.segment:
+            raise UserError(f"steps {settings.steps} must be a multiple of the segment {sizes.segment}")
+        self.sizes, self.settings, self.device = sizes, settings, torch.device(device)
+        self.world = World(graph, settings.maps, settings.seed, settings.letters, device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._number("weights"))
+            model = Navigator(len(graph.actions), settings.letters, sizes, variant)
+        self.model = model.to(self.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), settings.lr, fused=True)
+        for weight in self.model.parameters():  # as Adam's first step would, so that a checkpoint has where to go
+            self.optimizer.state[weight] = {
+                "step": torch.zeros((), device=self.device),
+                "exp_avg": torch.zeros_like(weight),
+                "exp_avg_sq": torch.zeros_like(weight),
+            }
+
+    def _number(self, purpose: str, index: int = 0) -> int:
+        """A seed for torch."""
+        return int(seeds_of(self.settings.seed, purpose, index).generate_state(1)[0])
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All that the training goes on from."""
+        for name, weight in self.model.named_parameters():
+            yield name, weight
+            for kind, tensor in self.optimizer.state[weight].items():
+                yield f"adam.{kind}.{name}", tensor
+
+    def train(self, trial: int, bar: Any = None) -> float:
+        """One trial, numbered from 1; returns the mean loss. `bar` is told of every segment."""
+        length, settings = self.sizes.segment, self.settings
+        segments = settings.steps // length
+        walks = self.world.trial("train", trial, settings.batch, settings.steps)
+        self.model.train()
+        devices = [self.device] if self.device.type == "cuda" else []
+        losses = []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self._number("dropout", trial))
+            code = self._first_code("train", trial, settings.batch)
+            memory: Memory = ()
+            for segment in range(segments):
+                done = ((trial - 1) * segments + segment) / (settings.trials * segments)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = settings.lr * (1 - done)
+                found, code, memory = self._segment(walks, segment * length, code, memory)
+                losses += found
+                if bar is not None:
+                    bar.update()
+        return torch.stack(losses).mean().item()
+
+    def _segment(self, walks: Walks, begin: int, code: Tensor, memory: Memory) -> tuple[list[Tensor], Tensor, Memory]:
+        """The gradient steps of a segment: their losses, and the next segment's code and memory."""
+        length = self.sizes.segment
+        every = tuple(range(1, length + 1))
+        losses = []
+        for times in [every] if self.settings.objective == "parallel" else [(time,) for time in every]:
+            now = slice(begin, begin + times[-1] + 1)
+            with self._products():
+                answer = self.model(code, walks.actions[:, now], walks.letters[:, now][:, :-1], memory, times)
+            targets = walks.letters[:, [begin + time for time in times]]
+            loss = F.cross_entropy(answer.logits.float().flatten(0, 1), targets.flatten())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip, foreach=True)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            losses.append(loss.detach())
+        return losses, answer.code.detach(), answer.memory
+
+    @torch.no_grad()
+    def evaluate(self, kind: str, trial: int) -> Errors:
+        """The errors on "familiar" or "novel" maps at the last step of every segment, as in the authors' code."""
+        length = self.sizes.segment
+        walks = self.world.trial(kind, trial, self.settings.walkers, self.settings.steps)
+        self.model.eval()
+        code = self._first_code(kind, trial, self.settings.walkers)
+        memory: Memory = ()
+        wrong = []
+        for begin in range(0, self.settings.steps, length):
+            now = slice(begin, begin + length + 1)
+            with self._products():
+                answer = self.model(code, walks.actions[:, now], walks.letters[:, now][:, :-1], memory, (length,))
+            code, memory = answer.code, answer.memory
+            wrong.append(answer.logits[:, 0].argmax(-1) != walks.letters[:, begin + length])
+        return errors_of(torch.stack(wrong, dim=1), walks, length, self.sizes.window)
+
+    def _first_code(self, kind: str, trial: int, walkers: int) -> Tensor:
+        generator = torch.Generator(self.device).manual_seed(self._number(f"code {kind}", trial))
+        return self.model.first_code(walkers, generator)
+
+    def _products(self) -> Any:
+        if self.settings.products == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def errors_of(wrong: Tensor, walks: Walks, segment: int, window: int) -> Errors:
+    """wrong (B, segments): whether the letter after each segment was not told."""
+    after = slice(segment, None, segment)
+    visited, new = walks.visited(window)[:, after], walks.first[:, after]
+
+    def share(group: Tensor) -> float:
+        return (wrong & group).sum().item() / group.sum().item() if group.any() else math.nan
+
+    counts = (int(group.sum()) for group in (visited, ~visited, new))
+    return Errors(share(visited), share(~visited), share(new), *counts)
+
+
+class Folder(TrainingFolder):
+    """Of one run: errors.csv has a row for each trial that was evaluated."""
+
+    COLUMNS: ClassVar = ("trial", "loss", *(f"{maps}_{name}" for maps in MAPS for name in Errors._fields))
+
+    def __init__(self, path: Path, graph: Graph, sizes: Sizes, variant: Variant, settings: Settings) -> None:
+        asked = {
+            "space": graph.record(), "sizes": asdict(sizes), "variant": asdict(variant), "settings": asdict(settings)
+        }  # fmt: skip
+        super().__init__(path, PROGRAM, asked, (), ROWS)
+        self.rows: list[Row] = []
+
+    def restore(self, run: Run) -> int:
+        """Read the last checkpoint into the run; returns its trial, 0 where there is none.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        trial = self.restore_into(run.tensors())
+        if (self.path / TENSORS).is_file():
+            self.rows = [row for row in read_rows(self.path) if row.trial <= trial]
+        return trial
+
+    def keep(self, row: Row | None, trial: int, run: Run) -> None:
+        """After a trial, with its row where it was evaluated."""
+        self.rows += [row] if row is not None else []
+        values = ([row.trial, row.loss, *(v for maps in MAPS for v in row.errors[maps])] for row in self.rows)
+        self.write(as_csv(self.COLUMNS, values), run.tensors(), trial)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Every row of a run, in order; UserError where there is none yet, or the file is damaged."""
+    try:
+        with (path / ROWS).open(newline="") as file:
+            return [
+                Row(int(row["trial"]), float(row["loss"]), {maps: _errors(row, maps) for maps in MAPS})
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path / ROWS} cannot be read ({error!r}): train again with another --out") from error
+
+
+def _errors(row: dict[str, str], maps: str) -> Errors:
+    kinds: dict[str, Any] = Errors.__annotations__
+    return Errors(**{name: kind(row[f"{maps}_{name}"]) for name, kind in kinds.items()})
+
+
+def train(
+    path: Path,
+    graph: Graph,
+    sizes: Sizes,
+    variant: Variant,
+    settings: Settings,
+    device: str = "cpu",
+    command: str = "",
+) -> Sequence[Row]:
+    """Train one navigator in the folder `path`, or go on with it; returns every row.
+
+    Raises:
+        UserError: the folder holds another run, is in use, or what it holds is damaged.
+    """
+    with Folder(path, graph, sizes, variant, settings) as folder:
+        run = Run(graph, sizes, variant, settings, device)
+        done = folder.restore(run)
+        folder.begin(done, {"command": command, "device": device})
+        segments = settings.steps // sizes.segment
+        with tqdm(
+            total=settings.trials * segments, initial=done * segments, desc=path.name, unit=" segments",
+            dynamic_ncols=True, leave=False,
+        ) as bar:  # fmt: skip
+            if not folder.rows:
+                folder.keep(_measured(run, 0, math.nan), 0, run)
+            for trial in range(done + 1, settings.trials + 1):
+                loss, row = run.train(trial, bar), None
+                if trial % settings.evaluate_every == 0 or trial == settings.trials:
+                    row = _measured(run, trial, loss)
+                    bar.set_postfix_str(
+                        ", ".join(f"{maps} {e.working:.2f} {e.reference:.2f}" for maps, e in row.errors.items())
+                    )
+                folder.keep(row, trial, run)
+        return folder.rows
+
+
+def _measured(run: Run, trial: int, loss: float) -> Row:
+    return Row(trial, loss, {kind: run.evaluate(kind, trial) for kind in MAPS})

@@ -1,0 +1,240 @@
+"""The navigator against a Transformer-XL written out for one walker; its two objectives against each other."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from llm.errors import UserError
+from small.grid.model import Answer, Navigator, Sizes, Variant
+
+SIZES = Sizes(width=16, heads=2, head_dim=5, neurons=24, layers=3, code=6, segment=4, memory=3, dropout=0.0)
+ACTIONS, LETTERS, WALKERS = 5, 7, 3
+VARIANTS = {
+    "paper": Variant("nmda:10"),
+    "residual": Variant("gelu_sigmoid", position="residual"),
+    "actions": Variant("leaky_relu:0.3", position="actions"),
+    "values": Variant("nmda:0", streams=("values",)),
+    "all streams": Variant("relu", streams=("queries", "keys", "values"), source="accumulated"),
+}
+
+
+def navigator(variant: Variant, sizes: Sizes = SIZES, spread: float = 0.3) -> Navigator:
+    """With weights far from their small start, so that every part shows in the logits."""
+    torch.manual_seed(3)
+    model = Navigator(ACTIONS, LETTERS, sizes, variant).double()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(spread * torch.randn_like(weight))
+    return model.eval()
+
+
+def walk(length: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    shape = (WALKERS, length)
+    return torch.randint(ACTIONS, shape, generator=generator), torch.randint(LETTERS, shape, generator=generator)
+
+
+def segments(model: Navigator, objective: str, count: int = 3) -> list[Tensor]:
+    """Logits of the targets of some segments, each (B, L, letters)."""
+    length = model.sizes.segment
+    actions, letters = walk(count * length + 1)
+    code, memory, found = torch.ones(WALKERS, model.sizes.code).double() / 3, (), []
+    every = tuple(range(1, length + 1))
+    for begin in range(0, count * length, length):
+        asked = [every] if objective == "parallel" else [(time,) for time in every]
+        answers: list[Answer] = [
+            model(code, actions[:, begin : begin + t[-1] + 1], letters[:, begin : begin + t[-1]], memory, t)
+            for t in asked
+        ]
+        code, memory = answers[-1].code, answers[-1].memory
+        found.append(torch.cat([answer.logits for answer in answers], dim=1))
+    return found
+
+
+# ---- Written out -----------------------------------------------------------------------------------------------------
+
+
+def normed(x: Tensor, module: torch.nn.Module) -> Tensor:
+    x = x - x.mean()
+    return x / (x.square().mean() + 1e-5).sqrt() * module.weight + module.bias
+
+
+ACTS = {
+    "nmda:10": lambda x: x / (1 + 10 * torch.exp(-x)),
+    "nmda:0": lambda x: x,
+    "gelu_sigmoid": lambda x: x / (1 + torch.exp(-1.702 * x)),
+    "relu": lambda x: x * (x > 0),
+    "leaky_relu:0.3": lambda x: torch.where(x > 0, x, 0.3 * x),
+}
+
+
+def reference(model: Navigator, variant: Variant, count: int = 3) -> list[Tensor]:
+    """Step by step, walker by walker, token by token: logits (B, L, letters) of each segment."""
+    w = dict(model.named_parameters())
+    length, reach, heads = model.sizes.segment, model.sizes.window, model.sizes.heads
+    all_actions, all_letters = walk(count * length + 1)
+    results = [torch.empty(WALKERS, length, LETTERS).double() for _ in range(count)]
+    for walker in range(WALKERS):
+        actions, letters = all_actions[walker].tolist(), all_letters[walker].tolist()
+        codes = [torch.ones(model.sizes.code).double() / 3]
+        for action in actions[1:]:
+            if variant.position == "actions":
+                break
+            matrix = w["codes.transitions"].unflatten(0, (ACTIONS, -1))[action]
+            codes.append(torch.tanh(codes[-1] @ matrix + (codes[-1] if variant.position == "residual" else 0)))
+        if variant.position == "actions":
+            codes = [w["codes.embedding.weight"][action] for action in actions]
+        memory: list[list[Tensor]] = [[] for _ in model.layers]
+        for segment in range(count):
+            for step in range(1, length + 1):
+                begin = segment * length
+                seen = [*letters[begin : begin + step], LETTERS]
+                tokens = [
+                    torch.cat([torch.relu(w["position.weight"] @ codes[begin + i] + w["position.bias"]), embedding])
+                    for i, embedding in enumerate(w["letter.weight"][seen])
+                ]
+                onward, raw, sums = [], None, None
+                for n in range(len(memory)):
+                    onward.append((memory[n] + tokens[:-1])[-model.sizes.memory :])
+                    own = {
+                        name.removeprefix(f"layers.{n}."): weight
+                        for name, weight in w.items()
+                        if f"layers.{n}." in name
+                    }
+                    context = memory[n] + tokens
+                    before = [normed(x, model.layers[n].attention_norm) for x in context]
+                    parts = {
+                        stream: [(own[f"attention.{name}_proj.weight"] @ x).unflatten(0, (heads, -1)) for x in before]
+                        for stream, name in (("queries", "q"), ("keys", "k"), ("values", "v"))
+                    }
+                    arriving = raw if variant.source == "previous" else sums
+                    mixed = {
+                        name: [a + b for a, b in zip(part, arriving[name], strict=True)]
+                        if name in variant.streams and arriving
+                        else part
+                        for name, part in parts.items()
+                    }
+                    raw, sums = parts, mixed
+                    added = []
+                    for t in range(len(memory[n]), len(context)):
+                        attended = []
+                        for head in range(heads):
+                            q = mixed["queries"][t][head]
+                            scores = []
+                            for j in range(t + 1):
+                                d = min(t - j, reach - 1)
+                                content = (q + own["attention.content_bias"][head, 0]) @ mixed["keys"][j][head]
+                                place = q @ own["attention.distance_keys"][head, d]
+                                scores.append(
+                                    (content + place + own["attention.distance_bias"][head, 0, d]) / math.sqrt(5)
+                                )
+                            weights = torch.stack(scores).exp()
+                            weights = weights / weights.sum()
+                            values = [mixed["values"][j][head] for j in range(t + 1)]
+                            attended.append(sum(a * v for a, v in zip(weights, values, strict=True)))
+                        added.append(own["attention.o_proj.weight"] @ torch.cat(attended))
+                    tokens = [x + a for x, a in zip(tokens, added, strict=True)]
+                    tokens = [
+                        x
+                        + own["ffn.down_proj.weight"]
+                        @ ACTS[variant.act](own["ffn.up_proj.weight"] @ normed(x, model.layers[n].ffn_norm))
+                        for x in tokens
+                    ]
+                logits = w["read_out.weight"] @ normed(tokens[-1], model.norm) + w["read_out.bias"]
+                results[segment][walker, step - 1] = logits
+            memory = [[x.detach() for x in layer] for layer in onward]
+    return results
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_and_gradients_are_those_of_a_transformer_xl_written_out(name: str) -> None:
+    model = navigator(VARIANTS[name])
+    found, expected = segments(model, "steps", 2), reference(model, VARIANTS[name], 2)
+    mix = torch.randn(WALKERS, SIZES.segment, LETTERS, generator=torch.Generator().manual_seed(1)).double()
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-5)  # the shared softmax is in float32
+    weights = [weight for _, weight in model.named_parameters()]
+    ours, theirs = (
+        torch.autograd.grad(sum((logits * mix).sum() for logits in each), weights, allow_unused=True)
+        for each in (found, expected)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_all_targets_at_once_have_the_logits_of_step_by_step(name: str) -> None:
+    model = navigator(VARIANTS[name])
+    for parallel, steps in zip(segments(model, "parallel"), segments(model, "steps"), strict=True):
+        torch.testing.assert_close(parallel, steps, atol=1e-12, rtol=1e-12)
+
+
+def test_a_query_sees_no_letter_of_its_time_or_later() -> None:
+    model = navigator(Variant("nmda:1"))
+    actions, letters = walk(5)
+    code = torch.ones(WALKERS, 6).double()
+    every = (1, 2, 3, 4)
+    before = model(code, actions, letters[:, :4], (), every).logits
+    letters[:, 2] = (letters[:, 2] + 1) % LETTERS
+    after = model(code, actions, letters[:, :4], (), every).logits
+    changed = (before != after).any(-1).any(0)
+    assert changed.tolist() == [False, False, True, True]  # times 1 and 2 ask for letters 1 and 2
+
+
+def test_the_papers_form_and_the_residual_one_are_one_model() -> None:
+    paper, residual = (navigator(Variant(position=form), spread=0) for form in ("paper", "residual"))
+    difference = torch.randn(ACTIONS, 6, 6).double() * 0.2
+    with torch.no_grad():
+        paper.codes.transitions += difference.flatten(0, 1)
+        residual.codes.transitions += difference.flatten(0, 1)
+    for one, other in zip(segments(paper, "parallel"), segments(residual, "parallel"), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+
+
+def test_attention_of_the_queries_is_shown() -> None:
+    model = navigator(VARIANTS["paper"])
+    actions, letters = walk(9)
+    first = model(torch.ones(WALKERS, 6).double(), actions[:, :5], letters[:, :4], (), (4,))
+    second = model(first.code, actions[:, 4:], letters[:, 4:8], first.memory, (4,))
+    assert [weights.shape for weights in second.weights] == [(WALKERS, 2, 1, 3 + 4 + 1)] * 3
+    for weights in second.weights:
+        torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+
+
+def test_memory_may_be_switched_off_and_keeps_no_gradient() -> None:
+    model = navigator(VARIANTS["paper"], replace(SIZES, memory=0))
+    actions, letters = walk(5)
+    answer = model(torch.ones(WALKERS, 6).double(), actions, letters[:, :4], (), (4,))
+    assert all(kept.shape == (WALKERS, 0, 16) for kept in answer.memory)
+    kept = navigator(VARIANTS["paper"])(torch.ones(WALKERS, 6).double(), actions, letters[:, :4], (), (4,)).memory
+    assert not any(each.requires_grad for each in kept)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Sizes(width=15), "width 15 must be even"),
+        (lambda: Sizes(heads=0, memory=-1), "heads 0 must be at least 1; memory -1"),
+        (lambda: Sizes(dropout=1), "dropout 1"),
+        (lambda: Variant("nmda"), None),
+        (lambda: Variant("nmda:-1"), "activation 'nmda:-1'"),
+        (lambda: Variant("nmda:x"), "activation 'nmda:x'"),
+        (lambda: Variant("gelu:2"), "activation 'gelu:2'"),
+        (
+            lambda: Variant("swish", position="there"),
+            "position 'there' is unknown: give paper, residual, actions; activ",
+        ),
+        (lambda: Variant(streams=("value",)), "stream 'value' is unknown"),
+    ],
+)
+def test_what_cannot_be_is_refused(make, named: str | None) -> None:
+    if named is None:
+        make()
+        return
+    with pytest.raises(UserError, match=named):
+        make()

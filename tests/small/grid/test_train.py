@@ -1,0 +1,200 @@
+"""Training: errors against a slow count, exact resume, the schedule, and what a folder refuses."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm.errors import UserError
+from small.grid.graph import read, space
+from small.grid.model import Answer, Sizes, Variant
+from small.grid.train import Run, Settings, errors_of, read_rows, train
+
+GRAPH = space("4x4")
+SIZES = Sizes(width=16, heads=2, head_dim=8, neurons=16, code=8, segment=4, memory=4)
+SETTINGS = Settings(maps=2, letters=4, trials=3, steps=16, batch=4, lr=1e-2, walkers=6)
+VARIANT = Variant("nmda:10")
+
+
+def test_errors_are_those_of_a_slow_count() -> None:
+    run = Run(GRAPH, SIZES, VARIANT, replace(SETTINGS, walkers=40, steps=200))
+    walks = run.world.trial("familiar", 5, 40, 200)
+    wrong = torch.rand(40, 50, generator=torch.Generator().manual_seed(0)) < 0.4
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for walker in range(40):
+        cells = walks.cells[walker].tolist()
+        for segment in range(50):
+            now = 4 * (segment + 1)
+            place, failed = cells[now], bool(wrong[walker, segment])
+            hits["working" if place in cells[max(0, now - 8) : now] else "reference"].append(failed)
+            if place not in cells[:now]:
+                hits["first"].append(failed)
+    found = errors_of(wrong, walks, 4, SIZES.window)
+    for name, count in (("working", "visited"), ("reference", "unvisited"), ("first", "new")):
+        assert getattr(found, name) == sum(hits[name]) / len(hits[name])
+        assert getattr(found, count) == len(hits[name])
+
+
+def test_an_evaluation_counts_what_the_navigator_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that always says the letter of the last cell is right where that is the letter, whatever the step before."""
+    run = Run(GRAPH, SIZES, VARIANT, replace(SETTINGS, walkers=50))
+
+    def says_the_last(code, actions, letters, memory, asked) -> Answer:
+        assert asked == (4,) and letters.shape == (50, 4) and actions.shape == (50, 5)
+        return Answer(torch.nn.functional.one_hot(letters[:, -1:], 4).float(), code, (), ())
+
+    monkeypatch.setattr(run.model, "forward", says_the_last)
+    for kind in ("familiar", "novel"):
+        walks = run.world.trial(kind, 2, 50, 16)
+        found = run.evaluate(kind, 2)
+        failed = [walks.letters[w, n] != walks.letters[w, n - 1] for w in range(50) for n in (4, 8, 12, 16)]
+        wrong = found.working * found.visited + found.reference * found.unvisited
+        assert round(wrong) == sum(map(int, failed)) and found.visited + found.unvisited == 200
+
+
+def test_a_target_that_is_no_target_has_no_error() -> None:
+    run = Run(GRAPH, SIZES, VARIANT, SETTINGS)
+    walks = run.world.trial("familiar", 0, 2, 4)
+    walks = walks._replace(gaps=torch.ones_like(walks.gaps))
+    found = errors_of(torch.zeros(2, 1, dtype=torch.bool), walks, 4, 8)
+    assert found.working == 0 and math.isnan(found.reference) and math.isnan(found.first)
+
+
+@pytest.mark.parametrize("objective", ["steps", "parallel"])
+def test_a_trial_is_adam_on_the_mean_cross_entropy(objective: str) -> None:
+    """Against a loop with autograd, `torch.optim.Adam`'s update written out, and the schedule's rates."""
+    sizes, settings = replace(SIZES, dropout=0.0), replace(SETTINGS, objective=objective, steps=8, clip=1e-3)
+    run, other = (Run(GRAPH, sizes, VARIANT, settings) for _ in range(2))
+    loss = run.train(1)
+    walks = other.world.trial("train", 1, 4, 8)
+    weights = dict(other.model.named_parameters())
+    moments = {name: (torch.zeros_like(w), torch.zeros_like(w)) for name, w in weights.items()}
+    code, memory, losses, step = other._first_code("train", 1, 4), (), [], 0
+    for segment in range(2):
+        lr = 1e-2 * (1 - segment / (3 * 2))
+        for asked in [(1, 2, 3, 4)] if objective == "parallel" else [(1,), (2,), (3,), (4,)]:
+            first, last = 4 * segment, 4 * segment + asked[-1]
+            answer = other.model(code, walks.actions[:, first : last + 1], walks.letters[:, first:last], memory, asked)
+            chosen = answer.logits.log_softmax(-1).gather(
+                -1, torch.stack([walks.letters[:, first + t] for t in asked], 1)[..., None]
+            )
+            losses.append(-chosen.mean())
+            grads = dict(
+                zip(weights, torch.autograd.grad(losses[-1], list(weights.values()), allow_unused=True), strict=True)
+            )
+            length = math.sqrt(sum(g.square().sum().item() for g in grads.values() if g is not None))
+            step += 1
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    if grads[name] is None:
+                        continue
+                    gradient = grads[name] * min(1, 1e-3 / length)
+                    mean, square = moments[name]
+                    mean.mul_(0.9).add_(0.1 * gradient)
+                    square.mul_(0.999).add_(0.001 * gradient**2)
+                    weight -= lr * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+        code, memory = answer.code.detach(), answer.memory
+    assert loss == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+    for (name, ours), theirs in zip(run.model.named_parameters(), weights.values(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-3, msg=name)
+
+
+def results(path: Path) -> tuple[bytes, bytes]:
+    return (path / "errors.csv").read_bytes(), (path / "checkpoint.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("objective", ["steps", "parallel"])
+def test_a_killed_training_goes_on_with_the_same_bits(objective: str, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, objective=objective, trials=6, evaluate_every=2)
+    train(tmp_path / "whole", GRAPH, SIZES, VARIANT, settings)
+    killed = tmp_path / "killed"
+    ask = (
+        "import sys, time; from pathlib import Path; from small.grid import train as t\n"
+        "from small.grid.graph import space; from small.grid.model import *\n"
+        "keep = t.Folder.keep\n"
+        "def slow(self, row, trial, run):\n"
+        "    keep(self, row, trial, run); print(trial, flush=True); time.sleep(0.3)\n"
+        "t.Folder.keep = slow\n"
+        f"t.train(Path(sys.argv[1]), space('4x4'), {SIZES!r}, {VARIANT!r}, t.{settings!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", ask, str(killed)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while int(process.stdout.readline()) < 3:
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert [row.trial for row in read_rows(killed)] == [0, 2]
+    rows = train(killed, GRAPH, SIZES, VARIANT, settings)
+    assert results(killed) == results(tmp_path / "whole")
+    assert [row.trial for row in rows] == [0, 2, 4, 6]
+    lives = json.loads((killed / "run.json").read_text())["lives"]
+    assert [life["from_step"] for life in lives] == [0, 3]
+
+
+def test_runs_of_one_seed_share_what_they_have_in_common() -> None:
+    """First weights, maps and walks: alpha and streams are the one difference."""
+    one, other = (
+        Run(GRAPH, SIZES, Variant(act, streams=s), SETTINGS) for act, s in (("nmda:0", ()), ("relu", ("values",)))
+    )
+    for (name, left), (_, right) in zip(one.model.named_parameters(), other.model.named_parameters(), strict=True):
+        assert torch.equal(left, right), name
+    assert (one.world.letters == other.world.letters).all()
+
+
+def test_a_space_of_a_file_is_trained(tmp_path: Path) -> None:
+    maze = tmp_path / "maze.txt"
+    maze.write_text("...\n.#.\n...\n")
+    rows = train(tmp_path / "run", read(maze), SIZES, VARIANT, replace(SETTINGS, trials=1))
+    assert [row.trial for row in rows] == [0, 1] and math.isfinite(rows[1].loss)
+
+
+def test_a_short_training_learns(tmp_path: Path) -> None:
+    """What was seen a few steps ago is told on maps that were never trained on: working memory."""
+    sizes = replace(SIZES, width=32, neurons=64, code=16, dropout=0.0)
+    settings = Settings(
+        maps=8, letters=4, trials=8, steps=128, batch=64, lr=3e-3, objective="parallel", walkers=64, evaluate_every=8
+    )
+    first, last = train(tmp_path / "run", space("3x3"), sizes, VARIANT, settings)
+    assert first.errors["novel"].working > 0.6
+    assert last.errors["novel"].working < 0.45
+    assert last.errors["novel"].reference > 0.6  # chance is 0.75
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    train(tmp_path / "run", GRAPH, SIZES, VARIANT, replace(SETTINGS, trials=1))
+    for changed in (
+        {"graph": space("4x5")}, {"sizes": replace(SIZES, neurons=8)}, {"variant": Variant("nmda:1")},
+        {"settings": replace(SETTINGS, trials=2)},
+    ):  # fmt: skip
+        asked = {"graph": GRAPH, "sizes": SIZES, "variant": VARIANT, "settings": replace(SETTINGS, trials=1)} | changed
+        with pytest.raises(UserError, match="holds other runs, they differ in"):
+            train(tmp_path / "run", **asked)
+    (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="cannot be read"):
+        train(tmp_path / "run", GRAPH, SIZES, VARIANT, replace(SETTINGS, trials=1))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"maps": 0, "lr": 0.0}, "maps 0 must be at least 1; lr 0.0"),
+        ({"objective": "both"}, "objective 'both'"),
+        ({"products": "float16"}, "products 'float16'"),
+        ({"clip": math.inf}, "clip inf"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changed: dict, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        replace(SETTINGS, **changed)
+
+
+def test_steps_must_be_whole_segments() -> None:
+    with pytest.raises(UserError, match="steps 18 must be a multiple of the segment 4"):
+        Run(GRAPH, SIZES, VARIANT, replace(SETTINGS, steps=18))
