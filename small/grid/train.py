@@ -159,7 +159,7 @@ class Run:
         losses = []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self._number("dropout", trial))
-            code = self._first_code("train", trial, settings.batch)
+            code = self.first_code("train", trial, settings.batch)
             memory: Memory = ()
             for segment in range(segments):
                 done = ((trial - 1) * segments + segment) / (settings.trials * segments)
@@ -195,7 +195,7 @@ class Run:
         length = self.sizes.segment
         walks = self.world.trial(kind, trial, self.settings.walkers, self.settings.steps)
         self.model.eval()
-        code = self._first_code(kind, trial, self.settings.walkers)
+        code = self.first_code(kind, trial, self.settings.walkers)
         memory: Memory = ()
         wrong = []
         for begin in range(0, self.settings.steps, length):
@@ -206,7 +206,8 @@ class Run:
             wrong.append(answer.logits[:, 0].argmax(-1) != walks.letters[:, begin + length])
         return errors_of(torch.stack(wrong, dim=1), walks, length, self.sizes.window)
 
-    def _first_code(self, kind: str, trial: int, walkers: int) -> Tensor:
+    def first_code(self, kind: str, trial: int, walkers: int) -> Tensor:
+        """e_1 of the walkers of a trial, (B, C)."""
         generator = torch.Generator(self.device).manual_seed(self._number(f"code {kind}", trial))
         return self.model.first_code(walkers, generator)
 

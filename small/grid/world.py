@@ -23,7 +23,6 @@ from llm.errors import UserError
 from ..draws import seeds_of
 from .graph import NOWHERE, Graph
 
-KINDS = ("train", "familiar", "novel")  # walks to learn from; evaluation on the maps of training, and on the others
 FACES_AT_MOST = 2**22  # entries of the table of dice: 16 MB
 
 
@@ -73,15 +72,18 @@ class World:
         self.letters = random.integers(letters, size=(2 * maps, len(graph.cells)))  # (2 N, S)
         self._dice = _Dice(graph)
 
-    def trial(self, kind: str, number: int, walkers: int, steps: int) -> Walks:
+    def trial(self, kind: str, number: int, walkers: int, steps: int, only: int | None = None) -> Walks:
         """Walks of one trial: B = walkers, T = steps + 1.
 
         Args:
-            kind: "train"; or "familiar" or "novel": evaluation on the maps of training, or on the others.
+            kind: "train"; "familiar" or "novel": evaluation on the maps of training, or on the others; or "record".
             number: of the trial.
+            only: the map of all walkers, from 0; N and more are novel. None draws one for each.
         """
         random = np.random.default_rng(seeds_of(self.seed, kind, number))
         maps = random.integers(self.maps, size=walkers) + (self.maps if kind == "novel" else 0)
+        if only is not None:
+            maps[:] = only
         cells, actions = self._dice.walk(random.integers(len(self.graph.cells), size=walkers), steps, random)
         letters = self.letters[maps[:, None], cells]
         found = (maps, cells, actions, letters, _gaps(cells))

@@ -76,7 +76,7 @@ def test_a_trial_is_adam_on_the_mean_cross_entropy(objective: str) -> None:
     walks = other.world.trial("train", 1, 4, 8)
     weights = dict(other.model.named_parameters())
     moments = {name: (torch.zeros_like(w), torch.zeros_like(w)) for name, w in weights.items()}
-    code, memory, losses, step = other._first_code("train", 1, 4), (), [], 0
+    code, memory, losses, step = other.first_code("train", 1, 4), (), [], 0
     for segment in range(2):
         lr = 1e-2 * (1 - segment / (3 * 2))
         for asked in [(1, 2, 3, 4)] if objective == "parallel" else [(1,), (2,), (3,), (4,)]:

@@ -1,0 +1,85 @@
+"""What the neurons of a trained navigator do while it walks one map: rate maps, and how sparse they are.
+
+nmda-transformer.txt, Section 3.2, Appendices A.1.3 and A.10: 10^5 steps on one of the training maps, the activity of
+the masked observation's token once per segment, and the cell that it asks for. A *neuron* is one of the feed-forward
+network (after the activation) or one weight of a head's softmax, of a place in the context: 65 places of 8 heads in 2
+layers.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from llm.errors import UserError
+
+from .cells import RateMaps, gini
+from .model import Layer, Memory
+from .train import Run
+
+WALKERS = 50  # that share the steps, on one map; each has a code of its own
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Of one map; a RateMaps for each layer, from the first."""
+
+    ffn: list[RateMaps]  # F neurons
+    softmax: list[RateMaps]  # H (memory + segment + 1) neurons, head by head, the earliest place first
+    codes: RateMaps  # C components of the recurrent code of the cell that is asked for
+    gini: Tensor  # (layers,), mean Gini index of the feed-forward activity of a moment
+
+
+@torch.no_grad()
+def record(run: Run, map_index: int = 0, steps: int = 100_000, walkers: int = WALKERS) -> Recording:
+    """Walk one map and add up the activity of every neuron by the cell that is asked for.
+
+    Args:
+        run: trained; it is left in evaluation mode.
+        map_index: from 0; N and more are novel.
+        steps: of all walkers together; each walks whole segments, the first of which, without a whole memory, is left
+            out.
+        walkers: at once.
+
+    Raises:
+        UserError: too few steps for one whole segment of each walker; no such map.
+    """
+    length, cells = run.sizes.segment, len(run.world.graph.cells)
+    segments = steps // (walkers * length)
+    if segments < 1:
+        raise UserError(f"steps {steps} are too few for {walkers} walkers with segments of {length}")
+    if not 0 <= map_index < len(run.world.letters):
+        raise UserError(f"map {map_index} is not there: give 0 to {len(run.world.letters) - 1}")
+    skipped = -(-run.sizes.memory // length)  # until the memory is whole
+    walks = run.world.trial("record", map_index, walkers, (segments + skipped) * length, only=map_index)
+    layers, device = run.sizes.layers, run.device
+    ffn = [RateMaps(cells, run.sizes.neurons, device) for _ in range(layers)]
+    softmax = [RateMaps(cells, run.sizes.heads * (run.sizes.window + 1), device) for _ in range(layers)]
+    codes, ginis = RateMaps(cells, run.sizes.code, device), torch.zeros(layers, dtype=torch.float64, device=device)
+    seen: dict[int, Tensor] = {}
+    acts = [cast(Layer, layer).ffn.act for layer in run.model.layers]
+    hooks = [
+        act.register_forward_hook(lambda _, __, out, index=index: seen.update({index: out[:, -1]}))
+        for index, act in enumerate(acts)
+    ]
+    run.model.eval()
+    code = run.first_code("record", map_index, walkers)
+    memory: Memory = ()
+    try:
+        for segment in range(segments + skipped):
+            now = slice(segment * length, (segment + 1) * length + 1)
+            answer = run.model(code, walks.actions[:, now], walks.letters[:, now][:, :-1], memory, (length,))
+            code, memory = answer.code, answer.memory
+            if segment < skipped:
+                continue
+            asked = walks.cells[:, now][:, -1]
+            codes.add(asked, answer.code)
+            for index in range(layers):
+                ffn[index].add(asked, seen[index])
+                softmax[index].add(asked, answer.weights[index][:, :, 0].flatten(1))
+                ginis[index] += gini(seen[index]).mean()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Recording(ffn, softmax, codes, ginis / segments)

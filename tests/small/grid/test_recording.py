@@ -1,0 +1,72 @@
+"""Recordings against a loop over one walker's own forward passes."""
+
+import numpy as np
+import pytest
+import torch
+
+from llm.errors import UserError
+from small.grid.cells import gini
+from small.grid.graph import space
+from small.grid.model import Sizes, Variant
+from small.grid.recording import record
+from small.grid.train import Run, Settings
+
+SIZES = Sizes(width=16, heads=2, head_dim=8, neurons=12, code=8, segment=4, memory=4)
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    made = Run(
+        space("3x3"), SIZES, Variant("nmda:10"), Settings(maps=2, letters=4, trials=1, steps=16, batch=4, lr=1e-2)
+    )
+    made.train(1)
+    return made
+
+
+def test_activity_is_added_to_the_cell_that_is_asked_for(run: Run) -> None:
+    found = record(run, 1, steps=200, walkers=5)
+    walks = run.world.trial("record", 1, 5, 4 * 11, only=1)
+    first = run.first_code("record", 1, 5)
+    sums = {"ffn": np.zeros((2, 9, 12)), "softmax": np.zeros((2, 9, 18)), "codes": np.zeros((9, 8))}
+    visits, ginis = np.zeros(9), []
+    run.model.eval()
+    for walker in range(5):
+        code, memory = first[walker : walker + 1], ()
+        for segment in range(11):
+            now = slice(4 * segment, 4 * segment + 5)
+            actions, letters = walks.actions[walker : walker + 1, now], walks.letters[walker : walker + 1, now]
+            acts: list[torch.Tensor] = []
+            hooks = [
+                layer.ffn.act.register_forward_hook(lambda _, __, out: acts.append(out)) for layer in run.model.layers
+            ]
+            with torch.no_grad():
+                answer = run.model(code, actions, letters[:, :4], memory, (4,))
+            for hook in hooks:
+                hook.remove()
+            code, memory = answer.code, answer.memory
+            if segment == 0:
+                continue
+            cell = walks.cells[walker, 4 * segment + 4].item()
+            visits[cell] += 1
+            sums["codes"][cell] += code[0].numpy()
+            for layer in range(2):
+                sums["ffn"][layer, cell] += acts[layer][0, -1].numpy()
+                sums["softmax"][layer, cell] += answer.weights[layer][0, :, 0].reshape(-1).numpy()
+            ginis.append([gini(act[0, -1]).item() for act in acts])
+    assert visits.sum() == 50
+    for layer in range(2):
+        np.testing.assert_allclose(found.ffn[layer].rates("walk").numpy(), sums["ffn"][layer].T / 50, atol=1e-6)
+        np.testing.assert_allclose(found.softmax[layer].rates("walk").numpy(), sums["softmax"][layer].T / 50, atol=1e-6)
+    np.testing.assert_allclose(found.codes.rates("walk").numpy(), sums["codes"].T / 50, atol=1e-6)
+    np.testing.assert_allclose(found.gini.numpy(), np.mean(ginis, axis=0), rtol=1e-4)
+
+
+def test_hooks_are_taken_off_again(run: Run) -> None:
+    record(run, steps=20, walkers=5)
+    assert not any(layer.ffn.act._forward_hooks for layer in run.model.layers)
+
+
+@pytest.mark.parametrize(("asked", "named"), [({"steps": 10}, "too few"), ({"map_index": 4}, "0 to 3")])
+def test_what_cannot_be_recorded_is_refused(run: Run, asked: dict, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        record(run, **asked)
