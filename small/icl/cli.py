@@ -66,9 +66,14 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _tables(options: argparse.Namespace) -> None:
-    from ..folder import read_record
-    from .folder import PARTS, PROGRAM, read_snapshots
+    from ..folder import made_folder, read_record
+    from .folder import PARTS, PROGRAM, joined, read_snapshots
 
+    if options.joint is not None:
+        snapshots = joined(options.folders)
+        made_folder(options.joint)
+        _show(snapshots, options.joint)
+        return
     for folder in options.folders:
         read_record(folder, PROGRAM, PARTS)
         _show(read_snapshots(folder), folder)
@@ -193,10 +198,15 @@ def _add_tables(commands: Any) -> None:
         commands,
         "tables",
         "tables and Figure 3 of trainings, anew from their snapshots",
-        "Prints the tables and the t-tests, and writes tables.txt and figure3.png; also while a training goes on.",
-        "python -m small.icl tables runs/icl/paper",
+        "Prints the tables and the t-tests, and writes tables.txt and figure3.png; also while a training goes on. "
+        "Trainings of other seeds may be taken as one.",
+        "python -m small.icl tables runs/icl/paper\n"
+        "  python -m small.icl tables runs/icl/paper runs/icl/paper_from_seed_4 --joint runs/icl/eight_seeds",
     )
     command.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a training's folder")
+    command.add_argument(
+        "--joint", type=Path, metavar="DIR", help="take the trainings as one of all their seeds, with its tables here"
+    )
     command.set_defaults(command=_tables)
 
 

@@ -8,13 +8,13 @@ import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from llm.errors import UserError
 
-from ..folder import TENSORS, TrainingFolder, as_csv
+from ..folder import TENSORS, TrainingFolder, as_csv, read_record
 from .model import Sizes, Transformers
 from .task import KINDS, Task
 
@@ -98,6 +98,36 @@ def read_snapshots(path: Path) -> list[Snapshot]:
         return found
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path / ROWS} cannot be read ({error!r}): train again with another --out") from error
+
+
+def joined(paths: Sequence[Path]) -> list[Snapshot]:
+    """The snapshots of several trainings of the same variants with other seeds.
+
+    Raises:
+        UserError: they differ in more than their seeds and how long they ran, or share a seed.
+    """
+    first: dict[str, Any] = {}
+    owners: dict[int, Path] = {}
+    for path in paths:
+        record = read_record(path, PROGRAM, PARTS)
+        facts = {
+            f"{part}.{name}": value
+            for part in PARTS
+            for name, value in record[part].items()
+            if f"{part}.{name}" not in (*MAY_CHANGE, "settings.seeds")
+        }
+        first = first or facts
+        if different := [
+            f"{name} ({first.get(name)}, {value})" for name, value in facts.items() if first.get(name) != value
+        ]:
+            raise UserError(
+                f"{paths[0]} and {path} differ in {', '.join(different)}: join trainings that differ in seeds"
+            )
+        for seed in record["settings"]["seeds"]:
+            if seed in owners:
+                raise UserError(f"{owners[seed]} and {path} both have seed {seed}: train one with another --first-seed")
+            owners[seed] = path
+    return [row for path in paths for row in read_snapshots(path)]
 
 
 def _as_csv(snapshots: Sequence[Snapshot]) -> str:

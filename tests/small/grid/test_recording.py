@@ -37,7 +37,8 @@ def test_activity_is_added_to_the_cell_that_is_asked_for(run: Run) -> None:
             actions, letters = walks.actions[walker : walker + 1, now], walks.letters[walker : walker + 1, now]
             acts: list[torch.Tensor] = []
             hooks = [
-                layer.ffn.act.register_forward_hook(lambda _, __, out: acts.append(out)) for layer in run.model.layers
+                layer.ffn.act.register_forward_hook(lambda _, __, out, acts=acts: acts.append(out))
+                for layer in run.model.layers
             ]
             with torch.no_grad():
                 answer = run.model(code, actions, letters[:, :4], memory, (4,))

@@ -17,7 +17,7 @@ from small.icl import bench, cli, figures
 from small.icl import sweep as sweeping
 from small.icl.bench import NumpyLoop
 from small.icl.cli import main
-from small.icl.folder import Snapshot, read_snapshots
+from small.icl.folder import Snapshot, joined, read_snapshots
 from small.icl.model import Sizes
 from small.icl.sweep import Knob, points
 from small.icl.task import KINDS, Task
@@ -173,6 +173,23 @@ def test_bad_input_is_one_sentence_and_status_2(
     said = capsys.readouterr().err.splitlines()
     assert said[-1].startswith("error: ") and named in said[-1]
     assert not any(out.glob("**/*")), "nothing is left behind"
+
+
+def test_trainings_of_other_seeds_are_taken_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other, more, joint = (tmp_path / name for name in ("one", "other", "more", "joint"))
+    words = ["train", "--variants", "classic", "values", "--steps", "20", *TINY]
+    assert main([*words, "--seeds", "2", "--out", str(one)]) == 0
+    assert main([*words, "--seeds", "1", "--first-seed", "2", "--out", str(other)]) == 0
+    assert main([*words, "--seeds", "1", "--first-seed", "3", "--lr", "0.02", "--out", str(more)]) == 0
+    assert main(["tables", str(one), str(other), "--joint", str(joint)]) == 0
+    assert is_a_picture(joint / "figure3.png")
+    assert {row.seed for row in joined([one, other])} == {0, 1, 2}
+    assert len(joined([one, other])) == len(read_snapshots(one)) + len(read_snapshots(other))
+    capsys.readouterr()
+    for folders, named in (((one, one), "both have seed 0"), ((one, more), "settings.lr (0.01, 0.02)")):
+        assert main(["tables", *map(str, folders), "--joint", str(tmp_path / "none")]) == 2
+        assert named in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_tables_of_no_training_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
