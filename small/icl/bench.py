@@ -10,8 +10,6 @@ The parts of a comparison take turns within a round; a ratio is the median of th
 the greatest. The loops at the end of this file are what a first version would have; nothing else uses them.
 """
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,9 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from evals.plots import text_table
 from llm.train.environment import environment
 
+from ..timing import compared, in_turn, named, seconds_of
 from .amicl import A_VALUES, CONVENTIONS, SHOWN, Rule, outcomes
 from .model import Sizes
 from .task import Task, World
@@ -42,7 +40,7 @@ AMICL_LOOP_TRIALS = 20  # of the loop, at each a; the time of a trial does not d
 
 def run(rounds: int, device: str, compiled: bool) -> dict[str, Any]:
     """All comparisons, as a JSON object."""
-    result: dict[str, Any] = {"rounds": rounds, **environment(), "device": _named(device)}
+    result: dict[str, Any] = {"rounds": rounds, **environment(), "device": named(device)}
     parts: dict[str, Callable[[], dict[str, Any]]] = {}
     for name in PRODUCTS:
         parts[f"step_{name}"] = partial(_step, rounds, device, name, compiled)
@@ -54,64 +52,6 @@ def run(rounds: int, device: str, compiled: bool) -> dict[str, Any]:
     for name, measure in tqdm(parts.items(), desc="bench"):
         result[name] = measure()
     return result
-
-
-def report(result: dict[str, Any]) -> str:
-    """The ratios as text."""
-    rows = []
-    for name, part in result.items():
-        if isinstance(part, dict) and "ratios" in part:
-            for ratio, (median, least, greatest) in part["ratios"].items():
-                rows.append([name, ratio, f"{median:.3g}", f"{least:.3g} to {greatest:.3g}"])
-    times = [
-        [name, what, f"{1e3 * seconds:.3g}"]
-        for name, part in result.items()
-        if isinstance(part, dict) and "seconds" in part
-        for what, seconds in part["seconds"].items()
-    ]
-    ratios = text_table(["", "ratio", "median", "over the rounds"], rows)
-    return f"{result['device']}\n\n{ratios}\n\n{text_table(['', 'time of', 'ms, median'], times)}"
-
-
-def _named(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
-def in_turn(rounds: int, contenders: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Seconds of each contender in each round; a round that is not counted comes first."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds + 1):
-        for name, measure in contenders.items():
-            seconds = measure()
-            if number:
-                times[name].append(seconds)
-    return times
-
-
-def seconds_of(work: Callable[[], Any], device: str, repeats: int = 1) -> float:
-    """Of one call, the mean of `repeats`; a GPU's work is waited for."""
-    _wait(device)
-    began = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    _wait(device)
-    return (time.perf_counter() - began) / repeats
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-
-
-def _compared(times: dict[str, list[float]], ratios: dict[str, tuple[str, str]]) -> dict[str, Any]:
-    """Medians of the times, and each named ratio (slower, faster) with its range over the rounds."""
-    found = {}
-    for name, (over, under) in ratios.items():
-        each = [a / b for a, b in zip(times[over], times[under], strict=True)]
-        found[name] = (statistics.median(each), min(each), max(each))
-    return {"seconds": {name: statistics.median(each) for name, each in times.items()}, "ratios": found}
 
 
 # ---- The comparisons -------------------------------------------------------------------------------------------------
@@ -126,7 +66,7 @@ def _generator(rounds: int, device: str, compiled: bool) -> dict[str, Any]:
             "a batch of 128, NumPy loop": lambda: seconds_of(lambda: [loop.sequence() for _ in range(BATCH)], "cpu"),
         },
     )
-    return _compared(times, {"NumPy loop to generator": ("a batch of 128, NumPy loop", "a batch of 128")})
+    return compared(times, {"NumPy loop to generator": ("a batch of 128, NumPy loop", "a batch of 128")})
 
 
 def _amicl(rounds: int, device: str) -> dict[str, Any]:
@@ -142,7 +82,7 @@ def _amicl(rounds: int, device: str) -> dict[str, Any]:
         return seconds_of(work, device) / (1000 * len(rules))
 
     times = in_turn(rounds, {"a trial at one a": batched, "a trial at one a, loop": looped})
-    return _compared(times, {"loop to sweep": ("a trial at one a, loop", "a trial at one a")})
+    return compared(times, {"loop to sweep": ("a trial at one a, loop", "a trial at one a")})
 
 
 def _step(rounds: int, device: str, products: str, compiled: bool) -> dict[str, Any]:
@@ -165,7 +105,7 @@ def _step(rounds: int, device: str, products: str, compiled: bool) -> dict[str, 
         "plain torch step, float32": lambda: seconds_of(plain, device, 10),
     }
     times = in_turn(rounds, contenders)
-    found = _compared(
+    found = compared(
         times,
         {
             "step to its products alone": ("step", "its products alone"),
@@ -203,7 +143,7 @@ def _together(rounds: int, device: str, products: str, compiled: bool) -> dict[s
 
     times = in_turn(rounds, {name: measured(models) for name, models in layouts.items()})
     last = "one after the other"
-    return _compared(times, {f"{last} to {name}": (last, name) for name in layouts if name != last})
+    return compared(times, {f"{last} to {name}": (last, name) for name in layouts if name != last})
 
 
 class _Products(TorchDispatchMode):

@@ -4,15 +4,13 @@ torch is imported inside the command that needs it, so that --help answers at on
 """
 
 import argparse
-import shlex
-import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from evals.models import write_file, write_json
-from llm.errors import exit_status
+
+from ..arguments import add_command, add_device, count, device_of, run_command
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"variants": ("classic", "queries", "keys", "values"), "seeds": 4},
@@ -28,11 +26,8 @@ DEFAULTS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, or 2 for input that cannot be used, said in one line on stderr."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    options = _parser().parse_args(words)
-    options.line = shlex.join(["python", "-m", "small.icl", *words])
-    return exit_status(lambda: options.command(options))
+    """Run one command; returns the exit status, 0 or 2."""
+    return run_command("small.icl", _parser(), arguments)
 
 
 # ---- Commands --------------------------------------------------------------------------------------------------------
@@ -44,7 +39,7 @@ def _amicl(options: argparse.Namespace) -> None:
     from ..folder import made_folder
     from . import amicl, figures
 
-    device = _device(options.device)
+    device = device_of(options)
     made_folder(options.out)
     with tqdm(total=amicl.EXPERIMENT_PARTS, desc="AMICL", unit=" points", dynamic_ncols=True) as bar:
         found = amicl.experiment(options.trials, options.seed, device, bar.update) | {"command": options.line}
@@ -100,12 +95,13 @@ def _sweep(options: argparse.Namespace) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     from ..folder import made_folder
+    from ..timing import report
     from . import bench
 
     if options.json is not None:
         made_folder(options.json.parent)
-    result = bench.run(options.rounds, _device(options.device), options.compile) | {"command": options.line}
-    print(bench.report(result))
+    result = bench.run(options.rounds, device_of(options), options.compile) | {"command": options.line}
+    print(report(result))
     if options.json is not None:
         write_json(options.json, result)
 
@@ -119,10 +115,10 @@ def _asked(options: argparse.Namespace) -> tuple[Any, ...]:
     preset = PRESETS[options.preset]
     task = Task(**{name: getattr(options, name) for name in (*TASK, *RATES)})
     sizes = Sizes(task.width, task.labels, options.key_width, options.neurons, options.layers)
-    first, count = options.first_seed, preset["seeds"] if options.seeds is None else options.seeds
+    first, number = options.first_seed, preset["seeds"] if options.seeds is None else options.seeds
     settings = Settings(
         tuple(options.variants or preset["variants"]),
-        tuple(range(first, first + count)),
+        tuple(range(first, first + number)),
         options.steps,
         options.batch,
         options.lr,
@@ -131,13 +127,7 @@ def _asked(options: argparse.Namespace) -> tuple[Any, ...]:
         until=options.until or None,
         products=options.products,
     )
-    return task, sizes, settings, Machine(_device(options.device), options.compile, options.together)
-
-
-def _device(name: str | None) -> str:
-    from evals.models import resolve_device
-
-    return str(resolve_device(name or "auto"))
+    return task, sizes, settings, Machine(device_of(options), options.compile, options.together)
 
 
 # ---- Arguments -------------------------------------------------------------------------------------------------------
@@ -156,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_amicl(commands: Any) -> None:
-    command = _add_command(
+    command = add_command(
         commands,
         "amicl",
         "the associative memory: Figures 6, 7 and 8 with their numbers",
@@ -168,12 +158,12 @@ def _add_amicl(commands: Any) -> None:
     command.add_argument("--out", type=Path, default=Path("runs/icl/amicl"), metavar="DIR", help="(runs/icl/amicl)")
     command.add_argument("--trials", type=int, default=1000, metavar="N", help="at each point (1000)")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of classes and trials (0)")
-    command.add_argument("--device", help="cpu or cuda (a GPU where there is one)")
+    add_device(command)
     command.set_defaults(command=_amicl)
 
 
 def _add_train(commands: Any) -> None:
-    command = _add_command(
+    command = add_command(
         commands,
         "train",
         "two-layer transformers on the pair task: Figure 3, Tables 1, 5 and 6",
@@ -194,7 +184,7 @@ def _add_train(commands: Any) -> None:
 
 
 def _add_tables(commands: Any) -> None:
-    command = _add_command(
+    command = add_command(
         commands,
         "tables",
         "tables and Figure 3 of trainings, anew from their snapshots",
@@ -211,7 +201,7 @@ def _add_tables(commands: Any) -> None:
 
 
 def _add_sweep(commands: Any) -> None:
-    command = _add_command(
+    command = add_command(
         commands,
         "sweep",
         "trainings over two knobs, and the phase plot of when IC passes",
@@ -230,14 +220,14 @@ def _add_sweep(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    command = _add_command(
+    command = add_command(
         commands,
         "bench",
         "speed of generator, AMICL sweep and training step, beside straightforward loops",
         "Everything and its straightforward form take turns in one run; ratios are medians over the rounds.",
         "python -m small.icl bench --json benchmarks/results/icl_cpu.json",
     )
-    command.add_argument("--rounds", type=_count, default=7, metavar="N", help="(7)")
+    command.add_argument("--rounds", type=count, default=7, metavar="N", help="(7)")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the whole result here")
     _add_machine(command)
     command.set_defaults(command=_bench)
@@ -281,27 +271,10 @@ def _add_training(command: argparse.ArgumentParser) -> None:
 
 
 def _add_machine(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", help="cpu or cuda (a GPU where there is one)")
+    add_device(command)
     command.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="the step through torch.compile, which takes about 15 s at the start (yes)",
-    )
-
-
-def _count(text: str) -> int:
-    """An argument type: a whole number of at least 1."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
-
-
-def _add_command(commands: Any, name: str, short: str, long: str, example: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=short,
-        description=textwrap.fill(long, 100),
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from small import timing
 from small.icl import bench, cli, figures
 from small.icl import sweep as sweeping
 from small.icl.bench import NumpyLoop
@@ -296,7 +297,7 @@ def test_the_benchmark_reports_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     result = {"device": "CPU", "generator": bench._generator(2, "cpu", False), "amicl": bench._amicl(2, "cpu")}
     monkeypatch.setattr(bench, "LARGE", 64)
     result["step"] = bench._step(1, "cpu", "bfloat16", compiled=False)
-    text = bench.report(result)
+    text = timing.report(result)
     assert "NumPy loop to generator" in text and "step to its products alone" in text
     median, least, greatest = result["generator"]["ratios"]["NumPy loop to generator"]
     assert least <= median <= greatest

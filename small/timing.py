@@ -1,0 +1,69 @@
+"""Benchmarks of the small experiments: contenders take turns within a round, a ratio is the median of the rounds'."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from evals.plots import text_table
+
+
+def report(result: dict[str, Any]) -> str:
+    """The ratios as text."""
+    rows = []
+    for name, part in result.items():
+        if isinstance(part, dict) and "ratios" in part:
+            for ratio, (median, least, greatest) in part["ratios"].items():
+                rows.append([name, ratio, f"{median:.3g}", f"{least:.3g} to {greatest:.3g}"])
+    times = [
+        [name, what, f"{1e3 * seconds:.3g}"]
+        for name, part in result.items()
+        if isinstance(part, dict) and "seconds" in part
+        for what, seconds in part["seconds"].items()
+    ]
+    ratios = text_table(["", "ratio", "median", "over the rounds"], rows)
+    return f"{result['device']}\n\n{ratios}\n\n{text_table(['', 'time of', 'ms, median'], times)}"
+
+
+def named(device: str) -> str:
+    """A device in words."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def in_turn(rounds: int, contenders: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """Seconds of each contender in each round; a round that is not counted comes first."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, measure in contenders.items():
+            seconds = measure()
+            if number:
+                times[name].append(seconds)
+    return times
+
+
+def seconds_of(work: Callable[[], Any], device: str, repeats: int = 1) -> float:
+    """Of one call, the mean of `repeats`; a GPU's work is waited for."""
+    _wait(device)
+    began = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    _wait(device)
+    return (time.perf_counter() - began) / repeats
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def compared(times: dict[str, list[float]], ratios: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    """Medians of the times, and each named ratio (slower, faster) with its range over the rounds."""
+    found = {}
+    for name, (over, under) in ratios.items():
+        each = [a / b for a, b in zip(times[over], times[under], strict=True)]
+        found[name] = (statistics.median(each), min(each), max(each))
+    return {"seconds": {name: statistics.median(each) for name, each in times.items()}, "ratios": found}
