@@ -37,6 +37,7 @@ def _amicl(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from ..folder import made_folder
+    from ..plots import write
     from . import amicl, figures
 
     device = device_of(options)
@@ -50,7 +51,7 @@ def _amicl(options: argparse.Namespace) -> None:
         ("figure7", figures.weight_curves(found)),
         ("figure8", figures.size_curves(found)),
     ):
-        print(figures.write(figure, options.out / f"{name}.png"))
+        print(write(figure, options.out / f"{name}.png"))
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -76,11 +77,12 @@ def _tables(options: argparse.Namespace) -> None:
 
 def _show(snapshots: list[Any], folder: Path) -> None:
     """Print the tables, and keep them and Figure 3 in the folder."""
+    from ..plots import write
     from . import figures, tables
 
     text = tables.report(snapshots)
     write_file(folder / "tables.txt", text + "\n")
-    print(f"{text}\n\n{figures.write(figures.training(snapshots), folder / 'figure3.png')}")
+    print(f"{text}\n\n{write(figures.training(snapshots), folder / 'figure3.png')}")
 
 
 def _sweep(options: argparse.Namespace) -> None:

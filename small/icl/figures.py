@@ -1,17 +1,16 @@
 """The figures of residual-attention-streams.txt that belong to Sections 2 and 3: 3, 6, 7, 8; and the phase plot.
 
-Each function returns a matplotlib figure; `write` makes a PNG of it.
+Each function returns a matplotlib figure.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.models import write_file
-from evals.plots import as_png, new_figure, style
+from evals.plots import new_figure, style
 
+from ..plots import PALETTE
 from .amicl import CONVENTIONS, SEPARATIONS, SHOWN, SIMILARITIES, attention
 from .folder import Snapshot
 from .task import TITLES, World
@@ -19,16 +18,8 @@ from .task import TITLES, World
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart under every common colour-blindness.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 ONE_BUT_DARKER = {"dot": "-", "pearson": "--"}
 LABELS = {"dot": "dot product", "pearson": "Pearson's correlation", "manhattan": "Manhattan", "euclidean": "Euclidean"}
-
-
-def write(figure: "Figure", path: Path) -> Path:
-    """Write a PNG; returns the path."""
-    write_file(path, as_png(figure))
-    return path
 
 
 # ---- Training: Figure 3 ----------------------------------------------------------------------------------------------

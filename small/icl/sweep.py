@@ -21,6 +21,7 @@ from evals.plots import text_table
 from llm.errors import UserError
 
 from ..folder import made_folder
+from ..plots import write
 from . import figures
 from .model import Sizes
 from .tables import first_above
@@ -120,7 +121,7 @@ def sweep(x: Knob, y: Knob, made: Sequence[Point], out: Path, threshold: float, 
     write_file(out / "sweep.csv", text.getvalue())
     steps = made[0].settings.steps
     grids = {name: np.reshape(values, (len(y.values), len(x.values))) for name, values in means.items()}
-    figures.write(figures.phase((x.name, list(x.values)), (y.name, list(y.values)), grids, steps), out / "phase.png")
+    write(figures.phase((x.name, list(x.values)), (y.name, list(y.values)), grids, steps), out / "phase.png")
     shown = [[point.label, *(_steps(means[name][n], steps) for name in means)] for n, point in enumerate(made)]
     return text_table([f"step at which IC passes {threshold}", *means], shown)
 

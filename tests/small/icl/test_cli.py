@@ -237,7 +237,7 @@ def test_a_sweeps_grid_has_its_steps_where_they_belong(tmp_path: Path, monkeypat
     drawn = {}
     monkeypatch.setattr(sweeping, "train", trained)
     monkeypatch.setattr(sweeping.figures, "phase", lambda x, y, grids, steps: drawn.update(x=x, y=y, **grids))
-    monkeypatch.setattr(sweeping.figures, "write", lambda *_: None)
+    monkeypatch.setattr(sweeping, "write", lambda *_: None)
     x, y = Knob.parse("copies=1,2,3"), Knob.parse("novel=0,1")
     made = points(x, y, Task(pairs=6), Sizes(), Settings(("keys",), (0, 1)))
     text = sweeping.sweep(x, y, made, tmp_path, 0.9, Machine(), "")

@@ -1,0 +1,215 @@
+"""Commands of `python -m small.grid`: train, tables, bench.
+
+torch is imported inside the command that needs it, so that --help answers at once.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evals.models import write_file, write_json
+
+from ..arguments import add_command, add_device, count, device_of, run_command
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"space": "11x11", "maps": (32,), "alpha": (10.0,), "seeds": 3},
+    "small": {
+        "space": "5x5", "maps": (4,), "alpha": (0.0, 1.0, 10.0), "seeds": 2, "segment": 8, "memory": 8, "width": 64,
+        "heads": 4, "head_dim": 16, "neurons": 256, "code": 32, "trials": 100, "steps": 256, "batch": 64, "lr": 1e-3,
+        "walkers": 128, "objective": "parallel",
+    },
+}  # fmt: skip
+SIZES = {
+    "width": "D, of a token", "heads": "of attention", "head_dim": "width of a head",
+    "neurons": "of the feed-forward network", "layers": "of the transformer", "code": "width of the recurrent code",
+    "segment": "steps", "memory": "steps before it", "dropout": "share",
+}  # fmt: skip
+SETTINGS = {
+    "letters": "different ones", "trials": "of training", "steps": "of a trial", "batch": "walkers", "lr": "of Adam",
+    "clip": "greatest norm of a gradient", "walkers": "of an evaluation", "evaluate_every": "trials",
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status, 0 or 2."""
+    return run_command("small.grid", _parser(), arguments)
+
+
+# ---- Commands --------------------------------------------------------------------------------------------------------
+
+
+def _train(options: argparse.Namespace) -> None:
+    from ..folder import made_folder
+    from .runs import read_runs
+    from .train import train
+
+    asked, device = _asked(options), device_of(options)
+    made_folder(options.out)
+    for number, run in enumerate(asked, start=1):
+        print(f"{number} of {len(asked)}: {run.label}", flush=True)
+        folder = options.out / run.label
+        train(folder, run.graph, run.sizes, run.variant, run.settings, device, options.line)
+    _show(read_runs(options.out), options.out)
+
+
+def _tables(options: argparse.Namespace) -> None:
+    from .runs import read_runs
+
+    for folder in options.folders:
+        _show(read_runs(folder), folder)
+
+
+def _show(runs: Sequence[Any], folder: Path) -> None:
+    """Print the table, and keep it and the figures in the folder."""
+    from ..plots import write
+    from . import figures
+    from .runs import table
+
+    text = table(runs)
+    write_file(folder / "errors.txt", text + "\n")
+    print(text)
+    print(write(figures.over_trials(runs), folder / "figure3a.png"))
+    if len({run.variant.act for run in runs if run.variant.act.startswith("nmda:")}) > 1:
+        print(write(figures.against_alpha(runs), folder / "figure3b.png"))
+        print(write(figures.against_alpha(runs, "first"), folder / "figureS6.png"))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from ..folder import made_folder
+    from ..timing import report
+    from . import bench
+
+    if options.json is not None:
+        made_folder(options.json.parent)
+    result = bench.run(options.rounds, device_of(options)) | {"command": options.line}
+    print(report(result))
+    if options.json is not None:
+        write_json(options.json, result)
+
+
+def _asked(options: argparse.Namespace) -> list[Any]:
+    """The runs of a command line."""
+    from .biophysics import Receptor
+    from .graph import space
+    from .model import Sizes, Variant
+    from .runs import combinations
+    from .train import Settings
+
+    preset = PRESETS[options.preset]
+
+    def of(names: Sequence[str]) -> dict[str, Any]:
+        """What the line says, or else the preset; what neither says is the paper's."""
+        asked = {name: preset.get(name) if getattr(options, name) is None else getattr(options, name) for name in names}
+        return {name: value for name, value in asked.items() if value is not None}
+
+    alphas = [*(options.alpha or ()), *(Receptor(each).alpha for each in options.magnesium or ())]
+    acts = [*(f"nmda:{alpha:g}" for alpha in alphas), *(options.act or ())]
+    seeds = of(["seeds"])["seeds"]
+    variant = Variant(
+        position=options.position, transition=options.transition, streams=tuple(options.streams), source=options.source
+    )
+    knobs = {
+        "act": acts or [f"nmda:{alpha:g}" for alpha in preset["alpha"]],
+        "maps": of(["maps"])["maps"],
+        "seed": range(options.first_seed, options.first_seed + seeds),
+    }
+    settings = Settings(**of([*SETTINGS, "objective"]), products=options.products)
+    return combinations(space(of(["space"])["space"]), Sizes(**of(list(SIZES))), variant, settings, knobs)
+
+
+# ---- Arguments -------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m small.grid",
+        description="Grid navigation with the NMDA activation: working and reference memory (nmda-transformer).",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_train, _add_tables, _add_bench):
+        add(commands)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "train",
+        "navigators: both errors on familiar and novel maps",
+        "Trains a navigator for every activation, number of maps and seed, one after the other, each in a folder of "
+        "its own; after every trial both errors are measured on the maps of training and on as many others. Prints the "
+        "last errors, and writes them to errors.txt, the curves to figure3a.png and figure3b.png. A killed training "
+        "goes on from its last trial when the same command is given again.",
+        "python -m small.grid train --preset small --out runs/grid/small\n"
+        "  python -m small.grid train --alpha 0 1 10 --act gelu_sigmoid relu --maps 32 48 --out runs/grid/paper\n"
+        "  python -m small.grid train --preset small --space maze.txt --alpha 10 --out runs/grid/maze",
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of all runs")
+    command.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="paper",
+        help="paper (11x11, 32 maps, alpha 10, 3 seeds; default) or small (for two CPU cores: 5x5, 4 maps, alpha 0, 1 "
+        "and 10, 2 seeds, all targets of a segment at once)",
+    )
+    command.add_argument("--space", metavar="S", help="11x11, line:20, hex:9x9, 4x4x4, or a file (maze, graph)")
+    command.add_argument("--alpha", nargs="+", type=float, metavar="A", help="NMDA with these alphas")
+    command.add_argument(
+        "--magnesium", nargs="+", type=float, metavar="MM", help="NMDA with the alphas of these [Mg2+], in mM"
+    )
+    command.add_argument(
+        "--act", nargs="+", metavar="NAME", help="other activations: gelu_sigmoid, leaky_relu:0.1, ..."
+    )
+    command.add_argument("--maps", nargs="+", type=int, metavar="N", help="maps of training, and as many others")
+    command.add_argument("--seeds", type=count, metavar="N", help="how many")
+    command.add_argument("--first-seed", type=int, default=0, metavar="N", help="(0)")
+    command.add_argument(
+        "--objective",
+        choices=("steps", "parallel"),
+        help="a gradient step for every walking step, or for every segment",
+    )
+    command.add_argument(
+        "--position", choices=("paper", "residual", "actions"), default="paper", help="of the recurrent code (paper)"
+    )
+    command.add_argument(
+        "--transition", choices=("tanh", "relu", "identity"), default="tanh", help="of the code (tanh)"
+    )
+    command.add_argument("--streams", nargs="+", default=(), metavar="S", help="queries, keys, values (none)")
+    command.add_argument(
+        "--source", choices=("previous", "accumulated", "first"), default="previous", help="(previous)"
+    )
+    command.add_argument(
+        "--products", choices=("float32", "bfloat16"), default="float32", help="bfloat16 is autocast to it (float32)"
+    )
+    whole = {"dropout": float, "lr": float, "clip": float}
+    for name, text in (SIZES | SETTINGS).items():
+        command.add_argument(f"--{name.replace('_', '-')}", type=whole.get(name, int), metavar="X", help=text)
+    add_device(command)
+    command.set_defaults(command=_train)
+
+
+def _add_tables(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "tables",
+        "the last errors and the figures of trainings, anew",
+        "Prints the errors and writes errors.txt and the figures; also while runs go on.",
+        "python -m small.grid tables runs/grid/small",
+    )
+    command.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a training's --out, or one run in it")
+    command.set_defaults(command=_tables)
+
+
+def _add_bench(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "bench",
+        "speed of walkers, scores and gradient steps, beside straightforward forms",
+        "Everything and its straightforward form take turns in one run; ratios are medians over the rounds.",
+        "python -m small.grid bench --json benchmarks/results/grid_cpu.json",
+    )
+    command.add_argument("--rounds", type=count, default=3, metavar="N", help="(3)")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the whole result here")
+    add_device(command)
+    command.set_defaults(command=_bench)

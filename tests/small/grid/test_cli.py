@@ -1,0 +1,145 @@
+"""`python -m small.grid` as a user gives it: commands, files, pictures, sentences, exit statuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from small.grid import cli
+from small.grid.biophysics import Receptor
+from small.grid.cli import main
+from small.grid.graph import space
+from small.grid.model import Sizes, Variant
+from small.grid.runs import combinations, grouped, read_runs, table
+from small.grid.train import Settings
+
+TINY = [
+    "--preset", "small", "--space", "3x3", "--trials", "2", "--steps", "16", "--batch", "4", "--walkers", "4",
+    "--width", "16", "--neurons", "8", "--device", "cpu",
+]  # fmt: skip
+
+
+def is_a_picture(path: Path) -> bool:
+    found = np.asarray(Image.open(path).convert("RGB"))
+    return found.shape[0] > 200 and found.shape[1] > 400 and len(np.unique(found.reshape(-1, 3), axis=0)) > 50
+
+
+def test_train_makes_a_run_for_every_combination_a_table_and_figures(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "new" / "grid"
+    words = [
+        "train",
+        *TINY,
+        "--alpha",
+        "0",
+        "10",
+        "--act",
+        "relu",
+        "--maps",
+        "2",
+        "3",
+        "--seeds",
+        "2",
+        "--out",
+        str(out),
+    ]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    runs = read_runs(out)
+    assert len(runs) == 12 and (out / "act=nmda:10,maps=3,seed=1" / "checkpoint.safetensors").is_file()
+    assert [(group[0].variant.act, group[0].settings.maps, len(group)) for group in grouped(runs)] == [
+        ("nmda:0", 2, 2), ("nmda:0", 3, 2), ("nmda:10", 2, 2), ("nmda:10", 3, 2), ("relu", 2, 2), ("relu", 3, 2)
+    ]  # fmt: skip
+    assert (out / "errors.txt").read_text().strip() in printed
+    assert all(is_a_picture(out / name) for name in ("figure3a.png", "figure3b.png", "figureS6.png"))
+    mean = np.mean(
+        [run.last.errors["novel"].reference for run in runs if run.variant.act == "relu" and run.settings.maps == 2]
+    )
+    assert f"{mean:.3f} ± " in next(line for line in table(runs).splitlines() if line.startswith("act=relu,maps=2"))
+
+    lives = json.loads((out / "act=relu,maps=2,seed=0" / "run.json").read_text())["lives"]
+    assert lives[0]["command"].startswith("python -m small.grid train --preset small")
+    kept = (out / "act=relu,maps=2,seed=0" / "errors.csv").read_bytes()
+    assert main(words) == 0  # nothing is trained again
+    assert (out / "act=relu,maps=2,seed=0" / "errors.csv").read_bytes() == kept
+    assert main(["tables", str(out), str(out / "act=relu,maps=2,seed=0")]) == 0
+
+
+def test_magnesium_is_alpha(tmp_path: Path) -> None:
+    words = ["train", *TINY, "--magnesium", "3.57", "--seeds", "1", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert read_runs(tmp_path / "out")[0].variant.act == "nmda:1" and Receptor(3.57).alpha == 1
+
+
+def test_every_option_reaches_the_run(tmp_path: Path) -> None:
+    words = [
+        "train", *TINY, "--act", "leaky_relu:0.2", "--seeds", "1", "--first-seed", "3", "--position", "residual",
+        "--transition", "identity", "--streams", "values", "keys", "--source", "first", "--objective", "steps",
+        "--segment", "4", "--lr", "0.01", "--products", "bfloat16",
+    ]  # fmt: skip
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    (run,) = read_runs(tmp_path / "out")
+    assert run.variant == Variant("leaky_relu:0.2", "residual", "identity", ("values", "keys"), "first")
+    assert run.sizes.segment == 4 and run.sizes.width == 16 and run.sizes.head_dim == 16
+    assert (run.settings.objective, run.settings.lr, run.settings.seed) == ("steps", 0.01, 3)
+    assert run.settings.products == "bfloat16"
+
+
+def test_the_paper_preset_is_the_paper() -> None:
+    options = cli._parser().parse_args(["train", "--out", "x"])
+    asked = cli._asked(options)
+    assert [run.settings for run in asked] == [Settings(seed=seed) for seed in range(3)]
+    assert all(
+        run.sizes == Sizes() and run.variant == Variant("nmda:10") and len(run.graph.cells) == 121 for run in asked
+    )
+
+
+def test_combinations_name_what_varies() -> None:
+    asked = combinations(
+        space("3x3"), Sizes(), Variant(), Settings(), {"lr": [1e-3, 1e-4], "streams": [(), ("values",)], "seed": [0]}
+    )
+    assert [run.label for run in asked][1] == "act=nmda:1,maps=32,lr=0.001,streams=values,seed=0"
+    assert asked[2].settings.lr == 1e-4 and asked[3].variant.streams == ("values",)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["train", *TINY, "--alpha", "-1"], "activation 'nmda:-1'"),
+        (["train", *TINY, "--alpha", "1", "1"], "act needs a value, and none twice"),
+        (["train", *TINY, "--magnesium", "-2"], "magnesium -2.0 mM"),
+        (["train", *TINY, "--steps", "17"], "steps 17 must be a multiple of the segment 8"),
+        (["train", *TINY, "--space", "nowhere.txt"], "space 'nowhere.txt' is unknown"),
+        (["train", *TINY, "--device", "cuda:7"], "cuda:7"),
+        (["tables", "nowhere"], "nowhere holds no run"),
+    ],
+)
+def test_bad_input_is_one_sentence(words: list[str], named: str, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert main([*words, *(["--out", str(out)] if words[0] == "train" else [])]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and said[0].startswith("error: ") and named in said[0]
+    assert not list(out.glob("*/errors.csv"))
+
+
+def test_a_run_of_another_version_is_refused_by_name(tmp_path: Path, capsys) -> None:
+    assert main(["train", *TINY, "--alpha", "1", "--seeds", "1", "--out", str(tmp_path)]) == 0
+    path = tmp_path / "act=nmda:1,maps=4,seed=0" / "run.json"
+    record = json.loads(path.read_text())
+    record["settings"]["momentum"] = 1
+    path.write_text(json.dumps(record))
+    capsys.readouterr()
+    assert main(["tables", str(tmp_path)]) == 2
+    assert "is of another version" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["tables", "--help"], ["bench", "--help"]])
+def test_help_answers_without_torch(words: list[str]) -> None:
+    code = "import sys; from small.grid.cli import main\ntry: main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
+    outcome = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+    assert len(words) == 1 or "example:" in outcome.stdout
+    assert max(map(len, outcome.stdout.splitlines())) <= 120
