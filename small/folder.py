@@ -97,19 +97,7 @@ class TrainingFolder:
         Raises:
             UserError: it is damaged, or of other tensors.
         """
-        if not (self.path / TENSORS).is_file():
-            return 0
-        try:
-            with safe_open(self.path / TENSORS, "pt") as file:
-                step = int(file.metadata()["step"])
-                with torch.no_grad():
-                    for name, tensor in tensors:
-                        tensor.copy_(file.get_tensor(name))
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-            raise UserError(
-                f"{self.path / TENSORS} cannot be read ({error}): delete it to train from the start"
-            ) from error
-        return step
+        return copy_into(tensors, self.path) if (self.path / TENSORS).is_file() else 0
 
     def begin(self, step: int, facts: dict[str, Any]) -> None:
         """A life begins at a step; `facts` go to its entry in run.json."""
@@ -129,6 +117,23 @@ class TrainingFolder:
         write_file(self.path / TENSORS, save(kept, {"step": str(step)}))
         self._record["lives"][-1] |= {"to_step": step, "seconds": round(time.monotonic() - self._began, 1)}
         write_json(self.path / RECORD, self._record)
+
+
+def copy_into(tensors: Iterable[tuple[str, Tensor]], path: Path) -> int:
+    """Copy the checkpoint of a training's folder into the named tensors; returns its step.
+
+    Raises:
+        UserError: it is damaged, or of other tensors.
+    """
+    try:
+        with safe_open(path / TENSORS, "pt") as file:
+            step = int(file.metadata()["step"])
+            with torch.no_grad():
+                for name, tensor in tensors:
+                    tensor.copy_(file.get_tensor(name))
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"{path / TENSORS} cannot be read ({error}): delete it to train from the start") from error
+    return step
 
 
 def read_record(path: Path, program: str, parts: Iterable[str]) -> dict[str, Any]:

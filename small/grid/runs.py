@@ -19,7 +19,7 @@ from llm.errors import UserError
 from ..folder import RECORD, read_record
 from .graph import Graph
 from .model import Sizes, Variant
-from .train import MAPS, PROGRAM, ROWS, Row, Settings, read_rows
+from .train import MAPS, PROGRAM, ROWS, Row, Settings, check_segments, read_rows
 
 PARTS = ("space", "sizes", "variant", "settings")
 ALWAYS = ("act", "maps", "seed")  # in a run's name, whether they vary or not
@@ -81,6 +81,7 @@ def combinations(
             replace(part, **{name: value for name, value in chosen.items() if owners[name] is part})
             for part in (sizes, variant, settings)
         ]
+        check_segments(made[0], made[2])  # type: ignore[arg-type]
         facts = {name: value for part in made for name, value in asdict(part).items()}
         named = [*ALWAYS[:-1], *(n for n, v in knobs.items() if len(v) > 1 and n not in ALWAYS), ALWAYS[-1]]
         label = ",".join(f"{name}={_word(facts[name])}" for name in named)

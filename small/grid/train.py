@@ -122,8 +122,7 @@ class Run:
     """
 
     def __init__(self, graph: Graph, sizes: Sizes, variant: Variant, settings: Settings, device: str = "cpu") -> None:
-        if settings.steps % sizes.segment:
-            raise UserError(f"steps {settings.steps} must be a multiple of the segment {sizes.segment}")
+        check_segments(sizes, settings)
         self.sizes, self.settings, self.device = sizes, settings, torch.device(device)
         self.world = World(graph, settings.maps, settings.seed, settings.letters, device)
         with torch.random.fork_rng(devices=[]):
@@ -215,6 +214,12 @@ class Run:
         if self.settings.products == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def check_segments(sizes: Sizes, settings: Settings) -> None:
+    """UserError where the steps of a trial are not whole segments."""
+    if settings.steps % sizes.segment:
+        raise UserError(f"steps {settings.steps} must be a multiple of the segment {sizes.segment}")
 
 
 def errors_of(wrong: Tensor, walks: Walks, segment: int, window: int) -> Errors:
