@@ -1,4 +1,4 @@
-"""Commands of `python -m small.grid`: train, tables, bench.
+"""Commands of `python -m small.grid`: train, tables, figures, bench.
 
 torch is imported inside the command that needs it, so that --help answers at once.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.models import write_file, write_json
+from llm.errors import UserError
 
 from ..arguments import add_command, add_device, count, device_of, run_command
 
@@ -61,18 +62,42 @@ def _tables(options: argparse.Namespace) -> None:
 
 
 def _show(runs: Sequence[Any], folder: Path) -> None:
-    """Print the table, and keep it and the figures in the folder."""
+    """Print the table, and keep it and the figures of both errors in the folder."""
     from ..plots import write
-    from . import figures
+    from .gallery import of_errors
     from .runs import table
 
     text = table(runs)
     write_file(folder / "errors.txt", text + "\n")
     print(text)
-    print(write(figures.over_trials(runs), folder / "figure3a.png"))
-    if len({run.variant.act for run in runs if run.variant.act.startswith("nmda:")}) > 1:
-        print(write(figures.against_alpha(runs), folder / "figure3b.png"))
-        print(write(figures.against_alpha(runs, "first"), folder / "figureS6.png"))
+    for name, draw in of_errors(runs):
+        print(write(draw(), folder / f"{name}.png"))
+
+
+def _figures(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from ..folder import made_folder
+    from ..plots import write
+    from .gallery import of_errors, of_neurons, without_runs
+    from .recording import How, measured
+    from .runs import read_runs
+    from .train import read_asked
+
+    device, how = device_of(options), How(options.record_steps, options.map, options.normalisation)
+    for folder in options.folders:
+        runs = read_runs(folder)
+        graphs = [read_asked(run.folder)[0] for run in runs]
+        if len({str(graph.record()) for graph in graphs}) > 1:
+            raise UserError(f"{folder} holds runs of several spaces: give the runs of one of them")
+        neurons = {}
+        for run in tqdm(runs, desc="neurons", unit=" runs", dynamic_ncols=True):
+            neurons[run.folder] = measured(run.folder, how, device)
+        out = options.out or folder
+        made_folder(out)
+        made = [*of_errors(runs), *of_neurons(runs, lambda run: neurons[run.folder], graphs[0])]  # noqa: B023  # used here
+        for name, draw in [*without_runs(), *made]:
+            print(write(draw(), out / f"{name}.png"))
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -127,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Grid navigation with the NMDA activation: working and reference memory (nmda-transformer).",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_tables, _add_bench):
+    for add in (_add_train, _add_tables, _add_figures, _add_bench):
         add(commands)
     return parser
 
@@ -139,7 +164,7 @@ def _add_train(commands: Any) -> None:
         "navigators: both errors on familiar and novel maps",
         "Trains a navigator for every activation, number of maps and seed, one after the other, each in a folder of "
         "its own; after every trial both errors are measured on the maps of training and on as many others. Prints the "
-        "last errors, and writes them to errors.txt, the curves to figure3a.png and figure3b.png. A killed training "
+        "last errors, and writes them to errors.txt and the figures of both errors. A killed training "
         "goes on from its last trial when the same command is given again.",
         "python -m small.grid train --preset small --out runs/grid/small\n"
         "  python -m small.grid train --alpha 0 1 10 --act gelu_sigmoid relu --maps 32 48 --out runs/grid/paper\n"
@@ -199,6 +224,29 @@ def _add_tables(commands: Any) -> None:
     )
     command.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a training's --out, or one run in it")
     command.set_defaults(command=_tables)
+
+
+def _add_figures(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "figures",
+        "all figures that runs allow: errors, rate maps, place-cell scores, sparsity",
+        "Records the neurons of every run along a walk over one map (kept in the run's folder) and draws every figure "
+        "of the paper that the runs allow: 1, 3, 4, S2, S4 to S10, S13.",
+        "python -m small.grid figures runs/grid/small",
+    )
+    command.add_argument("folders", nargs="+", type=Path, metavar="RUNS", help="a training's --out, or one run in it")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder of the figures (that of the runs)")
+    command.add_argument(
+        "--record-steps", type=count, default=100_000, metavar="N", help="of the walk that is recorded (100000)"
+    )
+    command.add_argument("--map", type=int, default=0, metavar="M", help="that is walked; from N on novel ones (0)")
+    command.add_argument(
+        "--normalisation", choices=("walk", "occupancy"), default="walk",
+        help="of rate maps: by the length of the walk (the paper; default) or by visits (its code)",
+    )  # fmt: skip
+    add_device(command)
+    command.set_defaults(command=_figures)
 
 
 def _add_bench(commands: Any) -> None:

@@ -1,13 +1,17 @@
 """The figures of nmda-transformer.txt; each function returns a matplotlib figure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from scipy import stats
 
 from evals.plots import new_figure, style
 
 from ..plots import PALETTE
+from .biophysics import Receptor
+from .model import Variant
 from .runs import Done, grouped
 from .train import MAPS
 
@@ -51,9 +55,13 @@ def _draw_group(axes: Any, group: Sequence[Done], maps: str, name: str, colour: 
 
 def label_of(run: Done) -> str:
     """A run's group in a legend."""
-    name, _, number = run.variant.act.partition(":")
-    word = {"nmda": "NMDA α = ", "leaky_relu": "LeakyReLU "}.get(name, name) + number
-    return f"{word}, N = {run.settings.maps}"
+    return f"{act_label(run.variant.act)}, N = {run.settings.maps}"
+
+
+def act_label(act: str) -> str:
+    """An activation in a legend."""
+    name, _, number = act.partition(":")
+    return {"nmda": "NMDA α = ", "leaky_relu": "LeakyReLU "}.get(name, name) + number
 
 
 def colours(groups: Sequence[Sequence[Done]]) -> list[Any]:
@@ -68,23 +76,128 @@ def colours(groups: Sequence[Sequence[Done]]) -> list[Any]:
 def against_alpha(runs: Sequence[Done], name: str = "reference") -> "Figure":
     """Figures 3b and S6: an error on familiar maps against NMDA's alpha, a curve for each number of maps."""
     nmda = [run for run in runs if run.variant.act.startswith("nmda:")]
+    return _against(nmda, number_of, lambda run: f"N = {run.settings.maps}", "α of NMDA", name)
+
+
+def _against(
+    runs: Sequence[Done], x: Callable[[Done], float], curve: Callable[[Done], str], xlabel: str, name: str = "reference"
+) -> "Figure":
+    """An error on familiar maps, mean and deviation over seeds, at equally far values of x; a curve for each word."""
+    places = {value: place for place, value in enumerate(sorted({x(run) for run in runs}))}
     with style():
         figure = new_figure(4.6, 3.4)
         axes = figure.subplots()
-        for colour, maps in zip(PALETTE, sorted({run.settings.maps for run in nmda}), strict=False):
-            by_alpha: dict[float, list[float]] = {}
-            for run in nmda:
-                if run.settings.maps == maps:
-                    alpha = float(run.variant.act.partition(":")[2])
-                    by_alpha.setdefault(alpha, []).append(getattr(run.last.errors["familiar"], name))
-            alphas = sorted(by_alpha)
-            means = [np.mean(by_alpha[alpha]) for alpha in alphas]
-            deviations = [np.std(by_alpha[alpha]) for alpha in alphas]
-            axes.errorbar(
-                range(len(alphas)), means, deviations, color=colour, marker="o", capsize=3, label=f"N = {maps}"
-            )
-            axes.set_xticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
-        axes.set(xlabel="α of NMDA", ylabel=f"{TITLES[name]}, familiar maps")
+        for colour, word in zip(PALETTE, dict.fromkeys(map(curve, runs)), strict=False):
+            found: dict[float, list[float]] = {}
+            for run in runs:
+                if curve(run) == word:
+                    found.setdefault(x(run), []).append(getattr(run.last.errors["familiar"], name))
+            values = sorted(found)
+            means, deviations = ([part(found[value]) for value in values] for part in (np.mean, np.std))
+            at = [places[value] for value in values]
+            axes.errorbar(at, means, deviations, color=colour, marker="o", capsize=3, label=word)
+        axes.set_xticks(list(places.values()), [f"{value:g}" for value in places])
+        axes.set(xlabel=xlabel, ylabel=f"{TITLES[name]}, familiar maps")
         axes.legend(fontsize=8)
         axes.grid(True)
+    return figure
+
+
+def across_activations(runs: Sequence[Done]) -> "Figure":
+    """Figure 3c: the reference-memory error on familiar maps of every group, mean and deviation over seeds."""
+    groups = sorted(grouped(runs), key=lambda group: float(np.mean(_reference(group))))
+    with style():
+        figure = new_figure(4.8, 3.4)
+        axes = figure.subplots()
+        for place, group in enumerate(groups):
+            values = _reference(group)
+            axes.bar(place, np.mean(values), yerr=np.std(values), color=PALETTE[0], capsize=3)
+        labels = [label_of(group[0]) for group in groups]
+        axes.set_xticks(range(len(groups)), labels, rotation=30, ha="right", fontsize=8)
+        axes.set(ylabel="reference-memory error, familiar maps")
+        axes.grid(True, axis="y")
+    return figure
+
+
+def _reference(group: Sequence[Done]) -> list[float]:
+    return [run.last.errors["familiar"].reference for run in group]
+
+
+def mann_whitney(runs: Sequence[Done]) -> "Figure":
+    """Figure S7: p of the Mann-Whitney test of the reference-memory error, every group against every other.
+
+    Two-sided and exact (samples are a few seeds); with three against three p cannot be below 0.1.
+    """
+    groups = grouped(runs)
+    found = np.full((len(groups), len(groups)), np.nan)
+    for row, one in enumerate(groups):
+        for column, other in enumerate(groups):
+            if row != column:
+                found[row, column] = stats.mannwhitneyu(_reference(one), _reference(other)).pvalue
+    labels = [label_of(group[0]) for group in groups]
+    with style():
+        figure = new_figure(1.6 + 0.75 * len(groups), 1.2 + 0.65 * len(groups))
+        axes = figure.subplots()
+        image = axes.imshow(np.log10(found), cmap="viridis", vmin=-4, vmax=0)
+        for (row, column), p in np.ndenumerate(found):
+            if row != column:
+                stars = "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.1 else ""
+                axes.text(column, row, f"{p:.2g}\n{stars}", ha="center", va="center", fontsize=7, color="white")
+        axes.set_xticks(range(len(groups)), labels, rotation=30, ha="right", fontsize=8)
+        axes.set_yticks(range(len(groups)), labels, fontsize=8)
+        figure.colorbar(image, ax=axes, label="log10 p", shrink=0.8)
+    return figure
+
+
+def against_rate(runs: Sequence[Done]) -> "Figure":
+    """Figure S8: the reference-memory error on familiar maps against Adam's learning rate, a curve an activation."""
+    return _against(runs, lambda run: run.settings.lr, lambda run: label_of(run), "learning rate at the start")
+
+
+def against_slope(runs: Sequence[Done]) -> "Figure":
+    """Figure S10, above: the reference-memory error on familiar maps against LeakyReLU's slope."""
+    leaky = [run for run in runs if run.variant.act.startswith("leaky_relu:")]
+    return _against(leaky, number_of, lambda run: f"N = {run.settings.maps}", "slope of LeakyReLU below 0")
+
+
+def number_of(run: Done) -> float:
+    """What an activation's name ends in: NMDA's alpha, LeakyReLU's slope."""
+    return float(run.variant.act.partition(":")[2])
+
+
+def receptor(concentrations: Sequence[float] = (0.0, 0.1, 1.0, 10.0)) -> "Figure":
+    """Figure 1a: open probability and current of the NMDA receptor against the voltage, at so many mM of magnesium."""
+    voltage = np.linspace(-100, 60, 321)
+    with style():
+        figure = new_figure(8.0, 3.4)
+        left, right = figure.subplots(1, 2)
+        for colour, concentration in zip(PALETTE, concentrations, strict=False):
+            made = Receptor(concentration)
+            label = f"[Mg2+] = {concentration:g} mM, α = {made.alpha:.2g}"
+            left.plot(voltage, made.open_probability(voltage), color=colour, label=label)
+            right.plot(voltage, made.current(voltage), color=colour)
+        left.set(xlabel="voltage, mV", ylabel="open probability (Eq. S7)", ylim=(0, 1.02))
+        right.set(xlabel="voltage, mV", ylabel="current / greatest conductance, mV (Eq. S9)")
+        left.legend(fontsize=7)
+        for axes in (left, right):
+            axes.grid(True)
+    return figure
+
+
+def activations(acts: Sequence[str] = ("nmda:0", "nmda:1", "nmda:10", "gelu_sigmoid", "relu")) -> "Figure":
+    """Figure S2: activations and their derivatives."""
+    with style():
+        figure = new_figure(8.0, 3.4)
+        left, right = figure.subplots(1, 2)
+        for colour, act in zip(PALETTE, acts, strict=False):
+            x = torch.linspace(-6, 6, 601, requires_grad=True)
+            y = Variant(act).activation()(x)
+            (slope,) = torch.autograd.grad(y.sum(), x)
+            left.plot(x.detach().numpy(), y.detach().numpy(), color=colour, label=act_label(act))
+            right.plot(x.detach().numpy(), slope.numpy(), color=colour)
+        left.set(xlabel="x", title="activation", ylim=(-3, 6))
+        right.set(xlabel="x", title="derivative")
+        left.legend(fontsize=7)
+        for axes in (left, right):
+            axes.grid(True)
     return figure

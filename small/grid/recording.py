@@ -6,19 +6,25 @@ network (after the activation) or one weight of a head's softmax, of a place in 
 layers.
 """
 
-from dataclasses import dataclass
-from typing import cast
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
+from evals.models import write_file
 from llm.errors import UserError
 
-from .cells import RateMaps, gini
+from .cells import RateMaps, gini, place_cell_scores
 from .model import Layer, Memory
-from .train import Run
+from .train import Run, load, read_rows
 
 WALKERS = 50  # that share the steps, on one map; each has a code of its own
+NEURONS = "neurons.safetensors"
 
 
 @dataclass(frozen=True)
@@ -83,3 +89,61 @@ def record(run: Run, map_index: int = 0, steps: int = 100_000, walkers: int = WA
         for hook in hooks:
             hook.remove()
     return Recording(ffn, softmax, codes, ginis / segments)
+
+
+@dataclass(frozen=True)
+class How:
+    """How neurons are measured.
+
+    Args:
+        steps: of the walk, all walkers together.
+        map_index: from 0; N and more are novel.
+        normalisation: of rate maps, "walk" or "occupancy".
+    """
+
+    steps: int = 100_000
+    map_index: int = 0
+    normalisation: str = "walk"
+
+
+class Neurons(NamedTuple):
+    """What was measured of a run's neurons; the tensors are on the CPU."""
+
+    ffn_rates: Tensor  # (layers, F, S)
+    ffn_scores: Tensor  # (layers, F), place-cell scores
+    softmax_rates: Tensor  # (layers, H (memory + segment + 1), S)
+    softmax_scores: Tensor  # (layers, H (memory + segment + 1))
+    codes: Tensor  # (C, S), rates of the recurrent code
+    gini: Tensor  # (layers,), of the feed-forward activity
+
+
+def measured(folder: Path, how: How, device: str = "cpu") -> Neurons:
+    """The neurons of a run at its last checkpoint, kept in its folder in neurons.safetensors.
+
+    They are measured anew where the run was trained further since, or was measured otherwise.
+
+    Raises:
+        UserError: no trained run, or one that cannot be recorded so.
+    """
+    facts = {"how": json.dumps(asdict(how)), "trial": str(read_rows(folder)[-1].trial)}
+    try:
+        with safe_open(folder / NEURONS, "pt") as file:
+            if file.metadata() == facts:
+                return Neurons(*(file.get_tensor(name) for name in Neurons._fields))
+    except (SafetensorError, OSError):  # none yet, or torn
+        pass
+    run = load(folder, device)
+    found = record(run, how.map_index, how.steps)
+    rates = {
+        name: torch.stack([layer.rates(how.normalisation) for layer in getattr(found, name)])
+        for name in ("ffn", "softmax")
+    }
+    scores = {
+        name: torch.stack([place_cell_scores(layer, run.world.graph) for layer in layers])
+        for name, layers in rates.items()
+    }
+    codes = found.codes.rates(how.normalisation)
+    every = (rates["ffn"], scores["ffn"], rates["softmax"], scores["softmax"], codes, found.gini)
+    made = Neurons(*(each.float().cpu().contiguous() for each in every))
+    write_file(folder / NEURONS, save(made._asdict(), facts))
+    return made

@@ -16,12 +16,11 @@ import numpy as np
 from evals.plots import text_table
 from llm.errors import UserError
 
-from ..folder import RECORD, read_record
+from ..folder import RECORD
 from .graph import Graph
 from .model import Sizes, Variant
-from .train import MAPS, PROGRAM, ROWS, Row, Settings, check_segments, read_rows
+from .train import MAPS, ROWS, Row, Settings, check_segments, read_asked, read_rows
 
-PARTS = ("space", "sizes", "variant", "settings")
 ALWAYS = ("act", "maps", "seed")  # in a run's name, whether they vary or not
 SHOWN = ("working", "reference", "first")
 
@@ -40,11 +39,16 @@ class Asked(NamedTuple):
 class Done:
     """One run, as it is there."""
 
-    label: str
+    folder: Path
     sizes: Sizes
     variant: Variant
     settings: Settings
     rows: Sequence[Row]
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return self.folder.name
 
     @property
     def last(self) -> Row:
@@ -110,13 +114,8 @@ def read_runs(out: Path) -> list[Done]:
 
 
 def _read(folder: Path) -> Done:
-    record = read_record(folder, PROGRAM, PARTS)
-    try:
-        variant = Variant(**record["variant"] | {"streams": tuple(record["variant"]["streams"])})
-        sizes, settings = Sizes(**record["sizes"]), Settings(**record["settings"])
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{folder / RECORD} is of another version ({error}): train again with another --out") from error
-    return Done(folder.name, sizes, variant, settings, read_rows(folder))
+    _, sizes, variant, settings = read_asked(folder)
+    return Done(folder, sizes, variant, settings, read_rows(folder))
 
 
 def grouped(runs: Sequence[Done]) -> list[list[Done]]:

@@ -26,12 +26,13 @@ from tqdm import tqdm
 from llm.errors import UserError
 
 from ..draws import seeds_of
-from ..folder import TENSORS, TrainingFolder, as_csv
+from ..folder import RECORD, TENSORS, TrainingFolder, as_csv, copy_into, read_record
 from .graph import Graph
 from .model import Memory, Navigator, Sizes, Variant
 from .world import Walks, World
 
 PROGRAM, ROWS = "small.grid", "errors.csv"
+PARTS = ("space", "sizes", "variant", "settings")
 OBJECTIVES = ("steps", "parallel")
 PRODUCTS = ("float32", "bfloat16")
 MAPS = ("familiar", "novel")
@@ -279,6 +280,29 @@ def read_rows(path: Path) -> list[Row]:
 def _errors(row: dict[str, str], maps: str) -> Errors:
     kinds: dict[str, Any] = Errors.__annotations__
     return Errors(**{name: kind(row[f"{maps}_{name}"]) for name, kind in kinds.items()})
+
+
+def load(path: Path, device: str = "cpu") -> Run:
+    """The run of a folder at its last checkpoint.
+
+    Raises:
+        UserError: there is none, or it is damaged or of another version.
+    """
+    graph, sizes, variant, settings = read_asked(path)
+    run = Run(graph, sizes, variant, settings, device)
+    copy_into(run.tensors(), path)
+    return run
+
+
+def read_asked(path: Path) -> tuple[Graph, Sizes, Variant, Settings]:
+    """What run.json of a run says of it; UserError where it is not of this version."""
+    record = read_record(path, PROGRAM, PARTS)
+    try:
+        variant = Variant(**record["variant"] | {"streams": tuple(record["variant"]["streams"])})
+        sizes, settings = Sizes(**record["sizes"]), Settings(**record["settings"])
+        return Graph.from_record(record["space"]), sizes, variant, settings
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{path / RECORD} is of another version ({error}): train again with another --out") from error
 
 
 def train(

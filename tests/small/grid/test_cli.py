@@ -136,6 +136,25 @@ def test_a_run_of_another_version_is_refused_by_name(tmp_path: Path, capsys) -> 
     assert "is of another version" in capsys.readouterr().err
 
 
+def test_figures_are_those_that_the_runs_allow(tmp_path: Path, capsys) -> None:
+    runs, out = tmp_path / "runs", tmp_path / "figures"
+    words = ["train", *TINY, "--seeds", "2", "--out", str(runs)]
+    assert main([*words, "--alpha", "0", "10", "--act", "leaky_relu:0.1", "leaky_relu:0.5"]) == 0
+    assert main([*words, "--alpha", "0", "10", "--position", "actions", "--out", str(tmp_path / "actions")]) == 0
+    asked = ["--record-steps", "2000", "--normalisation", "occupancy", "--device", "cpu"]
+    assert main(["figures", str(runs), "--out", str(out), *asked]) == 0
+    names = {path.stem.removeprefix("figure") for path in out.glob("*.png")}
+    assert names == {"1", "S2", "3a", "3b", "3c", "4ab", "4cdefg", "4h", "S6", "S7", "S10a", "S10b", "S13"}
+    assert all(is_a_picture(path) for path in out.glob("*.png"))
+    assert main(["figures", str(tmp_path / "actions"), *asked]) == 0
+    names = {path.stem.removeprefix("figure") for path in (tmp_path / "actions").glob("*.png")}
+    assert names == {"1", "S2", "S4a", "S4b", "S5"}
+    capsys.readouterr()
+    for wrong, named in ((["--map", "8"], "map 8 is not there"), (["--record-steps", "9"], "steps 9 are too few")):
+        assert main(["figures", str(runs), *asked, *wrong]) == 2
+        assert named in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["tables", "--help"], ["bench", "--help"]])
 def test_help_answers_without_torch(words: list[str]) -> None:
     code = "import sys; from small.grid.cli import main\n"

@@ -1,15 +1,18 @@
 """Recordings against a loop over one walker's own forward passes."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from llm.errors import UserError
-from small.grid.cells import gini
+from small.grid import recording
+from small.grid.cells import gini, place_cell_scores
 from small.grid.graph import space
 from small.grid.model import Sizes, Variant
-from small.grid.recording import record
-from small.grid.train import Run, Settings
+from small.grid.recording import How, measured, record
+from small.grid.train import Run, Settings, train
 
 SIZES = Sizes(width=16, heads=2, head_dim=8, neurons=12, code=8, segment=4, memory=4)
 
@@ -65,6 +68,23 @@ def test_activity_is_added_to_the_cell_that_is_asked_for(run: Run) -> None:
 def test_hooks_are_taken_off_again(run: Run) -> None:
     record(run, steps=20, walkers=5)
     assert not any(layer.ffn.act._forward_hooks for layer in run.model.layers)
+
+
+def test_what_was_measured_is_kept_until_the_run_or_the_question_changes(tmp_path: Path, monkeypatch) -> None:
+    graph, settings = space("3x3"), Settings(maps=2, letters=4, trials=2, steps=16, batch=4, lr=1e-2, walkers=4)
+    train(tmp_path, graph, SIZES, Variant("nmda:10"), settings)
+    first = measured(tmp_path, How(steps=1000))
+    assert [tuple(part.shape) for part in first] == [(2, 12, 9), (2, 12), (2, 18, 9), (2, 18), (8, 9), (2,)]
+    expected = place_cell_scores(first.ffn_rates[1].double(), graph)
+    np.testing.assert_allclose(first.ffn_scores[1].numpy(), expected.numpy(), atol=1e-4)
+    asked: list[int] = []
+    monkeypatch.setattr(recording, "record", lambda *args: asked.append(1) or record(*args))
+    again = measured(tmp_path, How(steps=1000))
+    assert not asked and all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    measured(tmp_path, How(steps=1000, normalisation="occupancy"))
+    (tmp_path / "neurons.safetensors").write_bytes(b"torn")
+    measured(tmp_path, How(steps=1000))
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize(("asked", "named"), [({"steps": 10}, "too few"), ({"map_index": 4}, "0 to 3")])

@@ -1,0 +1,129 @@
+"""Figure 4 of nmda-transformer.txt and those of its appendix that show neurons: S5, S9, S10, S13.
+
+Each function returns a matplotlib figure of runs and what was measured of their neurons.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import stats
+
+from evals.plots import new_figure, style
+
+from .figures import colours, label_of
+from .graph import Graph
+from .recording import Neurons
+from .runs import Done, grouped
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Measure = Callable[[Done], Neurons]
+LAYERS = {"ffn": "feed-forward neurons", "softmax": "softmax neurons"}
+SHOWN = 16  # rate maps of a kind, four by four
+
+
+def rate_maps(run: Done, neurons: Neurons, graph: Graph) -> "Figure":
+    """Figures 4a, 4b: rate maps of one run from a high to a low score, feed-forward left and softmax right."""
+    with style():
+        figure = new_figure(9.0, 4.8)
+        halves: Any = figure.subfigures(1, 2)
+        for half, (kind, title) in zip(halves, LAYERS.items(), strict=True):
+            scores = getattr(neurons, f"{kind}_scores").flatten().numpy()
+            rates = getattr(neurons, f"{kind}_rates").flatten(0, 1).numpy()
+            order = np.argsort(-scores)
+            chosen = order[np.linspace(0, len(order) - 1, SHOWN).round().astype(int)]
+            half.suptitle(f"{title}, {label_of(run)}", fontsize=9)
+            _draw_maps(half, rates[chosen], scores[chosen], graph)
+    return figure
+
+
+def best_maps(runs: Sequence[Done], measure: Measure, graph: Graph) -> "Figure":
+    """Figure 4h: the feed-forward neurons with the greatest scores, of the first run of every group."""
+    firsts = [group[0] for group in grouped(runs)]
+    with style():
+        figure = new_figure(4.2 * len(firsts), 4.6)
+        parts: Any = figure.subfigures(1, len(firsts), squeeze=False)
+        for part, run in zip(parts[0], firsts, strict=True):
+            neurons = measure(run)
+            scores = neurons.ffn_scores.flatten().numpy()
+            best = np.argsort(-scores)[:SHOWN]
+            part.suptitle(label_of(run), fontsize=9)
+            _draw_maps(part, neurons.ffn_rates.flatten(0, 1).numpy()[best], scores[best], graph)
+    return figure
+
+
+def _draw_maps(part: Any, rates: np.ndarray, scores: np.ndarray, graph: Graph) -> None:
+    """Four by four maps, each with its score, from its least rate to its greatest."""
+    for axes, rate, score in zip(part.subplots(4, 4).flat, rates, scores, strict=False):
+        draw_map(axes, rate, graph)
+        axes.set_title(f"{score:.2f}", fontsize=7, pad=2)
+
+
+def draw_map(axes: Any, rates: np.ndarray, graph: Graph) -> None:
+    """A rate for every cell, where the cell is; cells without a place lie on a circle, in their order."""
+    places = graph.places
+    if places is None:
+        angles = np.linspace(0, 2 * np.pi, len(rates), endpoint=False)
+        places = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    size = 900 / max(np.ptp(places, axis=0).max() + 1, 1) ** 2
+    axes.scatter(places[:, 0], -places[:, 1], c=rates, s=size, marker="s", cmap="viridis", linewidths=0)
+    axes.set(aspect="equal", xticks=[], yticks=[])
+    axes.margins(0.08)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def scores_and_errors(runs: Sequence[Done], measure: Measure) -> "Figure":
+    """Figures 4c to 4g, S5, S9, S10: distributions of the scores, and their mean against the reference-memory error.
+
+    Above feed-forward neurons, below softmax neurons; a point of the scatter is a run, r and p are Spearman's.
+    """
+    groups = grouped(runs)
+    with style():
+        figure = new_figure(9.0, 6.4)
+        for row, (kind, title) in zip(figure.subplots(2, 2), LAYERS.items(), strict=True):
+            means, errors = [], []
+            for colour, group in zip(colours(groups), groups, strict=True):
+                every = [getattr(measure(run), f"{kind}_scores").flatten().numpy() for run in group]
+                own = [float(scores.mean()) for scores in every]
+                wrong = [run.last.errors["familiar"].reference for run in group]
+                row[0].hist(
+                    np.concatenate(every), bins=np.linspace(0, 1, 51), density=True, histtype="step", color=colour,
+                    label=label_of(group[0]),
+                )  # fmt: skip
+                row[1].scatter(own, wrong, color=colour, s=18)
+                means += own
+                errors += wrong
+            row[0].set(title=title, xlabel="place-cell score", ylabel="density")
+            row[1].set(xlabel="mean place-cell score", ylabel="reference-memory error", title=_spearman(means, errors))
+            for axes in row:
+                axes.grid(True)
+        figure.axes[0].legend(fontsize=7)
+    return figure
+
+
+def _spearman(left: Sequence[float], right: Sequence[float]) -> str:
+    """Spearman's r and p in words; nothing can be said of fewer than three, or of equal ones."""
+    if len(left) < 3 or not np.ptp(left) or not np.ptp(right):
+        return "too few runs for a correlation"
+    found = stats.spearmanr(left, right)
+    return f"Spearman's r = {found.statistic:.2f}, p = {found.pvalue:.2g}, n = {len(left)}"
+
+
+def sparsity(runs: Sequence[Done], measure: Measure) -> "Figure":
+    """Figure S13: Gini index of the feed-forward activity of each group, the mean over layers, moments and seeds."""
+    groups = grouped(runs)
+    with style():
+        figure = new_figure(4.8, 3.4)
+        axes = figure.subplots()
+        for place, (colour, group) in enumerate(zip(colours(groups), groups, strict=True)):
+            values = [float(measure(run).gini.mean()) for run in group]
+            axes.bar(place, np.mean(values), yerr=np.std(values), color=colour, capsize=3)
+        axes.set_xticks(
+            range(len(groups)), [label_of(group[0]) for group in groups], rotation=30, ha="right", fontsize=8
+        )
+        axes.set(ylabel="Gini index (Eq. S13)")
+        axes.grid(True, axis="y")
+    return figure
