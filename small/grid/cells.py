@@ -61,12 +61,12 @@ def place_cell_scores(rates: Tensor, graph: Graph) -> Tensor:
 
     Where the paper is silent: between equal rates there is no edge; of several greatest ones the cell with the least
     number is the peak; a neuron with one rate everywhere has no peak, and the score 0 (Algorithm 1 would say 1 / S, its
-    text says 0). Rates may be negative, and the score is then outside of 0 and 1 where sums cancel; where they do not
-    add up to more than 0 it is 0.
+    text says 0). A rate below 0, which most activations allow, counts as 0: with signs that cancel, V's share would be
+    no share.
     """
     neighbours = _neighbours(graph).to(rates.device)  # (S, degree), a cell itself where it has fewer
     # Neurons lie along rows from here: to look at a neighbour is then to copy a row.
-    rho = rates.double().T.contiguous()  # (S, R)
+    rho = rates.double().clamp(min=0).T.contiguous()  # (S, R)
     higher = torch.stack([rho[one] > rho for one in neighbours.T])  # (degree, S, R), the neighbour than the cell
     leaf = ~torch.stack([rho[one] < rho for one in neighbours.T]).any(0)  # (S, R)
     peak = F.one_hot(rho.argmax(0), len(rho)).T.bool()  # (S, R)
@@ -76,9 +76,8 @@ def place_cell_scores(rates: Tensor, graph: Graph) -> Tensor:
         for one, above in zip(neighbours.T, higher, strict=True):
             reached |= reached[one] & above
     inner = (reached & ~peak & ~leaf).sum(0).double()
-    total = rho.sum(0)
-    share = (rho * reached).sum(0) / total
-    peaked = (rho.amax(0) > rho.amin(0)) & (total > 0)
+    share = (rho * reached).sum(0) / rho.sum(0)
+    peaked = rho.amax(0) > rho.amin(0)
     return torch.where(peaked, (1 - inner / len(rho)) * share, 0.0)
 
 

@@ -177,8 +177,8 @@ def receptor(concentrations: Sequence[float] = (0.0, 0.1, 1.0, 10.0)) -> "Figure
             left.plot(voltage, made.open_probability(voltage), color=colour, label=label)
             right.plot(voltage, made.current(voltage), color=colour)
         left.set(xlabel="voltage, mV", ylabel="open probability (Eq. S7)", ylim=(0, 1.02))
-        right.set(xlabel="voltage, mV", ylabel="current / greatest conductance, mV (Eq. S9)")
-        left.legend(fontsize=7)
+        right.set(xlabel="voltage, mV", ylabel="current / conductance, mV (Eq. S9)")
+        right.legend(*left.get_legend_handles_labels(), fontsize=7, loc="upper left")
         for axes in (left, right):
             axes.grid(True)
     return figure

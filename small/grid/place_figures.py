@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Measure = Callable[[Done], Neurons]
 LAYERS = {"ffn": "feed-forward neurons", "softmax": "softmax neurons"}
 SHOWN = 16  # rate maps of a kind, four by four
+EXACT_UP_TO = 8  # runs: 40,320 pairings
 
 
 def rate_maps(run: Done, neurons: Neurons, graph: Graph) -> "Figure":
@@ -62,17 +63,27 @@ def _draw_maps(part: Any, rates: np.ndarray, scores: np.ndarray, graph: Graph) -
 
 
 def draw_map(axes: Any, rates: np.ndarray, graph: Graph) -> None:
-    """A rate for every cell, where the cell is; cells without a place lie on a circle, in their order."""
-    places = graph.places
-    if places is None:
+    """A square for every cell, where the cell is, coloured from the least rate to the greatest.
+
+    The layers of a space of three dimensions lie side by side; cells without a place, on a circle in their order.
+    """
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
+    at = graph.places
+    if at is None:
         angles = np.linspace(0, 2 * np.pi, len(rates), endpoint=False)
-        places = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    size = 900 / max(np.ptp(places, axis=0).max() + 1, 1) ** 2
-    axes.scatter(places[:, 0], -places[:, 1], c=rates, s=size, marker="s", cmap="viridis", linewidths=0)
+        at = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    if at.shape[1] == 3:
+        at = np.stack([at[:, 0] + (np.ptp(at[:, 0]) + 2) * at[:, 2], at[:, 1]], axis=1)
+    distances = np.linalg.norm(at[:, None] - at[None], axis=-1)
+    side = distances[distances > 0].min()
+    squares = [Rectangle((x - side / 2, -y - side / 2), side, side) for x, y in at]
+    axes.add_collection(PatchCollection(squares, array=rates, cmap="viridis", linewidths=0))
     axes.set(aspect="equal", xticks=[], yticks=[])
-    axes.margins(0.08)
-    for side in axes.spines.values():
-        side.set_visible(False)
+    axes.autoscale_view()
+    for spine in axes.spines.values():
+        spine.set_visible(False)
 
 
 def scores_and_errors(runs: Sequence[Done], measure: Measure) -> "Figure":
@@ -105,15 +116,30 @@ def scores_and_errors(runs: Sequence[Done], measure: Measure) -> "Figure":
 
 
 def _spearman(left: Sequence[float], right: Sequence[float]) -> str:
-    """Spearman's r and p in words; nothing can be said of fewer than three, or of equal ones."""
+    """Spearman's r and p in words; nothing can be said of fewer than three, or of equal ones.
+
+    Up to eight runs p is exact, of all pairings: that of Student's t would be 0 for three points in order.
+    """
     if len(left) < 3 or not np.ptp(left) or not np.ptp(right):
         return "too few runs for a correlation"
     found = stats.spearmanr(left, right)
-    return f"Spearman's r = {found.statistic:.2f}, p = {found.pvalue:.2g}, n = {len(left)}"
+    p = found.pvalue
+    if len(left) <= EXACT_UP_TO:
+        ranks = stats.rankdata(left), stats.rankdata(right)
+        p = stats.permutation_test(
+            (ranks[0],),
+            lambda x: stats.pearsonr(x, ranks[1]).statistic,
+            permutation_type="pairings",
+            n_resamples=np.inf,
+        ).pvalue
+    return f"Spearman's r = {found.statistic:.2f}, p = {p:.2g}, n = {len(left)}"
 
 
 def sparsity(runs: Sequence[Done], measure: Measure) -> "Figure":
-    """Figure S13: Gini index of the feed-forward activity of each group, the mean over layers, moments and seeds."""
+    """Figure S13: Gini index of each group, the mean over layers, moments and seeds.
+
+    Of the size of the activity: signed activities have means near zero, by which Eq. S13 divides.
+    """
     groups = grouped(runs)
     with style():
         figure = new_figure(4.8, 3.4)
@@ -124,6 +150,6 @@ def sparsity(runs: Sequence[Done], measure: Measure) -> "Figure":
         axes.set_xticks(
             range(len(groups)), [label_of(group[0]) for group in groups], rotation=30, ha="right", fontsize=8
         )
-        axes.set(ylabel="Gini index (Eq. S13)")
+        axes.set(ylabel="Gini index of |activity| (Eq. S13)")
         axes.grid(True, axis="y")
     return figure

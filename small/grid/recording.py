@@ -34,7 +34,7 @@ class Recording:
     ffn: list[RateMaps]  # F neurons
     softmax: list[RateMaps]  # H (memory + segment + 1) neurons, head by head, the earliest place first
     codes: RateMaps  # C components of the recurrent code of the cell that is asked for
-    gini: Tensor  # (layers,), mean Gini index of the feed-forward activity of a moment
+    gini: Tensor  # (layers,), mean Gini index of the size of the feed-forward activity of a moment
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def record(run: Run, map_index: int = 0, steps: int = 100_000, walkers: int = WA
             for index in range(layers):
                 ffn[index].add(asked, seen[index])
                 softmax[index].add(asked, answer.weights[index][:, :, 0].flatten(1))
-                ginis[index] += gini(seen[index]).mean()
+                ginis[index] += gini(seen[index].abs()).mean()  # signs cancel in Eq. S13's mean: nothing bounds it
     finally:
         for hook in hooks:
             hook.remove()
@@ -114,7 +114,7 @@ class Neurons(NamedTuple):
     softmax_rates: Tensor  # (layers, H (memory + segment + 1), S)
     softmax_scores: Tensor  # (layers, H (memory + segment + 1))
     codes: Tensor  # (C, S), rates of the recurrent code
-    gini: Tensor  # (layers,), of the feed-forward activity
+    gini: Tensor  # (layers,), of the size of the feed-forward activity
 
 
 def measured(folder: Path, how: How, device: str = "cpu") -> Neurons:

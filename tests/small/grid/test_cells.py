@@ -17,14 +17,15 @@ SQUARE = space("11x11")
 
 
 def by_networkx(rates: list[float], graph: nx.Graph) -> float:
-    """Algorithm 1 as it reads, for one neuron over a graph of cells 0 to S - 1."""
+    """Algorithm 1 as it reads, for one neuron over a graph of cells 0 to S - 1; no rate is below 0."""
+    rates = [max(rate, 0.0) for rate in rates]
     directed = nx.DiGraph()
     directed.add_nodes_from(graph)
     for one, other in graph.edges:
         for high, low in ((one, other), (other, one)):
             if rates[high] > rates[low]:
                 directed.add_edge(high, low)
-    if not directed.number_of_edges() or sum(rates) <= 0:
+    if not directed.number_of_edges():
         return 0.0
     peak = max(range(len(rates)), key=lambda cell: (rates[cell], -cell))
     found = directed.subgraph({peak, *nx.dfs_preorder_nodes(directed, peak)})

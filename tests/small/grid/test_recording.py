@@ -56,7 +56,7 @@ def test_activity_is_added_to_the_cell_that_is_asked_for(run: Run) -> None:
             for layer in range(2):
                 sums["ffn"][layer, cell] += acts[layer][0, -1].numpy()
                 sums["softmax"][layer, cell] += answer.weights[layer][0, :, 0].reshape(-1).numpy()
-            ginis.append([gini(act[0, -1]).item() for act in acts])
+            ginis.append([gini(act[0, -1].abs()).item() for act in acts])
     assert visits.sum() == 50
     for layer in range(2):
         np.testing.assert_allclose(found.ffn[layer].rates("walk").numpy(), sums["ffn"][layer].T / 50, atol=1e-6)
