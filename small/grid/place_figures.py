@@ -3,6 +3,7 @@
 Each function returns a matplotlib figure of runs and what was measured of their neurons.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 Measure = Callable[[Done], Neurons]
 LAYERS = {"ffn": "feed-forward neurons", "softmax": "softmax neurons"}
 SHOWN = 16  # rate maps of a kind, four by four
-EXACT_UP_TO = 8  # runs: 40,320 pairings
+EXACT_UP_TO = 7  # runs: 5,040 pairings
 
 
 def rate_maps(run: Done, neurons: Neurons, graph: Graph) -> "Figure":
@@ -118,12 +119,12 @@ def scores_and_errors(runs: Sequence[Done], measure: Measure) -> "Figure":
 def _spearman(left: Sequence[float], right: Sequence[float]) -> str:
     """Spearman's r and p in words; nothing can be said of fewer than three, or of equal ones.
 
-    Up to eight runs p is exact, of all pairings: that of Student's t would be 0 for three points in order.
+    Of few runs p is exact, of all pairings; of more it is Student's t's, but never less than two pairings of all.
     """
     if len(left) < 3 or not np.ptp(left) or not np.ptp(right):
         return "too few runs for a correlation"
     found = stats.spearmanr(left, right)
-    p = found.pvalue
+    p = max(float(found.pvalue), 2 / math.factorial(len(left)))
     if len(left) <= EXACT_UP_TO:
         ranks = stats.rankdata(left), stats.rankdata(right)
         p = stats.permutation_test(
