@@ -1,4 +1,4 @@
-"""Commands of `python -m small.grid`: train, tables, figures, bench.
+"""Commands of `python -m small.grid`: train, sweep, tables, figures, bench.
 
 torch is imported inside the command that needs it, so that --help answers at once.
 """
@@ -51,6 +51,20 @@ def _train(options: argparse.Namespace) -> None:
         print(f"{number} of {len(asked)}: {run.label}", flush=True)
         folder = options.out / run.label
         train(folder, run.graph, run.sizes, run.variant, run.settings, device, options.line)
+    _show(read_runs(options.out), options.out)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from ..folder import made_folder
+    from .runs import read_runs
+    from .sweep import places, share, sweep
+
+    asked = _asked(options)
+    mine = share(asked, options.task) if options.task else asked
+    devices = places(device_of(options), options.workers)
+    made_folder(options.out)
+    print(f"{len(mine)} of {len(asked)} runs, {len(devices)} at once", flush=True)
+    sweep(mine, options.out, devices, options.line)
     _show(read_runs(options.out), options.out)
 
 
@@ -134,11 +148,15 @@ def _asked(options: argparse.Namespace) -> list[Any]:
     variant = Variant(
         position=options.position, transition=options.transition, streams=tuple(options.streams), source=options.source
     )
-    knobs = {
+    knobs: dict[str, Sequence[Any]] = {
         "act": acts or [f"nmda:{alpha:g}" for alpha in preset["alpha"]],
         "maps": of(["maps"])["maps"],
         "seed": range(options.first_seed, options.first_seed + seeds),
     }
+    if options.vary:
+        from .sweep import Knob
+
+        knobs |= dict(map(Knob.parse, options.vary))
     settings = Settings(**of([*SETTINGS, "objective"]), products=options.products)
     return combinations(space(of(["space"])["space"]), Sizes(**of(list(SIZES))), variant, settings, knobs)
 
@@ -152,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Grid navigation with the NMDA activation: working and reference memory (nmda-transformer).",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_tables, _add_figures, _add_bench):
+    for add in (_add_train, _add_sweep, _add_tables, _add_figures, _add_bench):
         add(commands)
     return parser
 
@@ -170,6 +188,29 @@ def _add_train(commands: Any) -> None:
         "  python -m small.grid train --alpha 0 1 10 --act gelu_sigmoid relu --maps 32 48 --out runs/grid/paper\n"
         "  python -m small.grid train --preset small --space maze.txt --alpha 10 --out runs/grid/maze",
     )
+    _add_training(command)
+    command.set_defaults(command=_train)
+
+
+def _add_sweep(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "sweep",
+        "many runs at once, on the devices there are or in a Slurm array",
+        "Trains like `train`, as many runs at once as there are GPUs, or cores of a CPU; of an array's task only its "
+        "share. Killed, it goes on with the same command. At the end, one table of all runs that are there.",
+        "python -m small.grid sweep --alpha 0 0.01 0.05 0.1 0.5 1 5 10 --maps 32 48 64 --out runs/grid/sweep\n"
+        "  python -m small.grid sweep --alpha 0.1 1 10 --maps 64 --vary lr=1e-3,3e-4,1e-4 --out runs/grid/lr\n"
+        "  python -m small.grid sweep --preset small --vary position=paper,actions --out runs/grid/positions\n"
+        "  sbatch slurm/grid_sweep.sh",
+    )
+    command.add_argument("--task", metavar="I/N", help="only the share of task I of N")
+    command.add_argument("--workers", type=count, metavar="N", help="runs at once (one a GPU, or one a core)")
+    _add_training(command)
+    command.set_defaults(command=_sweep)
+
+
+def _add_training(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of all runs")
     command.add_argument(
         "--preset",
@@ -210,8 +251,10 @@ def _add_train(commands: Any) -> None:
     whole = {"dropout": float, "lr": float, "clip": float}
     for name, text in (SIZES | SETTINGS).items():
         command.add_argument(f"--{name.replace('_', '-')}", type=whole.get(name, int), metavar="X", help=text)
+    command.add_argument(
+        "--vary", action="append", metavar="NAME=V,V", help="any field of sizes, variant or settings, as lr=1e-3,1e-4"
+    )
     add_device(command)
-    command.set_defaults(command=_train)
 
 
 def _add_tables(commands: Any) -> None:

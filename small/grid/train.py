@@ -313,8 +313,9 @@ def train(
     settings: Settings,
     device: str = "cpu",
     command: str = "",
+    quiet: bool = False,
 ) -> Sequence[Row]:
-    """Train one navigator in the folder `path`, or go on with it; returns every row.
+    """Train one navigator in the folder `path`, or go on with it; returns every row. `quiet` has no progress bar.
 
     Raises:
         UserError: the folder holds another run, is in use, or what it holds is damaged.
@@ -326,7 +327,7 @@ def train(
         segments = settings.steps // sizes.segment
         with tqdm(
             total=settings.trials * segments, initial=done * segments, desc=path.name, unit=" segments",
-            dynamic_ncols=True, leave=False,
+            dynamic_ncols=True, leave=False, disable=quiet,
         ) as bar:  # fmt: skip
             if not folder.rows:
                 folder.keep(_measured(run, 0, math.nan), 0, run)
