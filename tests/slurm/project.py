@@ -11,7 +11,7 @@ def make_project(folder: Path, llm: str | None = None) -> Path:
     (folder / "slurm" / "logs").mkdir(parents=True)
     for file in ROOT.glob("slurm/*.*"):
         shutil.copy(file, folder / "slurm")
-    for name in ("llm", "evals", "configs"):
+    for name in ("llm", "evals", "small", "configs"):
         (folder / name).symlink_to(ROOT / name)
     if llm is not None:
         (folder / "llm").unlink()

@@ -176,6 +176,17 @@ def test_two_tasks_of_an_array_train_a_pair_on_the_same_batches(pair: Path) -> N
     assert all(a != b for a, b in zip(column(classic, "train_loss"), column(values, "train_loss"), strict=True))
 
 
+def test_the_tasks_of_an_array_share_a_sweep_of_the_grid_experiments(project: Path, tmp_path: Path) -> None:
+    tiny = "--preset small --space 3x3 --trials 1 --steps 16 --batch 4 --walkers 4 --width 16 --neurons 8 --device cpu"
+    words = ["--array=1,2", *SMALL, "slurm/grid_sweep.sh", *tiny.split(), "--seeds", "1", "--alpha", "0", "1", "10"]
+    array = submit(project, *words, RUNS=str(tmp_path), TASKS="2")
+    for task in (f"{array}_1", f"{array}_2"):
+        assert end(task)["JobState"] == "COMPLETED", log(project, f"grid-sweep-{task}")
+    trained = {path.parent.name for path in tmp_path.glob("*/checkpoint.safetensors")}
+    assert trained == {f"act=nmda:{alpha},maps=4,seed=0" for alpha in (0, 1, 10)}
+    assert "2 of 3 runs" in log(project, f"grid-sweep-{array}_1")
+
+
 def test_a_run_is_exported_and_evaluated(project: Path, pair: Path) -> None:
     given = {"RUN": str(pair / "values-seed1"), "TASKS": "stories", "SHOTS": "0 1"}
     job = submit(project, *SMALL, "slurm/evaluate.sh", "--limit", "5", **given)
