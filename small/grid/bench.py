@@ -94,7 +94,7 @@ def _scores(rounds: int, device: str) -> dict[str, Any]:
 
 def _steps(rounds: int, device: str, products: str, sizes: Sizes) -> dict[str, Any]:
     ours, plain = _Segment(device, "steps", products, sizes), PlainSegment(device, sizes)
-    walks = World(space(SPACE), 32, 0).trial("train", 0, BATCH, STEPS)
+    walks = World(space(SPACE), 32, 0, device=device).trial("train", 0, BATCH, STEPS)
     a, b, c = "a gradient step", "a gradient step, plain torch in float32", "walks of a gradient step"
     times = in_turn(
         rounds,

@@ -40,8 +40,9 @@ class RateMaps:
         self.visits.index_add_(0, cells, torch.ones_like(cells, dtype=torch.float64))
 
     def rates(self, normalisation: str = "walk") -> Tensor:
-        """(R, S): the sums divided by the moments of the "walk" (the paper's text), or by those in the cell, its
-        "occupancy" (the authors' code); a cell that was never visited has the rate 0.
+        """(R, S): the sums divided by all recorded moments of the "walk" (the paper's text, which divides by its steps,
+        one constant more), or by those in the cell, its "occupancy" (the authors' code). A cell that was never visited
+        has the rate 0.
 
         Raises:
             ValueError: another normalisation.

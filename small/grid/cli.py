@@ -61,11 +61,15 @@ def _sweep(options: argparse.Namespace) -> None:
 
     asked = _asked(options)
     mine = share(asked, options.task) if options.task else asked
-    devices = places(device_of(options), options.workers)
+    device = device_of(options)
+    devices = places("cuda" if options.device == "cuda" else device, options.workers)
     made_folder(options.out)
     print(f"{len(mine)} of {len(asked)} runs, {len(devices)} at once", flush=True)
     sweep(mine, options.out, devices, options.line)
-    _show(read_runs(options.out), options.out)
+    if options.task:  # tasks that end together would write the tables at once
+        print(f"when all tasks are done: python -m small.grid tables {options.out}")
+    else:
+        _show(read_runs(options.out), options.out)
 
 
 def _tables(options: argparse.Namespace) -> None:
@@ -96,20 +100,17 @@ def _figures(options: argparse.Namespace) -> None:
     from .gallery import of_errors, of_neurons, without_runs
     from .recording import How, measured
     from .runs import read_runs
-    from .train import read_asked
 
+    if options.out is not None and len(options.folders) > 1:
+        raise UserError("--out is one folder, and there are several of runs: give one of them, or leave out --out")
     device, how = device_of(options), How(options.record_steps, options.map, options.normalisation)
     for folder in options.folders:
-        runs = read_runs(folder)
-        graphs = [read_asked(run.folder)[0] for run in runs]
-        if len({str(graph.record()) for graph in graphs}) > 1:
-            raise UserError(f"{folder} holds runs of several spaces: give the runs of one of them")
-        neurons = {}
+        runs, neurons = read_runs(folder), {}
         for run in tqdm(runs, desc="neurons", unit=" runs", dynamic_ncols=True):
             neurons[run.folder] = measured(run.folder, how, device)
         out = options.out or folder
         made_folder(out)
-        made = [*of_errors(runs), *of_neurons(runs, lambda run: neurons[run.folder], graphs[0])]  # noqa: B023  # used here
+        made = [*of_errors(runs), *of_neurons(runs, lambda run: neurons[run.folder])]  # noqa: B023  # used here
         for name, draw in [*without_runs(), *made]:
             print(write(draw(), out / f"{name}.png"))
 
@@ -156,7 +157,11 @@ def _asked(options: argparse.Namespace) -> list[Any]:
     if options.vary:
         from .sweep import Knob
 
-        knobs |= dict(map(Knob.parse, options.vary))
+        for knob in map(Knob.parse, options.vary):
+            if knob.name in knobs:
+                own = {"act": "--alpha or --act", "maps": "--maps", "seed": "--seeds"}.get(knob.name, "one --vary")
+                raise UserError(f"--vary {knob.name} is asked for twice: give its values by {own}")
+            knobs[knob.name] = knob.values
     settings = Settings(**of([*SETTINGS, "objective"]), products=options.products)
     return combinations(space(of(["space"])["space"]), Sizes(**of(list(SIZES))), variant, settings, knobs)
 
@@ -248,9 +253,9 @@ def _add_training(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--products", choices=("float32", "bfloat16"), default="float32", help="bfloat16 is autocast to it (float32)"
     )
-    whole = {"dropout": float, "lr": float, "clip": float}
+    fractional = {"dropout": float, "lr": float, "clip": float}
     for name, text in (SIZES | SETTINGS).items():
-        command.add_argument(f"--{name.replace('_', '-')}", type=whole.get(name, int), metavar="X", help=text)
+        command.add_argument(f"--{name.replace('_', '-')}", type=fractional.get(name, int), metavar="X", help=text)
     command.add_argument(
         "--vary", action="append", metavar="NAME=V,V", help="any field of sizes, variant or settings, as lr=1e-3,1e-4"
     )
@@ -286,7 +291,7 @@ def _add_figures(commands: Any) -> None:
     command.add_argument("--map", type=int, default=0, metavar="M", help="that is walked; from N on novel ones (0)")
     command.add_argument(
         "--normalisation", choices=("walk", "occupancy"), default="walk",
-        help="of rate maps: by the length of the walk (the paper; default) or by visits (its code)",
+        help="of rate maps: by the moments of the walk (the paper; default) or by visits (its code)",
     )  # fmt: skip
     add_device(command)
     command.set_defaults(command=_figures)

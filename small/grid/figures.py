@@ -1,5 +1,6 @@
 """The figures of nmda-transformer.txt; each function returns a matplotlib figure."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from evals.plots import new_figure, style
 from ..plots import PALETTE
 from .biophysics import Receptor
 from .model import Variant
-from .runs import Done, grouped
+from .runs import Done, act_name, grouped, names
 from .train import MAPS
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ def over_trials(runs: Sequence[Done]) -> "Figure":
         panels = figure.subplots(2, 2, sharex=True, sharey=True)
         for row, name in zip(panels, ("reference", "working"), strict=True):
             for axes, maps in zip(row, MAPS, strict=True):
-                for colour, group in zip(colours(groups), groups, strict=True):
-                    _draw_group(axes, group, maps, name, colour)
+                for colour, group, label in zip(colours(groups), groups, names(groups), strict=True):
+                    _draw_group(axes, group, maps, name, colour, label)
                 chance = 1 - 1 / runs[0].settings.letters
                 axes.axhline(chance, color="black", linestyle=":", linewidth=0.8)
                 axes.set(title=f"{TITLES[name]}, {maps} maps", ylim=(0, 1.02))
@@ -44,24 +45,13 @@ def over_trials(runs: Sequence[Done]) -> "Figure":
     return figure
 
 
-def _draw_group(axes: Any, group: Sequence[Done], maps: str, name: str, colour: Any) -> None:
+def _draw_group(axes: Any, group: Sequence[Done], maps: str, name: str, colour: Any, label: str) -> None:
     curves = [{row.trial: getattr(row.errors[maps], name) for row in run.rows} for run in group]
     for curve in curves:
         axes.plot(list(curve), list(curve.values()), color=colour, alpha=0.3, linewidth=0.8)
     trials = sorted(set.intersection(*(set(curve) for curve in curves)))
     mean = np.mean([[curve[trial] for trial in trials] for curve in curves], axis=0)
-    axes.plot(trials, mean, color=colour, linewidth=1.8, label=label_of(group[0]))
-
-
-def label_of(run: Done) -> str:
-    """A run's group in a legend."""
-    return f"{act_label(run.variant.act)}, N = {run.settings.maps}"
-
-
-def act_label(act: str) -> str:
-    """An activation in a legend."""
-    name, _, number = act.partition(":")
-    return {"nmda": "NMDA α = ", "leaky_relu": "LeakyReLU "}.get(name, name) + number
+    axes.plot(trials, mean, color=colour, linewidth=1.8, label=label)
 
 
 def colours(groups: Sequence[Sequence[Done]]) -> list[Any]:
@@ -74,30 +64,44 @@ def colours(groups: Sequence[Sequence[Done]]) -> list[Any]:
 
 
 def against_alpha(runs: Sequence[Done], name: str = "reference") -> "Figure":
-    """Figures 3b and S6: an error on familiar maps against NMDA's alpha, a curve for each number of maps."""
-    nmda = [run for run in runs if run.variant.act.startswith("nmda:")]
-    return _against(nmda, number_of, lambda run: f"N = {run.settings.maps}", "α of NMDA", name)
+    """Figures 3b and S6: an error on familiar maps against NMDA's alpha; a curve for all else that is the same."""
+    return _against(runs, "act", number_of, "α of NMDA", name)
+
+
+def against_rate(runs: Sequence[Done]) -> "Figure":
+    """Figure S8: the reference-memory error on familiar maps against Adam's learning rate."""
+    return _against(runs, "lr", lambda run: run.settings.lr, "learning rate at the start")
+
+
+def against_slope(runs: Sequence[Done]) -> "Figure":
+    """Figure S10, above: the reference-memory error on familiar maps against LeakyReLU's slope."""
+    return _against(runs, "act", number_of, "slope of LeakyReLU below 0")
+
+
+def number_of(run: Done) -> float:
+    """NMDA's alpha, LeakyReLU's slope; NaN for an activation without a number."""
+    return math.nan if run.variant.number is None else run.variant.number
 
 
 def _against(
-    runs: Sequence[Done], x: Callable[[Done], float], curve: Callable[[Done], str], xlabel: str, name: str = "reference"
+    runs: Sequence[Done], field: str, x: Callable[[Done], float], xlabel: str, error: str = "reference"
 ) -> "Figure":
-    """An error on familiar maps, mean and deviation over seeds, at equally far values of x; a curve for each word."""
+    """An error on familiar maps at equally far values of a field: mean and deviation over seeds."""
     places = {value: place for place, value in enumerate(sorted({x(run) for run in runs}))}
+    curves = grouped(runs, without=field)
     with style():
         figure = new_figure(4.6, 3.4)
         axes = figure.subplots()
-        for colour, word in zip(PALETTE, dict.fromkeys(map(curve, runs)), strict=False):
+        for colour, curve, name in zip(colours(curves), curves, names(curves, field), strict=True):
             found: dict[float, list[float]] = {}
-            for run in runs:
-                if curve(run) == word:
-                    found.setdefault(x(run), []).append(getattr(run.last.errors["familiar"], name))
+            for run in curve:
+                found.setdefault(x(run), []).append(getattr(run.last.errors["familiar"], error))
             values = sorted(found)
             means, deviations = ([part(found[value]) for value in values] for part in (np.mean, np.std))
             at = [places[value] for value in values]
-            axes.errorbar(at, means, deviations, color=colour, marker="o", capsize=3, label=word)
+            axes.errorbar(at, means, deviations, color=colour, marker="o", capsize=3, label=name)
         axes.set_xticks(list(places.values()), [f"{value:g}" for value in places])
-        axes.set(xlabel=xlabel, ylabel=f"{TITLES[name]}, familiar maps")
+        axes.set(xlabel=xlabel, ylabel=f"{TITLES[error]}, familiar maps")
         axes.legend(fontsize=8)
         axes.grid(True)
     return figure
@@ -112,8 +116,7 @@ def across_activations(runs: Sequence[Done]) -> "Figure":
         for place, group in enumerate(groups):
             values = _reference(group)
             axes.bar(place, np.mean(values), yerr=np.std(values), color=PALETTE[0], capsize=3)
-        labels = [label_of(group[0]) for group in groups]
-        axes.set_xticks(range(len(groups)), labels, rotation=30, ha="right", fontsize=8)
+        axes.set_xticks(range(len(groups)), names(groups), rotation=30, ha="right", fontsize=8)
         axes.set(ylabel="reference-memory error, familiar maps")
         axes.grid(True, axis="y")
     return figure
@@ -126,15 +129,18 @@ def _reference(group: Sequence[Done]) -> list[float]:
 def mann_whitney(runs: Sequence[Done]) -> "Figure":
     """Figure S7: p of the Mann-Whitney test of the reference-memory error, every group against every other.
 
-    Two-sided and exact (samples are a few seeds); with three against three p cannot be below 0.1.
+    Two-sided, by permutation: of all orders where there are at most 10,000, so that three seeds against three cannot
+    come below 0.1, else of so many drawn ones.
     """
     groups = grouped(runs)
     found = np.full((len(groups), len(groups)), np.nan)
     for row, one in enumerate(groups):
         for column, other in enumerate(groups):
             if row != column:
-                found[row, column] = stats.mannwhitneyu(_reference(one), _reference(other)).pvalue
-    labels = [label_of(group[0]) for group in groups]
+                permuted = stats.PermutationMethod(n_resamples=10_000, rng=np.random.default_rng(0))
+                test = stats.mannwhitneyu(_reference(one), _reference(other), method=permuted)
+                found[row, column] = test.pvalue
+    labels = names(groups)
     with style():
         figure = new_figure(1.6 + 0.75 * len(groups), 1.2 + 0.65 * len(groups))
         axes = figure.subplots()
@@ -147,22 +153,6 @@ def mann_whitney(runs: Sequence[Done]) -> "Figure":
         axes.set_yticks(range(len(groups)), labels, fontsize=8)
         figure.colorbar(image, ax=axes, label="log10 p", shrink=0.8)
     return figure
-
-
-def against_rate(runs: Sequence[Done]) -> "Figure":
-    """Figure S8: the reference-memory error on familiar maps against Adam's learning rate, a curve an activation."""
-    return _against(runs, lambda run: run.settings.lr, lambda run: label_of(run), "learning rate at the start")
-
-
-def against_slope(runs: Sequence[Done]) -> "Figure":
-    """Figure S10, above: the reference-memory error on familiar maps against LeakyReLU's slope."""
-    leaky = [run for run in runs if run.variant.act.startswith("leaky_relu:")]
-    return _against(leaky, number_of, lambda run: f"N = {run.settings.maps}", "slope of LeakyReLU below 0")
-
-
-def number_of(run: Done) -> float:
-    """What an activation's name ends in: NMDA's alpha, LeakyReLU's slope."""
-    return float(run.variant.act.partition(":")[2])
 
 
 def receptor(concentrations: Sequence[float] = (0.0, 0.1, 1.0, 10.0)) -> "Figure":
@@ -193,7 +183,7 @@ def activations(acts: Sequence[str] = ("nmda:0", "nmda:1", "nmda:10", "gelu_sigm
             x = torch.linspace(-6, 6, 601, requires_grad=True)
             y = Variant(act).activation()(x)
             (slope,) = torch.autograd.grad(y.sum(), x)
-            left.plot(x.detach().numpy(), y.detach().numpy(), color=colour, label=act_label(act))
+            left.plot(x.detach().numpy(), y.detach().numpy(), color=colour, label=act_name(Variant(act)))
             right.plot(x.detach().numpy(), slope.numpy(), color=colour)
         left.set(xlabel="x", title="activation", ylim=(-3, 6))
         right.set(xlabel="x", title="derivative")

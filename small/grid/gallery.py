@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from . import figures, place_figures
 from .figures import number_of
-from .graph import Graph
 from .place_figures import Measure
 from .runs import Done, grouped
 
@@ -23,38 +22,44 @@ def without_runs() -> list[Made]:
 def of_errors(runs: Sequence[Done]) -> Iterator[Made]:
     """The figures of both errors."""
     recurrent, actions = _by_position(runs)
+    nmda, leaky = (_of(recurrent, act) for act in ("nmda", "leaky_relu"))
     if recurrent:
         yield "figure3a", lambda: figures.over_trials(recurrent)
-        if _vary(_nmda(recurrent), number_of):
-            yield "figure3b", lambda: figures.against_alpha(recurrent)
-            yield "figureS6", lambda: figures.against_alpha(recurrent, "first")
-        if len(grouped(recurrent)) > 1:
-            yield "figure3c", lambda: figures.across_activations(recurrent)
-            if all(len(group) > 1 for group in grouped(recurrent)):
-                yield "figureS7", lambda: figures.mann_whitney(recurrent)
-        if _vary(recurrent, lambda run: run.settings.lr):
-            yield "figureS8", lambda: figures.against_rate(recurrent)
-        if _vary(_leaky(recurrent), number_of):
-            yield "figureS10a", lambda: figures.against_slope(recurrent)
+    if _vary(nmda, number_of):
+        yield "figure3b", lambda: figures.against_alpha(nmda)
+        yield "figureS6", lambda: figures.against_alpha(nmda, "first")
+    if len(grouped(recurrent)) > 1:
+        yield "figure3c", lambda: figures.across_activations(recurrent)
+        if all(len(group) > 1 for group in grouped(recurrent)):
+            yield "figureS7", lambda: figures.mann_whitney(recurrent)
+    if _vary(recurrent, lambda run: run.settings.lr):
+        yield "figureS8", lambda: figures.against_rate(recurrent)
+    if _vary(leaky, number_of):
+        yield "figureS10a", lambda: figures.against_slope(leaky)
     if actions:
         yield "figureS4a", lambda: figures.over_trials(actions)
-        if _vary(_nmda(actions), number_of):
-            yield "figureS4b", lambda: figures.against_alpha(actions)
+    if _vary(_of(actions, "nmda"), number_of):
+        yield "figureS4b", lambda: figures.against_alpha(_of(actions, "nmda"))
 
 
-def of_neurons(runs: Sequence[Done], measure: Measure, graph: Graph) -> Iterator[Made]:
+def of_neurons(runs: Sequence[Done], measure: Measure) -> Iterator[Made]:
     """The figures of rate maps, scores and sparsity."""
     recurrent, actions = _by_position(runs)
+    nmda, leaky = (_of(recurrent, act) for act in ("nmda", "leaky_relu"))
     if recurrent:
-        shown = max(_nmda(recurrent) or recurrent, key=lambda run: number_of(run) if _nmda([run]) else 0.0)
-        yield "figure4ab", lambda: place_figures.rate_maps(shown, measure(shown), graph)
-        yield "figure4cdefg", lambda: place_figures.scores_and_errors(recurrent, measure)
-        yield "figure4h", lambda: place_figures.best_maps(recurrent, measure, graph)
+        shown = max(nmda, key=number_of) if nmda else recurrent[0]
+        yield "figure4ab", lambda: place_figures.rate_maps(shown, measure(shown))
+        yield "figure4h", lambda: place_figures.best_maps(recurrent, measure)
         yield "figureS13", lambda: place_figures.sparsity(recurrent, measure)
-        if _vary(recurrent, lambda run: run.settings.lr):
-            yield "figureS9", lambda: place_figures.scores_and_errors(recurrent, measure)
-        if _vary(_leaky(recurrent), number_of):
-            yield "figureS10b", lambda: place_figures.scores_and_errors(_leaky(recurrent), measure)
+        if shown.graph.shape is not None:
+            yield "codes", lambda: place_figures.position_codes(shown, measure(shown))
+    if nmda:
+        name = "figureS9" if _vary(nmda, lambda run: run.settings.lr) else "figure4cdef"
+        yield name, lambda: place_figures.scores_and_errors(nmda, measure)
+    if len(nmda) < len(recurrent):
+        yield "figure4g", lambda: place_figures.scores_and_errors(recurrent, measure)
+    if _vary(leaky, number_of):
+        yield "figureS10b", lambda: place_figures.scores_and_errors(leaky, measure)
     if actions:
         yield "figureS5", lambda: place_figures.scores_and_errors(actions, measure)
 
@@ -65,12 +70,8 @@ def _by_position(runs: Sequence[Done]) -> tuple[list[Done], list[Done]]:
     return [run for run in runs if run.variant.position != "actions"], actions
 
 
-def _nmda(runs: Sequence[Done]) -> list[Done]:
-    return [run for run in runs if run.variant.act.startswith("nmda:")]
-
-
-def _leaky(runs: Sequence[Done]) -> list[Done]:
-    return [run for run in runs if run.variant.act.startswith("leaky_relu:")]
+def _of(runs: Sequence[Done], act: str) -> list[Done]:
+    return [run for run in runs if run.variant.act.partition(":")[0] == act]
 
 
 def _vary(runs: Sequence[Done], what: Callable[[Done], float]) -> bool:

@@ -5,7 +5,7 @@ structures, such as 2D hexagonal grids or 3D grid spaces", and a space here is a
 
     .txt      a maze: every character but a space and # is a cell, # and spaces are walls; four directions
     .json     {"edges": [[from, to] or [from, to, action], ...], "places": {cell: [x, y(, z)]}}
-    .graphml, .gml, .adjlist, .edgelist    what networkx reads; edges may have an `action`, cells `x`, `y`, `z`
+    .graphml, .gml, .adjlist, .edgelist    what networkx reads; cells may have `x`, `y`, `z`, directed edges an `action`
 
 An edge with an action leads one way, one without leads both. Where no action is named, cells with places have the
 displacement as the action, and cells without have their exits numbered in the order of the file, which says nothing of
@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,6 +31,7 @@ from llm.errors import UserError
 STAY = "stay"
 NOWHERE = -1
 WALLS = frozenset("# ")
+DECIMALS = 6  # of a displacement: those that differ by less are one action
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,21 @@ class Graph:
             if missed:
                 cell = self.cells[min(missed)]
                 raise UserError(f"cell {cell} cannot be {way} cell {first}: connect the two parts, or take one out")
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Rows and columns of a space that is a whole square in row-major order; None of any other."""
+        if self.places is None or self.places.shape[1] != 2:
+            return None
+        columns = int(self.places[:, 0].max()) + 1
+        rows = len(self.cells) // columns
+        square = [(column, row) for row in range(rows) for column in range(columns)]
+        return (rows, columns) if min(rows, columns) > 1 and np.array_equal(self.places, square) else None
+
+    @property
+    def name(self) -> str:
+        """How many cells and actions it has, in words."""
+        return f"{len(self.cells)} cells, {len(self.actions)} actions"
 
     @cached_property
     def directed(self) -> nx.DiGraph:
@@ -168,25 +185,25 @@ def read(path: Path) -> Graph:
     Raises:
         UserError: it cannot be read, is of no known kind, or cannot be walked.
     """
+    if path.suffix not in _READERS:
+        raise UserError(f"{path} is of no known kind: give one of {', '.join(_READERS)}")
     try:
-        graph = _READERS[path.suffix](path)
-    except KeyError:
-        raise UserError(f"{path} is of no known kind: give one of {', '.join(_READERS)}") from None
+        return _READERS[path.suffix](path)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (OSError, ValueError, TypeError, AttributeError, SyntaxError, nx.NetworkXError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, SyntaxError, nx.NetworkXError) as error:
         raise UserError(f"{path} cannot be read as {path.suffix} ({error})") from error
-    return graph
 
 
 def _maze(path: Path) -> Graph:
     lines = path.read_text().splitlines()
     at = [(row, column) for row, line in enumerate(lines) for column, mark in enumerate(line) if mark not in WALLS]
+    there = set(at)
     edges = [
         (cell, other, action)
         for cell in at
         for action, step in SQUARE.items()
-        if (other := (cell[0] + step[0], cell[1] + step[1])) in set(at)
+        if (other := (cell[0] + step[0], cell[1] + step[1])) in there
     ]
     return _assembled(at, edges, {cell: (float(cell[1]), float(cell[0])) for cell in at}, tuple(SQUARE))
 
@@ -252,14 +269,21 @@ def _assembled(
         raise UserError(f"cell {missing[0]} has no place, and others have: give all or none")
     if len({len(at) for at in places.values()}) > 1 or any(len(at) not in (2, 3) for at in places.values()):
         raise UserError("places must all have two coordinates, or all three")
+    if not np.isfinite(np.array(list(places.values()), float)).all() or len(set(places.values())) < len(places):
+        raise UserError("places must be finite, and no two cells at one place")
     leads: dict[tuple[Hashable, str], Hashable] = {}
+    exits: Counter[Hashable] = Counter()
     for origin, target, action in edges:
         if origin == target:
             continue  # to stay is an action of every cell
         if action is None and places:
-            action = "by " + ",".join(f"{b - a:g}" for a, b in zip(places[origin], places[target], strict=True))
+            steps = (round(b - a, DECIMALS) for a, b in zip(places[origin], places[target], strict=True))
+            action = "by " + ",".join(f"{step + 0.0:.12g}" for step in steps)
         elif action is None:
-            action = f"exit {sum(cell == origin for cell, _ in leads) + 1}"
+            action = f"exit {exits[origin] + 1}"
+        if action == STAY:
+            raise UserError(f"the action from {origin} to {target} is called {STAY!r}, which every cell has: rename it")
+        exits[origin] += (origin, action) not in leads
         if leads.setdefault((origin, action), target) != target:
             raise UserError(f"action {action!r} leads from cell {origin} to two cells: name one of them otherwise")
     number = {cell: index for index, cell in enumerate(cells)}

@@ -35,8 +35,7 @@ from llm.model.streams import SOURCES, STREAMS, Carry, ResidualStream
 
 POSITIONS = ("paper", "residual", "actions")
 TRANSITIONS = ("tanh", "relu", "identity")
-WITH_NUMBER = {"nmda": "alpha", "leaky_relu": "its slope below 0"}  # activations that take one
-LEAKY = 0.01  # slope of nmda-transformer.txt, Section 3.1
+DEFAULTS = {"nmda": 1.0, "leaky_relu": 0.01}  # alpha (SiLU); slope below 0 (nmda-transformer.txt, Section 3.1)
 
 
 @dataclass(frozen=True)
@@ -116,21 +115,29 @@ class Variant:
             problems.append(str(error))
         if problems:
             raise UserError("; ".join(problems))
+        # One model has one name.
+        name = self.act.partition(":")[0]
+        object.__setattr__(self, "act", name if self.number is None else f"{name}:{self.number:g}")
+        object.__setattr__(self, "streams", tuple(stream for stream in STREAMS if stream in self.streams))
+
+    @property
+    def number(self) -> float | None:
+        """What the activation's name ends in: NMDA's alpha, LeakyReLU's slope; None for the others."""
+        name, _, number = self.act.partition(":")
+        return float(number or DEFAULTS[name]) if name in DEFAULTS else None
 
     def activation(self) -> nn.Module:
         """The activation that `act` names; UserError where it names none."""
         name, colon, number = self.act.partition(":")
         try:
-            value = float(number) if colon else None
-            if name not in NAMES or (colon and name not in WITH_NUMBER) or not math.isfinite(value or 0):
+            if name not in NAMES or (colon and name not in DEFAULTS) or not math.isfinite(float(number or 0)):
                 raise ValueError
-            if name == "leaky_relu":
-                return nn.LeakyReLU(LEAKY if value is None else value)
-            return activation(name, alpha=1.0 if value is None else value)
+            value = float(number or DEFAULTS.get(name, 1.0))
+            return nn.LeakyReLU(value) if name == "leaky_relu" else activation(name, alpha=value)
         except ValueError:
             raise UserError(
                 f"activation {self.act!r} is unknown: give nmda:ALPHA (0 or more), leaky_relu:SLOPE, or one of "
-                f"{', '.join(sorted(set(NAMES) - WITH_NUMBER.keys()))}"
+                f"{', '.join(sorted(set(NAMES) - DEFAULTS.keys()))}"
             ) from None
 
 
@@ -158,13 +165,14 @@ class Navigator(nn.Module):
         super().__init__()
         self.sizes, self.letters = sizes, letters
         half = sizes.width // 2
-        self.codes = Codes(actions, sizes.code, variant.position, variant.transition)
         self.position = nn.Linear(sizes.code, half)
         self.letter = nn.Embedding(letters + 1, half)  # the last is no letter: a query's
         self.dropout = nn.Dropout(sizes.dropout)
         self.layers = nn.ModuleList(Layer(sizes, variant, index) for index in range(sizes.layers))
         self.norm = norm("layernorm", sizes.width, 1e-5)
         self.read_out = nn.Linear(sizes.width, letters)
+        # Last, so that all forms of the code leave the other weights the same first values.
+        self.codes = Codes(actions, sizes.code, variant.position, variant.transition)
         self.apply(_start)
 
     def first_code(self, walkers: int, generator: torch.Generator) -> Tensor:
@@ -305,6 +313,13 @@ class Codes(nn.Module):
 def _plan(memory: int, letters: int, asked: tuple[int, ...], reach: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Of every token [letters | queries] to [memory | letters | queries]: distance (T, S) in time, at most reach - 1;
     and what is added to a score, (T, S): 0, or -inf where the token must not look."""
+    with torch.inference_mode(False):  # what is kept must serve a training too
+        return _made_plan(memory, letters, asked, reach, device)
+
+
+def _made_plan(
+    memory: int, letters: int, asked: tuple[int, ...], reach: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     times = torch.tensor([*range(letters), *asked], device=device)
     of_keys = torch.cat([torch.arange(-memory, 0, device=device), times])
     asks = torch.arange(len(times), device=device) >= letters  # which tokens are queries

@@ -8,14 +8,16 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from scipy import stats
 
 from evals.plots import new_figure, style
 
-from .figures import colours, label_of
+from .cells import autocorrelogram, grid_scores
+from .figures import colours
 from .graph import Graph
 from .recording import Neurons
-from .runs import Done, grouped
+from .runs import Done, act_name, grouped, names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,10 +25,10 @@ if TYPE_CHECKING:
 Measure = Callable[[Done], Neurons]
 LAYERS = {"ffn": "feed-forward neurons", "softmax": "softmax neurons"}
 SHOWN = 16  # rate maps of a kind, four by four
-EXACT_UP_TO = 7  # runs: 5,040 pairings
+EXACT_UP_TO = 7  # groups: 5,040 pairings
 
 
-def rate_maps(run: Done, neurons: Neurons, graph: Graph) -> "Figure":
+def rate_maps(run: Done, neurons: Neurons) -> "Figure":
     """Figures 4a, 4b: rate maps of one run from a high to a low score, feed-forward left and softmax right."""
     with style():
         figure = new_figure(9.0, 4.8)
@@ -36,23 +38,24 @@ def rate_maps(run: Done, neurons: Neurons, graph: Graph) -> "Figure":
             rates = getattr(neurons, f"{kind}_rates").flatten(0, 1).numpy()
             order = np.argsort(-scores)
             chosen = order[np.linspace(0, len(order) - 1, SHOWN).round().astype(int)]
-            half.suptitle(f"{title}, {label_of(run)}", fontsize=9)
-            _draw_maps(half, rates[chosen], scores[chosen], graph)
+            half.suptitle(f"{title}, {act_name(run.variant)}", fontsize=9)
+            _draw_maps(half, rates[chosen], scores[chosen], run.graph)
     return figure
 
 
-def best_maps(runs: Sequence[Done], measure: Measure, graph: Graph) -> "Figure":
+def best_maps(runs: Sequence[Done], measure: Measure) -> "Figure":
     """Figure 4h: the feed-forward neurons with the greatest scores, of the first run of every group."""
-    firsts = [group[0] for group in grouped(runs)]
+    groups = grouped(runs)
+    firsts = [group[0] for group in groups]
     with style():
         figure = new_figure(4.2 * len(firsts), 4.6)
         parts: Any = figure.subfigures(1, len(firsts), squeeze=False)
-        for part, run in zip(parts[0], firsts, strict=True):
+        for part, run, name in zip(parts[0], firsts, names(groups), strict=True):
             neurons = measure(run)
             scores = neurons.ffn_scores.flatten().numpy()
             best = np.argsort(-scores)[:SHOWN]
-            part.suptitle(label_of(run), fontsize=9)
-            _draw_maps(part, neurons.ffn_rates.flatten(0, 1).numpy()[best], scores[best], graph)
+            part.suptitle(name, fontsize=9)
+            _draw_maps(part, neurons.ffn_rates.flatten(0, 1).numpy()[best], scores[best], run.graph)
     return figure
 
 
@@ -90,50 +93,71 @@ def draw_map(axes: Any, rates: np.ndarray, graph: Graph) -> None:
 def scores_and_errors(runs: Sequence[Done], measure: Measure) -> "Figure":
     """Figures 4c to 4g, S5, S9, S10: distributions of the scores, and their mean against the reference-memory error.
 
-    Above feed-forward neurons, below softmax neurons; a point of the scatter is a run, r and p are Spearman's.
+    Above feed-forward neurons, below softmax neurons. A light point is a run, a dark one the mean of its group, and r
+    and p are Spearman's of the groups: seeds of one group do not count as so many independent ones.
     """
     groups = grouped(runs)
     with style():
         figure = new_figure(9.0, 6.4)
         for row, (kind, title) in zip(figure.subplots(2, 2), LAYERS.items(), strict=True):
             means, errors = [], []
-            for colour, group in zip(colours(groups), groups, strict=True):
+            for colour, group, name in zip(colours(groups), groups, names(groups), strict=True):
                 every = [getattr(measure(run), f"{kind}_scores").flatten().numpy() for run in group]
                 own = [float(scores.mean()) for scores in every]
                 wrong = [run.last.errors["familiar"].reference for run in group]
                 row[0].hist(
                     np.concatenate(every), bins=np.linspace(0, 1, 51), density=True, histtype="step", color=colour,
-                    label=label_of(group[0]),
+                    label=name,
                 )  # fmt: skip
-                row[1].scatter(own, wrong, color=colour, s=18)
-                means += own
-                errors += wrong
+                row[1].scatter(own, wrong, color=colour, s=18, alpha=0.4)
+                row[1].scatter(np.mean(own), np.mean(wrong), color=colour, s=32)
+                means.append(float(np.mean(own)))
+                errors.append(float(np.mean(wrong)))
             row[0].set(title=title, xlabel="place-cell score", ylabel="density")
-            row[1].set(xlabel="mean place-cell score", ylabel="reference-memory error", title=_spearman(means, errors))
+            row[1].set(xlabel="mean place-cell score", ylabel="reference-memory error", title=spearman(means, errors))
             for axes in row:
                 axes.grid(True)
         figure.axes[0].legend(fontsize=7)
     return figure
 
 
-def _spearman(left: Sequence[float], right: Sequence[float]) -> str:
-    """Spearman's r and p in words; nothing can be said of fewer than three, or of equal ones.
+def spearman(left: Sequence[float], right: Sequence[float]) -> str:
+    """Spearman's r and p in words; nothing can be said of fewer than three, of equal values, or where one is missing.
 
-    Of few runs p is exact, of all pairings; of more it is Student's t's, but never less than two pairings of all.
+    Of few p is exact, of all pairings; of more it is Student's t's, but never less than two pairings of all.
     """
-    if len(left) < 3 or not np.ptp(left) or not np.ptp(right):
-        return "too few runs for a correlation"
+    if len(left) < 3 or not np.isfinite([*left, *right]).all() or not np.ptp(left) or not np.ptp(right):
+        return "too few groups for a correlation"
     found = stats.spearmanr(left, right)
     p = max(float(found.pvalue), 2 / math.factorial(len(left)))
     if len(left) <= EXACT_UP_TO:
-        ranks = stats.rankdata(left), stats.rankdata(right)
+        ranks, other = stats.rankdata(left), stats.rankdata(right)
         p = stats.permutation_test(
-            (ranks[0],),
-            lambda x: stats.pearsonr(x, ranks[1]).statistic,
-            permutation_type="pairings",
-            n_resamples=np.inf,
+            (ranks,), lambda x: stats.pearsonr(x, other).statistic, permutation_type="pairings", n_resamples=np.inf
         ).pvalue
     return f"Spearman's r = {found.statistic:.2f}, p = {p:.2g}, n = {len(left)}"
+
+
+def position_codes(run: Done, neurons: Neurons) -> "Figure":
+    """Rate maps and autocorrelograms of the recurrent code, those components with the greatest grid scores.
+
+    Of a square space alone.
+    """
+    maps = neurons.codes.view(-1, *run.graph.shape)  # type: ignore[misc]  # the gallery asks for a shape
+    scores = grid_scores(maps.double())
+    best = scores.nan_to_num(-torch.inf).argsort(descending=True)[: SHOWN // 2]
+    pictures = autocorrelogram(maps[best].double())
+    with style():
+        figure = new_figure(1.2 * len(best), 2.8)
+        for column, (index, picture) in enumerate(zip(best.tolist(), pictures, strict=True)):
+            above, below = (figure.add_subplot(2, len(best), column + first) for first in (1, len(best) + 1))
+            above.imshow(maps[index], cmap="viridis")
+            below.imshow(picture, cmap="coolwarm", vmin=-1, vmax=1)
+            above.set_title(f"{scores[index]:.2f}", fontsize=7)
+            for axes in (above, below):
+                axes.set(xticks=[], yticks=[])
+        figure.suptitle(f"recurrent code, {act_name(run.variant)}: grid score", fontsize=9)
+    return figure
 
 
 def sparsity(runs: Sequence[Done], measure: Measure) -> "Figure":
@@ -148,9 +172,7 @@ def sparsity(runs: Sequence[Done], measure: Measure) -> "Figure":
         for place, (colour, group) in enumerate(zip(colours(groups), groups, strict=True)):
             values = [float(measure(run).gini.mean()) for run in group]
             axes.bar(place, np.mean(values), yerr=np.std(values), color=colour, capsize=3)
-        axes.set_xticks(
-            range(len(groups)), [label_of(group[0]) for group in groups], rotation=30, ha="right", fontsize=8
-        )
+        axes.set_xticks(range(len(groups)), names(groups), rotation=30, ha="right", fontsize=8)
         axes.set(ylabel="Gini index of |activity| (Eq. S13)")
         axes.grid(True, axis="y")
     return figure

@@ -19,11 +19,13 @@ from torch import Tensor
 from evals.models import write_file
 from llm.errors import UserError
 
+from ..folder import checkpoint_step
 from .cells import RateMaps, gini, place_cell_scores
 from .model import Layer, Memory
-from .train import Run, load, read_rows
+from .train import Run, load
 
 WALKERS = 50  # that share the steps, on one map; each has a code of its own
+CHUNK = 1000  # steps of a walk whose codes are made at once
 NEURONS = "neurons.safetensors"
 
 
@@ -33,7 +35,7 @@ class Recording:
 
     ffn: list[RateMaps]  # F neurons
     softmax: list[RateMaps]  # H (memory + segment + 1) neurons, head by head, the earliest place first
-    codes: RateMaps  # C components of the recurrent code of the cell that is asked for
+    codes: RateMaps  # C components of the recurrent code, of one walker at every step
     gini: Tensor  # (layers,), mean Gini index of the size of the feed-forward activity of a moment
 
 
@@ -62,7 +64,7 @@ def record(run: Run, map_index: int = 0, steps: int = 100_000, walkers: int = WA
     layers, device = run.sizes.layers, run.device
     ffn = [RateMaps(cells, run.sizes.neurons, device) for _ in range(layers)]
     softmax = [RateMaps(cells, run.sizes.heads * (run.sizes.window + 1), device) for _ in range(layers)]
-    codes, ginis = RateMaps(cells, run.sizes.code, device), torch.zeros(layers, dtype=torch.float64, device=device)
+    ginis = torch.zeros(layers, dtype=torch.float64, device=device)
     seen: dict[int, Tensor] = {}
     acts = [cast(Layer, layer).ffn.act for layer in run.model.layers]
     hooks = [
@@ -80,7 +82,6 @@ def record(run: Run, map_index: int = 0, steps: int = 100_000, walkers: int = WA
             if segment < skipped:
                 continue
             asked = walks.cells[:, now][:, -1]
-            codes.add(asked, answer.code)
             for index in range(layers):
                 ffn[index].add(asked, seen[index])
                 softmax[index].add(asked, answer.weights[index][:, :, 0].flatten(1))
@@ -88,7 +89,22 @@ def record(run: Run, map_index: int = 0, steps: int = 100_000, walkers: int = WA
     finally:
         for hook in hooks:
             hook.remove()
-    return Recording(ffn, softmax, codes, ginis / segments)
+    return Recording(ffn, softmax, _codes(run, map_index, steps), ginis / segments)
+
+
+def _codes(run: Run, map_index: int, steps: int) -> RateMaps:
+    """Of one walker: another starts with another code and elsewhere, so that their codes of a cell are not one.
+
+    The code depends on the actions alone, not on the letters.
+    """
+    walk = run.world.trial("record codes", map_index, 1, steps, only=map_index)
+    found = RateMaps(len(run.world.graph.cells), run.sizes.code, run.device)
+    code = run.first_code("record codes", map_index, 1)
+    for begin in range(0, steps, CHUNK):
+        codes = run.model.codes(code, walk.actions[:, begin : begin + CHUNK + 1])[0]  # the first is known already
+        found.add(walk.cells[0, begin + 1 : begin + CHUNK + 1], codes[1:])
+        code = codes[-1:]
+    return found
 
 
 @dataclass(frozen=True)
@@ -125,7 +141,7 @@ def measured(folder: Path, how: How, device: str = "cpu") -> Neurons:
     Raises:
         UserError: no trained run, or one that cannot be recorded so.
     """
-    facts = {"how": json.dumps(asdict(how)), "trial": str(read_rows(folder)[-1].trial)}
+    facts = {"how": json.dumps(asdict(how)), "trial": str(checkpoint_step(folder))}
     try:
         with safe_open(folder / NEURONS, "pt") as file:
             if file.metadata() == facts:

@@ -5,6 +5,7 @@
 A run is a folder of `train`; runs of a group differ in their seeds alone.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
@@ -23,6 +24,7 @@ from .train import MAPS, ROWS, Row, Settings, check_segments, read_asked, read_r
 
 ALWAYS = ("act", "maps", "seed")  # in a run's name, whether they vary or not
 SHOWN = ("working", "reference", "first")
+NAMED = ("act", "maps", "cells")  # what a group's name has anyway, or never
 
 
 class Asked(NamedTuple):
@@ -40,6 +42,7 @@ class Done:
     """One run, as it is there."""
 
     folder: Path
+    graph: Graph
     sizes: Sizes
     variant: Variant
     settings: Settings
@@ -56,9 +59,13 @@ class Done:
         return self.rows[-1]
 
     @property
-    def group(self) -> tuple[Sizes, Variant, Settings]:
-        """What the runs that differ in their seeds alone share."""
-        return self.sizes, self.variant, replace(self.settings, seed=0)
+    def facts(self) -> dict[str, Any]:
+        """All that the runs of a group share: every field but the seed, and the space."""
+        found = {
+            name: value for part in (self.sizes, self.variant, self.settings) for name, value in asdict(part).items()
+        }
+        del found["seed"]
+        return found | {"space": self.graph.name, "cells": json.dumps(self.graph.record())}
 
 
 def combinations(
@@ -114,34 +121,53 @@ def read_runs(out: Path) -> list[Done]:
 
 
 def _read(folder: Path) -> Done:
-    _, sizes, variant, settings = read_asked(folder)
-    return Done(folder, sizes, variant, settings, read_rows(folder))
+    return Done(folder, *read_asked(folder), read_rows(folder))
 
 
-def grouped(runs: Sequence[Done]) -> list[list[Done]]:
-    """The runs of each group, groups in the order of activations (numbers by size), then of the maps."""
+def grouped(runs: Sequence[Done], without: str | None = None) -> list[list[Done]]:
+    """The runs that differ in their seeds alone, or in the field `without` too; by activation, its number, and maps."""
     groups: dict[Any, list[Done]] = {}
-    for run in runs:
-        groups.setdefault(run.group, []).append(run)
-    return sorted(groups.values(), key=lambda group: _order(group[0]))
+    for run in sorted(runs, key=_order):
+        groups.setdefault(tuple((name, v) for name, v in run.facts.items() if name != without), []).append(run)
+    return list(groups.values())
 
 
 def _order(run: Done) -> tuple[str, float, int, str]:
-    name, _, number = run.variant.act.partition(":")
-    return name, float(number or 0), run.settings.maps, run.label
+    return run.variant.act.partition(":")[0], run.variant.number or 0.0, run.settings.maps, run.label
+
+
+def names(groups: Sequence[Sequence[Done]], without: str | None = None) -> list[str]:
+    """What to call each group: activation and number of maps, and whatever else tells the groups apart."""
+    facts = [group[0].facts for group in groups]
+    differ = [
+        name for name in facts[0] if len({str(each[name]) for each in facts}) > 1 and name not in (*NAMED, without)
+    ]
+    found = []
+    for group, each in zip(groups, facts, strict=True):
+        words = [] if without == "act" else [act_name(group[0].variant)]
+        words += [f"N = {each['maps']}", *(f"{name} {_word(each[name])}" for name in differ)]
+        found.append(", ".join(words))
+    return found
+
+
+def act_name(variant: Variant) -> str:
+    """An activation in a legend."""
+    name = variant.act.partition(":")[0]
+    if variant.number is None:
+        return name
+    return {"nmda": "NMDA α = ", "leaky_relu": "LeakyReLU "}[name] + f"{variant.number:g}"
 
 
 def table(runs: Sequence[Done]) -> str:
     """The last errors of every group: mean ± standard deviation over seeds, on familiar and on novel maps."""
-    rows = []
-    for group in grouped(runs):
+    groups, rows = grouped(runs), []
+    for group, name in zip(groups, names(groups), strict=True):
         trials = sorted({run.last.trial for run in group})
-        errors = ([getattr(run.last.errors[maps], name) for run in group] for name in SHOWN for maps in MAPS)
-        label = ",".join(part for part in group[0].label.split(",") if not part.startswith("seed="))
-        rows.append([label, str(len(group)), "/".join(map(str, trials)), *map(mean_and_deviation, errors)])
-    return text_table(["", "seeds", "trial", *(f"{name}, {maps}" for name in SHOWN for maps in MAPS)], rows)
+        errors = ([getattr(run.last.errors[maps], error) for run in group] for error in SHOWN for maps in MAPS)
+        rows.append([name, str(len(group)), "/".join(map(str, trials)), *map(mean_and_deviation, errors)])
+    return text_table(["", "seeds", "trial", *(f"{error}, {maps}" for error in SHOWN for maps in MAPS)], rows)
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
-    """As in the paper: the deviation of the values themselves."""
+    """The deviation is that of the values themselves (divided by their number)."""
     return f"{np.mean(values):.3f} ± {np.std(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"

@@ -8,9 +8,10 @@ be given again in any order.
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
@@ -80,44 +81,65 @@ def places(device: str, workers: int | None) -> list[str]:
 
 
 def sweep(runs: Sequence[Asked], out: Path, devices: Sequence[str], command: str) -> None:
-    """Train the runs in folders of `out`, as many at once as there are devices.
+    """Train the runs in folders of `out`, as many at once as there are devices, each in a process of its own.
 
     Raises:
         UserError: some runs could not be trained; the others are.
     """
     context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    for device in devices:
-        queue.put(device)
     threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
-    failed = []
-    with (
-        ProcessPoolExecutor(len(devices), context, _take_place, (queue, threads)) as pool,
-        tqdm(total=len(runs), desc="sweep", unit=" runs", dynamic_ncols=True) as bar,
-    ):
-        waiting = {pool.submit(_train, run, out / run.label, command): run.label for run in runs}
-        for done in as_completed(waiting):
-            try:
-                done.result()
-            except BrokenProcessPool as error:
-                raise UserError(
-                    "a worker was killed (for its memory?): give the same command to go on, with fewer --workers"
-                ) from error
-            except (UserError, RuntimeError, OSError) as error:
-                failed.append(f"{waiting[done]} ({error})")
-            bar.update()
+    free, waiting, failed = list(devices), list(runs), []
+    running: dict[int, tuple[Any, Any, str, Asked]] = {}  # by the sentinel of its process
+    try:
+        with tqdm(total=len(runs), desc="sweep", unit=" runs", dynamic_ncols=True) as bar:
+            while waiting or running:
+                while waiting and free:
+                    run, device = waiting.pop(0), free.pop(0)
+                    receiver, sender = context.Pipe(duplex=False)
+                    work = (run, out / run.label, device, threads, command, sender)
+                    process = context.Process(target=_train, args=work, daemon=True)
+                    process.start()
+                    sender.close()
+                    running[process.sentinel] = (process, receiver, device, run)
+                for sentinel in connection.wait(list(running)):
+                    process, receiver, device, run = running.pop(sentinel)  # type: ignore[arg-type]
+                    process.join()
+                    free.append(device)
+                    if process.exitcode:
+                        failed.append(f"{run.label} ({_why(process.exitcode, receiver)})")
+                    bar.update()
+    finally:  # Ctrl-C, too
+        for process, *_ in running.values():
+            process.terminate()
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs could not be trained: {'; '.join(failed)}")
 
 
-_place = "cpu"  # of this process, where it is a worker
+def _why(code: int, receiver: Any) -> str:
+    """What a process that failed said of it."""
+    try:
+        if receiver.poll():
+            return receiver.recv()
+    except EOFError:
+        pass
+    name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+    return f"its process ended by {name}: if for its memory, give fewer --workers"
 
 
-def _take_place(queue: Any, threads: int) -> None:
-    global _place
-    _place = queue.get()
+def _train(run: Asked, folder: Path, device: str, threads: int, command: str, sender: Any) -> None:
+    """In a process of its own, which ends with the sweep's: a run whose sweep is gone would hold its folder."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the sweep ends them
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     torch.set_num_threads(threads)
+    try:
+        train(folder, run.graph, run.sizes, run.variant, run.settings, device, command, quiet=True)
+    except (UserError, RuntimeError, OSError) as error:
+        sender.send(str(error))
+        raise SystemExit(2) from error
 
 
-def _train(run: Asked, folder: Path, command: str) -> None:
-    train(folder, run.graph, run.sizes, run.variant, run.settings, _place, command, quiet=True)
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)

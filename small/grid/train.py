@@ -6,8 +6,8 @@ learning rate falls linearly, at every segment, from 1e-4 to 0; gradients clippe
     trial of the world -> segments -> targets of each step, or of all steps at once -> Adam -> errors on familiar and
     novel maps -> checkpoint
 
-Everything that is drawn in a trial is a function of (seed, trial). A killed training goes on from its last trial with
-the same command and, on a CPU with as many threads, ends with the same bits.
+Everything that is drawn in a trial is a function of (seed, trial), on one kind of device. A killed training goes on
+from its last trial with the same command and, on a CPU with as many threads, ends with the same bits.
 """
 
 import csv
@@ -72,8 +72,13 @@ class Settings:
     products: str = "float32"
 
     def __post_init__(self) -> None:
-        names = ("maps", "trials", "steps", "batch", "walkers", "evaluate_every")
-        problems = [f"{name} {getattr(self, name)} must be at least 1" for name in names if getattr(self, name) < 1]
+        least = dict.fromkeys(("maps", "trials", "steps", "batch", "walkers", "evaluate_every"), 1)
+        least |= {"seed": 0, "letters": 2}
+        problems = [
+            f"{name} {getattr(self, name)} must be at least {low}"
+            for name, low in least.items()
+            if getattr(self, name) < low
+        ]
         problems += [
             f"{name} {getattr(self, name)} must be a finite number above 0"
             for name in ("lr", "clip")
@@ -150,7 +155,11 @@ class Run:
                 yield f"adam.{kind}.{name}", tensor
 
     def train(self, trial: int, bar: Any = None) -> float:
-        """One trial, numbered from 1; returns the mean loss. `bar` is told of every segment."""
+        """One trial, numbered from 1; returns the mean loss. `bar` is told of every segment.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
         length, settings = self.sizes.segment, self.settings
         segments = settings.steps // length
         walks = self.world.trial("train", trial, settings.batch, settings.steps)
@@ -169,7 +178,13 @@ class Run:
                 losses += found
                 if bar is not None:
                     bar.update()
-        return torch.stack(losses).mean().item()
+        loss = torch.stack(losses).mean().item()
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss of trial {trial} is {loss}, so the training has diverged: give an lr below "
+                f"{settings.lr:g}, or a smaller clip"
+            )
+        return loss
 
     def _segment(self, walks: Walks, begin: int, code: Tensor, memory: Memory) -> tuple[list[Tensor], Tensor, Memory]:
         """The gradient steps of a segment: their losses, and the next segment's code and memory."""
@@ -269,10 +284,13 @@ def read_rows(path: Path) -> list[Row]:
     """Every row of a run, in order; UserError where there is none yet, or the file is damaged."""
     try:
         with (path / ROWS).open(newline="") as file:
-            return [
+            found = [
                 Row(int(row["trial"]), float(row["loss"]), {maps: _errors(row, maps) for maps in MAPS})
                 for row in csv.DictReader(file)
             ]
+        if not found:
+            raise ValueError("it has no rows")
+        return found
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path / ROWS} cannot be read ({error!r}): train again with another --out") from error
 

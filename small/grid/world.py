@@ -23,7 +23,7 @@ from llm.errors import UserError
 from ..draws import seeds_of
 from .graph import NOWHERE, Graph
 
-FACES_AT_MOST = 2**22  # entries of the table of dice: 16 MB
+FACES_AT_MOST = 2**22  # entries of each of the two tables of dice: 34 MB
 
 
 class Walks(NamedTuple):

@@ -58,7 +58,7 @@ def test_train_makes_a_run_for_every_combination_a_table_and_figures(tmp_path: P
     mean = np.mean(
         [run.last.errors["novel"].reference for run in runs if run.variant.act == "relu" and run.settings.maps == 2]
     )
-    assert f"{mean:.3f} ± " in next(line for line in table(runs).splitlines() if line.startswith("act=relu,maps=2"))
+    assert f"{mean:.3f} ± " in next(line for line in table(runs).splitlines() if line.startswith("relu, N = 2"))
 
     lives = json.loads((out / "act=relu,maps=2,seed=0" / "run.json").read_text())["lives"]
     assert lives[0]["command"].startswith("python -m small.grid train --preset small")
@@ -114,6 +114,11 @@ def test_combinations_name_what_varies() -> None:
         (["train", *TINY, "--steps", "17"], "steps 17 must be a multiple of the segment 8"),
         (["train", *TINY, "--space", "nowhere.txt"], "space 'nowhere.txt' is unknown"),
         (["train", *TINY, "--device", "cuda:7"], "cuda:7"),
+        (["train", *TINY, "--first-seed", "-1"], "seed -1 must be at least 0"),
+        (["train", *TINY, "--letters", "1"], "letters 1 must be at least 2"),
+        (["train", *TINY, "--vary", "act=relu"], "--vary act is asked for twice"),
+        (["train", *TINY, "--vary", "lr=1,2", "--vary", "lr=3"], "--vary lr is asked for twice"),
+        (["figures", "one", "two", "--out", "three"], "--out is one folder"),
         (["tables", "nowhere"], "nowhere holds no run"),
     ],
 )
@@ -144,7 +149,9 @@ def test_figures_are_those_that_the_runs_allow(tmp_path: Path, capsys) -> None:
     asked = ["--record-steps", "2000", "--normalisation", "occupancy", "--device", "cpu"]
     assert main(["figures", str(runs), "--out", str(out), *asked]) == 0
     names = {path.stem.removeprefix("figure") for path in out.glob("*.png")}
-    assert names == {"1", "S2", "3a", "3b", "3c", "4ab", "4cdefg", "4h", "S6", "S7", "S10a", "S10b", "S13"}
+    assert names == {
+        "1", "S2", "3a", "3b", "3c", "4ab", "4cdef", "4g", "4h", "S6", "S7", "S10a", "S10b", "S13", "codes"
+    }  # fmt: skip
     assert all(is_a_picture(path) for path in out.glob("*.png"))
     assert main(["figures", str(tmp_path / "actions"), *asked]) == 0
     names = {path.stem.removeprefix("figure") for path in (tmp_path / "actions").glob("*.png")}

@@ -12,7 +12,7 @@ from small.grid.cells import gini, place_cell_scores
 from small.grid.graph import space
 from small.grid.model import Sizes, Variant
 from small.grid.recording import How, measured, record
-from small.grid.train import Run, Settings, train
+from small.grid.train import Folder, Run, Settings, train
 
 SIZES = Sizes(width=16, heads=2, head_dim=8, neurons=12, code=8, segment=4, memory=4)
 
@@ -52,7 +52,6 @@ def test_activity_is_added_to_the_cell_that_is_asked_for(run: Run) -> None:
                 continue
             cell = walks.cells[walker, 4 * segment + 4].item()
             visits[cell] += 1
-            sums["codes"][cell] += code[0].numpy()
             for layer in range(2):
                 sums["ffn"][layer, cell] += acts[layer][0, -1].numpy()
                 sums["softmax"][layer, cell] += answer.weights[layer][0, :, 0].reshape(-1).numpy()
@@ -61,7 +60,13 @@ def test_activity_is_added_to_the_cell_that_is_asked_for(run: Run) -> None:
     for layer in range(2):
         np.testing.assert_allclose(found.ffn[layer].rates("walk").numpy(), sums["ffn"][layer].T / 50, atol=1e-6)
         np.testing.assert_allclose(found.softmax[layer].rates("walk").numpy(), sums["softmax"][layer].T / 50, atol=1e-6)
-    np.testing.assert_allclose(found.codes.rates("walk").numpy(), sums["codes"].T / 50, atol=1e-6)
+    alone = run.world.trial("record codes", 1, 1, 200, only=1)
+    code = run.first_code("record codes", 1, 1)
+    for step in range(1, 201):
+        matrix = run.model.codes.transitions.detach().unflatten(0, (5, 8))[alone.actions[0, step]]
+        code = torch.tanh(code @ matrix)
+        sums["codes"][alone.cells[0, step]] += code[0].numpy()
+    np.testing.assert_allclose(found.codes.rates("walk").numpy(), sums["codes"].T / 200, atol=1e-6)
     np.testing.assert_allclose(found.gini.numpy(), np.mean(ginis, axis=0), rtol=1e-4)
 
 
@@ -85,6 +90,21 @@ def test_what_was_measured_is_kept_until_the_run_or_the_question_changes(tmp_pat
     (tmp_path / "neurons.safetensors").write_bytes(b"torn")
     measured(tmp_path, How(steps=1000))
     assert len(asked) == 2
+    with Folder(tmp_path, graph, SIZES, Variant("nmda:10"), settings) as folder:  # a trial more, not evaluated
+        run = Run(graph, SIZES, Variant("nmda:10"), settings)
+        folder.restore(run)
+        folder.begin(2, {})
+        folder.keep(None, 3, run)
+    measured(tmp_path, How(steps=1000))
+    assert len(asked) == 3
+
+
+def test_codes_of_a_walk_are_those_of_its_chunks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = record(run, steps=20, walkers=5).codes
+    monkeypatch.setattr(recording, "CHUNK", 7)
+    chunks = record(run, steps=20, walkers=5).codes
+    assert torch.equal(whole.visits, chunks.visits) and whole.visits.sum() == 20
+    torch.testing.assert_close(whole.sums, chunks.sums)
 
 
 @pytest.mark.parametrize(("asked", "named"), [({"steps": 10}, "too few"), ({"map_index": 4}, "0 to 3")])

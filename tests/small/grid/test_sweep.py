@@ -1,6 +1,7 @@
 """Sweeps: shares of an array, places of workers, runs that are the same as one after the other, and kills."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,19 +51,26 @@ def test_the_tasks_of_an_array_share_all_runs(tmp_path: Path) -> None:
         assert len(read_runs(tmp_path)) == done
 
 
-def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
-    words = ["sweep", *TINY, "--trials", "12", "--steps", "64", "--workers", "2"]
-    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
-    command = [sys.executable, "-m", "small.grid", *words, "--out", str(tmp_path / "killed")]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_sweep_that_is_ended_leaves_no_worker_and_goes_on(how: signal.Signals, tmp_path: Path) -> None:
+    """Though the signal reaches the sweep's process alone: a worker that lived on would hold its folder."""
+    words = ["sweep", *TINY, "--trials", "40", "--steps", "64", "--workers", "2"]
+    command = [sys.executable, "-m", "small.grid", *words, "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed").glob("*/checkpoint.safetensors")):
+    while not list(tmp_path.glob("*/checkpoint.safetensors")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert main([*words, "--out", str(tmp_path / "killed")]) == 0
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    process.send_signal(how)
+    assert process.wait(60) != 0
+    while subprocess.run(["pgrep", "--session", str(process.pid)], stdout=subprocess.DEVNULL).returncode == 0:
+        assert time.monotonic() < deadline, "a worker lives on"
+        time.sleep(0.05)
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    assert {run.last.trial for run in read_runs(tmp_path)} == {40}
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_trained(tmp_path: Path, capsys) -> None:
@@ -112,7 +120,10 @@ def test_bad_input_is_one_sentence(words: list[str], named: str, tmp_path: Path,
 def test_a_worker_that_is_killed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = combinations(space("3x3"), Sizes(), Variant(), Settings(), {"seed": range(2)})
     monkeypatch.setattr(sweeping, "_train", _dies)
-    with pytest.raises(UserError, match="a worker was killed"):
+    said = (
+        "2 of 2 runs could not be trained: act=nmda:1,maps=32,seed=0 (its process ended by SIGKILL: if for its memory"
+    )
+    with pytest.raises(UserError, match=re.escape(said)):
         sweeping.sweep(asked, tmp_path, ["cpu"], "")
 
 
