@@ -221,7 +221,6 @@ def test_memory_may_be_switched_off_and_keeps_no_gradient() -> None:
         (lambda: Sizes(width=15), "width 15 must be even"),
         (lambda: Sizes(heads=0, memory=-1), "heads 0 must be at least 1; memory -1"),
         (lambda: Sizes(dropout=1), "dropout 1"),
-        (lambda: Variant("nmda"), None),
         (lambda: Variant("nmda:-1"), "activation 'nmda:-1'"),
         (lambda: Variant("nmda:x"), "activation 'nmda:x'"),
         (lambda: Variant("gelu:2"), "activation 'gelu:2'"),
@@ -232,9 +231,22 @@ def test_memory_may_be_switched_off_and_keeps_no_gradient() -> None:
         (lambda: Variant(streams=("value",)), "stream 'value' is unknown"),
     ],
 )
-def test_what_cannot_be_is_refused(make, named: str | None) -> None:
-    if named is None:
-        make()
-        return
+def test_what_cannot_be_is_refused(make, named: str) -> None:
     with pytest.raises(UserError, match=named):
         make()
+
+
+def test_one_model_has_one_name() -> None:
+    assert Variant("nmda") == Variant("nmda:1.0") == Variant("nmda:1")
+    assert Variant("leaky_relu") == Variant("leaky_relu:0.010")
+    assert Variant(streams=("values", "queries", "values")).streams == ("queries", "values")
+    assert Variant("nmda:0.05").number == 0.05 and Variant("relu").number is None
+
+
+def test_a_plan_made_under_inference_serves_a_training() -> None:
+    model = navigator(VARIANTS["paper"], replace(SIZES, segment=5))
+    actions, letters = walk(6)
+    asked = (torch.ones(WALKERS, 6).double(), actions, letters[:, :5], (), (5,))
+    with torch.inference_mode():
+        model(*asked)
+    model(*asked).logits.sum().backward()

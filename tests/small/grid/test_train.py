@@ -59,6 +59,84 @@ def test_an_evaluation_counts_what_the_navigator_says(monkeypatch: pytest.Monkey
         assert round(wrong) == sum(map(int, failed)) and found.visited + found.unvisited == 200
 
 
+def test_an_evaluation_carries_code_and_memory_from_segment_to_segment() -> None:
+    """Against each walker's own passes, one segment after the other."""
+    run = Run(GRAPH, SIZES, VARIANT, replace(SETTINGS, walkers=8, steps=40))
+    with torch.no_grad():
+        for weight in run.model.parameters():  # large ones: what is not carried shows
+            weight.add_(0.5 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    walks, first = run.world.trial("novel", 3, 8, 40), run.first_code("novel", 3, 8)
+    run.model.eval()
+    wrong = torch.zeros(8, 10, dtype=torch.bool)
+    for walker in range(8):
+        actions, letters = walks.actions[walker : walker + 1], walks.letters[walker : walker + 1]
+        code, memory = first[walker : walker + 1], ()
+        for segment in range(10):
+            begin = 4 * segment
+            now = actions[:, begin : begin + 5], letters[:, begin : begin + 4]
+            with torch.no_grad():
+                answer = run.model(code, *now, memory, (4,))
+            code, memory = answer.code, answer.memory
+            wrong[walker, segment] = answer.logits[0, 0].argmax() != letters[0, begin + 4]
+    assert 0 < wrong.sum() < 80
+    assert run.evaluate("novel", 3) == errors_of(wrong, walks, 4, SIZES.window)
+
+
+def test_first_weights_are_those_of_notes() -> None:
+    """N(0, 0.02), biases zero, transitions at the identity; the same ones whatever the form of the code."""
+    sizes = Sizes(width=128, neurons=256, code=32, heads=4, head_dim=32)
+    positions = ("paper", "residual", "actions")
+    forms = {form: Run(GRAPH, sizes, Variant(position=form), Settings(letters=4)).model for form in positions}
+    weights = dict(forms["paper"].named_parameters())
+    for name, weight in weights.items():
+        if name == "codes.transitions":
+            assert torch.equal(weight, torch.eye(32).repeat(5, 1))
+        elif "norm" in name or ("bias" in name and "content" not in name):
+            assert weight.unique().tolist() == [1.0 if name.endswith("norm.weight") else 0.0], name
+        else:
+            assert weight.std().item() == pytest.approx(0.02, rel=0.2), name
+    assert not dict(forms["residual"].named_parameters())["codes.transitions"].any()
+    for other in ("residual", "actions"):
+        shared = {name: w for name, w in forms[other].named_parameters() if not name.startswith("codes.")}
+        assert all(torch.equal(weight, weights[name]) for name, weight in shared.items())
+
+
+def test_dropout_falls_on_the_input_and_in_every_layer() -> None:
+    run = Run(GRAPH, SIZES, VARIANT, SETTINGS)
+    walks, code = run.world.trial("train", 1, 4, 4), run.first_code("train", 1, 4)
+    asked = (code, walks.actions, walks.letters[:, :4], (), (4,))
+    shares: dict[str, float] = {}
+    hooks = [
+        module.register_forward_hook(
+            lambda _, __, out, name=name: shares.update({name: (out == 0).float().mean().item()})
+        )
+        for name, module in run.model.named_modules()
+        if isinstance(module, torch.nn.Dropout)
+    ]
+    run.model.train()(*asked)
+    assert set(shares) == {"dropout", "layers.0.dropout", "layers.1.dropout"}
+    assert all(0 < share < 0.4 for share in shares.values())
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(run.model.eval()(*asked).logits, run.model(*asked).logits)
+
+
+def test_bfloat16_products_are_near_and_not_equal() -> None:
+    losses = {
+        p: Run(GRAPH, SIZES, VARIANT, replace(SETTINGS, products=p, lr=1e-9)).train(1) for p in ("float32", "bfloat16")
+    }
+    assert losses["float32"] != losses["bfloat16"]
+    assert losses["float32"] == pytest.approx(losses["bfloat16"], rel=0.01)
+
+
+def test_a_training_that_diverges_ends_with_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="the loss of trial 1 is nan, so the training has diverged: give an lr below 1e"
+    ):
+        train(tmp_path / "run", GRAPH, SIZES, VARIANT, replace(SETTINGS, lr=1e30))
+    assert [row.trial for row in read_rows(tmp_path / "run")] == [0]
+
+
 def test_a_target_that_is_no_target_has_no_error() -> None:
     run = Run(GRAPH, SIZES, VARIANT, SETTINGS)
     walks = run.world.trial("familiar", 0, 2, 4)
