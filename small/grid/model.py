@@ -171,9 +171,9 @@ class Navigator(nn.Module):
         self.layers = nn.ModuleList(Layer(sizes, variant, index) for index in range(sizes.layers))
         self.norm = norm("layernorm", sizes.width, 1e-5)
         self.read_out = nn.Linear(sizes.width, letters)
-        # Last, so that all forms of the code leave the other weights the same first values.
-        self.codes = Codes(actions, sizes.code, variant.position, variant.transition)
         self.apply(_start)
+        # Last, so that all forms of the code leave the other weights the same first values.
+        self.codes = Codes(actions, sizes.code, variant.position, variant.transition).apply(_start)
 
     def first_code(self, walkers: int, generator: torch.Generator) -> Tensor:
         """e_1 of a trial, (B, C), from N(0, 1 / C)."""
