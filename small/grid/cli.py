@@ -16,9 +16,9 @@ from ..arguments import add_command, add_device, count, device_of, run_command
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"space": "11x11", "maps": (32,), "alpha": (10.0,), "seeds": 3},
     "small": {
-        "space": "5x5", "maps": (4,), "alpha": (0.0, 1.0, 10.0), "seeds": 2, "segment": 8, "memory": 8, "width": 64,
-        "heads": 4, "head_dim": 16, "neurons": 256, "code": 32, "trials": 100, "steps": 256, "batch": 64, "lr": 1e-3,
-        "walkers": 128, "objective": "parallel",
+        "space": "5x5", "maps": (16,), "alpha": (0.0, 1.0, 10.0), "seeds": 2, "segment": 8, "memory": 8, "width": 64,
+        "heads": 4, "head_dim": 16, "neurons": 256, "code": 32, "dropout": 0.0, "trials": 150, "steps": 256,
+        "batch": 128, "lr": 2e-3, "clip": 1.0, "walkers": 256, "evaluate_every": 5, "objective": "parallel",
     },
 }  # fmt: skip
 SIZES = {
@@ -221,7 +221,7 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         "--preset",
         choices=PRESETS,
         default="paper",
-        help="paper (11x11, 32 maps, alpha 10, 3 seeds; default) or small (for two CPU cores: 5x5, 4 maps, alpha 0, 1 "
+        help="paper (11x11, 32 maps, alpha 10, 3 seeds; default) or small (for two CPU cores: 5x5, 16 maps, alpha 0, 1 "
         "and 10, 2 seeds, all targets of a segment at once)",
     )
     command.add_argument("--space", metavar="S", help="11x11, line:20, hex:9x9, 4x4x4, or a file (maze, graph)")

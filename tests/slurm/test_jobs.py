@@ -183,7 +183,7 @@ def test_the_tasks_of_an_array_share_a_sweep_of_the_grid_experiments(project: Pa
     for task in (f"{array}_1", f"{array}_2"):
         assert end(task)["JobState"] == "COMPLETED", log(project, f"grid-sweep-{task}")
     trained = {path.parent.name for path in tmp_path.glob("*/checkpoint.safetensors")}
-    assert trained == {f"act=nmda:{alpha},maps=4,seed=0" for alpha in (0, 1, 10)}
+    assert trained == {f"act=nmda:{alpha},maps=16,seed=0" for alpha in (0, 1, 10)}
     assert "2 of 3 runs" in log(project, f"grid-sweep-{array}_1")
 
 

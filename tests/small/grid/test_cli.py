@@ -132,7 +132,7 @@ def test_bad_input_is_one_sentence(words: list[str], named: str, tmp_path: Path,
 
 def test_a_run_of_another_version_is_refused_by_name(tmp_path: Path, capsys) -> None:
     assert main(["train", *TINY, "--alpha", "1", "--seeds", "1", "--out", str(tmp_path)]) == 0
-    path = tmp_path / "act=nmda:1,maps=4,seed=0" / "run.json"
+    path = tmp_path / "act=nmda:1,maps=16,seed=0" / "run.json"
     record = json.loads(path.read_text())
     record["settings"]["momentum"] = 1
     path.write_text(json.dumps(record))
@@ -157,7 +157,7 @@ def test_figures_are_those_that_the_runs_allow(tmp_path: Path, capsys) -> None:
     names = {path.stem.removeprefix("figure") for path in (tmp_path / "actions").glob("*.png")}
     assert names == {"1", "S2", "S4a", "S4b", "S5"}
     capsys.readouterr()
-    for wrong, named in ((["--map", "8"], "map 8 is not there"), (["--record-steps", "9"], "steps 9 are too few")):
+    for wrong, named in ((["--map", "32"], "map 32 is not there"), (["--record-steps", "9"], "steps 9 are too few")):
         assert main(["figures", str(runs), *asked, *wrong]) == 2
         assert named in capsys.readouterr().err.splitlines()[-1]
 

@@ -75,12 +75,12 @@ def test_a_sweep_that_is_ended_leaves_no_worker_and_goes_on(how: signal.Signals,
 
 def test_a_run_that_fails_is_named_and_the_others_are_trained(tmp_path: Path, capsys) -> None:
     words = ["sweep", *TINY, "--out", str(tmp_path)]
-    broken = tmp_path / "act=nmda:10,maps=4,seed=0"
+    broken = tmp_path / "act=nmda:10,maps=16,seed=0"
     broken.mkdir()
     (broken / "thesis.txt").write_text("precious")
     assert main(words) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("error: 1 of 4 runs could not be trained: act=nmda:10,maps=4,seed=0 (")
+    assert said.startswith("error: 1 of 4 runs could not be trained: act=nmda:10,maps=16,seed=0 (")
     assert len(read_runs(tmp_path)) == 3 and (broken / "thesis.txt").read_text() == "precious"
 
 
