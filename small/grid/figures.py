@@ -148,7 +148,15 @@ def mann_whitney(runs: Sequence[Done]) -> "Figure":
         for (row, column), p in np.ndenumerate(found):
             if row != column:
                 stars = "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.1 else ""
-                axes.text(column, row, f"{p:.2g}\n{stars}", ha="center", va="center", fontsize=7, color="white")
+                axes.text(
+                    column,
+                    row,
+                    f"{p:.2g}\n{stars}",
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color="white" if p < 0.01 else "black",
+                )
         axes.set_xticks(range(len(groups)), labels, rotation=30, ha="right", fontsize=8)
         axes.set_yticks(range(len(groups)), labels, fontsize=8)
         figure.colorbar(image, ax=axes, label="log10 p", shrink=0.8)
