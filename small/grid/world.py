@@ -23,7 +23,7 @@ from llm.errors import UserError
 from ..draws import seeds_of
 from .graph import NOWHERE, Graph
 
-FACES_AT_MOST = 2**22  # entries of each of the two tables of dice: 34 MB
+FACES_AT_MOST = 2**22  # entries of each of the two tables of dice: 17 and 34 MB
 
 
 class Walks(NamedTuple):
@@ -84,7 +84,8 @@ class World:
         maps = random.integers(self.maps, size=walkers) + (self.maps if kind == "novel" else 0)
         if only is not None:
             maps[:] = only
-        cells, actions = self._dice.walk(random.integers(len(self.graph.cells), size=walkers), steps, random)
+        walked = self._dice.walk(random.integers(len(self.graph.cells), size=walkers), steps, random)
+        cells, actions = (np.ascontiguousarray(each.T) for each in walked)  # (B, T)
         letters = self.letters[maps[:, None], cells]
         found = (maps, cells, actions, letters, _gaps(cells))
         return Walks(*(torch.from_numpy(each).to(self.device) for each in found))
@@ -94,7 +95,8 @@ class _Dice:
     """A die for every cell, with as many faces for each action that can be taken there.
 
     Of M faces, M the least common multiple of how many actions the cells have, so that a step is one random integer and
-    one look-up: cell <- table[cell, face]. Spaces whose M is too large roll floor(u * actions) in place of it.
+    one look-up: place <- table[place + face], a place being its cell's row of the table. Rows are as long as the next
+    power of two, so that a place is its cell, shifted. Spaces whose M is too large roll floor(u * actions) instead.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -103,32 +105,34 @@ class _Dice:
         self.actions = np.argsort(~can, axis=1, kind="stable")  # (S, A), those that can be taken first
         self.targets = np.take_along_axis(graph.targets, self.actions, axis=1)
         faces = math.lcm(*self.sides.tolist())
-        self.faces = faces if faces * len(can) <= FACES_AT_MOST else None
+        self.shift = (faces - 1).bit_length()
+        self.faces = faces if len(can) << self.shift <= FACES_AT_MOST else None
         if self.faces is not None:
-            self.side_of = np.arange(faces) * self.sides[:, None] // faces  # (S, M)
-            self.table = np.take_along_axis(self.targets, self.side_of, axis=1).ravel() * faces  # (S M,)
+            side_of = np.zeros((len(can), 1 << self.shift), np.int64)
+            side_of[:, :faces] = np.arange(faces) * self.sides[:, None] // faces
+            self.table = (np.take_along_axis(self.targets, side_of, axis=1) << self.shift).astype(np.int32).ravel()
+            self.action_of = np.take_along_axis(self.actions, side_of, axis=1).ravel()
 
     def walk(self, start: np.ndarray, steps: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """start (B,) -> cells (B, steps + 1) and the actions that led there; walkers lie along rows meanwhile."""
-        cells = np.empty((steps + 1, len(start)), np.int64)
-        cells[0] = start
+        """start (B,) -> cells (steps + 1, B) and the actions that led there."""
+        actions = np.zeros((steps + 1, len(start)), np.int64)
         if self.faces is None:
-            sides = np.empty((steps, len(start)), np.int64)
+            cells = np.empty_like(actions)
+            cells[0] = start
             uniform = random.random((steps, len(start)))
             for step in range(steps):
-                np.multiply(uniform[step], self.sides[cells[step]], out=sides[step], casting="unsafe")
-                cells[step + 1] = self.targets[cells[step], sides[step]]
-        else:
-            rolled = random.integers(self.faces, size=(steps, len(start)))
-            places = np.empty_like(cells)  # cell times M: what a face is added to
-            places[0] = start * self.faces
-            for step in range(steps):
-                np.take(self.table, places[step] + rolled[step], out=places[step + 1], mode="clip")
-            np.floor_divide(places, self.faces, out=cells)
-            sides = self.side_of[cells[:-1], rolled]
-        actions = np.zeros_like(cells)
-        actions[1:] = self.actions[cells[:-1], sides]
-        return np.ascontiguousarray(cells.T), np.ascontiguousarray(actions.T)
+                side = (uniform[step] * self.sides[cells[step]]).astype(np.int64)
+                actions[step + 1] = self.actions[cells[step], side]
+                cells[step + 1] = self.targets[cells[step], side]
+            return cells, actions
+        rolled = random.integers(self.faces, size=(steps, len(start)), dtype=np.int32)
+        places = np.empty((steps + 1, len(start)), np.int32)
+        places[0] = start << self.shift
+        for step in range(steps):
+            rolled[step] += places[step]
+            np.take(self.table, rolled[step], out=places[step + 1], mode="clip")
+        np.take(self.action_of, rolled, out=actions[1:], mode="clip")
+        return (places >> self.shift).astype(np.int64), actions
 
 
 def _gaps(cells: np.ndarray) -> np.ndarray:
