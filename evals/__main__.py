@@ -4,10 +4,10 @@ import argparse
 import os
 import shlex
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from evals.arguments import add_command
 from evals.models import DTYPES, open_export, write_json
 from llm.errors import UserError, exit_status
 
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_ioi(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    command = _add_command(
+    command = add_command(
         commands,
         "ioi",
         "the indirect-object task: probability of the right and the wrong name",
@@ -144,7 +144,7 @@ def _add_ioi(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    command = _add_command(
+    command = add_command(
         commands,
         "run",
         "accuracy on multiple-choice tasks, through lm-eval",
@@ -198,7 +198,7 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _add_prefetch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    command = _add_command(
+    command = add_command(
         commands,
         "prefetch",
         "the tasks' rows, for machines without a network",
@@ -215,7 +215,7 @@ def _add_prefetch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     from evals import power
 
-    command = _add_command(
+    command = add_command(
         commands,
         "compare",
         "the verdict on finished runs with and without a change",
@@ -263,7 +263,7 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _add_losses(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    command = _add_command(
+    command = add_command(
         commands,
         "losses",
         "validation loss of every document of a token store",
@@ -278,7 +278,7 @@ def _add_losses(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _add_incontext(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    command = _add_command(
+    command = add_command(
         commands,
         "incontext",
         "what a model takes from its context: loss by position, induction heads, sparsity",
@@ -303,18 +303,6 @@ def _add_store(command: argparse.ArgumentParser) -> None:
     command.add_argument("--context", type=_count(1), metavar="N", help="tokens at once (as the model was trained)")
     command.add_argument("--batch-size", type=_count(1), default=16, metavar="N", help="documents or windows (16)")
     _add_device(command)
-
-
-def _add_command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str, text: str, example: str
-) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=textwrap.fill(text, 100),
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:

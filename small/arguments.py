@@ -3,10 +3,11 @@
 import argparse
 import shlex
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from evals.arguments import add_command
 from llm.errors import exit_status
 
 
@@ -22,15 +23,18 @@ def run_command(program: str, parser: argparse.ArgumentParser, arguments: Sequen
     return exit_status(lambda: command(options))
 
 
-def add_command(commands: Any, name: str, short: str, long: str, example: str) -> argparse.ArgumentParser:
-    """A command with its description, folded, and an example."""
-    return commands.add_parser(
-        name,
-        help=short,
-        description=textwrap.fill(long, 100),
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_bench(commands: Any, program: str, parts: str, rounds: int) -> argparse.ArgumentParser:
+    """The command `bench`, for `timing.benchmark`; `parts` says what is timed."""
+    command = add_command(
+        commands,
+        "bench",
+        f"speed of {parts}, beside straightforward forms",
+        "Everything and its straightforward form take turns in one run; ratios are medians over the rounds.",
+        f"python -m {program} bench --json benchmarks/results/{program.removeprefix('small.')}_cpu.json",
     )
+    command.add_argument("--rounds", type=count, default=rounds, metavar="N", help=f"({rounds})")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the whole result here")
+    return command
 
 
 def add_device(command: argparse.ArgumentParser) -> None:

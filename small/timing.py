@@ -1,5 +1,6 @@
 """Benchmarks of the small experiments: contenders take turns within a round, a ratio is the median of the rounds'."""
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -7,7 +8,10 @@ from typing import Any
 
 import torch
 
+from evals.models import write_json
 from evals.plots import text_table
+
+from .folder import made_folder
 
 
 def report(result: dict[str, Any]) -> str:
@@ -67,3 +71,13 @@ def compared(times: dict[str, list[float]], ratios: dict[str, tuple[str, str]]) 
         each = [a / b for a, b in zip(times[over], times[under], strict=True)]
         found[name] = (statistics.median(each), min(each), max(each))
     return {"seconds": {name: statistics.median(each) for name, each in times.items()}, "ratios": found}
+
+
+def benchmark(measure: Callable[[], dict[str, Any]], options: argparse.Namespace) -> None:
+    """Run a command `bench`: print the ratios, and write the whole result where --json says."""
+    if options.json is not None:
+        made_folder(options.json.parent)
+    result = measure() | {"command": options.line}
+    print(report(result))
+    if options.json is not None:
+        write_json(options.json, result)

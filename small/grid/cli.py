@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.models import write_file, write_json
+from evals.arguments import add_command
+from evals.models import write_file
 from llm.errors import UserError
 
-from ..arguments import add_command, add_device, count, device_of, run_command
+from ..arguments import add_bench, add_device, count, device_of, run_command
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"space": "11x11", "maps": (32,), "alpha": (10.0,), "seeds": 3},
@@ -116,16 +117,10 @@ def _figures(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from ..folder import made_folder
-    from ..timing import report
+    from ..timing import benchmark
     from . import bench
 
-    if options.json is not None:
-        made_folder(options.json.parent)
-    result = bench.run(options.rounds, device_of(options)) | {"command": options.line}
-    print(report(result))
-    if options.json is not None:
-        write_json(options.json, result)
+    benchmark(lambda: bench.run(options.rounds, device_of(options)), options)
 
 
 def _asked(options: argparse.Namespace) -> list[Any]:
@@ -298,14 +293,6 @@ def _add_figures(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    command = add_command(
-        commands,
-        "bench",
-        "speed of walkers, scores and gradient steps, beside straightforward forms",
-        "Everything and its straightforward form take turns in one run; ratios are medians over the rounds.",
-        "python -m small.grid bench --json benchmarks/results/grid_cpu.json",
-    )
-    command.add_argument("--rounds", type=count, default=3, metavar="N", help="(3)")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the whole result here")
+    command = add_bench(commands, "small.grid", "walkers, scores and gradient steps", rounds=3)
     add_device(command)
     command.set_defaults(command=_bench)

@@ -28,12 +28,13 @@ def over_trials(runs: Sequence[Done]) -> "Figure":
     The dotted line is chance, 1 - 1 / letters.
     """
     groups = grouped(runs)
+    drawn = list(zip(colours(groups), groups, names(groups), strict=True))
     with style():
         figure = new_figure(8.0, 6.0)
         panels = figure.subplots(2, 2, sharex=True, sharey=True)
         for row, name in zip(panels, ("reference", "working"), strict=True):
             for axes, maps in zip(row, MAPS, strict=True):
-                for colour, group, label in zip(colours(groups), groups, names(groups), strict=True):
+                for colour, group, label in drawn:
                     _draw_group(axes, group, maps, name, colour, label)
                 chance = 1 - 1 / runs[0].settings.letters
                 axes.axhline(chance, color="black", linestyle=":", linewidth=0.8)

@@ -33,6 +33,8 @@ from llm.model.feedforward import FeedForward
 from llm.model.norms import norm
 from llm.model.streams import SOURCES, STREAMS, Carry, ResidualStream
 
+from ..checks import below
+
 POSITIONS = ("paper", "residual", "actions")
 TRANSITIONS = ("tanh", "relu", "identity")
 DEFAULTS = {"nmda": 1.0, "leaky_relu": 0.01}  # alpha (SiLU); slope below 0 (nmda-transformer.txt, Section 3.1)
@@ -63,9 +65,8 @@ class Sizes:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("width", "heads", "head_dim", "neurons", "layers", "code", "segment"), 1) | {"memory": 0}
-        problems = [f"{name} {getattr(self, name)} must be at least {low}" for name, low in least.items()
-                    if getattr(self, name) < low]  # fmt: skip
+        counts = ("width", "heads", "head_dim", "neurons", "layers", "code", "segment")
+        problems = below(self, dict.fromkeys(counts, 1) | {"memory": 0})
         if self.width % 2:
             problems.append(f"width {self.width} must be even: one half is the position's, the other the letter's")
         if not 0 <= self.dropout < 1:
@@ -188,14 +189,14 @@ class Navigator(nn.Module):
             actions: (B, L + 1), what led to each letter's cell, and to the one after.
             letters: (B, L).
             memory: `Answer.memory` of the last segment, () at the start of a trial.
-            asked: times of the queries, from 1, of the second letter, to L, of the cell after the last.
+            asked: consecutive times of the queries, from 1, of the second letter, to L, of the cell after the last.
         """
         count, remembered = letters.shape[1], memory[0].shape[1] if memory else 0
         codes = self.codes(code, actions)  # (B, L + 1, C)
         positions = torch.relu(self.position(codes))  # (B, L + 1, D / 2)
         none = letters.new_full((len(letters), len(asked)), self.letters)
         seen = self.letter(torch.cat([letters, none], dim=1))  # (B, T, D / 2)
-        hidden = torch.cat([torch.cat([positions[:, :count], positions[:, list(asked)]], 1), seen], dim=-1)
+        hidden = torch.cat([torch.cat([positions[:, :count], positions[:, asked[0] : asked[-1] + 1]], 1), seen], dim=-1)
         hidden = self.dropout(hidden)
         distances, mask = _plan(remembered, count, asked, self.sizes.window, letters.device)
         carry: Carry = None

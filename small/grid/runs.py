@@ -8,6 +8,7 @@ A run is a folder of `train`; runs of a group differ in their seeds alone.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,7 +59,7 @@ class Done:
         """Its last evaluation."""
         return self.rows[-1]
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, Any]:
         """All that the runs of a group share: every field but the seed, and the space."""
         found = {

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from llm.errors import UserError
 
+from ..checks import below
 from ..draws import seeds_of
 from ..folder import RECORD, TENSORS, TrainingFolder, as_csv, copy_into, read_record
 from .graph import Graph
@@ -72,13 +73,8 @@ class Settings:
     products: str = "float32"
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("maps", "trials", "steps", "batch", "walkers", "evaluate_every"), 1)
-        least |= {"seed": 0, "letters": 2}
-        problems = [
-            f"{name} {getattr(self, name)} must be at least {low}"
-            for name, low in least.items()
-            if getattr(self, name) < low
-        ]
+        counts = ("maps", "trials", "steps", "batch", "walkers", "evaluate_every")
+        problems = below(self, dict.fromkeys(counts, 1) | {"seed": 0, "letters": 2})
         problems += [
             f"{name} {getattr(self, name)} must be a finite number above 0"
             for name in ("lr", "clip")
@@ -195,7 +191,7 @@ class Run:
             now = slice(begin, begin + times[-1] + 1)
             with self._products():
                 answer = self.model(code, walks.actions[:, now], walks.letters[:, now][:, :-1], memory, times)
-            targets = walks.letters[:, [begin + time for time in times]]
+            targets = walks.letters[:, begin + times[0] : begin + times[-1] + 1]
             loss = F.cross_entropy(answer.logits.float().flatten(0, 1), targets.flatten())
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip, foreach=True)
@@ -316,7 +312,7 @@ def read_asked(path: Path) -> tuple[Graph, Sizes, Variant, Settings]:
     """What run.json of a run says of it; UserError where it is not of this version."""
     record = read_record(path, PROGRAM, PARTS)
     try:
-        variant = Variant(**record["variant"] | {"streams": tuple(record["variant"]["streams"])})
+        variant = Variant(**record["variant"])
         sizes, settings = Sizes(**record["sizes"]), Settings(**record["settings"])
         return Graph.from_record(record["space"]), sizes, variant, settings
     except (TypeError, KeyError, ValueError) as error:
@@ -341,6 +337,8 @@ def train(
     with Folder(path, graph, sizes, variant, settings) as folder:
         run = Run(graph, sizes, variant, settings, device)
         done = folder.restore(run)
+        if done == settings.trials:
+            return folder.rows
         folder.begin(done, {"command": command, "device": device})
         segments = settings.steps // sizes.segment
         with tqdm(

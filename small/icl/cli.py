@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evals.arguments import add_command
 from evals.models import write_file, write_json
 
-from ..arguments import add_command, add_device, count, device_of, run_command
+from ..arguments import add_bench, add_device, device_of, run_command
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"variants": ("classic", "queries", "keys", "values"), "seeds": 4},
@@ -96,16 +97,10 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from ..folder import made_folder
-    from ..timing import report
+    from ..timing import benchmark
     from . import bench
 
-    if options.json is not None:
-        made_folder(options.json.parent)
-    result = bench.run(options.rounds, device_of(options), options.compile) | {"command": options.line}
-    print(report(result))
-    if options.json is not None:
-        write_json(options.json, result)
+    benchmark(lambda: bench.run(options.rounds, device_of(options), options.compile), options)
 
 
 def _asked(options: argparse.Namespace) -> tuple[Any, ...]:
@@ -222,15 +217,7 @@ def _add_sweep(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    command = add_command(
-        commands,
-        "bench",
-        "speed of generator, AMICL sweep and training step, beside straightforward loops",
-        "Everything and its straightforward form take turns in one run; ratios are medians over the rounds.",
-        "python -m small.icl bench --json benchmarks/results/icl_cpu.json",
-    )
-    command.add_argument("--rounds", type=count, default=7, metavar="N", help="(7)")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the whole result here")
+    command = add_bench(commands, "small.icl", "generator, AMICL sweep and training step", rounds=7)
     _add_machine(command)
     command.set_defaults(command=_bench)
 

@@ -30,6 +30,7 @@ from llm.model.activations import activation
 from llm.model.attention import eager_attention
 from llm.model.streams import SOURCES, STREAMS, Carry, ResidualStream
 
+from ..checks import below
 from ..draws import Draws
 
 CLASSIC = "classic"
@@ -55,7 +56,7 @@ class Sizes:
     layers: int = 2
 
     def __post_init__(self) -> None:
-        problems = [f"{name} {value} must be at least 1" for name, value in vars(self).items() if value < 1]
+        problems = below(self, dict.fromkeys(vars(self), 1))
         if problems:
             raise UserError("; ".join(problems))
 

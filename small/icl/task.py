@@ -29,6 +29,7 @@ from torch import Tensor
 
 from llm.errors import UserError
 
+from ..checks import below
 from ..draws import Draws, normal
 
 KINDS = ("test", "ic", "ic2", "iw")
@@ -71,11 +72,8 @@ class Task:
     blank: bool = False
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} {getattr(self, name)} must be at least 1"
-            for name in ("classes", "labels", "pairs", "copies", "novel_classes", "content")
-            if getattr(self, name) < 1
-        ]
+        counts = ("classes", "labels", "pairs", "copies", "novel_classes", "content")
+        problems = below(self, dict.fromkeys(counts, 1))
         problems += [
             f"{name} {getattr(self, name)} must be between 0 and 1"
             for name in ("bursty", "novel")
@@ -214,7 +212,8 @@ def _sequences(
         novel_bits, noise_bits: `Draws.bits` of the redrawn prototypes and of the objects' noise.
         uniform: (N, all that `_choices` names).
     """
-    u = dict(zip(_choices(task), uniform.split(list(_choices(task).values()), dim=1), strict=True))
+    choices = _choices(task)
+    u = dict(zip(choices, uniform.split(list(choices.values()), dim=1), strict=True))
     novel = u["novel"].squeeze(1) < rules.novel
     bursty = (u["bursty"].squeeze(1) < rules.bursty) | novel
     classes = _bursts(task, u, novel)  # (N, P + 1)

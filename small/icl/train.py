@@ -24,6 +24,7 @@ from tqdm import tqdm
 from evals.models import resolve_device
 from llm.errors import UserError
 
+from ..checks import below
 from .folder import Folder, Snapshot
 from .model import Sizes, Transformers, Variant
 from .task import KINDS, Sequences, Task, World
@@ -66,7 +67,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         names = ("steps", "batch", "snapshot_every", "evaluation", "patience")
-        problems = [f"{name} {getattr(self, name)} must be at least 1" for name in names if getattr(self, name) < 1]
+        problems = below(self, dict.fromkeys(names, 1))
         if not 0 < self.lr < math.inf:
             problems.append(f"lr {self.lr} must be a finite number above 0")
         if not 0 <= self.decay < 1:

@@ -1,5 +1,6 @@
 """The navigator against a Transformer-XL written out for one walker; its two objectives against each other."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -71,81 +72,85 @@ ACTS = {
 }
 
 
+def written_codes(w: dict[str, Tensor], variant: Variant, actions: list[int], width: int) -> list[Tensor]:
+    """Of one walker, a code for every action."""
+    if variant.position == "actions":
+        return [w["codes.embedding.weight"][action] for action in actions]
+    codes = [torch.ones(width).double() / 3]
+    for action in actions[1:]:
+        matrix = w["codes.transitions"].unflatten(0, (ACTIONS, -1))[action]
+        codes.append(torch.tanh(codes[-1] @ matrix + (codes[-1] if variant.position == "residual" else 0)))
+    return codes
+
+
+def written_attention(own: dict[str, Tensor], mixed: dict[str, list[Tensor]], t: int, sizes: Sizes) -> Tensor:
+    """What token t of the context adds to itself: every head, every token before it."""
+    attended = []
+    for head in range(sizes.heads):
+        q, scores = mixed["queries"][t][head], []
+        for j in range(t + 1):
+            d = min(t - j, sizes.window - 1)
+            content = (q + own["attention.content_bias"][head, 0]) @ mixed["keys"][j][head]
+            place = q @ own["attention.distance_keys"][head, d] + own["attention.distance_bias"][head, 0, d]
+            scores.append((content + place) / math.sqrt(sizes.head_dim))
+        weights = torch.stack(scores).exp()
+        values = [mixed["values"][j][head] for j in range(t + 1)]
+        attended.append(sum(a * v for a, v in zip(weights / weights.sum(), values, strict=True)))
+    return own["attention.o_proj.weight"] @ torch.cat(attended)
+
+
+def written_layer(
+    model: Navigator, n: int, variant: Variant, memory: list[Tensor], tokens: list[Tensor], before: list[dict]
+) -> list[Tensor]:
+    """Layer n over memory and tokens; `before` has of every layer below its own parts and its mixed ones."""
+    own = {
+        name.removeprefix(f"layers.{n}."): weight
+        for name, weight in model.named_parameters()
+        if name.startswith(f"layers.{n}.")
+    }
+    context = [normed(x, model.layers[n].attention_norm) for x in memory + tokens]
+    parts = {
+        stream: [(own[f"attention.{name}_proj.weight"] @ x).unflatten(0, (model.sizes.heads, -1)) for x in context]
+        for stream, name in (("queries", "q"), ("keys", "k"), ("values", "v"))
+    }
+    arriving = before[-1]["own" if variant.source == "previous" else "mixed"] if before else {}
+    mixed = {
+        name: [a + b for a, b in zip(part, arriving[name], strict=True)]
+        if name in variant.streams and arriving
+        else part
+        for name, part in parts.items()
+    }
+    before.append({"own": parts, "mixed": mixed})
+    tokens = [x + written_attention(own, mixed, len(memory) + t, model.sizes) for t, x in enumerate(tokens)]
+    inner = [own["ffn.up_proj.weight"] @ normed(x, model.layers[n].ffn_norm) for x in tokens]
+    return [x + own["ffn.down_proj.weight"] @ ACTS[variant.act](h) for x, h in zip(tokens, inner, strict=True)]
+
+
 def reference(model: Navigator, variant: Variant, count: int = 3) -> list[Tensor]:
     """Step by step, walker by walker, token by token: logits (B, L, letters) of each segment."""
     w = dict(model.named_parameters())
-    length, reach, heads = model.sizes.segment, model.sizes.window, model.sizes.heads
+    length, kept = model.sizes.segment, model.sizes.memory
     all_actions, all_letters = walk(count * length + 1)
     results = [torch.empty(WALKERS, length, LETTERS).double() for _ in range(count)]
     for walker in range(WALKERS):
-        actions, letters = all_actions[walker].tolist(), all_letters[walker].tolist()
-        codes = [torch.ones(model.sizes.code).double() / 3]
-        for action in actions[1:]:
-            if variant.position == "actions":
-                break
-            matrix = w["codes.transitions"].unflatten(0, (ACTIONS, -1))[action]
-            codes.append(torch.tanh(codes[-1] @ matrix + (codes[-1] if variant.position == "residual" else 0)))
-        if variant.position == "actions":
-            codes = [w["codes.embedding.weight"][action] for action in actions]
+        letters = all_letters[walker].tolist()
+        codes = written_codes(w, variant, all_actions[walker].tolist(), model.sizes.code)
         memory: list[list[Tensor]] = [[] for _ in model.layers]
-        for segment in range(count):
-            for step in range(1, length + 1):
-                begin = segment * length
-                seen = [*letters[begin : begin + step], LETTERS]
-                tokens = [
-                    torch.cat([torch.relu(w["position.weight"] @ codes[begin + i] + w["position.bias"]), embedding])
-                    for i, embedding in enumerate(w["letter.weight"][seen])
-                ]
-                onward, raw, sums = [], None, None
-                for n in range(len(memory)):
-                    onward.append((memory[n] + tokens[:-1])[-model.sizes.memory :])
-                    own = {
-                        name.removeprefix(f"layers.{n}."): weight
-                        for name, weight in w.items()
-                        if f"layers.{n}." in name
-                    }
-                    context = memory[n] + tokens
-                    before = [normed(x, model.layers[n].attention_norm) for x in context]
-                    parts = {
-                        stream: [(own[f"attention.{name}_proj.weight"] @ x).unflatten(0, (heads, -1)) for x in before]
-                        for stream, name in (("queries", "q"), ("keys", "k"), ("values", "v"))
-                    }
-                    arriving = raw if variant.source == "previous" else sums
-                    mixed = {
-                        name: [a + b for a, b in zip(part, arriving[name], strict=True)]
-                        if name in variant.streams and arriving
-                        else part
-                        for name, part in parts.items()
-                    }
-                    raw, sums = parts, mixed
-                    added = []
-                    for t in range(len(memory[n]), len(context)):
-                        attended = []
-                        for head in range(heads):
-                            q = mixed["queries"][t][head]
-                            scores = []
-                            for j in range(t + 1):
-                                d = min(t - j, reach - 1)
-                                content = (q + own["attention.content_bias"][head, 0]) @ mixed["keys"][j][head]
-                                place = q @ own["attention.distance_keys"][head, d]
-                                scores.append(
-                                    (content + place + own["attention.distance_bias"][head, 0, d]) / math.sqrt(5)
-                                )
-                            weights = torch.stack(scores).exp()
-                            weights = weights / weights.sum()
-                            values = [mixed["values"][j][head] for j in range(t + 1)]
-                            attended.append(sum(a * v for a, v in zip(weights, values, strict=True)))
-                        added.append(own["attention.o_proj.weight"] @ torch.cat(attended))
-                    tokens = [x + a for x, a in zip(tokens, added, strict=True)]
-                    tokens = [
-                        x
-                        + own["ffn.down_proj.weight"]
-                        @ ACTS[variant.act](own["ffn.up_proj.weight"] @ normed(x, model.layers[n].ffn_norm))
-                        for x in tokens
-                    ]
-                logits = w["read_out.weight"] @ normed(tokens[-1], model.norm) + w["read_out.bias"]
-                results[segment][walker, step - 1] = logits
-            memory = [[x.detach() for x in layer] for layer in onward]
+        for segment, step in itertools.product(range(count), range(1, length + 1)):
+            begin = segment * length
+            embeddings = w["letter.weight"][[*letters[begin : begin + step], LETTERS]]
+            tokens = [
+                torch.cat([torch.relu(w["position.weight"] @ codes[begin + i] + w["position.bias"]), embedding])
+                for i, embedding in enumerate(embeddings)
+            ]
+            entered, before = [], []
+            for n in range(len(memory)):
+                entered.append(tokens[:-1])
+                tokens = written_layer(model, n, variant, memory[n], tokens, before)
+            logits = w["read_out.weight"] @ normed(tokens[-1], model.norm) + w["read_out.bias"]
+            results[segment][walker, step - 1] = logits
+            if step == length:
+                memory = [[x.detach() for x in (m + e)[-kept:]] for m, e in zip(memory, entered, strict=True)]
     return results
 
 
@@ -248,5 +253,8 @@ def test_a_plan_made_under_inference_serves_a_training() -> None:
     actions, letters = walk(6)
     asked = (torch.ones(WALKERS, 6).double(), actions, letters[:, :5], (), (5,))
     with torch.inference_mode():
-        model(*asked)
-    model(*asked).logits.sum().backward()
+        expected = model(*asked).logits
+    logits = model(*asked).logits
+    assert torch.equal(logits, expected)
+    logits.sum().backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.layers[-1].parameters())
