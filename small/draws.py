@@ -13,6 +13,11 @@ def seeds_of(seed: int, purpose: str, index: int = 0) -> np.random.SeedSequence:
     return np.random.SeedSequence((seed, zlib.crc32(purpose.encode()), index))
 
 
+def seed_number(seed: int, purpose: str, index: int = 0) -> int:
+    """`seeds_of` as one number, for torch."""
+    return int(seeds_of(seed, purpose, index).generate_state(1)[0])
+
+
 class Draws:
     """Uniform and normal numbers of (seed, purpose, index) alone, in the order in which they are asked for.
 

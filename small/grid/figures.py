@@ -11,9 +11,9 @@ from scipy import stats
 from evals.plots import new_figure, style
 
 from ..plots import PALETTE
+from ..variants import Act
 from .biophysics import Receptor
-from .model import Variant
-from .runs import Done, act_name, grouped, names
+from .runs import Done, grouped, names
 from .train import MAPS
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def against_slope(runs: Sequence[Done]) -> "Figure":
 
 def number_of(run: Done) -> float:
     """NMDA's alpha, LeakyReLU's slope; NaN for an activation without a number."""
-    return math.nan if run.variant.number is None else run.variant.number
+    number = run.variant.activation.number
+    return math.nan if number is None else number
 
 
 def _against(
@@ -188,11 +189,11 @@ def activations(acts: Sequence[str] = ("nmda:0", "nmda:1", "nmda:10", "gelu_sigm
     with style():
         figure = new_figure(8.0, 3.4)
         left, right = figure.subplots(1, 2)
-        for colour, act in zip(PALETTE, acts, strict=False):
+        for colour, act in zip(PALETTE, map(Act.parse, acts), strict=False):
             x = torch.linspace(-6, 6, 601, requires_grad=True)
-            y = Variant(act).activation()(x)
+            y = act.module()(x)
             (slope,) = torch.autograd.grad(y.sum(), x)
-            left.plot(x.detach().numpy(), y.detach().numpy(), color=colour, label=act_name(Variant(act)))
+            left.plot(x.detach().numpy(), y.detach().numpy(), color=colour, label=act.title)
             right.plot(x.detach().numpy(), slope.numpy(), color=colour)
         left.set(xlabel="x", title="activation", ylim=(-3, 6))
         right.set(xlabel="x", title="derivative")

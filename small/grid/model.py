@@ -18,7 +18,6 @@ Dimension letters: B walkers, L letters of a segment, Q queries, T = L + Q token
 D width, H heads, K width of a head, F neurons, C width of a code, A actions, R distances.
 """
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -27,17 +26,17 @@ import torch
 from torch import Tensor, nn
 
 from llm.errors import UserError
-from llm.model.activations import NAMES, activation
+from llm.model.activations import activation
 from llm.model.attention import eager_attention
 from llm.model.feedforward import FeedForward
 from llm.model.norms import norm
-from llm.model.streams import SOURCES, STREAMS, Carry, ResidualStream
+from llm.model.streams import Carry, ResidualStream
 
+from .. import variants
 from ..checks import below
 
 POSITIONS = ("paper", "residual", "actions")
 TRANSITIONS = ("tanh", "relu", "identity")
-DEFAULTS = {"nmda": 1.0, "leaky_relu": 0.01}  # alpha (SiLU); slope below 0 (nmda-transformer.txt, Section 3.1)
 
 
 @dataclass(frozen=True)
@@ -81,65 +80,21 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Variant:
+class Variant(variants.Variant):
     """What is compared.
 
     Args:
-        act: activation of the feed-forward network: nmda:ALPHA, leaky_relu:SLOPE, or another name of `llm.model`.
         position: e_{t+1} = act(e_t W_a) with W_a starting at the identity ("paper"), act(e_t + e_t W_a) with W_a
             starting at zero ("residual", the authors' code), or an embedding of the last action alone ("actions",
             Appendix A.5). The first two are one model written in two ways: only rounding tells them apart.
         transition: act of the recurrent code.
-        streams, source: residual attention streams, as in the language models.
     """
 
-    act: str = "nmda:1"
     position: str = "paper"
     transition: str = "tanh"
-    streams: tuple[str, ...] = ()
-    source: str = "previous"
 
-    def __post_init__(self) -> None:
-        problems = [
-            f"{what} {value!r} is unknown: give {', '.join(known)}"
-            for what, value, known in (
-                ("position", self.position, POSITIONS),
-                ("transition", self.transition, TRANSITIONS),
-                ("source", self.source, SOURCES),
-                *(("stream", stream, STREAMS) for stream in self.streams),
-            )
-            if value not in known
-        ]
-        try:
-            self.activation()
-        except UserError as error:
-            problems.append(str(error))
-        if problems:
-            raise UserError("; ".join(problems))
-        # One model has one name.
-        name = self.act.partition(":")[0]
-        object.__setattr__(self, "act", name if self.number is None else f"{name}:{self.number:g}")
-        object.__setattr__(self, "streams", tuple(stream for stream in STREAMS if stream in self.streams))
-
-    @property
-    def number(self) -> float | None:
-        """What the activation's name ends in: NMDA's alpha, LeakyReLU's slope; None for the others."""
-        name, _, number = self.act.partition(":")
-        return float(number or DEFAULTS[name]) if name in DEFAULTS else None
-
-    def activation(self) -> nn.Module:
-        """The activation that `act` names; UserError where it names none."""
-        name, colon, number = self.act.partition(":")
-        try:
-            if name not in NAMES or (colon and name not in DEFAULTS) or not math.isfinite(float(number or 0)):
-                raise ValueError
-            value = float(number or DEFAULTS.get(name, 1.0))
-            return nn.LeakyReLU(value) if name == "leaky_relu" else activation(name, alpha=value)
-        except ValueError:
-            raise UserError(
-                f"activation {self.act!r} is unknown: give nmda:ALPHA (0 or more), leaky_relu:SLOPE, or one of "
-                f"{', '.join(sorted(set(NAMES) - DEFAULTS.keys()))}"
-            ) from None
+    def choices(self) -> list[tuple[str, str, tuple[str, ...]]]:
+        return [("position", self.position, POSITIONS), ("transition", self.transition, TRANSITIONS)]
 
 
 Memory = tuple[Tensor, ...]  # of each layer, what its last M letters were when they entered: (B, M, D)
@@ -218,14 +173,11 @@ class Layer(nn.Module):
 
     def __init__(self, sizes: Sizes, variant: Variant, index: int) -> None:
         super().__init__()
-        stream = None
-        if variant.streams:
-            heads = dict.fromkeys(variant.streams, sizes.heads)
-            stream = ResidualStream(variant.streams, variant.source, "fixed", heads, first_layer=index == 0)
+        stream = variant.stream(sizes.heads, index)
         self.attention_norm = norm("layernorm", sizes.width, 1e-5)
         self.attention = MemoryAttention(sizes.width, sizes.heads, sizes.head_dim, sizes.window, stream)
         self.ffn_norm = norm("layernorm", sizes.width, 1e-5)
-        self.ffn = FeedForward(sizes.width, sizes.neurons, variant.activation(), bias=False)
+        self.ffn = FeedForward(sizes.width, sizes.neurons, variant.activation.module(), bias=False)
         self.dropout = nn.Dropout(sizes.dropout)
 
     def forward(

@@ -17,7 +17,7 @@ from .cells import autocorrelogram, grid_scores
 from .figures import colours
 from .graph import Graph
 from .recording import Neurons
-from .runs import Done, act_name, grouped, names
+from .runs import Done, grouped, names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ def rate_maps(run: Done, neurons: Neurons) -> "Figure":
             rates = getattr(neurons, f"{kind}_rates").flatten(0, 1).numpy()
             order = np.argsort(-scores)
             chosen = order[np.linspace(0, len(order) - 1, SHOWN).round().astype(int)]
-            half.suptitle(f"{title}, {act_name(run.variant)}", fontsize=9)
+            half.suptitle(f"{title}, {run.variant.activation.title}", fontsize=9)
             _draw_maps(half, rates[chosen], scores[chosen], run.graph)
     return figure
 
@@ -156,7 +156,7 @@ def position_codes(run: Done, neurons: Neurons) -> "Figure":
             above.set_title(f"{scores[index]:.2f}", fontsize=7)
             for axes in (above, below):
                 axes.set(xticks=[], yticks=[])
-        figure.suptitle(f"recurrent code, {act_name(run.variant)}: grid score", fontsize=9)
+        figure.suptitle(f"recurrent code, {run.variant.activation.title}: grid score", fontsize=9)
     return figure
 
 

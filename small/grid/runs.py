@@ -13,12 +13,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from evals.plots import text_table
 from llm.errors import UserError
 
+from .. import groups
 from ..folder import RECORD
+from ..groups import mean_and_deviation, word
 from .graph import Graph
 from .model import Sizes, Variant
 from .train import MAPS, ROWS, Row, Settings, check_segments, read_asked, read_rows
@@ -96,16 +96,9 @@ def combinations(
         check_segments(made[0], made[2])  # type: ignore[arg-type]
         facts = {name: value for part in made for name, value in asdict(part).items()}
         named = [*ALWAYS[:-1], *(n for n, v in knobs.items() if len(v) > 1 and n not in ALWAYS), ALWAYS[-1]]
-        label = ",".join(f"{name}={_word(facts[name])}" for name in named)
+        label = ",".join(f"{name}={word(facts[name])}" for name in named)
         found.append(Asked(label, graph, *made))  # type: ignore[arg-type]
     return found
-
-
-def _word(value: Any) -> str:
-    """A value in the name of a folder."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "+".join(value) or "none" if isinstance(value, tuple) else str(value)
 
 
 def read_runs(out: Path) -> list[Done]:
@@ -127,48 +120,29 @@ def _read(folder: Path) -> Done:
 
 def grouped(runs: Sequence[Done], without: str | None = None) -> list[list[Done]]:
     """The runs that differ in their seeds alone, or in the field `without` too; by activation, its number, and maps."""
-    groups: dict[Any, list[Done]] = {}
-    for run in sorted(runs, key=_order):
-        groups.setdefault(tuple((name, v) for name, v in run.facts.items() if name != without), []).append(run)
-    return list(groups.values())
+    return groups.grouped(sorted(runs, key=_order), without)
 
 
 def _order(run: Done) -> tuple[str, float, int, str]:
-    return run.variant.act.partition(":")[0], run.variant.number or 0.0, run.settings.maps, run.label
+    act = run.variant.activation
+    return act.name, act.number or 0.0, run.settings.maps, run.label
 
 
-def names(groups: Sequence[Sequence[Done]], without: str | None = None) -> list[str]:
+def names(of: Sequence[Sequence[Done]], without: str | None = None) -> list[str]:
     """What to call each group: activation and number of maps, and whatever else tells the groups apart."""
-    facts = [group[0].facts for group in groups]
-    differ = [
-        name for name in facts[0] if len({str(each[name]) for each in facts}) > 1 and name not in (*NAMED, without)
-    ]
     found = []
-    for group, each in zip(groups, facts, strict=True):
-        words = [] if without == "act" else [act_name(group[0].variant)]
-        words += [f"N = {each['maps']}", *(f"{name} {_word(each[name])}" for name in differ)]
-        found.append(", ".join(words))
+    for group, differences in zip(of, groups.differences(of, (*NAMED, without)), strict=True):
+        words = [] if without == "act" else [group[0].variant.activation.title]
+        words += [f"N = {group[0].settings.maps}", differences]
+        found.append(", ".join(filter(None, words)))
     return found
-
-
-def act_name(variant: Variant) -> str:
-    """An activation in a legend."""
-    name = variant.act.partition(":")[0]
-    if variant.number is None:
-        return name
-    return {"nmda": "NMDA α = ", "leaky_relu": "LeakyReLU "}[name] + f"{variant.number:g}"
 
 
 def table(runs: Sequence[Done]) -> str:
     """The last errors of every group: mean ± standard deviation over seeds, on familiar and on novel maps."""
-    groups, rows = grouped(runs), []
-    for group, name in zip(groups, names(groups), strict=True):
+    of, rows = grouped(runs), []
+    for group, name in zip(of, names(of), strict=True):
         trials = sorted({run.last.trial for run in group})
         errors = ([getattr(run.last.errors[maps], error) for run in group] for error in SHOWN for maps in MAPS)
         rows.append([name, str(len(group)), "/".join(map(str, trials)), *map(mean_and_deviation, errors)])
     return text_table(["", "seeds", "trial", *(f"{error}, {maps}" for error in SHOWN for maps in MAPS)], rows)
-
-
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """The deviation is that of the values themselves (divided by their number)."""
-    return f"{np.mean(values):.3f} ± {np.std(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"

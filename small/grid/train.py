@@ -26,8 +26,9 @@ from tqdm import tqdm
 from llm.errors import UserError
 
 from ..checks import below
-from ..draws import seeds_of
+from ..draws import seed_number
 from ..folder import RECORD, TENSORS, TrainingFolder, as_csv, copy_into, read_record
+from ..state import start_moments, training_state
 from .graph import Graph
 from .model import Memory, Navigator, Sizes, Variant
 from .world import Walks, World
@@ -132,23 +133,15 @@ class Run:
             model = Navigator(len(graph.actions), settings.letters, sizes, variant)
         self.model = model.to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), settings.lr, fused=True)
-        for weight in self.model.parameters():  # as Adam's first step would, so that a checkpoint has where to go
-            self.optimizer.state[weight] = {
-                "step": torch.zeros((), device=self.device),
-                "exp_avg": torch.zeros_like(weight),
-                "exp_avg_sq": torch.zeros_like(weight),
-            }
+        start_moments(self.optimizer)
 
     def _number(self, purpose: str, index: int = 0) -> int:
         """A seed for torch."""
-        return int(seeds_of(self.settings.seed, purpose, index).generate_state(1)[0])
+        return seed_number(self.settings.seed, purpose, index)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All that the training goes on from."""
-        for name, weight in self.model.named_parameters():
-            yield name, weight
-            for kind, tensor in self.optimizer.state[weight].items():
-                yield f"adam.{kind}.{name}", tensor
+        return training_state(self.model, self.optimizer)
 
     def train(self, trial: int, bar: Any = None) -> float:
         """One trial, numbered from 1; returns the mean loss. `bar` is told of every segment.

@@ -82,7 +82,7 @@ def test_every_option_reaches_the_run(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
     (run,) = read_runs(tmp_path / "out")
-    assert run.variant == Variant("leaky_relu:0.2", "residual", "identity", ("values", "keys"), "first")
+    assert run.variant == Variant("leaky_relu:0.2", ("values", "keys"), "first", "residual", "identity")
     assert run.sizes.segment == 4 and run.sizes.width == 16 and run.sizes.head_dim == 16
     assert (run.settings.objective, run.settings.lr, run.settings.seed) == ("steps", 0.01, 3)
     assert run.settings.products == "bfloat16"

@@ -245,7 +245,7 @@ def test_one_model_has_one_name() -> None:
     assert Variant("nmda") == Variant("nmda:1.0") == Variant("nmda:1")
     assert Variant("leaky_relu") == Variant("leaky_relu:0.010")
     assert Variant(streams=("values", "queries", "values")).streams == ("queries", "values")
-    assert Variant("nmda:0.05").number == 0.05 and Variant("relu").number is None
+    assert Variant("nmda:0.05").activation.number == 0.05 and Variant("relu").activation.number is None
 
 
 def test_a_plan_made_under_inference_serves_a_training() -> None:

@@ -1,0 +1,100 @@
+"""What is compared in the small experiments: an activation, and residual attention streams."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import nn
+
+from llm.errors import UserError
+from llm.model.activations import NAMES, activation
+from llm.model.streams import SOURCES, STREAMS, ResidualStream
+
+DEFAULTS = {"nmda": 1.0, "leaky_relu": 0.01}  # alpha (SiLU); slope below 0 (nmda-transformer.txt, Section 3.1)
+TITLES = {"nmda": "NMDA α =", "leaky_relu": "LeakyReLU", "gelu": "GELU"}
+
+
+class Act(NamedTuple):
+    """An activation: its name, and NMDA's alpha or LeakyReLU's slope; None for the others."""
+
+    name: str
+    number: float | None
+
+    @classmethod
+    def parse(cls, text: str) -> "Act":
+        """nmda:ALPHA, leaky_relu:SLOPE, or another name of `llm.model`; UserError where that names none."""
+        name, colon, number = text.partition(":")
+        try:
+            if name not in NAMES or (colon and name not in DEFAULTS) or not math.isfinite(float(number or 0)):
+                raise ValueError
+            found = cls(name, float(number or DEFAULTS[name]) if name in DEFAULTS else None)
+            found.module()
+        except ValueError:
+            raise UserError(
+                f"activation {text!r} is unknown: give nmda:ALPHA (0 or more), leaky_relu:SLOPE, or one of "
+                f"{', '.join(sorted(set(NAMES) - DEFAULTS.keys()))}"
+            ) from None
+        return found
+
+    def __str__(self) -> str:
+        return self.name if self.number is None else f"{self.name}:{self.number:g}"
+
+    def module(self) -> nn.Module:
+        """The activation itself."""
+        number = 1.0 if self.number is None else self.number
+        return nn.LeakyReLU(number) if self.name == "leaky_relu" else activation(self.name, alpha=number)
+
+    @property
+    def title(self) -> str:
+        """In a legend or a table."""
+        title = TITLES.get(self.name, self.name)
+        return title if self.number is None else f"{title} {self.number:g}"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is compared; one model has one name.
+
+    Args:
+        act: activation of the feed-forward network, as `Act.parse` takes it.
+        streams, source: residual attention streams, as in the language models.
+
+    Raises:
+        UserError: names that are not known, all of them.
+    """
+
+    act: str = "nmda:1"
+    streams: tuple[str, ...] = ()
+    source: str = "previous"
+
+    def __post_init__(self) -> None:
+        known = [("source", self.source, SOURCES), *(("stream", stream, STREAMS) for stream in self.streams)]
+        problems = [
+            f"{what} {value!r} is unknown: give {', '.join(names)}"
+            for what, value, names in [*known, *self.choices()]
+            if value not in names
+        ]
+        try:
+            object.__setattr__(self, "act", str(Act.parse(self.act)))
+        except UserError as error:
+            problems.append(str(error))
+        if problems:
+            raise UserError("; ".join(problems))
+        object.__setattr__(self, "streams", tuple(stream for stream in STREAMS if stream in self.streams))
+
+    def choices(self) -> list[tuple[str, str, tuple[str, ...]]]:
+        """Field, value and known values of what an experiment adds."""
+        return []
+
+    @property
+    def activation(self) -> Act:
+        """What `act` names."""
+        return Act.parse(self.act)
+
+    def stream(self, heads: int, layer: int) -> ResidualStream | None:
+        """The streams of a layer, numbered from 0; None without any."""
+        if not self.streams:
+            return None
+        return ResidualStream(
+            self.streams, self.source, "fixed", dict.fromkeys(self.streams, heads), first_layer=layer == 0
+        )
