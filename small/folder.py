@@ -152,6 +152,19 @@ def read_record(path: Path, program: str, parts: Iterable[str]) -> dict[str, Any
     return record
 
 
+def run_folders(out: Path, program: str, table: str) -> list[Path]:
+    """The folders of the trainings in `out` that have a table, in the order of their names; `out` may be one itself.
+
+    Raises:
+        UserError: there is none.
+    """
+    folders = [out] if (out / RECORD).is_file() else sorted(path.parent for path in out.glob(f"*/{RECORD}"))
+    found = [folder for folder in folders if (folder / table).is_file()]
+    if not found:
+        raise UserError(f"{out} holds no run of python -m {program} with a result: train first")
+    return found
+
+
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table as text."""
     text = io.StringIO(newline="")

@@ -1,7 +1,10 @@
 """What the figures of the small experiments have in common."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from evals.models import write_file
 from evals.plots import as_png
@@ -17,3 +20,21 @@ def write(figure: "Figure", path: Path) -> Path:
     """Write a PNG; returns the path."""
     write_file(path, as_png(figure))
     return path
+
+
+def draw_curves(axes: Any, curves: Sequence[Mapping[int, float]], colour: Any, label: str) -> None:
+    """Curves {x: y} of the seeds of a group, light, and dark their mean where all have a value."""
+    for curve in curves:
+        axes.plot(list(curve), list(curve.values()), color=colour, alpha=0.3, linewidth=0.8)
+    shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+    mean = np.mean([[curve[x] for x in shared] for curve in curves], axis=0)
+    axes.plot(shared, mean, color=colour, linewidth=1.8, label=label)
+
+
+def colours(count: int) -> list[Any]:
+    """As many: the palette, or, where that has too few, a map from dark to light."""
+    if count <= len(PALETTE):
+        return list(PALETTE[:count])
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](place) for place in np.linspace(0, 0.9, count)]

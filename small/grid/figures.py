@@ -10,7 +10,7 @@ from scipy import stats
 
 from evals.plots import new_figure, style
 
-from ..plots import PALETTE
+from ..plots import PALETTE, colours, draw_curves
 from ..variants import Act
 from .biophysics import Receptor
 from .runs import Done, grouped, names
@@ -28,7 +28,7 @@ def over_trials(runs: Sequence[Done]) -> "Figure":
     The dotted line is chance, 1 - 1 / letters.
     """
     groups = grouped(runs)
-    drawn = list(zip(colours(groups), groups, names(groups), strict=True))
+    drawn = list(zip(colours(len(groups)), groups, names(groups), strict=True))
     with style():
         figure = new_figure(8.0, 6.0)
         panels = figure.subplots(2, 2, sharex=True, sharey=True)
@@ -47,21 +47,9 @@ def over_trials(runs: Sequence[Done]) -> "Figure":
 
 
 def _draw_group(axes: Any, group: Sequence[Done], maps: str, name: str, colour: Any, label: str) -> None:
-    curves = [{row.trial: getattr(row.errors[maps], name) for row in run.rows} for run in group]
-    for curve in curves:
-        axes.plot(list(curve), list(curve.values()), color=colour, alpha=0.3, linewidth=0.8)
-    trials = sorted(set.intersection(*(set(curve) for curve in curves)))
-    mean = np.mean([[curve[trial] for trial in trials] for curve in curves], axis=0)
-    axes.plot(trials, mean, color=colour, linewidth=1.8, label=label)
-
-
-def colours(groups: Sequence[Sequence[Done]]) -> list[Any]:
-    """One for each group: the palette, or, where that has too few, a map from dark to light."""
-    if len(groups) <= len(PALETTE):
-        return list(PALETTE[: len(groups)])
-    from matplotlib import colormaps
-
-    return [colormaps["viridis"](place) for place in np.linspace(0, 0.9, len(groups))]
+    draw_curves(
+        axes, [{row.trial: getattr(row.errors[maps], name) for row in run.rows} for run in group], colour, label
+    )
 
 
 def against_alpha(runs: Sequence[Done], name: str = "reference") -> "Figure":
@@ -94,7 +82,7 @@ def _against(
     with style():
         figure = new_figure(4.6, 3.4)
         axes = figure.subplots()
-        for colour, curve, name in zip(colours(curves), curves, names(curves, field), strict=True):
+        for colour, curve, name in zip(colours(len(curves)), curves, names(curves, field), strict=True):
             found: dict[float, list[float]] = {}
             for run in curve:
                 found.setdefault(x(run), []).append(getattr(run.last.errors["familiar"], error))

@@ -13,8 +13,8 @@ from scipy import stats
 
 from evals.plots import new_figure, style
 
+from ..plots import colours
 from .cells import autocorrelogram, grid_scores
-from .figures import colours
 from .graph import Graph
 from .recording import Neurons
 from .runs import Done, grouped, names
@@ -101,7 +101,7 @@ def scores_and_errors(runs: Sequence[Done], measure: Measure) -> "Figure":
         figure = new_figure(9.0, 6.4)
         for row, (kind, title) in zip(figure.subplots(2, 2), LAYERS.items(), strict=True):
             means, errors = [], []
-            for colour, group, name in zip(colours(groups), groups, names(groups), strict=True):
+            for colour, group, name in zip(colours(len(groups)), groups, names(groups), strict=True):
                 every = [getattr(measure(run), f"{kind}_scores").flatten().numpy() for run in group]
                 own = [float(scores.mean()) for scores in every]
                 wrong = [run.last.errors["familiar"].reference for run in group]
@@ -169,7 +169,7 @@ def sparsity(runs: Sequence[Done], measure: Measure) -> "Figure":
     with style():
         figure = new_figure(4.8, 3.4)
         axes = figure.subplots()
-        for place, (colour, group) in enumerate(zip(colours(groups), groups, strict=True)):
+        for place, (colour, group) in enumerate(zip(colours(len(groups)), groups, strict=True)):
             values = [float(measure(run).gini.mean()) for run in group]
             axes.bar(place, np.mean(values), yerr=np.std(values), color=colour, capsize=3)
         axes.set_xticks(range(len(groups)), names(groups), rotation=30, ha="right", fontsize=8)

@@ -17,11 +17,11 @@ from evals.plots import text_table
 from llm.errors import UserError
 
 from .. import groups
-from ..folder import RECORD
+from ..folder import run_folders
 from ..groups import mean_and_deviation, word
 from .graph import Graph
 from .model import Sizes, Variant
-from .train import MAPS, ROWS, Row, Settings, check_segments, read_asked, read_rows
+from .train import MAPS, PROGRAM, ROWS, Row, Settings, check_segments, read_asked, read_rows
 
 ALWAYS = ("act", "maps", "seed")  # in a run's name, whether they vary or not
 SHOWN = ("working", "reference", "first")
@@ -107,11 +107,7 @@ def read_runs(out: Path) -> list[Done]:
     Raises:
         UserError: there is none, or one is damaged.
     """
-    folders = [out] if (out / RECORD).is_file() else sorted(path.parent for path in out.glob(f"*/{RECORD}"))
-    found = [_read(folder) for folder in folders if (folder / ROWS).is_file()]
-    if not found:
-        raise UserError(f"{out} holds no run of python -m small.grid with a result: train first")
-    return found
+    return [_read(folder) for folder in run_folders(out, PROGRAM, ROWS)]
 
 
 def _read(folder: Path) -> Done:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from small.grid import cli
 from small.grid.biophysics import Receptor
@@ -17,15 +16,12 @@ from small.grid.model import Sizes, Variant
 from small.grid.runs import combinations, grouped, read_runs, table
 from small.grid.train import Settings
 
+from ..pictures import is_a_picture
+
 TINY = [
     "--preset", "small", "--space", "3x3", "--trials", "2", "--steps", "16", "--batch", "4", "--walkers", "4",
     "--width", "16", "--neurons", "8", "--device", "cpu",
 ]  # fmt: skip
-
-
-def is_a_picture(path: Path) -> bool:
-    found = np.asarray(Image.open(path).convert("RGB"))
-    return found.shape[0] > 200 and found.shape[1] > 400 and len(np.unique(found.reshape(-1, 3), axis=0)) > 50
 
 
 def test_train_makes_a_run_for_every_combination_a_table_and_figures(tmp_path: Path, capsys) -> None:

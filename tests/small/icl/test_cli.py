@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from small import timing
 from small.icl import bench, cli, figures
@@ -24,16 +23,9 @@ from small.icl.sweep import Knob, points
 from small.icl.task import KINDS, Task
 from small.icl.train import Machine, Settings
 
+from ..pictures import is_a_picture
+
 TINY = ["--batch", "8", "--snapshot-every", "10", "--evaluation", "20", "--no-compile", "--device", "cpu"]
-
-
-def pixels(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB"))
-
-
-def is_a_picture(path: Path) -> bool:
-    found = pixels(path)
-    return found.shape[0] > 200 and found.shape[1] > 400 and len(np.unique(found.reshape(-1, 3), axis=0)) > 50
 
 
 def test_amicl_writes_its_figures_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

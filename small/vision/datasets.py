@@ -1,0 +1,303 @@
+"""CIFAR-100 and TinyImageNet from their published files, as tensors.
+
+    CIFAR-100      cifar-100-binary    train.bin, test.bin: a byte of superclass, a byte of class, 3 x 32 x 32 pixels
+                   cifar-100-python    train, test, meta: pickles of Python 2
+                   parquet             train-*.parquet, test-*.parquet: a PNG and a label in each row
+    TinyImageNet   tiny-imagenet-200   wnids.txt, train/WNID/images/*.JPEG, val/images and val/val_annotations.txt
+
+as folders or archives. TinyImageNet's own test images have no public labels, so its validation images are the test.
+"""
+
+import io
+import json
+import pickle
+import re
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from llm.errors import UserError
+
+from .archive import Files, opened
+
+CIFAR_ROW = 2 + 3 * 32 * 32  # bytes: two labels, then red, green and blue planes
+
+
+class Split(NamedTuple):
+    """Images with their classes."""
+
+    pixels: Tensor  # (N, 3, side, side) uint8
+    labels: Tensor  # (N,) int64
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+
+    @property
+    def side(self) -> int:
+        """Of an image, in pixels."""
+        return self.train.pixels.shape[-1]
+
+    def summary(self) -> str:
+        """What it is, in a line, and a second one where it is not all of what is published."""
+        published, counts = DATASETS[self.name], (len(self.train.labels), len(self.test.labels))
+        line = (
+            f"{published.title}: {counts[0]:,} training and {counts[1]:,} test images of {len(self.classes)} classes, "
+            f"{self.side} x {self.side} pixels"
+        )
+        if counts != (published.train, published.test):
+            line += f"\nnote: the published data set has {published.train:,} and {published.test:,} images"
+        return line
+
+    def record(self) -> dict[str, Any]:
+        """What tells it from another data set."""
+        check = 0
+        for tensor in (*self.train, *self.test):
+            check = zlib.crc32(tensor.numpy().data, check)
+        counts = {"train": len(self.train.labels), "test": len(self.test.labels)}
+        return {"name": self.name, "classes": len(self.classes), "side": self.side, **counts, "crc32": f"{check:08x}"}
+
+
+class Published(NamedTuple):
+    """A data set as it is published."""
+
+    title: str
+    side: int  # of an image, in pixels
+    train: int  # images
+    test: int
+    page: str
+    found_as: tuple[str, ...]  # in a folder of data sets
+    read: "Callable[[Files, bool], Images]"
+
+
+def load(name: str, path: Path, quiet: bool = False) -> Images:
+    """Read a data set, with a progress bar where images must be decoded.
+
+    Args:
+        name: one of DATASETS.
+        path: the data set's folder or archive, or a folder in which one lies under its published name.
+
+    Raises:
+        UserError: it is not there, damaged, or of something else.
+    """
+    published = DATASETS[name]
+    inside = [path / each for each in published.found_as if (path / each).exists()]
+    if not path.exists() and not inside:
+        raise UserError(
+            f"{path} is not there: fetch {published.title} as {' or '.join(published.found_as[-2:])} from "
+            f"{published.page} and give its place as --data"
+        )
+    with opened(inside[0] if inside else path) as files:
+        images = published.read(files, quiet)
+        for split, part in (("training", images.train), ("test", images.test)):
+            _check(files.path, split, part, len(images.classes))
+    if images.test.pixels.shape[1:] != images.train.pixels.shape[1:]:
+        raise UserError(f"{files.path}: images of training and test are not of one size: fetch it again")
+    return images
+
+
+def _check(path: Path, split: str, part: Split, classes: int) -> None:
+    """UserError where there are no images, or labels that no class has."""
+    if not len(part.labels) or len(part.labels) != len(part.pixels):
+        raise UserError(
+            f"{path} has {len(part.pixels)} {split} images and {len(part.labels)} labels of them: fetch it again"
+        )
+    if not 0 <= part.labels.min() <= part.labels.max() < classes:
+        wrong = int(part.labels[(part.labels < 0) | (part.labels >= classes)][0])
+        raise UserError(f"{path} has a {split} label {wrong}, and classes from 0 to {classes - 1}: fetch it again")
+
+
+def _unknown(files: Files, published: Published) -> UserError:
+    return UserError(
+        f"{files.path} holds no {published.title}: give --data a folder or an archive with the files of "
+        f"{' or '.join(published.found_as)} ({published.page})"
+    )
+
+
+# ---- CIFAR-100 -------------------------------------------------------------------------------------------------------
+
+
+def _cifar100(files: Files, quiet: bool) -> Images:
+    if (train := files.ending("train.bin")) and (test := files.ending("test.bin")):
+        names = files.ending("fine_label_names.txt")
+        if names is None:
+            raise UserError(f"{files.path} has no fine_label_names.txt beside train.bin: fetch it again")
+        classes = tuple(files.read(names).decode().split())
+        return Images("cifar100", classes, *(_binary(files, name) for name in (train, test)))
+    if (meta := files.ending("meta")) and (train := files.ending("train")) and (test := files.ending("test")):
+        classes = tuple(_unpickled(files, meta, "fine_label_names")[0])
+        return Images("cifar100", classes, *(_python(files, name) for name in (train, test)))
+    if all(_parquets(files, split) for split in ("train", "test")):
+        (train_part, classes), (test_part, _) = (_parquet(files, split, quiet) for split in ("train", "test"))
+        return Images("cifar100", classes, train_part, test_part)
+    raise _unknown(files, DATASETS["cifar100"])
+
+
+def _binary(files: Files, name: str) -> Split:
+    content = np.frombuffer(files.read(name), np.uint8)
+    if len(content) % CIFAR_ROW:
+        raise UserError(
+            f"{files.path}: {name} has {len(content)} bytes, which are no rows of {CIFAR_ROW}: fetch it again"
+        )
+    rows = content.reshape(-1, CIFAR_ROW)
+    return _planes(rows[:, 2:], rows[:, 1])
+
+
+def _python(files: Files, name: str) -> Split:
+    pixels, labels = _unpickled(files, name, "data", "fine_labels")
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (CIFAR_ROW - 2,):
+        raise UserError(f"{files.path}: {name} holds no rows of {CIFAR_ROW - 2} bytes: fetch it again")
+    return _planes(pixels, labels)
+
+
+def _planes(rows: np.ndarray, labels: Any) -> Split:
+    """Rows of 3,072 bytes and their classes."""
+    pixels = np.ascontiguousarray(rows).reshape(-1, 3, 32, 32)
+    return Split(torch.from_numpy(pixels.copy()), torch.as_tensor(np.array(labels, np.int64)))
+
+
+class _Unpickler(pickle.Unpickler):
+    """Of arrays and plain containers alone: a pickle may call anything, and this one came from elsewhere."""
+
+    ALLOWED = frozenset(
+        [(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")]
+        + [("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")]
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _unpickled(files: Files, name: str, *keys: str) -> list[Any]:
+    try:
+        found = _Unpickler(io.BytesIO(files.read(name)), encoding="latin1").load()
+        plain = {key.decode() if isinstance(key, bytes) else key: value for key, value in found.items()}
+        return [plain[key] for key in keys]
+    except (pickle.UnpicklingError, EOFError, AttributeError, KeyError, ValueError, TypeError, IndexError) as error:
+        raise UserError(f"{files.path}: {name} is no pickle of CIFAR-100 ({error}): fetch it again") from error
+
+
+def _parquets(files: Files, split: str) -> list[str]:
+    pattern = re.compile(rf"(.*/)?{split}(-.*)?\.parquet")
+    return [name for name in files.names if pattern.fullmatch(name)]
+
+
+def _parquet(files: Files, split: str, quiet: bool) -> tuple[Split, tuple[str, ...]]:
+    import pyarrow.parquet as pq
+
+    images: list[bytes] = []
+    labels: list[int] = []
+    names: tuple[str, ...] = ()
+    for name in _parquets(files, split):
+        try:
+            table = pq.read_table(io.BytesIO(files.read(name)), columns=["img", "fine_label"])
+            images += [image["bytes"] for image in table["img"].to_pylist()]
+            labels += table["fine_label"].to_pylist()
+            about = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+            names = tuple(about.get("info", {}).get("features", {}).get("fine_label", {}).get("names", ()))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise UserError(
+                f"{files.path}: {name} cannot be read as rows of img and fine_label ({error}): fetch it again"
+            ) from error
+    pixels = _decoded(files, [f"{split} image {row}" for row in range(len(images))], images, quiet)
+    return Split(pixels, torch.tensor(labels)), names or tuple(map(str, range(max(labels, default=0) + 1)))
+
+
+# ---- TinyImageNet ----------------------------------------------------------------------------------------------------
+
+
+def _tiny_imagenet(files: Files, quiet: bool) -> Images:
+    listed, annotated = files.ending("wnids.txt"), files.ending("val/val_annotations.txt")
+    if listed is None or annotated is None:
+        raise _unknown(files, DATASETS["tiny-imagenet"])
+    root = listed.removesuffix("wnids.txt")
+    classes = sorted(files.read(listed).decode().split())
+    numbers = {wnid: number for number, wnid in enumerate(classes)}
+    pattern = re.compile(rf"{re.escape(root)}train/([^/]+)/images/[^/]+\.JPEG")
+    train = [(match[0], match[1]) for name in files.names if (match := pattern.fullmatch(name))]
+    test = []
+    for line in files.read(annotated).decode().splitlines():
+        image, _, rest = line.partition("\t")
+        test.append((f"{root}val/images/{image}", rest.partition("\t")[0]))
+    there = set(files.names)
+    for name, wnid in (*train, *test):
+        if wnid not in numbers or name not in there:
+            what = f"{name} is missing" if wnid in numbers else f"{name} is of {wnid!r}, which wnids.txt has not"
+            raise UserError(f"{files.path}: {what}: fetch it again")
+    words = dict(_words(files, f"{root}words.txt"))
+    splits = (
+        Split(
+            _decoded(files, [name for name, _ in rows], (files.read(name) for name, _ in rows), quiet),
+            torch.tensor([numbers[wnid] for _, wnid in rows]),
+        )
+        for rows in (train, test)
+    )
+    return Images("tiny-imagenet", tuple(words.get(wnid, wnid) for wnid in classes), *splits)
+
+
+def _words(files: Files, name: str) -> Iterable[tuple[str, str]]:
+    """Class and what it is called, of every line."""
+    if name in files.names:
+        for line in files.read(name).decode().splitlines():
+            wnid, _, text = line.partition("\t")
+            yield wnid, text
+
+
+# ---- Images ----------------------------------------------------------------------------------------------------------
+
+
+def _decoded(files: Files, names: Sequence[str], contents: Iterable[bytes], quiet: bool) -> Tensor:
+    """Compressed images -> (N, 3, side, side) uint8; grey ones get three equal planes."""
+    from PIL import Image
+
+    def decode(named: tuple[str, bytes]) -> np.ndarray:
+        name, content = named
+        try:
+            return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow's own errors are among these
+            raise UserError(f"{files.path}: {name} is no image ({error}): fetch it again") from error
+
+    pixels = None
+    with ThreadPoolExecutor() as pool:  # Pillow lets go of the interpreter's lock
+        decoded = pool.map(decode, zip(names, contents, strict=True))
+        for row, image in enumerate(tqdm(decoded, "images", len(names), False, dynamic_ncols=True, disable=quiet)):
+            if pixels is None:
+                pixels = np.empty((len(names), *image.shape), np.uint8)
+            if image.shape != pixels.shape[1:] or image.shape[0] != image.shape[1]:
+                raise UserError(
+                    f"{files.path}: {names[row]} has {image.shape[1]} x {image.shape[0]} pixels, and the images must "
+                    "be squares of one size: fetch it again"
+                )
+            pixels[row] = image
+    if pixels is None:
+        return torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+DATASETS = {
+    "cifar100": Published(
+        "CIFAR-100", 32, 50_000, 10_000, "https://www.cs.toronto.edu/~kriz/cifar.html",
+        ("cifar-100-binary", "cifar-100-python", "cifar100", "cifar-100-binary.tar.gz", "cifar-100-python.tar.gz"),
+        _cifar100,
+    ),
+    "tiny-imagenet": Published(
+        "TinyImageNet", 64, 100_000, 10_000, "http://cs231n.stanford.edu",
+        ("tiny-imagenet-200", "tiny-imagenet-200.zip"), _tiny_imagenet,
+    ),
+}  # fmt: skip

@@ -1,0 +1,128 @@
+"""Vision Transformer (Dosovitskiy et al. 2021) of the language models' blocks.
+
+    images -> patches -> [class token | patches] + positions -> blocks -> norm -> the class token's logits
+
+The block with its attention, streams, feed-forward network, activations and norms is that of `llm.model`; every token
+sees every other.
+
+Dimension letters: B images, S side of an image, P side of a patch, N patches, T = 1 + N tokens, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm.errors import UserError
+from llm.model.attention import Attention
+from llm.model.block import Block
+from llm.model.feedforward import FeedForward
+from llm.model.norms import norm
+from llm.model.streams import Carry
+
+from ..checks import below
+from ..variants import Variant
+
+EPS = 1e-6  # of the norms (Dosovitskiy et al.'s code)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the transformer; those of Lee et al. (2021) for data sets of small images, as the paper gives none.
+
+    Args:
+        side: S, in pixels.
+        classes: how many.
+        patch: P, in pixels; None is an eighth of the side.
+        width, heads, layers: D, of attention, of blocks.
+        neurons: of the feed-forward network.
+        dropout: of the embedded tokens, and of what attention and feed-forward network add.
+    """
+
+    side: int = 32
+    classes: int = 100
+    patch: int | None = None
+    width: int = 192
+    heads: int = 12
+    neurons: int = 384
+    layers: int = 9
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.patch is None:
+            object.__setattr__(self, "patch", max(1, self.side // 8))
+        problems = below(self, dict.fromkeys(("side", "patch", "width", "heads", "neurons", "layers"), 1))
+        problems += below(self, {"classes": 2})
+        if not problems and self.side % self.cut:
+            problems.append(f"patch {self.patch} must divide the images' side of {self.side} pixels")
+        if not problems and self.width % self.heads:
+            problems.append(f"width {self.width} must be a multiple of heads {self.heads}")
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout {self.dropout} must be at least 0 and below 1")
+        if problems:
+            raise UserError("; ".join(problems))
+
+    @property
+    def cut(self) -> int:
+        """P."""
+        assert self.patch is not None
+        return self.patch
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return 1 + (self.side // self.cut) ** 2
+
+
+class TwoWayAttention(Attention):
+    """The shared attention without a causal mask."""
+
+    is_causal = False
+
+
+class VisionTransformer(nn.Module):
+    """The classifier."""
+
+    def __init__(self, sizes: Sizes, variant: Variant) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.patches = nn.Linear(3 * sizes.cut**2, sizes.width)  # a convolution whose stride is its width
+        self.class_token = nn.Parameter(torch.empty(1, 1, sizes.width))
+        self.positions = nn.Parameter(torch.empty(1, sizes.tokens, sizes.width))
+        self.blocks = nn.ModuleList(_block(sizes, variant, layer) for layer in range(sizes.layers))
+        self.norm = norm("layernorm", sizes.width, EPS)
+        self.read_out = nn.Linear(sizes.width, sizes.classes)
+        for name, weight in self.named_parameters():
+            if name in ("class_token", "positions") or weight.ndim == 2:
+                nn.init.trunc_normal_(weight, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, 3, S, S), normalised -> logits (B, classes)."""
+        tokens = self.patches(cut(images, self.sizes.cut))  # (B, N, D)
+        tokens = torch.cat([self.class_token.expand(len(images), -1, -1).to(tokens.dtype), tokens], dim=1)
+        hidden = F.dropout(tokens + self.positions, self.sizes.dropout, self.training)  # (B, T, D)
+        carry: Carry = None
+        for block in self.blocks:
+            hidden, carry, _ = block(
+                hidden, carry, angles=None, attention_mask=None, past_key_values=None, implementation="sdpa"
+            )
+        return self.read_out(self.norm(hidden[:, 0]))
+
+
+def cut(images: Tensor, patch: int) -> Tensor:
+    """(B, 3, S, S) -> patches from left to right and down, (B, N, 3 P P)."""
+    parts = images.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))  # (B, 3, S / P, P, S / P, P)
+    return parts.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def _block(sizes: Sizes, variant: Variant, layer: int) -> Block:
+    attention = TwoWayAttention(
+        sizes.width, sizes.heads, sizes.heads, sizes.width // sizes.heads, layer, bias=True,
+        stream=variant.stream(sizes.heads, layer),
+    )  # fmt: skip
+    feedforward = FeedForward(sizes.width, sizes.neurons, variant.activation.module())
+    before_attention, before_feedforward = (norm("layernorm", sizes.width, EPS) for _ in range(2))
+    return Block(before_attention, attention, before_feedforward, feedforward, sizes.dropout)

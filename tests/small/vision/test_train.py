@@ -1,0 +1,240 @@
+"""Training against a plain loop, resume after a kill, and what augmentation may do."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llm.errors import UserError
+from small.variants import Variant
+from small.vision.augmentation import Augmentation
+from small.vision.datasets import Images, Split
+from small.vision.model import Sizes, VisionTransformer
+from small.vision.train import Row, Run, Settings, channel_statistics, read_right, read_rows, train
+
+from .files import pictures
+
+SIZES = Sizes(side=16, classes=5, width=16, heads=2, neurons=24, layers=2, dropout=0.1)
+SETTINGS = Settings(epochs=3, batch=8, warmup=1, lr=3e-3)
+ACT = Variant("nmda:10")
+
+
+def images(train: int = 30, test: int = 12, side: int = 16) -> Images:
+    splits = (
+        Split(torch.from_numpy(pixels), torch.from_numpy(labels))
+        for pixels, labels in (pictures(train, side, 0), pictures(test, side, 1))
+    )
+    return Images("cifar100", tuple("abcde"), *splits)
+
+
+def test_a_training_is_adamw_with_warm_up_and_cosine_on_smoothed_labels() -> None:
+    """Against a loop in plain torch: one optimizer per rule, the cosine and the smoothing written out."""
+    data, settings = images(), replace(SETTINGS, augmentation="none", smoothing=0.2, weight_decay=0.3)
+    sizes = replace(SIZES, dropout=0.0)
+    run = Run(data, sizes, ACT, settings)
+    model = VisionTransformer(sizes, ACT)
+    model.load_state_dict(run.model.state_dict())
+    orders = [run.order(epoch) for epoch in (1, 2, 3)]
+    losses = [run.train(epoch) for epoch in (1, 2, 3)]
+
+    x = data.train.pixels.double() / 255
+    x = (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True, correction=0)
+    matrices = torch.optim.AdamW([p for p in model.parameters() if p.ndim == 2], betas=(0.9, 0.999), weight_decay=0.3)
+    others = torch.optim.AdamW([p for p in model.parameters() if p.ndim != 2], betas=(0.9, 0.999), weight_decay=0.0)
+    steps, step = 30 // 8, 0
+    for epoch, order in enumerate(orders):
+        mean = 0.0
+        for chosen in order:
+            progress = (step - steps) / (2 * steps)
+            lr = 3e-3 * ((step + 1) / steps if step < steps else (1 + math.cos(math.pi * progress)) / 2)
+            targets = 0.2 / 5 + 0.8 * F.one_hot(data.train.labels[chosen], 5)
+            loss = -(targets * model(x[chosen].float()).log_softmax(-1)).sum(-1).mean()
+            loss.backward()
+            for optimizer in (matrices, others):
+                optimizer.param_groups[0]["lr"] = lr
+                optimizer.step()
+                optimizer.zero_grad()
+            mean, step = mean + loss.item() / steps, step + 1
+        assert losses[epoch] == pytest.approx(mean, rel=1e-4)
+    for (name, ours), plain in zip(run.model.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4, msg=name)
+    loss, accuracy = run.test()
+    t = (data.test.pixels.double() / 255 - (data.train.pixels / 255).double().mean((0, 2, 3))[:, None, None]) / (
+        (data.train.pixels / 255).double().std((0, 2, 3), correction=0)[:, None, None]
+    )
+    logits = model(t.float())
+    assert loss == pytest.approx(F.cross_entropy(logits, data.test.labels).item(), rel=1e-3)
+    assert accuracy == pytest.approx((logits.argmax(-1) == data.test.labels).float().mean().item(), abs=1e-6)
+
+
+def test_an_epoch_shows_every_image_at_most_once_in_an_order_of_its_own() -> None:
+    run, other = Run(images(), SIZES, ACT, SETTINGS), Run(images(), SIZES, Variant("gelu"), SETTINGS)
+    first, second = run.order(1), run.order(2)
+    assert first.shape == (3, 8) and len(first.unique()) == 24 and not torch.equal(first, second)
+    assert torch.equal(first, other.order(1))
+    assert not torch.equal(first, Run(images(), SIZES, ACT, replace(SETTINGS, seed=1)).order(1))
+    for (name, left), (_, right) in zip(run.model.named_parameters(), other.model.named_parameters(), strict=True):
+        assert torch.equal(left, right), name
+
+
+def test_channel_statistics_are_those_of_numpy() -> None:
+    pixels = torch.from_numpy(pictures(20, 16, 3)[0])
+    mean, deviation = channel_statistics(pixels)
+    scaled = pixels.numpy() / 255
+    np.testing.assert_allclose(mean[:, 0, 0], scaled.mean((0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(deviation[:, 0, 0], scaled.std((0, 2, 3)), rtol=1e-6)
+    assert (channel_statistics(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))[1] > 0).all()
+
+
+def test_a_model_learns_what_can_be_learned(tmp_path: Path) -> None:
+    rows = train(
+        tmp_path / "run", images(400, 100), SIZES, ACT, replace(SETTINGS, epochs=12, augmentation="basic"), quiet=True
+    )
+    assert rows[-1].accuracy > 0.9 and rows[-1].loss < rows[0].loss
+    right = read_right(tmp_path / "run", 100)
+    assert right.float().mean().item() == pytest.approx(rows[-1].accuracy)
+
+
+def test_bfloat16_products_learn_the_same() -> None:
+    exact, rounded = (Run(images(), SIZES, ACT, replace(SETTINGS, products=p)) for p in ("float32", "bfloat16"))
+    first, second = exact.train(1), rounded.train(1)
+    assert first != second and first == pytest.approx(second, rel=0.02)
+    assert all(weight.dtype == torch.float32 for weight in rounded.model.parameters())
+
+
+# ---- Augmentation ----------------------------------------------------------------------------------------------------
+
+
+def test_basic_augmentation_crops_a_padded_image_and_mirrors_half() -> None:
+    torch.manual_seed(0)
+    originals = torch.rand(400, 3, 16, 16)
+    found = Augmentation("basic", 16, "cifar10")(originals)
+    padded = F.pad(originals, (2, 2, 2, 2))
+    places, mirrored = [], 0
+    for image, wide in zip(found, padded, strict=True):
+        matches = [
+            (y, x, flip)
+            for y in range(5)
+            for x in range(5)
+            for flip in (False, True)
+            if torch.allclose(image.flip(-1) if flip else image, wide[:, y : y + 16, x : x + 16], atol=1e-6)
+        ]
+        assert len(matches) == 1
+        places.append(matches[0][:2])
+        mirrored += matches[0][2]
+    assert len(set(places)) == 25 and 150 < mirrored < 250
+
+
+def test_auto_augmentation_is_of_the_seed_stays_in_range_and_draws_for_each_group() -> None:
+    augmentation, images = Augmentation("auto", 16, "cifar10"), torch.rand(32, 3, 16, 16)
+
+    def seeded(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return augmentation(images)
+
+    one = seeded(1)
+    assert torch.equal(one, seeded(1)) and not torch.equal(one, seeded(2))
+    assert one.shape == images.shape and one.min() >= 0 and one.max() <= 1
+    assert not one.requires_grad and torch.equal(Augmentation("none", 16, "cifar10")(images), images)
+    changed = [augmentation(images.zero_()).amax((1, 2, 3)) for _ in range(20)]  # solarised black is white
+    assert len({tuple(each.tolist()) for each in changed}) > 1
+
+
+# ---- Folder ----------------------------------------------------------------------------------------------------------
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("accuracy.csv", "checkpoint.safetensors")}
+
+
+def test_a_killed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
+    settings, killed = replace(SETTINGS, epochs=5), tmp_path / "killed"
+    train(tmp_path / "whole", images(), SIZES, ACT, settings, quiet=True)
+    ask = (
+        "import sys, time; from pathlib import Path\n"
+        "from tests.small.vision.test_train import *\n"
+        "from small.vision.train import Folder\n"
+        "keep = Folder.keep\n"
+        "def slow(self, row, run):\n"
+        "    keep(self, row, run); print(row.epoch, flush=True); time.sleep(0.3)\n"
+        "Folder.keep = slow\n"
+        f"train(Path(sys.argv[1]), images(), SIZES, ACT, {settings!r}, quiet=True)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", ask, str(killed)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while int(process.stdout.readline()) < 2:
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert [row.epoch for row in read_rows(killed)] == [1, 2]
+    rows = train(killed, images(), SIZES, ACT, settings, quiet=True)
+    assert results(killed) == results(tmp_path / "whole") and [row.epoch for row in rows] == [1, 2, 3, 4, 5]
+    lives = json.loads((killed / "run.json").read_text())["lives"]
+    assert [life["from_step"] for life in lives] == [0, 2]
+    kept = results(killed)
+    assert train(killed, images(), SIZES, ACT, settings, quiet=True) == rows
+    assert results(killed) == kept and json.loads((killed / "run.json").read_text())["lives"] == lives
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        ({"images": images(test=13)}, "data.test"),
+        ({"images": replace(images(), train=Split(images().train.pixels + 1, images().train.labels))}, "data.crc32"),
+        ({"sizes": replace(SIZES, neurons=8)}, "sizes.neurons"),
+        ({"variant": Variant("gelu")}, "variant.act"),
+        ({"settings": replace(SETTINGS, epochs=4)}, "settings.epochs"),
+    ],
+)
+def test_a_folder_of_another_run_is_left_alone(other: dict, sentence: str, tmp_path: Path) -> None:
+    same = {"images": images(), "sizes": SIZES, "variant": ACT, "settings": SETTINGS}
+    train(tmp_path / "run", **same, quiet=True)
+    before = results(tmp_path / "run")
+    with pytest.raises(UserError, match=f"differ in {sentence}"):
+        train(tmp_path / "run", **(same | other), quiet=True)
+    assert results(tmp_path / "run") == before
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    train(tmp_path / "run", images(), SIZES, ACT, SETTINGS, quiet=True)
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match="cannot be read"):
+        train(tmp_path / "run", images(), SIZES, ACT, SETTINGS, quiet=True)
+
+
+def test_a_diverged_training_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the loss of epoch 1 is nan.*give an lr below"):
+        train(tmp_path / "run", images(), SIZES, ACT, replace(SETTINGS, lr=1e30), quiet=True)
+    with pytest.raises(UserError, match=r"has no rows|cannot be read"):
+        read_rows(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"warmup": 100}, "warmup 100 must be below epochs 100"),
+        ({"lr": 0.0, "smoothing": 1.0}, "lr 0.0 must be a finite number above 0; smoothing 1.0"),
+        ({"augmentation": "mixup"}, "augmentation 'mixup' is unknown: give none, basic, auto"),
+        ({"products": "float16"}, "products 'float16' is unknown"),
+        ({"epochs": 0}, "epochs 0 must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_be(changes: dict, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Settings(**changes)
+
+
+def test_a_batch_larger_than_the_data_set_is_refused() -> None:
+    with pytest.raises(UserError, match="batch 31 must be at most the 30 training images"):
+        Run(images(), SIZES, ACT, replace(SETTINGS, batch=31))
+    assert Row._fields == ("epoch", "loss", "test_loss", "accuracy")
