@@ -1,6 +1,6 @@
 """`python -m small.grid bench`: the speed of this experiment's parts, each beside its straightforward form.
 
-    world       walking steps/s, beside a NumPy walker over cumulative rows and beside a plain Python loop
+    world_N     walking steps/s of N walkers, beside a NumPy walker over cumulative rows and beside a plain Python loop
     scores      place-cell scores of 4,096 neurons, beside networkx
     steps       gradient steps of a segment, step by step, beside a first version in torch, and beside their walks
     parallel    targets/s of all targets at once, beside step by step, and beside their walks
@@ -33,7 +33,7 @@ from .world import World
 
 SPACE = "11x11"
 BATCH = 32  # walkers of a gradient step on a CPU
-WALKERS, STEPS = 512, 2048  # of the paper's trial
+WALKERS, STEPS = (512, 4096), 2048  # the paper's batch, and more; of its trial
 PYTHON_WALKERS = 4  # the time of a step of the loop does not depend on their number
 NEURONS, NETWORKX_NEURONS = 4096, 64
 ALPHA = "nmda:10"
@@ -44,7 +44,9 @@ def run(rounds: int, device: str, sizes: Sizes | None = None) -> dict[str, Any]:
     sizes = sizes or Sizes()
     result: dict[str, Any] = {"rounds": rounds, **environment(), "device": named(device), "batch": BATCH}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "world": partial(_world, rounds), "scores": partial(_scores, rounds, device)
+        f"world_{walkers}": partial(_world, rounds, walkers) for walkers in WALKERS
+    } | {
+        "scores": partial(_scores, rounds, device)
     }  # fmt: skip
     for products in PRODUCTS:
         parts[f"steps_{products}"] = partial(_steps, rounds, device, products, sizes)
@@ -57,23 +59,23 @@ def run(rounds: int, device: str, sizes: Sizes | None = None) -> dict[str, Any]:
 # ---- The comparisons -------------------------------------------------------------------------------------------------
 
 
-def _world(rounds: int) -> dict[str, Any]:
+def _world(rounds: int, walkers: int) -> dict[str, Any]:
     graph = space(SPACE)
     world, table, loop = World(graph, 32, 0), TableWalker(graph), PythonWalker(graph)
     ours, rows, plain = "a step of a walker", "a step, cumulative rows in NumPy", "a step, Python loop"
     times = in_turn(
         rounds,
         {
-            ours: lambda: _walk_of(world) / (WALKERS * STEPS),
-            rows: lambda: seconds_of(lambda: table.walk(WALKERS, STEPS), "cpu") / (WALKERS * STEPS),
+            ours: lambda: _walk_of(world, walkers) / (walkers * STEPS),
+            rows: lambda: seconds_of(lambda: table.walk(walkers, STEPS), "cpu") / (walkers * STEPS),
             plain: lambda: seconds_of(lambda: loop.walk(PYTHON_WALKERS, STEPS), "cpu") / (PYTHON_WALKERS * STEPS),
         },
     )
     return compared(times, {"cumulative rows to walkers": (rows, ours), "Python loop to walkers": (plain, ours)})
 
 
-def _walk_of(world: World) -> float:
-    start, generator = np.zeros(WALKERS, np.int64), np.random.default_rng(0)
+def _walk_of(world: World, walkers: int) -> float:
+    start, generator = np.zeros(walkers, np.int64), np.random.default_rng(0)
     return seconds_of(lambda: world._dice.walk(start, STEPS, generator), "cpu")
 
 

@@ -23,7 +23,8 @@ from llm.errors import UserError
 from ..draws import seeds_of
 from .graph import NOWHERE, Graph
 
-FACES_AT_MOST = 2**22  # entries of each of the two tables of dice: 17 and 34 MB
+FACES_AT_MOST = 2**22  # entries of each of the two tables of dice: 17 MB, and 17 or 34 MB
+BLOCK = 2**17  # rolls at a time, which stay in a core's cache
 
 
 class Walks(NamedTuple):
@@ -84,8 +85,11 @@ class World:
         maps = random.integers(self.maps, size=walkers) + (self.maps if kind == "novel" else 0)
         if only is not None:
             maps[:] = only
-        walked = self._dice.walk(random.integers(len(self.graph.cells), size=walkers), steps, random)
-        cells, actions = (np.ascontiguousarray(each.T) for each in walked)  # (B, T)
+        start = random.integers(len(self.graph.cells), size=walkers)
+        cells, actions = np.zeros((2, walkers, steps + 1), np.int64)
+        cells[:, 0] = start
+        for whole, walked in zip((cells, actions), self._dice.walk(start, steps, random), strict=True):
+            whole[:, 1:] = walked.transpose(1, 0, 2).reshape(walkers, -1)[:, :steps]
         letters = self.letters[maps[:, None], cells]
         found = (maps, cells, actions, letters, _gaps(cells))
         return Walks(*(torch.from_numpy(each).to(self.device) for each in found))
@@ -95,8 +99,8 @@ class _Dice:
     """A die for every cell, with as many faces for each action that can be taken there.
 
     Of M faces, M the least common multiple of how many actions the cells have, so that a step is one random integer and
-    one look-up: place <- table[place + face], a place being its cell's row of the table. Rows are as long as the next
-    power of two, so that a place is its cell, shifted. Spaces whose M is too large roll floor(u * actions) instead.
+    one look-up: place <- table[place + face], a place being where its cell's row of the table begins. Where the table
+    stays small, one roll of two dice is two steps. Spaces whose M is too large roll floor(u * actions) instead.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -105,34 +109,52 @@ class _Dice:
         self.actions = np.argsort(~can, axis=1, kind="stable")  # (S, A), those that can be taken first
         self.targets = np.take_along_axis(graph.targets, self.actions, axis=1)
         faces = math.lcm(*self.sides.tolist())
-        self.shift = (faces - 1).bit_length()
-        self.faces = faces if len(can) << self.shift <= FACES_AT_MOST else None
-        if self.faces is not None:
-            side_of = np.zeros((len(can), 1 << self.shift), np.int64)
-            side_of[:, :faces] = np.arange(faces) * self.sides[:, None] // faces
-            self.table = (np.take_along_axis(self.targets, side_of, axis=1) << self.shift).astype(np.int32).ravel()
-            self.action_of = np.take_along_axis(self.actions, side_of, axis=1).ravel()
+        self.reach = next((n for n in (2, 1) if len(can) * faces**n <= FACES_AT_MOST), 0)
+        if self.reach:
+            self._make_tables(faces)
+
+    def _make_tables(self, faces: int) -> None:
+        """`table`, of the next place; and `told`, of the cells and actions of a roll, packed into one number."""
+        self.rolls = faces**self.reach
+        count = len(self.sides)
+        self.part = np.min_scalar_type(max(count, self.actions.shape[1]))
+        told = np.empty((count, self.rolls, 2, self.reach), self.part)
+        cells, rolled = np.arange(count)[:, None], np.arange(self.rolls)
+        for nth in range(self.reach):
+            side = rolled // faces**nth % faces * self.sides[cells] // faces  # (S, rolls)
+            told[:, :, 1, nth] = self.actions[cells, side]
+            told[:, :, 0, nth] = cells = self.targets[cells, side]
+        self.table = (cells * self.rolls).astype(np.int32).ravel()
+        self.told = told.ravel().view(f"u{2 * self.reach * told.itemsize}")
 
     def walk(self, start: np.ndarray, steps: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """start (B,) -> cells (steps + 1, B) and the actions that led there."""
-        actions = np.zeros((steps + 1, len(start)), np.int64)
-        if self.faces is None:
-            cells = np.empty_like(actions)
-            cells[0] = start
-            uniform = random.random((steps, len(start)))
-            for step in range(steps):
-                side = (uniform[step] * self.sides[cells[step]]).astype(np.int64)
-                actions[step + 1] = self.actions[cells[step], side]
-                cells[step + 1] = self.targets[cells[step], side]
-            return cells, actions
-        rolled = random.integers(self.faces, size=(steps, len(start)), dtype=np.int32)
-        places = np.empty((steps + 1, len(start)), np.int32)
-        places[0] = start << self.shift
+        """start (B,) -> cells after every step and the actions that led there: (R, B, n), in R rolls of n steps."""
+        if not self.reach:
+            return self._walk_without_tables(start, steps, random)
+        rolls, walkers = -(-steps // self.reach), len(start)
+        told = np.empty((rolls, walkers), self.told.dtype)
+        place = (start * self.rolls).astype(np.int32)
+        for block in np.array_split(told, -(-told.size // BLOCK)):
+            rolled = random.integers(self.rolls, size=block.shape, dtype=np.min_scalar_type(self.rolls - 1)).astype(
+                np.int32
+            )
+            for faces in rolled:
+                np.add(faces, place, faces)
+                self.table.take(faces, None, place, "clip")
+            self.told.take(rolled, None, block, "clip")
+        parts = told.view(self.part).reshape(rolls, walkers, 2, self.reach)
+        return parts[:, :, 0], parts[:, :, 1]
+
+    def _walk_without_tables(
+        self, start: np.ndarray, steps: int, random: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        cells, actions = np.empty((2, steps, len(start), 1), np.int64)
+        now, uniform = start, random.random((steps, len(start)))
         for step in range(steps):
-            rolled[step] += places[step]
-            np.take(self.table, rolled[step], out=places[step + 1], mode="clip")
-        np.take(self.action_of, rolled, out=actions[1:], mode="clip")
-        return (places >> self.shift).astype(np.int64), actions
+            side = (uniform[step] * self.sides[now]).astype(np.int64)
+            actions[step, :, 0] = self.actions[now, side]
+            cells[step, :, 0] = now = self.targets[now, side]
+        return cells, actions
 
 
 def _gaps(cells: np.ndarray) -> np.ndarray:

@@ -71,7 +71,7 @@ def test_the_networkx_loop_scores_as_we_do() -> None:
 
 
 def test_the_benchmark_compares_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("BATCH", 4), ("WALKERS", 8), ("STEPS", 16), ("NEURONS", 32), ("NETWORKX_NEURONS", 4)):
+    for name, value in (("BATCH", 4), ("WALKERS", (8, 16)), ("STEPS", 16), ("NEURONS", 32), ("NETWORKX_NEURONS", 4)):
         monkeypatch.setattr(bench, name, value)
     result = bench.run(1, "cpu", replace(SIZES, dropout=0.1))
     text = timing.report(result)
@@ -82,5 +82,5 @@ def test_the_benchmark_compares_everything(monkeypatch: pytest.MonkeyPatch) -> N
         "step by step to all at once",
     ):
         assert ratio in text
-    for part in ("world", "scores", "steps_bfloat16", "parallel_float32"):
+    for part in ("world_8", "world_16", "scores", "steps_bfloat16", "parallel_float32"):
         assert all(seconds > 0 for seconds in result[part]["seconds"].values())

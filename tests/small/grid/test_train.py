@@ -240,7 +240,7 @@ def test_a_short_training_learns(tmp_path: Path) -> None:
     """What was seen a few steps ago is told on maps that were never trained on: working memory."""
     sizes = replace(SIZES, width=32, neurons=64, code=16, dropout=0.0)
     settings = Settings(
-        maps=8, letters=4, trials=8, steps=128, batch=64, lr=3e-3, objective="parallel", walkers=64, evaluate_every=8
+        maps=8, letters=4, trials=12, steps=128, batch=64, lr=3e-3, objective="parallel", walkers=64, evaluate_every=12
     )
     first, last = train(tmp_path / "run", space("3x3"), sizes, VARIANT, settings)
     assert first.errors["novel"].working > 0.6

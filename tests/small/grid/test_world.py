@@ -1,5 +1,7 @@
 """Walks against their definition: transitions, stationary distribution, visits; a trial as a function of its seed."""
 
+import collections
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -30,7 +32,7 @@ def test_a_step_is_an_action_of_its_cell_and_leads_where_it_says() -> None:
 
 
 @pytest.mark.parametrize("text", ["11x11", *SPACES])
-@pytest.mark.parametrize("faces", [worlds.FACES_AT_MOST, 1], ids=["dice", "uniform"])
+@pytest.mark.parametrize("faces", [worlds.FACES_AT_MOST, 2**13, 1], ids=["two dice", "a die", "uniform"])
 def test_transitions_and_stationary_distribution_are_within_one_percent(text, faces, monkeypatch) -> None:
     """Of D^-1 (A + I), whose stationary distribution is proportional to the number of actions."""
     monkeypatch.setattr(worlds, "FACES_AT_MOST", faces)
@@ -46,6 +48,41 @@ def test_transitions_and_stationary_distribution_are_within_one_percent(text, fa
     visits = torch.bincount(walks.cells[:, 500:].flatten(), minlength=len(sides)).numpy()
     left, right = visits / visits.sum(), sides / sides.sum()
     assert 0.5 * abs(left - right).sum() < 0.01
+
+
+@pytest.mark.parametrize("text", SPACES)
+def test_every_roll_of_two_dice_counts_the_walks_of_two_steps(text: str, monkeypatch) -> None:
+    """Exactly: all rolls from a cell together hold every walk as often as its probability says."""
+    graph = space(text)
+    monkeypatch.setattr(worlds, "BLOCK", 2**30)
+    dice = worlds._Dice(graph)
+    assert dice.reach == 2
+
+    class EveryRoll:
+        def integers(self, high: int, size: tuple, dtype: object) -> np.ndarray:
+            return np.arange(high).reshape(size)  # one block
+
+    for start in range(len(graph.cells)):
+        cells, actions = dice.walk(np.full(dice.rolls, start), 2, EveryRoll())  # type: ignore[arg-type]
+        walks = zip(*actions[0].T.tolist(), *cells[0].T.tolist(), strict=True)
+        found = collections.Counter(walks)
+        expected = {
+            (first, second, int(there), int(then)): 1 / np.sum(graph.targets[[start, there]] != NOWHERE, axis=1).prod()
+            for first, there in enumerate(graph.targets[start])
+            for second, then in enumerate(graph.targets[there])
+            if there != NOWHERE and then != NOWHERE
+        }
+        assert {walk: count / dice.rolls for walk, count in found.items()} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_walks_of_any_length_are_whole(steps: int) -> None:
+    """Also of more walkers than a block of rolls holds."""
+    graph = space("4x5")
+    walks = World(graph, 2, 0).trial("train", 0, 70_000, steps)
+    assert walks.cells.shape == walks.actions.shape == (70_000, steps + 1)
+    led = torch.from_numpy(graph.targets)[walks.cells[:, :-1], walks.actions[:, 1:]]
+    assert torch.equal(led, walks.cells[:, 1:])
 
 
 def test_letters_are_those_of_the_map_and_uniform() -> None:
