@@ -51,7 +51,7 @@ def _train(options: argparse.Namespace) -> None:
     for number, run in enumerate(asked, start=1):
         print(f"{number} of {len(asked)}: {run.label}", flush=True)
         folder = options.out / run.label
-        train(folder, run.graph, run.sizes, run.variant, run.settings, device, options.line)
+        train(folder, run.graph, run.sizes, run.variant, run.settings, device, options.line, compiled=options.compile)
     _show(read_runs(options.out), options.out)
 
 
@@ -66,7 +66,7 @@ def _sweep(options: argparse.Namespace) -> None:
     devices = places("cuda" if options.device == "cuda" else device, options.workers)
     made_folder(options.out)
     print(f"{len(mine)} of {len(asked)} runs, {len(devices)} at once", flush=True)
-    sweep(mine, options.out, devices, options.line)
+    sweep(mine, options.out, devices, options.line, options.compile)
     if options.task:  # tasks that end together would write the tables at once
         print(f"when all tasks are done: python -m small.grid tables {options.out}")
     else:
@@ -247,6 +247,11 @@ def _add_training(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--products", choices=("float32", "bfloat16"), default="float32", help="bfloat16 is autocast to it (float32)"
+    )
+    command.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="the transformer through torch.compile, which takes about a minute at the start (on a GPU yes, else no)",
     )
     fractional = {"dropout": float, "lr": float, "clip": float}
     for name, text in (SIZES | SETTINGS).items():

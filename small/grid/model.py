@@ -148,24 +148,33 @@ class Navigator(nn.Module):
         """
         count, remembered = letters.shape[1], memory[0].shape[1] if memory else 0
         codes = self.codes(code, actions)  # (B, L + 1, C)
-        positions = torch.relu(self.position(codes))  # (B, L + 1, D / 2)
-        none = letters.new_full((len(letters), len(asked)), self.letters)
-        seen = self.letter(torch.cat([letters, none], dim=1))  # (B, T, D / 2)
-        hidden = torch.cat([torch.cat([positions[:, :count], positions[:, asked[0] : asked[-1] + 1]], 1), seen], dim=-1)
-        hidden = self.dropout(hidden)
+        of_tokens = torch.cat([codes[:, :count], codes[:, asked[0] : asked[-1] + 1]], dim=1)  # (B, T, C)
         distances, mask = _plan(remembered, count, asked, self.sizes.window, letters.device)
+        logits, onward, weights = self.read(of_tokens, letters, memory, distances, mask)
+        return Answer(logits, codes[:, -1], onward, weights)
+
+    def read(
+        self, codes: Tensor, letters: Tensor, memory: Memory, distances: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Memory, tuple[Tensor, ...]]:
+        """What follows the recurrence, which alone depends on its number of steps: it may be compiled for all of them.
+
+        Codes of all tokens (B, T, C), letters (B, L), and `_plan`'s tables -> `Answer`'s logits, memory, weights.
+        """
+        count, queries = letters.shape[1], codes.shape[1] - letters.shape[1]
+        none = letters.new_full((len(letters), queries), self.letters)
+        seen = self.letter(torch.cat([letters, none], dim=1))  # (B, T, D / 2)
+        positions = torch.relu(self.position(codes))  # (B, T, D / 2)
+        hidden = self.dropout(torch.cat([positions, seen], dim=-1))
         carry: Carry = None
         onward, weights = [], []
         for index, layer in enumerate(self.layers):
             before = memory[index] if memory else hidden[:, :0]
-            onward.append(
-                torch.cat([before, hidden[:, :count]], 1)[:, -self.sizes.memory or count + remembered :].detach()
-            )
-            rows = len(asked) if index == len(self.layers) - 1 else count + len(asked)  # the last ones of the tokens
+            kept = torch.cat([before, hidden[:, :count]], 1)[:, -self.sizes.memory or count + before.shape[1] :]
+            onward.append(kept.detach())
+            rows = queries if index == len(self.layers) - 1 else codes.shape[1]  # the last ones of the tokens
             hidden, shown, carry = layer(hidden, before, distances[-rows:], mask[-rows:], carry)
-            weights.append(shown[:, :, -len(asked) :])
-        logits = self.read_out(self.norm(hidden))
-        return Answer(logits, codes[:, -1], tuple(onward), tuple(weights))
+            weights.append(shown[:, :, -queries:])
+        return self.read_out(self.norm(hidden)), tuple(onward), tuple(weights)
 
 
 class Layer(nn.Module):

@@ -80,7 +80,7 @@ def places(device: str, workers: int | None) -> list[str]:
     return [found[n % len(found)] for n in range(count)]
 
 
-def sweep(runs: Sequence[Asked], out: Path, devices: Sequence[str], command: str) -> None:
+def sweep(runs: Sequence[Asked], out: Path, devices: Sequence[str], command: str, compiled: bool | None = None) -> None:
     """Train the runs in folders of `out`, as many at once as there are devices, each in a process of its own.
 
     Raises:
@@ -96,7 +96,7 @@ def sweep(runs: Sequence[Asked], out: Path, devices: Sequence[str], command: str
                 while waiting and free:
                     run, device = waiting.pop(0), free.pop(0)
                     receiver, sender = context.Pipe(duplex=False)
-                    work = (run, out / run.label, device, threads, command, sender)
+                    work = (run, out / run.label, device, threads, command, compiled, sender)
                     process = context.Process(target=_train, args=work, daemon=True)
                     process.start()
                     sender.close()
@@ -126,7 +126,9 @@ def _why(code: int, receiver: Any) -> str:
     return f"its process ended by {name}: if for its memory, give fewer --workers"
 
 
-def _train(run: Asked, folder: Path, device: str, threads: int, command: str, sender: Any) -> None:
+def _train(
+    run: Asked, folder: Path, device: str, threads: int, command: str, compiled: bool | None, sender: Any
+) -> None:
     """In a process of its own, which ends with the sweep's: a run whose sweep is gone would hold its folder."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the sweep ends them
     parent = multiprocessing.parent_process()
@@ -134,7 +136,7 @@ def _train(run: Asked, folder: Path, device: str, threads: int, command: str, se
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        train(folder, run.graph, run.sizes, run.variant, run.settings, device, command, quiet=True)
+        train(folder, run.graph, run.sizes, run.variant, run.settings, device, command, True, compiled)
     except (UserError, RuntimeError, OSError) as error:
         sender.send(str(error))
         raise SystemExit(2) from error

@@ -119,12 +119,21 @@ class Run:
         graph: the space.
         sizes, variant, settings: see there.
         device: "cpu" or "cuda".
+        compiled: the transformer goes through torch.compile, once for all times of a segment; None is on a GPU alone.
 
     Raises:
         UserError: the steps of a trial are not whole segments.
     """
 
-    def __init__(self, graph: Graph, sizes: Sizes, variant: Variant, settings: Settings, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        sizes: Sizes,
+        variant: Variant,
+        settings: Settings,
+        device: str = "cpu",
+        compiled: bool | None = None,
+    ) -> None:
         check_segments(sizes, settings)
         self.sizes, self.settings, self.device = sizes, settings, torch.device(device)
         self.world = World(graph, settings.maps, settings.seed, settings.letters, device)
@@ -132,6 +141,8 @@ class Run:
             torch.manual_seed(self._number("weights"))
             model = Navigator(len(graph.actions), settings.letters, sizes, variant)
         self.model = model.to(self.device)
+        if self.device.type == "cuda" if compiled is None else compiled:
+            self.model.read = torch.compile(self.model.read)  # type: ignore[method-assign]
         self.optimizer = torch.optim.Adam(self.model.parameters(), settings.lr, fused=True)
         start_moments(self.optimizer)
 
@@ -321,14 +332,21 @@ def train(
     device: str = "cpu",
     command: str = "",
     quiet: bool = False,
+    compiled: bool | None = None,
 ) -> Sequence[Row]:
-    """Train one navigator in the folder `path`, or go on with it; returns every row. `quiet` has no progress bar.
+    """Train one navigator in the folder `path`, or go on with it; returns every row.
+
+    Args:
+        path, graph, sizes, variant, settings: of the run.
+        device, compiled: see `Run`.
+        command: that is kept in run.json.
+        quiet: without a progress bar.
 
     Raises:
         UserError: the folder holds another run, is in use, or what it holds is damaged.
     """
     with Folder(path, graph, sizes, variant, settings) as folder:
-        run = Run(graph, sizes, variant, settings, device)
+        run = Run(graph, sizes, variant, settings, device, compiled)
         done = folder.restore(run)
         if done == settings.trials:
             return folder.rows

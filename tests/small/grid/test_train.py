@@ -229,6 +229,17 @@ def test_runs_of_one_seed_share_what_they_have_in_common() -> None:
     assert (one.world.letters == other.world.letters).all()
 
 
+def test_compiled_steps_learn_the_same() -> None:
+    """In few graphs for all times of a segment, with memory and without. Compiled dropout draws other numbers."""
+    sizes, settings = replace(SIZES, dropout=0.0, layers=1, segment=8), replace(SETTINGS, trials=1)
+    plain, compiled = (Run(GRAPH, sizes, VARIANT, settings, compiled=c) for c in (False, True))
+    torch._dynamo.utils.counters.clear()
+    assert compiled.train(1) == pytest.approx(plain.train(1), rel=1e-4)
+    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] < 8  # of 16 steps with other shapes
+    for (name, left), right in zip(plain.model.named_parameters(), compiled.model.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4, msg=name)
+
+
 def test_a_space_of_a_file_is_trained(tmp_path: Path) -> None:
     maze = tmp_path / "maze.txt"
     maze.write_text("...\n.#.\n...\n")
