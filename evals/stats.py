@@ -20,6 +20,7 @@ Key = TypeVar("Key", bound=Hashable)
 Floats = NDArray[np.float64]
 
 AT_ONCE = 2_000_000  # resampled values held at a time: 16 MB an array
+EQUAL = 1e-12  # variances of equal means are rounding: below this part of what the items give
 SMALLEST_P = 1e-100  # scipy's quantiles end near 1e-300
 
 
@@ -230,6 +231,8 @@ def variance_parts(differences: Floats, shares: Floats) -> Parts:
 
     Two-way analysis of variance of the residuals w_i (d_si - mean_s) / sum w. The variance of the items' means over
     seeds holds the single values' too; these are in the seeds' part already and taken off, down to zero at the least.
+    Counts of answers may be the same in every seed by chance, though other items make them up: then the seeds' part is
+    what the single values alone give it.
     """
     seeds, items = differences.shape
     means = (differences * shares).sum(axis=1) / shares.sum()
@@ -238,7 +241,8 @@ def variance_parts(differences: Floats, shares: Floats) -> Parts:
     correction = items / (items - 1)
     both = float((shared**2).sum()) * correction
     single = float(((residuals - shared) ** 2).sum()) * correction / (seeds - 1)
-    return Parts(float(means.var(ddof=1)) / seeds, max(0.0, both - single / seeds))
+    of_seeds, least = float(means.var(ddof=1)) / seeds, single / seeds
+    return Parts(least if of_seeds < EQUAL * least else of_seeds, max(0.0, both - least))
 
 
 # ---- Counts, and many tests ------------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ def draw_curves(axes: Any, curves: Sequence[Mapping[int, float]], colour: Any, l
         axes.plot(list(curve), list(curve.values()), color=colour, alpha=0.3, linewidth=0.8)
     shared = sorted(set.intersection(*(set(curve) for curve in curves)))
     mean = np.mean([[curve[x] for x in shared] for curve in curves], axis=0)
-    axes.plot(shared, mean, color=colour, linewidth=1.8, label=label)
+    marker = "o" if len(shared) == 1 else None  # a line of one point is not seen
+    axes.plot(shared, mean, color=colour, linewidth=1.8, marker=marker, label=label)
 
 
 def colours(count: int) -> list[Any]:

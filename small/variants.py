@@ -37,7 +37,7 @@ class Act(NamedTuple):
         return found
 
     def __str__(self) -> str:
-        return self.name if self.number is None else f"{self.name}:{self.number:g}"
+        return self.name if self.number is None else f"{self.name}:{self.number:.12g}"
 
     def module(self) -> nn.Module:
         """The activation itself."""
@@ -81,6 +81,8 @@ class Variant:
         if problems:
             raise UserError("; ".join(problems))
         object.__setattr__(self, "streams", tuple(stream for stream in STREAMS if stream in self.streams))
+        if not self.streams:
+            object.__setattr__(self, "source", "previous")
 
     def choices(self) -> list[tuple[str, str, tuple[str, ...]]]:
         """Field, value and known values of what an experiment adds."""

@@ -1,6 +1,8 @@
-"""Files of a data set, wherever they lie: a folder, a tar archive of any compression, a zip archive, a single file."""
+"""Files of a data set, wherever they lie: a folder, a zip or a tar archive (plain, gz, bz2, xz), a single file."""
 
+import pickle
 import tarfile
+import textwrap
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,11 +14,16 @@ from typing import NamedTuple
 from evals.models import first_line
 from llm.errors import UserError
 
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError, RuntimeError)
+# What reading and parsing damaged files raises.
+BROKEN = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, pickle.UnpicklingError, EOFError, OSError,
+    RuntimeError, ValueError, LookupError, TypeError, AttributeError,
+)  # fmt: skip
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz")
 
 
 class Files(NamedTuple):
-    """Names with / between their parts, and their bytes. Errors of `read` are for `whole` to name."""
+    """Names, sorted, with / between their parts; and their bytes."""
 
     path: Path
     names: list[str]
@@ -26,28 +33,41 @@ class Files(NamedTuple):
         """The first name that is `end` or ends in /`end`; None where there is none."""
         return next((name for name in self.names if name == end or name.endswith(f"/{end}")), None)
 
+    @contextmanager
+    def naming(self, name: str) -> Iterator[None]:
+        """What goes wrong inside is a UserError that names this file."""
+        with _said_of(f"{self.path}: {name}"):
+            yield
+
 
 @contextmanager
 def opened(path: Path) -> Iterator[Files]:
     """The files of a folder or an archive.
 
     Raises:
-        UserError: it is not there or damaged, also where that shows only while its files are read.
+        UserError: it is damaged or may not be read, also where that shows only while its files are.
     """
-    if not path.exists():
-        raise UserError(f"{path} is not there: give --data the folder or the archive of the data set")
-    try:
+    with _said_of(str(path)):
         if path.is_dir():
             names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
             yield Files(path, names, lambda name: (path / name).read_bytes())
         elif zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 yield Files(path, sorted(archive.namelist()), archive.read)
-        elif path.name.endswith((".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2")):
+        elif path.name.endswith(ARCHIVES):
             with tarfile.open(path) as archive:
                 members = {member.name: member for member in archive if member.isfile()}
-                yield Files(path, list(members), lambda name: archive.extractfile(members[name]).read())  # type: ignore[union-attr]
+                yield Files(path, sorted(members), lambda name: archive.extractfile(members[name]).read())  # type: ignore[union-attr]
         else:
             yield Files(path, [path.name], lambda _: path.read_bytes())
+
+
+@contextmanager
+def _said_of(what: str) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"{what} may not be read ({error.strerror}): give yourself the right to, or a copy") from error
     except BROKEN as error:
-        raise UserError(f"{path} is damaged or cut off ({first_line(error)}): fetch it again") from error
+        why = textwrap.shorten(first_line(error).rstrip(":"), 200, placeholder=" ...")
+        raise UserError(f"{what} is damaged, cut off or something else ({why}): fetch it again") from error

@@ -22,6 +22,7 @@ SETTINGS = {
     "epochs": "over the training images (100)", "batch": "images of a step (128)", "lr": "of AdamW at its peak (1e-3)",
     "weight_decay": "of matrices (0.05)", "warmup": "epochs (10)", "smoothing": "of the labels (0.1)",
 }  # fmt: skip
+ALPHAS = (10.0, 0.0)  # of Table S1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,9 +46,10 @@ def _train(options: argparse.Namespace) -> None:
 
     variant = Variant(streams=tuple(options.streams), source=options.source)
     settings = Settings(**given([*SETTINGS]), augmentation=options.augmentation, products=options.products)
-    acts = [
-        each for act in options.act for each in ([f"nmda:{a:g}" for a in options.alpha] if act == "nmda" else [act])
-    ]
+    if options.alpha and "nmda" not in options.act:
+        print("note: --alpha is of nmda, which is not asked for")
+    nmda = [f"nmda:{alpha!r}" for alpha in options.alpha or ALPHAS]
+    acts = [each for act in options.act for each in (nmda if act == "nmda" else [act])]
     asked = combinations(variant, settings, acts, range(options.first_seed, options.first_seed + options.seeds))
     Sizes(DATASETS[options.dataset].side, **given([*SIZES]))  # says what cannot be before the images are read
     device, out = device_of(options), options.out or Path("runs/vision") / options.dataset
@@ -119,9 +121,7 @@ def _add_train(commands: Any) -> None:
     command.add_argument(
         "--act", nargs="+", default=("gelu", "nmda"), metavar="NAME", help="activations: gelu, nmda, relu, ... (both)"
     )
-    command.add_argument(
-        "--alpha", nargs="+", type=float, default=(10.0, 0.0), metavar="A", help="of --act nmda (10 and 0)"
-    )
+    command.add_argument("--alpha", nargs="+", type=float, metavar="A", help="of --act nmda (10 and 0)")
     command.add_argument("--seeds", type=count, default=3, metavar="N", help="how many (3)")
     command.add_argument("--first-seed", type=int, default=0, metavar="N", help="(0)")
     command.add_argument("--streams", nargs="+", default=(), metavar="S", help="queries, keys, values (none)")
@@ -129,8 +129,8 @@ def _add_train(commands: Any) -> None:
         "--source", choices=("previous", "accumulated", "first"), default="previous", help="(previous)"
     )
     command.add_argument(
-        "--augmentation", choices=("none", "basic", "auto"), default="auto",
-        help="basic: crops and mirror images; auto: AutoAugment after these (auto)",
+        "--augmentation", choices=("none", "basic", "strong"), default="strong",
+        help="basic: crops and mirror images; strong: also colours, rotation, shear, erasing (strong)",
     )  # fmt: skip
     command.add_argument(
         "--products", choices=("float32", "bfloat16"), default="float32", help="bfloat16 is autocast to it (float32)"

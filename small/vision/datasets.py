@@ -2,7 +2,7 @@
 
     CIFAR-100      cifar-100-binary    train.bin, test.bin: a byte of superclass, a byte of class, 3 x 32 x 32 pixels
                    cifar-100-python    train, test, meta: pickles of Python 2
-                   parquet             train-*.parquet, test-*.parquet: a PNG and a label in each row
+                   parquet             train-*.parquet, test-*.parquet: a PNG and a label in each row, as in the hub
     TinyImageNet   tiny-imagenet-200   wnids.txt, train/WNID/images/*.JPEG, val/images and val/val_annotations.txt
 
 as folders or archives. TinyImageNet's own test images have no public labels, so its validation images are the test.
@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +64,7 @@ class Images:
             line += f"\nnote: the published data set has {published.train:,} and {published.test:,} images"
         return line
 
+    @cached_property
     def record(self) -> dict[str, Any]:
         """What tells it from another data set."""
         check = 0
@@ -70,6 +72,18 @@ class Images:
             check = zlib.crc32(tensor.numpy().data, check)
         counts = {"train": len(self.train.labels), "test": len(self.test.labels)}
         return {"name": self.name, "classes": len(self.classes), "side": self.side, **counts, "crc32": f"{check:08x}"}
+
+    @cached_property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel of the training images, in units of 255: (3, 1, 1) twice."""
+        counts = torch.zeros(3, 256, dtype=torch.float64)
+        for block in self.train.pixels.split(4096):
+            for channel in range(3):
+                counts[channel] += torch.bincount(block[:, channel].flatten().int(), minlength=256)
+        values, shares = torch.arange(256) / 255.0, counts / counts.sum(1, keepdim=True)
+        mean = (shares * values).sum(1, keepdim=True)  # (3, 1)
+        deviation = (shares * (values - mean) ** 2).sum(1, keepdim=True).sqrt()
+        return mean[..., None].float(), deviation[..., None].clamp(min=1 / 255).float()  # a flat channel has none
 
 
 class Published(NamedTuple):
@@ -95,13 +109,17 @@ def load(name: str, path: Path, quiet: bool = False) -> Images:
         UserError: it is not there, damaged, or of something else.
     """
     published = DATASETS[name]
-    inside = [path / each for each in published.found_as if (path / each).exists()]
-    if not path.exists() and not inside:
+    try:
+        place = next((path / each for each in published.found_as if (path / each).exists()), path)
+        there = place.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise UserError(f"{path} cannot be looked into ({error.strerror}): give another --data") from error
+    if not there:
         raise UserError(
             f"{path} is not there: fetch {published.title} as {' or '.join(published.found_as[-2:])} from "
             f"{published.page} and give its place as --data"
         )
-    with opened(inside[0] if inside else path) as files:
+    with opened(place) as files:
         images = published.read(files, quiet)
         for split, part in (("training", images.train), ("test", images.test)):
             _check(files.path, split, part, len(images.classes))
@@ -124,8 +142,13 @@ def _check(path: Path, split: str, part: Split, classes: int) -> None:
 def _unknown(files: Files, published: Published) -> UserError:
     return UserError(
         f"{files.path} holds no {published.title}: give --data a folder or an archive with the files of "
-        f"{' or '.join(published.found_as)} ({published.page})"
+        f"{', '.join(published.found_as)} ({published.page})"
     )
+
+
+def _lines(files: Files, name: str) -> list[str]:
+    with files.naming(name):
+        return [line for line in files.read(name).decode().splitlines() if line.strip()]
 
 
 # ---- CIFAR-100 -------------------------------------------------------------------------------------------------------
@@ -136,38 +159,43 @@ def _cifar100(files: Files, quiet: bool) -> Images:
         names = files.ending("fine_label_names.txt")
         if names is None:
             raise UserError(f"{files.path} has no fine_label_names.txt beside train.bin: fetch it again")
-        classes = tuple(files.read(names).decode().split())
-        return Images("cifar100", classes, *(_binary(files, name) for name in (train, test)))
+        return Images("cifar100", tuple(_lines(files, names)), *(_binary(files, name) for name in (train, test)))
     if (meta := files.ending("meta")) and (train := files.ending("train")) and (test := files.ending("test")):
-        classes = tuple(_unpickled(files, meta, "fine_label_names")[0])
+        with files.naming(meta):
+            classes = tuple(map(str, _unpickled(files, meta)["fine_label_names"]))
         return Images("cifar100", classes, *(_python(files, name) for name in (train, test)))
-    if all(_parquets(files, split) for split in ("train", "test")):
+    if all(_shards(files, split) for split in ("train", "test")):
         (train_part, classes), (test_part, _) = (_parquet(files, split, quiet) for split in ("train", "test"))
         return Images("cifar100", classes, train_part, test_part)
     raise _unknown(files, DATASETS["cifar100"])
 
 
 def _binary(files: Files, name: str) -> Split:
-    content = np.frombuffer(files.read(name), np.uint8)
-    if len(content) % CIFAR_ROW:
-        raise UserError(
-            f"{files.path}: {name} has {len(content)} bytes, which are no rows of {CIFAR_ROW}: fetch it again"
-        )
-    rows = content.reshape(-1, CIFAR_ROW)
-    return _planes(rows[:, 2:], rows[:, 1])
+    with files.naming(name):
+        content = np.frombuffer(files.read(name), np.uint8)
+        if len(content) % CIFAR_ROW:
+            raise ValueError(f"it has {len(content)} bytes, which are no rows of {CIFAR_ROW}")
+        rows = content.reshape(-1, CIFAR_ROW)
+        return _split(np.ascontiguousarray(rows[:, 2:]), rows[:, 1])
 
 
 def _python(files: Files, name: str) -> Split:
-    pixels, labels = _unpickled(files, name, "data", "fine_labels")
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (CIFAR_ROW - 2,):
-        raise UserError(f"{files.path}: {name} holds no rows of {CIFAR_ROW - 2} bytes: fetch it again")
-    return _planes(pixels, labels)
+    with files.naming(name):
+        content = _unpickled(files, name)
+        pixels = content["data"]
+        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (CIFAR_ROW - 2,):
+            raise ValueError(f"it holds no rows of {CIFAR_ROW - 2} bytes")
+        return _split(np.array(pixels, order="C"), content["fine_labels"])
 
 
-def _planes(rows: np.ndarray, labels: Any) -> Split:
-    """Rows of 3,072 bytes and their classes."""
-    pixels = np.ascontiguousarray(rows).reshape(-1, 3, 32, 32)
-    return Split(torch.from_numpy(pixels.copy()), torch.as_tensor(np.array(labels, np.int64)))
+def _split(pixels: np.ndarray, labels: Any) -> Split:
+    """(N, 3072) or (N, 3, side, side) uint8 with their classes; ValueError for labels that are no whole numbers."""
+    numbers = np.array(labels)
+    if len(labels) and (numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer)):
+        raise ValueError("its labels are no whole numbers")
+    if pixels.ndim == 2:
+        pixels = pixels.reshape(-1, 3, 32, 32)
+    return Split(torch.from_numpy(pixels), torch.from_numpy(numbers.astype(np.int64)))
 
 
 class _Unpickler(pickle.Unpickler):
@@ -184,18 +212,31 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
-def _unpickled(files: Files, name: str, *keys: str) -> list[Any]:
+def _unpickled(files: Files, name: str) -> dict[str, Any]:
     try:
         found = _Unpickler(io.BytesIO(files.read(name)), encoding="latin1").load()
-        plain = {key.decode() if isinstance(key, bytes) else key: value for key, value in found.items()}
-        return [plain[key] for key in keys]
-    except (pickle.UnpicklingError, EOFError, AttributeError, KeyError, ValueError, TypeError, IndexError) as error:
-        raise UserError(f"{files.path}: {name} is no pickle of CIFAR-100 ({error}): fetch it again") from error
+    except MemoryError as error:  # a damaged length
+        raise ValueError("it asks for more memory than there is") from error
+    return {key.decode() if isinstance(key, bytes) else key: value for key, value in found.items()}
 
 
-def _parquets(files: Files, split: str) -> list[str]:
-    pattern = re.compile(rf"(.*/)?{split}(-.*)?\.parquet")
-    return [name for name in files.names if pattern.fullmatch(name)]
+def _shards(files: Files, split: str) -> list[str]:
+    """The parquet files of a split: train-00000-of-00001.parquet and the like, or train/0000.parquet.
+
+    Raises:
+        UserError: they lie in several folders, or some are missing.
+    """
+    pattern = re.compile(rf"(.*/)?(?:{split}(?:-\d+-of-(\d+))?|{split}/\d+)\.parquet")
+    found = [match for name in files.names if (match := pattern.fullmatch(name))]
+    if len({match[1] for match in found}) > 1:
+        raise UserError(
+            f"{files.path} has {split} files in several folders ({found[0][0]}, {found[-1][0]}): give one as --data"
+        )
+    if found and found[0][2] and len(found) != int(found[0][2]):
+        raise UserError(
+            f"{files.path} has {len(found)} of the {int(found[0][2])} {split} files: fetch those that are missing"
+        )
+    return [match[0] for match in found]
 
 
 def _parquet(files: Files, split: str, quiet: bool) -> tuple[Split, tuple[str, ...]]:
@@ -204,19 +245,18 @@ def _parquet(files: Files, split: str, quiet: bool) -> tuple[Split, tuple[str, .
     images: list[bytes] = []
     labels: list[int] = []
     names: tuple[str, ...] = ()
-    for name in _parquets(files, split):
-        try:
+    for name in _shards(files, split):
+        with files.naming(name):
             table = pq.read_table(io.BytesIO(files.read(name)), columns=["img", "fine_label"])
             images += [image["bytes"] for image in table["img"].to_pylist()]
             labels += table["fine_label"].to_pylist()
             about = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-            names = tuple(about.get("info", {}).get("features", {}).get("fine_label", {}).get("names", ()))
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise UserError(
-                f"{files.path}: {name} cannot be read as rows of img and fine_label ({error}): fetch it again"
-            ) from error
+            features = about.get("info", {}).get("features", {})
+            names = tuple(map(str, features.get("fine_label", {}).get("names", ())))
     pixels = _decoded(files, [f"{split} image {row}" for row in range(len(images))], images, quiet)
-    return Split(pixels, torch.tensor(labels)), names or tuple(map(str, range(max(labels, default=0) + 1)))
+    with files.naming(name):
+        part = _split(pixels, labels)
+        return part, names or tuple(map(str, range(int(part.labels.max()) + 1)))
 
 
 # ---- TinyImageNet ----------------------------------------------------------------------------------------------------
@@ -227,67 +267,58 @@ def _tiny_imagenet(files: Files, quiet: bool) -> Images:
     if listed is None or annotated is None:
         raise _unknown(files, DATASETS["tiny-imagenet"])
     root = listed.removesuffix("wnids.txt")
-    classes = sorted(files.read(listed).decode().split())
+    classes = sorted(_lines(files, listed))
     numbers = {wnid: number for number, wnid in enumerate(classes)}
-    pattern = re.compile(rf"{re.escape(root)}train/([^/]+)/images/[^/]+\.JPEG")
+    # A name in ._ is what a Mac leaves beside a file on disks of others.
+    pattern = re.compile(rf"{re.escape(root)}train/([^/]+)/images/(?!\._)[^/]+\.JPEG")
     train = [(match[0], match[1]) for name in files.names if (match := pattern.fullmatch(name))]
-    test = []
-    for line in files.read(annotated).decode().splitlines():
-        image, _, rest = line.partition("\t")
-        test.append((f"{root}val/images/{image}", rest.partition("\t")[0]))
+    rows = (line.split("\t") for line in _lines(files, annotated))
+    test = [(f"{root}val/images/{row[0]}", row[1] if len(row) > 1 else "") for row in rows]
     there = set(files.names)
     for name, wnid in (*train, *test):
         if wnid not in numbers or name not in there:
             what = f"{name} is missing" if wnid in numbers else f"{name} is of {wnid!r}, which wnids.txt has not"
             raise UserError(f"{files.path}: {what}: fetch it again")
-    words = dict(_words(files, f"{root}words.txt"))
+    words = f"{root}words.txt"
+    called = dict(line.split("\t", 1) for line in (_lines(files, words) if words in there else ()) if "\t" in line)
     splits = (
-        Split(
-            _decoded(files, [name for name, _ in rows], (files.read(name) for name, _ in rows), quiet),
-            torch.tensor([numbers[wnid] for _, wnid in rows]),
+        _split(
+            _decoded(files, [name for name, _ in part], (files.read(name) for name, _ in part), quiet),
+            [numbers[wnid] for _, wnid in part],
         )
-        for rows in (train, test)
+        for part in (train, test)
     )
-    return Images("tiny-imagenet", tuple(words.get(wnid, wnid) for wnid in classes), *splits)
-
-
-def _words(files: Files, name: str) -> Iterable[tuple[str, str]]:
-    """Class and what it is called, of every line."""
-    if name in files.names:
-        for line in files.read(name).decode().splitlines():
-            wnid, _, text = line.partition("\t")
-            yield wnid, text
+    return Images("tiny-imagenet", tuple(called.get(wnid, wnid) for wnid in classes), *splits)
 
 
 # ---- Images ----------------------------------------------------------------------------------------------------------
 
 
-def _decoded(files: Files, names: Sequence[str], contents: Iterable[bytes], quiet: bool) -> Tensor:
+def _decoded(files: Files, names: Sequence[str], contents: Iterable[bytes], quiet: bool) -> np.ndarray:
     """Compressed images -> (N, 3, side, side) uint8; grey ones get three equal planes."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     def decode(named: tuple[str, bytes]) -> np.ndarray:
         name, content = named
-        try:
-            return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow's own errors are among these
-            raise UserError(f"{files.path}: {name} is no image ({error}): fetch it again") from error
+        with files.naming(name):
+            try:
+                return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).transpose(2, 0, 1)
+            except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+                raise ValueError("no image of a known format and size") from error
 
-    pixels = None
+    pixels = np.empty((0, 3, 1, 1), np.uint8)
     with ThreadPoolExecutor() as pool:  # Pillow lets go of the interpreter's lock
         decoded = pool.map(decode, zip(names, contents, strict=True))
         for row, image in enumerate(tqdm(decoded, "images", len(names), False, dynamic_ncols=True, disable=quiet)):
-            if pixels is None:
+            if not row:
                 pixels = np.empty((len(names), *image.shape), np.uint8)
-            if image.shape != pixels.shape[1:] or image.shape[0] != image.shape[1]:
+            if image.shape != pixels.shape[1:] or image.shape[1] != image.shape[2]:
                 raise UserError(
-                    f"{files.path}: {names[row]} has {image.shape[1]} x {image.shape[0]} pixels, and the images must "
+                    f"{files.path}: {names[row]} has {image.shape[2]} x {image.shape[1]} pixels, and the images must "
                     "be squares of one size: fetch it again"
                 )
             pixels[row] = image
-    if pixels is None:
-        return torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    return pixels
 
 
 DATASETS = {

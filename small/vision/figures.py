@@ -7,25 +7,30 @@ from evals.plots import new_figure, style
 
 from ..groups import grouped
 from ..plots import colours, draw_curves
-from .runs import Done, names
+from .datasets import DATASETS
+from .runs import Done, by_data_set, names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def over_epochs(runs: Sequence[Done]) -> "Figure":
-    """Training loss and test accuracy over epochs; single seeds light, means dark."""
-    of = grouped(runs)
+    """Training loss and test accuracy over epochs, a row for each data set; single seeds light, means dark."""
+    data_sets = by_data_set(runs)
     with style():
-        figure = new_figure(8.0, 3.4)
-        left, right = figure.subplots(1, 2, sharex=True)
-        for colour, group, label in zip(colours(len(of)), of, names(of), strict=True):
-            draw_curves(left, [{row.epoch: row.loss for row in run.rows} for run in group], colour, label)
-            draw_curves(right, [{row.epoch: 100 * row.accuracy for row in run.rows} for run in group], colour, label)
-        left.set(xlabel="epochs", title="training loss, nats (smoothed labels)")
-        right.set(xlabel="epochs", title="top-1 test accuracy, %")
-        right.legend(fontsize=8)
-        for axes in (left, right):
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.grid(True)
+        figure = new_figure(9.0, 3.4 * len(data_sets))
+        panels = figure.subplots(len(data_sets), 2, squeeze=False)
+        for (left, right), (name, own) in zip(panels, data_sets.items(), strict=True):
+            of = grouped(own)
+            for colour, group, label in zip(colours(len(of)), of, names(of), strict=True):
+                draw_curves(left, [{row.epoch: row.loss for row in run.rows} for run in group], colour, label)
+                accuracies = [{row.epoch: 100 * row.accuracy for row in run.rows} for run in group]
+                draw_curves(right, accuracies, colour, label)
+            title = DATASETS[name].title
+            left.set(xlabel="epoch", title=f"{title}: training loss, nats")
+            right.set(xlabel="epoch", title=f"{title}: top-1 test accuracy, %")
+            right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))
+            for axes in (left, right):
+                axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+                axes.grid(True)
     return figure

@@ -29,7 +29,7 @@ EPS = 1e-6  # of the norms (Dosovitskiy et al.'s code)
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the transformer; those of Lee et al. (2021) for data sets of small images, as the paper gives none.
+    """Sizes of the transformer. The paper gives none; those of Lee et al. (2021) are for data sets of small images.
 
     Args:
         side: S, in pixels.
@@ -54,7 +54,7 @@ class Sizes:
             object.__setattr__(self, "patch", max(1, self.side // 8))
         problems = below(self, dict.fromkeys(("side", "patch", "width", "heads", "neurons", "layers"), 1))
         problems += below(self, {"classes": 2})
-        if not problems and self.side % self.cut:
+        if not problems and self.side % self.patch_side:
             problems.append(f"patch {self.patch} must divide the images' side of {self.side} pixels")
         if not problems and self.width % self.heads:
             problems.append(f"width {self.width} must be a multiple of heads {self.heads}")
@@ -64,7 +64,7 @@ class Sizes:
             raise UserError("; ".join(problems))
 
     @property
-    def cut(self) -> int:
+    def patch_side(self) -> int:
         """P."""
         assert self.patch is not None
         return self.patch
@@ -72,7 +72,7 @@ class Sizes:
     @property
     def tokens(self) -> int:
         """T."""
-        return 1 + (self.side // self.cut) ** 2
+        return 1 + (self.side // self.patch_side) ** 2
 
 
 class TwoWayAttention(Attention):
@@ -87,7 +87,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, sizes: Sizes, variant: Variant) -> None:
         super().__init__()
         self.sizes = sizes
-        self.patches = nn.Linear(3 * sizes.cut**2, sizes.width)  # a convolution whose stride is its width
+        self.patches = nn.Linear(3 * sizes.patch_side**2, sizes.width)  # a convolution whose stride is its width
         self.class_token = nn.Parameter(torch.empty(1, 1, sizes.width))
         self.positions = nn.Parameter(torch.empty(1, sizes.tokens, sizes.width))
         self.blocks = nn.ModuleList(_block(sizes, variant, layer) for layer in range(sizes.layers))
@@ -101,7 +101,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S), normalised -> logits (B, classes)."""
-        tokens = self.patches(cut(images, self.sizes.cut))  # (B, N, D)
+        tokens = self.patches(into_patches(images, self.sizes.patch_side))  # (B, N, D)
         tokens = torch.cat([self.class_token.expand(len(images), -1, -1).to(tokens.dtype), tokens], dim=1)
         hidden = F.dropout(tokens + self.positions, self.sizes.dropout, self.training)  # (B, T, D)
         carry: Carry = None
@@ -112,7 +112,7 @@ class VisionTransformer(nn.Module):
         return self.read_out(self.norm(hidden[:, 0]))
 
 
-def cut(images: Tensor, patch: int) -> Tensor:
+def into_patches(images: Tensor, patch: int) -> Tensor:
     """(B, 3, S, S) -> patches from left to right and down, (B, N, 3 P P)."""
     parts = images.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))  # (B, 3, S / P, P, S / P, P)
     return parts.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)

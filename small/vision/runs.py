@@ -12,18 +12,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+import numpy as np
 
 from evals.plots import text_table
-from evals.stats import holm, paired_effect
+from evals.stats import Effect, holm, paired_effect
 from llm.errors import UserError
 
 from .. import groups
-from ..folder import RECORD, read_record, run_folders
+from ..folder import RECORD, TENSORS, checkpoint_step, read_record, run_folders
 from ..variants import Act, Variant
 from .datasets import DATASETS
 from .model import Sizes
-from .train import PARTS, PROGRAM, ROWS, Row, Settings, read_right, read_rows
+from .train import PARTS, PROGRAM, Settings, read_right, read_rows
+from .train import Row as Epoch
 
 BASE = "gelu"  # what the others are compared with
 PAPER = {  # (data set, activation): top-1 test accuracy in %, mean and deviation of three trials (Table S1)
@@ -50,7 +51,7 @@ class Done:
     sizes: Sizes
     variant: Variant
     settings: Settings
-    rows: Sequence[Row]
+    rows: Sequence[Epoch]
 
     @property
     def finished(self) -> bool:
@@ -73,12 +74,18 @@ def combinations(variant: Variant, settings: Settings, acts: Sequence[str], seed
 
 
 def read_runs(outs: Sequence[Path]) -> list[Done]:
-    """The runs of several folders that have a row, by activation; each may be one run itself.
+    """The runs of several folders that have a checkpoint, by activation; each may be one run itself.
 
     Raises:
-        UserError: there is none in one of them, or one is damaged.
+        UserError: there is none in one of them, one is damaged, or two are of the same settings and seed.
     """
-    found = [_read(folder) for out in outs for folder in run_folders(out, PROGRAM, ROWS)]
+    found = [run for out in outs for folder in run_folders(out, PROGRAM, TENSORS) if (run := _read(folder))]
+    for group in groups.grouped(found):
+        of_seed: dict[int, Done] = {}
+        for run in group:
+            if other := of_seed.get(run.settings.seed):
+                raise UserError(f"{other.folder} and {run.folder} are one run twice: give only one of them")
+            of_seed[run.settings.seed] = run
     return sorted(found, key=lambda run: (*_place(run.variant.act), run.settings.seed))
 
 
@@ -89,77 +96,127 @@ def _place(act: str) -> tuple[bool, str, float]:
 
 
 def _read(folder: Path) -> Done:
+    """A run as of its last checkpoint: a kill may have left a table that is one row ahead."""
     record = read_record(folder, PROGRAM, PARTS)
     try:
+        data = {name: record["data"][name] for name in ("name", "classes", "side", "train", "test", "crc32")}
         made = Sizes(**record["sizes"]), Variant(**record["variant"]), Settings(**record["settings"])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{folder / RECORD} is of another version ({error}): train again with another --out") from error
-    return Done(folder, record["data"], *made, read_rows(folder))
+    rows = read_rows(folder)[: checkpoint_step(folder)]
+    return Done(folder, data, *made, rows)
+
+
+def by_data_set(runs: Sequence[Done]) -> dict[str, list[Done]]:
+    """The runs of each data set."""
+    return {name: own for name in DATASETS if (own := [run for run in runs if run.data["name"] == name])}
 
 
 def names(of: Sequence[Sequence[Done]], *known: str) -> list[str]:
-    """What to call each group: its activation, unless that is `known`, and whatever else tells the groups apart."""
-    differences = groups.differences(of, ("act", "train", "test", "classes", "side", "crc32", *known))
+    """What to call each group of one data set: its activation, unless that is `known`, and whatever else differs."""
     found = []
-    for group, rest in zip(of, differences, strict=True):
+    for group, rest in zip(of, groups.differences(of, ("act", *known)), strict=True):
         act = [] if "act" in known else [group[0].variant.activation.title]
-        found.append(", ".join([*act, rest] if rest else act))
+        found.append(", ".join([*act, *filter(None, [rest])]))
     return found
+
+
+# ---- Table S1 --------------------------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """Runs that differ in activation and seed alone."""
+
+    name: str
+    data: str
+    by_act: dict[str, list[Done]]
 
 
 def report(runs: Sequence[Done]) -> str:
     """Table S1 with the paper's rows, and the tests, as text."""
-    settings = groups.grouped(runs, without="act")  # all activations of one setting are a row
+    rows = [row for name, own in by_data_set(runs).items() for row in _rows(name, own)]
     acts = sorted({run.variant.act for run in runs}, key=_place)
-    titles = [next(run.variant.activation.title for run in runs if run.variant.act == act) for act in acts]
-    rows, sentences = [], []
-    for row, rest in zip(settings, names(settings, "act", "name"), strict=True):
-        data = row[0].data["name"]
-        name = ", ".join(filter(None, [DATASETS[data].title, rest]))
-        by_act = {act: [run for run in row if run.variant.act == act] for act in acts}
-        rows.append([name, *(_cell(by_act[act]) for act in acts)])
-        rows.append(["  the paper's", *(PAPER.get((data, act), "") for act in acts)])
-        sentences += [f"{name}: {sentence}" for sentence in comparisons(by_act)]
-    title = "Table S1: top-1 test accuracy in %, mean ± standard deviation over seeds"
-    return "\n".join([title, "", text_table(["", *titles], rows), *([""] if sentences else []), *sentences])
+    cells = []
+    for row in rows:
+        cells.append([row.name, *(_cell(row.by_act.get(act, [])) for act in acts)])
+        if not next(iter(row.by_act.values()))[0].variant.streams:  # the paper has none
+            cells.append(["  the paper's", *(PAPER.get((row.data, act), "") for act in acts)])
+    title = "Table S1: top-1 test accuracy in %, mean ± standard deviation over seeds (divided by their number)"
+    table = text_table(["", *(Act.parse(act).title for act in acts)], cells)
+    return "\n".join([title, "", table, "", *verdicts(rows)])
+
+
+def _rows(data: str, runs: Sequence[Done]) -> Iterator[Row]:
+    settings = groups.grouped(runs, without="act")
+    for row, rest in zip(settings, names(settings, "act"), strict=True):
+        by_act: dict[str, list[Done]] = {}
+        for run in row:
+            by_act.setdefault(run.variant.act, []).append(run)
+        yield Row(", ".join(filter(None, [DATASETS[data].title, rest])), data, by_act)
 
 
 def _cell(runs: Sequence[Done]) -> str:
-    """Of the runs of one activation; the paper's had three trials and are finished."""
+    """Of the runs of one activation: those that are finished, or how far they are where none is."""
     if not runs:
         return ""
-    seeds = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
-    if not all(run.finished for run in runs):
-        seeds += f", epoch {'/'.join(str(run.rows[-1].epoch) for run in runs)} of {runs[0].settings.epochs}"
-    return f"{groups.mean_and_deviation([100 * run.rows[-1].accuracy for run in runs], 2)} ({seeds})"
+    finished = [run for run in runs if run.finished]
+    accuracy = groups.mean_and_deviation([100 * run.rows[-1].accuracy for run in finished or runs], 2)
+    if not finished:
+        return f"{accuracy} (epoch {'/'.join(str(run.rows[-1].epoch) for run in runs)} of {runs[0].settings.epochs})"
+    waiting = f", {len(runs) - len(finished)} not done" if len(finished) < len(runs) else ""
+    return f"{accuracy} ({_seeds(len(finished))}{waiting})"
 
 
-def comparisons(by_act: dict[str, list[Done]]) -> Iterator[str]:
-    """A sentence for each activation beside GELU, over the seeds that both have finished."""
-    effects = {}
-    for act, runs in by_act.items():
-        if act == BASE or not runs or not by_act.get(BASE):
-            continue
-        sides = [{run.settings.seed: run for run in side if run.finished} for side in (by_act[BASE], runs)]
-        shared = sorted(sides[0].keys() & sides[1].keys())
-        if not shared:
-            yield f"nothing is said of {runs[0].variant.activation.title} yet, as no seed is finished with it and GELU."
-            continue
-        base, other = (
-            torch.stack([read_right(side[seed].folder, side[seed].data["test"]) for seed in shared]).numpy()
-            for side in sides
+def _seeds(count: int) -> str:
+    return f"{count} seed" if count == 1 else f"{count} seeds"
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each activation beside GELU, over the seeds that both have finished.
+
+    The p values are corrected for the number of all comparisons of the report; the intervals are not.
+    """
+    found = {
+        f"{row.name}: {Act.parse(act).title}": _effect(row.by_act.get(BASE, []), runs)
+        for row in rows
+        for act, runs in row.by_act.items()
+        if act != BASE
+    }
+    adjusted = holm({title: effect.p_value for title, effect in found.items() if isinstance(effect, Effect)})
+    sentences = [
+        verdict(title, effect, adjusted[title])
+        if isinstance(effect, Effect)
+        else f"{title} is compared with nothing: {effect}."
+        for title, effect in found.items()
+    ]
+    if len(adjusted) > 1:
+        sentences.append(
+            f"p values are corrected for {len(adjusted)} comparisons (Holm 1979); each interval is that of one alone."
         )
-        effects[runs[0].variant.activation.title] = paired_effect(base, other)
-    adjusted = holm({title: effect.p_value for title, effect in effects.items()})
-    for title, effect in effects.items():
-        shown = adjusted[title] < 1 - effect.level
-        word = "not shown to differ from" if not shown else "above" if effect.difference > 0 else "below"
-        yield (
-            f"{title} is {word} GELU: {100 * effect.difference:+.2f} points, 95% interval {100 * effect.low:+.2f} to "
-            f"{100 * effect.high:+.2f}, p {adjusted[title]:.2g}{_of(len(effects))}, {effect.seeds} "
-            f"seed{'s' if effect.seeds > 1 else ''} x {effect.items:,} test images."
-        )
+    return sentences
 
 
-def _of(tests: int) -> str:
-    return f" (Holm, of {tests})" if tests > 1 else ""
+def _effect(base: Sequence[Done], other: Sequence[Done]) -> Effect | str:
+    """The paired difference in accuracy, over the seeds of both; or why there is none."""
+    if not base:
+        return "there is no GELU run of the same settings here"
+    sides = [{run.settings.seed: run for run in side if run.finished} for side in (base, other)]
+    shared = sorted(sides[0].keys() & sides[1].keys())
+    if not shared:
+        return "no seed is finished with it and with GELU"
+    first, second = (
+        np.stack([read_right(side[seed].folder, side[seed].data["test"]) for seed in shared]) for side in sides
+    )
+    return paired_effect(first, second)
+
+
+def verdict(title: str, effect: Effect, p_value: float) -> str:
+    """What a difference to GELU says."""
+    shown = p_value < 1 - effect.level
+    word = "not shown to differ from" if not shown else "above" if effect.difference > 0 else "below"
+    difference, low, high = (100 * value for value in (effect.difference, effect.low, effect.high))
+    caution = "; with one seed this speaks of two trainings, not of the activations" if effect.seeds == 1 else ""
+    return (
+        f"{title} is {word} GELU: {difference:+.2f} points, 95% interval {low:+.2f} to {high:+.2f}, p {p_value:.2g}, "
+        f"{_seeds(effect.seeds)} x {effect.items:,} test images{caution}."
+    )

@@ -1,8 +1,9 @@
 """Training of one Vision Transformer; the test accuracy after every epoch.
 
-The paper names neither its transformer nor its settings (nmda-transformer.txt, Appendix A.9.2). The defaults are those
-that Lee et al. (2021, "Vision Transformer for Small-Size Datasets") trained the plain ViT with, less their CutMix,
-Mixup, random erasing, repeated augmentation and stochastic depth. Stages:
+The paper names neither its transformer nor its settings (nmda-transformer.txt, Appendix A.9.2). Epochs, batch, AdamW's
+learning rate and weight decay, warm-up, cosine and smoothing are those with which Lee et al. (2021, "Vision Transformer
+for Small-Size Datasets") trained a ViT of these sizes, as their public code has them; first weights, what decays and
+augmentation are not. Stages:
 
     images on the device -> an epoch's order -> normalised and augmented batch -> AdamW, warm-up and cosine -> top-1
     accuracy on the test images -> checkpoint
@@ -30,17 +31,16 @@ from llm.train.optim import Optimizer, Schedule
 
 from ..checks import below
 from ..draws import seed_number
-from ..folder import TENSORS, TrainingFolder, as_csv, copy_into
+from ..folder import TENSORS, TrainingFolder, as_csv, checkpoint_step, copy_into
 from ..state import start_moments, training_state
 from ..variants import Variant
-from .augmentation import AUGMENTATIONS, Augmentation
+from .augmentation import AUGMENTATIONS, augmentation
 from .datasets import Images
 from .model import Sizes, VisionTransformer
 
 PROGRAM, ROWS = "small.vision", "accuracy.csv"
 PARTS = ("data", "sizes", "variant", "settings")
 PRODUCTS = ("float32", "bfloat16")
-POLICIES = {"cifar100": "cifar10", "tiny-imagenet": "imagenet"}  # of AutoAugment; CIFAR-10's is used for CIFAR-100
 TESTED = 1000  # images at once
 
 
@@ -56,7 +56,7 @@ class Settings:
         weight_decay: of matrices.
         warmup: epochs in which the learning rate rises to its peak; then it falls to 0 as a cosine.
         smoothing: of labels: share of the target that all classes have alike.
-        augmentation: "none", "basic" or "auto", see there.
+        augmentation: "none", "basic" or "strong", see there.
         products: "bfloat16" is autocast to it: weights, their updates and softmax stay float32.
     """
 
@@ -67,15 +67,17 @@ class Settings:
     weight_decay: float = 0.05
     warmup: int = 10
     smoothing: float = 0.1
-    augmentation: str = "auto"
+    augmentation: str = "strong"
     products: str = "float32"
 
     def __post_init__(self) -> None:
-        problems = below(self, {"seed": 0, "epochs": 1, "batch": 1, "warmup": 0, "weight_decay": 0})
+        problems = below(self, {"seed": 0, "epochs": 1, "batch": 1, "warmup": 0})
         if self.warmup >= self.epochs:
             problems.append(f"warmup {self.warmup} must be below epochs {self.epochs}")
         if not 0 < self.lr < math.inf:
             problems.append(f"lr {self.lr} must be a finite number above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            problems.append(f"weight_decay {self.weight_decay} must be a finite number of at least 0")
         if not 0 <= self.smoothing < 1:
             problems.append(f"smoothing {self.smoothing} must be at least 0 and below 1")
         problems += [
@@ -105,22 +107,16 @@ class Run:
         images: of training and test.
         sizes, variant, settings: see there.
         device: "cpu" or "cuda".
-
-    Raises:
-        UserError: there are fewer training images than a batch.
     """
 
     def __init__(self, images: Images, sizes: Sizes, variant: Variant, settings: Settings, device: str = "cpu") -> None:
         self.steps = len(images.train.labels) // settings.batch  # of an epoch
-        if not self.steps:
-            raise UserError(f"batch {settings.batch} must be at most the {len(images.train.labels)} training images")
         self.settings, self.device = settings, torch.device(device)
         self.train_images, self.test_images = (
             tuple(part.to(self.device) for part in split) for split in (images.train, images.test)
         )
-        mean, deviation = channel_statistics(images.train.pixels)
-        self.mean, self.deviation = mean.to(self.device), deviation.to(self.device)
-        self.augmentation = Augmentation(settings.augmentation, images.side, POLICIES[images.name])
+        self.mean, self.deviation = (each.to(self.device) for each in images.statistics)
+        self.augment = augmentation(settings.augmentation, images.side, fill=self.mean.mean().item())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._number("weights"))
             model = VisionTransformer(sizes, variant)
@@ -157,7 +153,8 @@ class Run:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self._number("epoch", epoch))
             for step, chosen in enumerate(self.order(epoch)):
-                images = self.augmentation(pixels[chosen].float() / 255)
+                with torch.no_grad():
+                    images = self.augment(pixels[chosen].float() / 255)
                 losses += self._step((epoch - 1) * self.steps + step, images, labels[chosen])
                 if bar is not None:
                     bar.update()
@@ -200,15 +197,6 @@ class Run:
         return torch.stack(losses).sum().item() / len(self.right), self.right.float().mean().item()
 
 
-def channel_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of (N, 3, S, S) uint8, in units of 255: (3, 1, 1) twice."""
-    counts = torch.stack([torch.bincount(pixels[:, c].flatten().int(), minlength=256) for c in range(3)]).double()
-    values, shares = torch.arange(256) / 255.0, counts / counts.sum(1, keepdim=True)
-    mean = (shares * values).sum(1, keepdim=True)  # (3, 1)
-    deviation = (shares * (values - mean) ** 2).sum(1, keepdim=True).sqrt()
-    return mean[..., None].float(), deviation[..., None].clamp(min=1 / 255).float()  # a flat channel has none
-
-
 class Folder(TrainingFolder):
     """Of one run: accuracy.csv has a row for each epoch."""
 
@@ -216,10 +204,14 @@ class Folder(TrainingFolder):
 
     def __init__(self, path: Path, images: Images, sizes: Sizes, variant: Variant, settings: Settings) -> None:
         asked = {
-            "data": images.record(), "sizes": asdict(sizes), "variant": asdict(variant), "settings": asdict(settings)
+            "data": images.record, "sizes": asdict(sizes), "variant": asdict(variant), "settings": asdict(settings)
         }  # fmt: skip
         super().__init__(path, PROGRAM, asked, (), ROWS)
         self.rows: list[Row] = []
+
+    def done(self) -> int:
+        """The epoch of the last checkpoint, 0 where there is none; UserError where it is damaged."""
+        return checkpoint_step(self.path) if (self.path / TENSORS).is_file() else 0
 
     def restore(self, run: Run) -> int:
         """Read the last checkpoint into the run; returns its epoch, 0 where there is none.
@@ -272,13 +264,16 @@ def train(
     """Train one transformer in the folder `path`, or go on with it; returns every row. `quiet` has no progress bar.
 
     Raises:
-        UserError: the folder holds another run, is in use, or what it holds is damaged.
+        UserError: the folder holds another run, is in use, or what it holds is damaged; there are fewer images than a
+            batch has.
     """
+    if settings.batch > len(images.train.labels):
+        raise UserError(f"batch {settings.batch} must be at most the {len(images.train.labels)} training images")
     with Folder(path, images, sizes, variant, settings) as folder:
+        if folder.done() == settings.epochs:
+            return read_rows(path)
         run = Run(images, sizes, variant, settings, device)
         done = folder.restore(run)
-        if done == settings.epochs:
-            return folder.rows
         folder.begin(done, {"command": command, "device": device})
         with tqdm(
             total=settings.epochs * run.steps, initial=done * run.steps, desc=path.name, unit=" steps",

@@ -109,6 +109,20 @@ def test_equal_seeds_are_one_seed_of_items():
     assert found.p_value == pytest.approx(reference.pvalue)
 
 
+@quick(max_examples=20)
+@given(SEEDS, st.integers(2, 5), st.integers(0, 3))
+def test_counts_that_agree_by_chance_are_no_certainty(seed, seeds, net):
+    """The same net count in every seed, of other items in each: about what the items alone say, and never sure."""
+    random = np.random.default_rng(seed)
+    row = np.repeat([1.0, -1.0, 0.0], [20 + net, 20, 160 - net])
+    differences = np.stack([random.permutation(row) for _ in range(seeds)])
+    found = paired_effect(np.zeros_like(differences), differences)
+    assert found.difference == pytest.approx(net / 200)
+    items = stats.ttest_1samp(differences.ravel(), 0.0)
+    assert found.p_value >= items.pvalue - 1e-9 and found.low < 0 < found.high
+    assert net or found.p_value == 1
+
+
 @quick(max_examples=5)
 @given(SEEDS, st.integers(2, 5), st.integers(3, 12))
 def test_parts_of_the_variance_are_those_of_a_two_way_analysis(seed, seeds, items):

@@ -53,7 +53,11 @@ class _Python2(pickle._Pickler):  # type: ignore[name-defined]
             self.write(pickle.BINSTRING + len(content).to_bytes(4, "little") + content)
         self.memoize(text)
 
+    def save_number(self, truth: bool) -> None:
+        self.write(pickle.BININT1 + bytes([truth]))  # dtype("u1", 0, 1)
+
     dispatch[str] = dispatch[bytes] = save_string
+    dispatch[bool] = save_number
 
 
 def python2_pickle(content: object) -> bytes:

@@ -16,7 +16,7 @@ SIZES = Sizes(side=16, classes=7, patch=4, width=24, heads=3, neurons=40, layers
 def theirs(ours: VisionTransformer, sizes: Sizes, act: str) -> ViTForImageClassification:
     """transformers' model with the weights of ours."""
     config = ViTConfig(
-        image_size=sizes.side, patch_size=sizes.cut, hidden_size=sizes.width, num_hidden_layers=sizes.layers,
+        image_size=sizes.side, patch_size=sizes.patch_side, hidden_size=sizes.width, num_hidden_layers=sizes.layers,
         num_attention_heads=sizes.heads, intermediate_size=sizes.neurons, hidden_act=act, layer_norm_eps=EPS,
         num_labels=sizes.classes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         attn_implementation="eager",
@@ -87,8 +87,8 @@ def plain(model: VisionTransformer, images: Tensor, sizes: Sizes, alpha: float, 
     """The transformer with NMDA and streams of the layer before, written out image by image and head by head."""
     answers = []
     for image in images:
-        rows = image.split(sizes.cut, dim=1)
-        squares = [square.flatten() for row in rows for square in row.split(sizes.cut, dim=2)]
+        rows = image.split(sizes.patch_side, dim=1)
+        squares = [square.flatten() for row in rows for square in row.split(sizes.patch_side, dim=2)]
         tokens = [model.class_token[0, 0], *(model.patches(square) for square in squares)]
         x = torch.stack(tokens) + model.positions[0]
         before: dict[str, Tensor] = {}
@@ -146,4 +146,4 @@ def test_dropout_is_of_training_alone() -> None:
 def test_sizes_that_cannot_be(changes: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         Sizes(**changes)
-    assert Sizes().cut == 4 and Sizes(side=64).cut == 8 and Sizes().tokens == Sizes(side=64).tokens == 65
+    assert Sizes().patch_side == 4 and Sizes(side=64).patch_side == 8 and Sizes().tokens == Sizes(side=64).tokens == 65

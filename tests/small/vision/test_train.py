@@ -8,17 +8,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from llm.errors import UserError
 from small.variants import Variant
-from small.vision.augmentation import Augmentation
+from small.vision.augmentation import augmentation
 from small.vision.datasets import Images, Split
 from small.vision.model import Sizes, VisionTransformer
-from small.vision.train import Row, Run, Settings, channel_statistics, read_right, read_rows, train
+from small.vision.train import Row, Run, Settings, read_right, read_rows, train
 
 from .files import pictures
 
@@ -80,27 +79,28 @@ def test_an_epoch_shows_every_image_at_most_once_in_an_order_of_its_own() -> Non
     first, second = run.order(1), run.order(2)
     assert first.shape == (3, 8) and len(first.unique()) == 24 and not torch.equal(first, second)
     assert torch.equal(first, other.order(1))
-    assert not torch.equal(first, Run(images(), SIZES, ACT, replace(SETTINGS, seed=1)).order(1))
+    another = Run(images(), SIZES, ACT, replace(SETTINGS, seed=1))
+    assert not torch.equal(first, another.order(1))
+    assert not torch.equal(run.model.patches.weight, another.model.patches.weight)
     for (name, left), (_, right) in zip(run.model.named_parameters(), other.model.named_parameters(), strict=True):
         assert torch.equal(left, right), name
 
 
-def test_channel_statistics_are_those_of_numpy() -> None:
-    pixels = torch.from_numpy(pictures(20, 16, 3)[0])
-    mean, deviation = channel_statistics(pixels)
-    scaled = pixels.numpy() / 255
-    np.testing.assert_allclose(mean[:, 0, 0], scaled.mean((0, 2, 3)), rtol=1e-6)
-    np.testing.assert_allclose(deviation[:, 0, 0], scaled.std((0, 2, 3)), rtol=1e-6)
-    assert (channel_statistics(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))[1] > 0).all()
-
-
 def test_a_model_learns_what_can_be_learned(tmp_path: Path) -> None:
     rows = train(
-        tmp_path / "run", images(400, 100), SIZES, ACT, replace(SETTINGS, epochs=12, augmentation="basic"), quiet=True
+        tmp_path / "run", images(400, 100), SIZES, ACT, replace(SETTINGS, epochs=12, augmentation="none"), quiet=True
     )
     assert rows[-1].accuracy > 0.9 and rows[-1].loss < rows[0].loss
     right = read_right(tmp_path / "run", 100)
     assert right.float().mean().item() == pytest.approx(rows[-1].accuracy)
+
+
+def test_first_weights_leave_the_generator_of_others_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    Run(images(), SIZES, ACT, SETTINGS).train(1)
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_bfloat16_products_learn_the_same() -> None:
@@ -113,39 +113,68 @@ def test_bfloat16_products_learn_the_same() -> None:
 # ---- Augmentation ----------------------------------------------------------------------------------------------------
 
 
+def crops(image: torch.Tensor, original: torch.Tensor) -> list[tuple[int, int, bool]]:
+    """Which crops of the padded original, mirrored or not, the image is."""
+    side = original.shape[-1]
+    wide = F.pad(original, (4, 4, 4, 4))
+    return [
+        (y, x, flip)
+        for y in range(9)
+        for x in range(9)
+        for flip in (False, True)
+        if torch.allclose(image.flip(-1) if flip else image, wide[:, y : y + side, x : x + side], atol=1e-5)
+    ]
+
+
 def test_basic_augmentation_crops_a_padded_image_and_mirrors_half() -> None:
     torch.manual_seed(0)
-    originals = torch.rand(400, 3, 16, 16)
-    found = Augmentation("basic", 16, "cifar10")(originals)
-    padded = F.pad(originals, (2, 2, 2, 2))
-    places, mirrored = [], 0
-    for image, wide in zip(found, padded, strict=True):
-        matches = [
-            (y, x, flip)
-            for y in range(5)
-            for x in range(5)
-            for flip in (False, True)
-            if torch.allclose(image.flip(-1) if flip else image, wide[:, y : y + 16, x : x + 16], atol=1e-6)
-        ]
-        assert len(matches) == 1
-        places.append(matches[0][:2])
-        mirrored += matches[0][2]
-    assert len(set(places)) == 25 and 150 < mirrored < 250
+    originals = torch.rand(500, 3, 16, 16)
+    found = [crops(*both) for both in zip(augmentation("basic", 16, 0.5)(originals), originals, strict=True)]
+    assert all(len(each) == 1 for each in found)
+    assert len({each[0][:2] for each in found}) == 81 and 200 < sum(each[0][2] for each in found) < 300
 
 
-def test_auto_augmentation_is_of_the_seed_stays_in_range_and_draws_for_each_group() -> None:
-    augmentation, images = Augmentation("auto", 16, "cifar10"), torch.rand(32, 3, 16, 16)
+def test_strong_augmentation_changes_colours_turns_and_paints_over_as_often_as_it_says() -> None:
+    torch.manual_seed(0)
+    strong = augmentation("strong", 16, fill=0.3)
+    grey = torch.full((2000, 3, 16, 16), 0.5)
+    middle = strong[2](grey)[:, 0, 8, 8]  # brightness, contrast and saturation of a grey image: one factor
+    assert 0.17 < (middle == 0.5).float().mean() < 0.23 and 0.29 < middle.min() < 0.32 and 0.68 < middle.max() < 0.71
+    edges = torch.zeros(2000, 3, 16, 16)
+    edges[..., 8] = 1
+    turned = (strong[3](edges)[:, 0, 0, 8] < 0.99).float().mean()
+    assert 0.4 < turned < 0.55
+    painted = (strong[4](torch.zeros(2000, 3, 16, 16)) == 0.3).float().mean((1, 2, 3))
+    assert 0.2 < (painted > 0).float().mean() < 0.3 and painted.max() < 0.5
+    every = strong(torch.rand(500, 3, 16, 16))
+    assert every.shape == (500, 3, 16, 16) and every.min() >= 0 and every.max() <= 1
+
+
+def test_augmentation_is_of_the_generator_alone_and_none_is_none() -> None:
+    strong, originals = augmentation("strong", 16, 0.5), torch.rand(32, 3, 16, 16)
 
     def seeded(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return augmentation(images)
+        return strong(originals)
 
-    one = seeded(1)
-    assert torch.equal(one, seeded(1)) and not torch.equal(one, seeded(2))
-    assert one.shape == images.shape and one.min() >= 0 and one.max() <= 1
-    assert not one.requires_grad and torch.equal(Augmentation("none", 16, "cifar10")(images), images)
-    changed = [augmentation(images.zero_()).amax((1, 2, 3)) for _ in range(20)]  # solarised black is white
-    assert len({tuple(each.tolist()) for each in changed}) > 1
+    assert torch.equal(seeded(1), seeded(1)) and not torch.equal(seeded(1), seeded(2))
+    assert torch.equal(augmentation("none", 16, 0.5)(originals), originals)
+
+
+def test_a_training_sees_augmented_images_others_in_each_epoch_and_of_each_seed(monkeypatch) -> None:
+    data = images()
+
+    def seen(seed: int, epoch: int, act: Variant = ACT) -> torch.Tensor:
+        run = Run(data, SIZES, act, replace(SETTINGS, seed=seed, augmentation="basic"))
+        found: list[torch.Tensor] = []
+        monkeypatch.setattr(run, "_step", lambda _, batch, labels: found.append(batch) or torch.zeros(()))
+        run.train(epoch)
+        for image, number in zip(torch.cat(found), run.order(epoch).flatten(), strict=True):
+            assert crops(image, data.train.pixels[number] / 255)
+        return torch.cat(found)[run.order(epoch).flatten().argsort()][:20]
+
+    assert torch.equal(seen(0, 1), seen(0, 1)) and torch.equal(seen(0, 1), seen(0, 1, Variant("gelu")))
+    assert not torch.equal(seen(0, 1), seen(0, 2)) and not torch.equal(seen(0, 1), seen(1, 1))
 
 
 # ---- Folder ----------------------------------------------------------------------------------------------------------
@@ -223,8 +252,9 @@ def test_a_diverged_training_says_so(tmp_path: Path) -> None:
     ("changes", "sentence"),
     [
         ({"warmup": 100}, "warmup 100 must be below epochs 100"),
+        ({"weight_decay": math.nan}, "weight_decay nan must be a finite number of at least 0"),
         ({"lr": 0.0, "smoothing": 1.0}, "lr 0.0 must be a finite number above 0; smoothing 1.0"),
-        ({"augmentation": "mixup"}, "augmentation 'mixup' is unknown: give none, basic, auto"),
+        ({"augmentation": "mixup"}, "augmentation 'mixup' is unknown: give none, basic, strong"),
         ({"products": "float16"}, "products 'float16' is unknown"),
         ({"epochs": 0}, "epochs 0 must be at least 1"),
     ],
@@ -234,7 +264,8 @@ def test_settings_that_cannot_be(changes: dict, sentence: str) -> None:
         Settings(**changes)
 
 
-def test_a_batch_larger_than_the_data_set_is_refused() -> None:
+def test_a_batch_larger_than_the_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="batch 31 must be at most the 30 training images"):
-        Run(images(), SIZES, ACT, replace(SETTINGS, batch=31))
+        train(tmp_path / "run", images(), SIZES, ACT, replace(SETTINGS, batch=31))
+    assert not (tmp_path / "run").exists()
     assert Row._fields == ("epoch", "loss", "test_loss", "accuracy")
