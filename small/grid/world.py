@@ -24,7 +24,7 @@ from ..draws import seeds_of
 from .graph import NOWHERE, Graph
 
 FACES_AT_MOST = 2**22  # entries of each of the two tables of dice: 17 MB, and 17 or 34 MB
-BLOCK = 2**17  # rolls at a time, which stay in a core's cache
+BLOCK = 2**16  # rolls at a time, which stay in a core's cache
 
 
 class Walks(NamedTuple):
@@ -134,13 +134,14 @@ class _Dice:
         rolls, walkers = -(-steps // self.reach), len(start)
         told = np.empty((rolls, walkers), self.told.dtype)
         place = (start * self.rolls).astype(np.int32)
+        add, take = np.add, self.table.take  # a loop of few microseconds a step
         for block in np.array_split(told, -(-told.size // BLOCK)):
             rolled = random.integers(self.rolls, size=block.shape, dtype=np.min_scalar_type(self.rolls - 1)).astype(
                 np.int32
             )
             for faces in rolled:
-                np.add(faces, place, faces)
-                self.table.take(faces, None, place, "clip")
+                add(faces, place, faces)
+                take(faces, None, place, "clip")
             self.told.take(rolled, None, block, "clip")
         parts = told.view(self.part).reshape(rolls, walkers, 2, self.reach)
         return parts[:, :, 0], parts[:, :, 1]
