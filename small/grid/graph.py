@@ -1,4 +1,4 @@
-"""Spaces to walk in: cells, and actions that lead from one cell to another. Squares, lines, cubes, hexagons, a file.
+"""Spaces to walk in: cells, and actions that lead from one to another. Squares, lines, cubes, hexagons, a tree, a file.
 
 nmda-transformer.txt, Section 2.1 has squares of 11 x 11; its Appendix A.1.2 has the place cell score for "various graph
 structures, such as 2D hexagonal grids or 3D grid spaces", and a space here is any of those. A file may be
@@ -155,16 +155,48 @@ def _hexagonal_place(at: tuple[int, int]) -> tuple[float, float]:
     return column + row / 2, row * math.sqrt(3) / 2
 
 
+def family_tree(generations: int) -> Graph:
+    """A full binary tree of people, everyone with a sister or brother; actions are relations (tem-transformer.txt, 3).
+
+    As in the paper's example, parent, sibling and niece lead back to where they began (from a daughter). The first
+    generation has no parent, and the last no children.
+    """
+    if generations < 2:
+        raise UserError(f"a family tree of {generations} has no relations: give at least 2 generations")
+    people = [(level, place) for level in range(generations) for place in range(2 ** (level + 1))]
+    last = generations - 1
+
+    def related(level: int, place: int) -> Iterable[tuple[str, tuple[int, int]]]:
+        sibling, parent = place ^ 1, place // 2
+        yield "sibling", (level, sibling)
+        if level:
+            yield "parent", (level - 1, parent)
+            yield "aunt", (level - 1, parent ^ 1)
+        if level > 1:
+            yield "grandparent", (level - 2, place // 4)
+        if level < last:
+            yield from (("daughter", (level + 1, 2 * place)), ("son", (level + 1, 2 * place + 1)))
+            yield from (("niece", (level + 1, 2 * sibling)), ("nephew", (level + 1, 2 * sibling + 1)))
+
+    edges = [(person, other, relation) for person in people for relation, other in related(*person)]
+    spread: dict[Any, tuple[float, ...]] = {
+        person: ((person[1] + 0.5) * 2.0 ** (last - person[0]), float(person[0])) for person in people
+    }
+    return _assembled(people, edges, spread)
+
+
 def space(text: str) -> Graph:
-    """The space that a few characters name: 11x11, line:20, hex:9x9, 4x4x4, or a file.
+    """The space that a few characters name: 11x11, line:20, hex:9x9, 4x4x4, family:4, or a file.
 
     Raises:
         UserError: it is none of these, or cannot be walked.
     """
-    if match := re.fullmatch(r"(line:|hex:)?(\d+(?:x\d+)*)", text):
+    if match := re.fullmatch(r"(line:|hex:|family:)?(\d+(?:x\d+)*)", text):
         kind, shape = match[1] or "", tuple(map(int, match[2].split("x")))
         if kind == "hex:" and len(shape) == 2:
             return lattice(shape, HEXAGONAL, _hexagonal_place)
+        if kind == "family:" and len(shape) == 1:
+            return family_tree(shape[0])
         if kind == "line:" and len(shape) == 1:
             return lattice(shape, LINE)
         if not kind and len(shape) in (2, 3):
@@ -172,7 +204,8 @@ def space(text: str) -> Graph:
     elif Path(text).is_file():
         return read(Path(text))
     raise UserError(
-        f"space {text!r} is unknown: give a square as 11x11, line:20, hex:9x9, a cube as 4x4x4, or a file that is there"
+        f"space {text!r} is unknown: give a square as 11x11, line:20, hex:9x9, a cube as 4x4x4, family:4, or a file "
+        "that is there"
     )
 
 

@@ -34,6 +34,7 @@ from llm.model.streams import Carry, ResidualStream
 
 from .. import variants
 from ..checks import below
+from ..recurrence import path_integration
 
 POSITIONS = ("paper", "residual", "actions")
 TRANSITIONS = ("tanh", "relu", "identity")
@@ -248,7 +249,7 @@ class Codes(nn.Module):
 
     def __init__(self, actions: int, width: int, form: str, transition: str) -> None:
         super().__init__()
-        self.form, self.actions = form, actions
+        self.form = form
         self.act = activation(transition)
         if form == "actions":
             self.embedding = nn.Embedding(actions, width)
@@ -261,14 +262,10 @@ class Codes(nn.Module):
         if self.form == "actions":
             return self.embedding(actions)
         with torch.autocast(code.device.type, enabled=False):
-            chosen = nn.functional.one_hot(actions, self.actions).to(code.dtype)  # (B, L + 1, A)
-            codes = [code]
-            for step in range(1, actions.shape[1]):
-                # One product for the actions of all walkers: e_t stands in the rows of its action.
-                moved = (chosen[:, step, :, None] * code[:, None]).flatten(1) @ self.transitions  # (B, C)
-                code = self.act(moved if self.form == "paper" else code + moved)
-                codes.append(code)
-            return torch.stack(codes, dim=1)
+            return path_integration(code, actions, self.transitions, self._onward)
+
+    def _onward(self, code: Tensor, moved: Tensor) -> Tensor:
+        return self.act(moved if self.form == "paper" else code + moved)
 
 
 @lru_cache(maxsize=256)

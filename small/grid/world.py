@@ -71,7 +71,7 @@ class World:
         self.graph, self.maps, self.seed, self.device = graph, maps, seed, torch.device(device)
         random = np.random.default_rng(seeds_of(seed, "letters"))
         self.letters = random.integers(letters, size=(2 * maps, len(graph.cells)))  # (2 N, S)
-        self._dice = _Dice(graph)
+        self._dice = Dice(graph)
 
     def trial(self, kind: str, number: int, walkers: int, steps: int, only: int | None = None) -> Walks:
         """Walks of one trial: B = walkers, T = steps + 1.
@@ -85,17 +85,13 @@ class World:
         maps = random.integers(self.maps, size=walkers) + (self.maps if kind == "novel" else 0)
         if only is not None:
             maps[:] = only
-        start = random.integers(len(self.graph.cells), size=walkers)
-        cells, actions = np.zeros((2, walkers, steps + 1), np.int64)
-        cells[:, 0] = start
-        for whole, walked in zip((cells, actions), self._dice.walk(start, steps, random), strict=True):
-            whole[:, 1:] = walked.transpose(1, 0, 2).reshape(walkers, -1)[:, :steps]
+        cells, actions = self._dice.walks(random.integers(len(self.graph.cells), size=walkers), steps, random)
         letters = self.letters[maps[:, None], cells]
-        found = (maps, cells, actions, letters, _gaps(cells))
+        found = (maps, cells, actions, letters, gaps_of(cells))
         return Walks(*(torch.from_numpy(each).to(self.device) for each in found))
 
 
-class _Dice:
+class Dice:
     """A die for every cell, with as many faces for each action that can be taken there.
 
     Of M faces, M the least common multiple of how many actions the cells have, so that a step is one random integer and
@@ -126,6 +122,14 @@ class _Dice:
             told[:, :, 0, nth] = cells = self.targets[cells, side]
         self.table = (cells * self.rolls).astype(np.int32).ravel()
         self.told = told.ravel().view(f"u{2 * self.reach * told.itemsize}")
+
+    def walks(self, start: np.ndarray, steps: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """start (B,) -> cells, the first of which is the start, and what led there: (B, steps + 1) int64 twice."""
+        cells, actions = np.zeros((2, len(start), steps + 1), np.int64)
+        cells[:, 0] = start
+        for whole, walked in zip((cells, actions), self.walk(start, steps, random), strict=True):
+            whole[:, 1:] = walked.transpose(1, 0, 2).reshape(len(start), -1)[:, :steps]
+        return cells, actions
 
     def walk(self, start: np.ndarray, steps: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """start (B,) -> cells after every step and the actions that led there: (R, B, n), in R rolls of n steps."""
@@ -158,7 +162,7 @@ class _Dice:
         return cells, actions
 
 
-def _gaps(cells: np.ndarray) -> np.ndarray:
+def gaps_of(cells: np.ndarray) -> np.ndarray:
     """(B, T) cells -> steps since the same cell before, 0 where there is none."""
     order = np.argsort(cells.astype(np.uint16) if cells.max() < 2**16 else cells, axis=1, kind="stable")
     sorted_cells = np.take_along_axis(cells, order, axis=1)

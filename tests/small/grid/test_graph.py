@@ -46,6 +46,35 @@ def test_actions_of_a_square_add_one_or_a_row() -> None:
     assert graph.targets[0].tolist() == [0, 1, 6, NOWHERE, NOWHERE]
 
 
+def test_a_family_tree_has_the_relations_of_a_binary_tree() -> None:
+    """Against networkx's tree, whose root is the parents of the first generation."""
+    graph = space("family:3")
+    tree = nx.balanced_tree(2, 3)  # node n has the children 2 n + 1 and 2 n + 2; the root is no person
+    parent = {n: (n - 1) // 2 for n in range(1, 15)}
+    action = {name: number for number, name in enumerate(graph.actions)}
+
+    def relation(person: int, name: str) -> int | None:
+        to = graph.targets[person - 1, action[name]]
+        return None if to == NOWHERE else int(to) + 1
+
+    for person, mother in parent.items():
+        children = sorted(set(tree[person]) - {mother})
+        (sibling,) = set(tree[mother]) - {person} - ({parent[mother]} if mother else set())
+        assert relation(person, "sibling") == sibling
+        assert relation(person, "parent") == (mother or None)
+        assert [relation(person, name) for name in ("daughter", "son")] == (children or [None, None])
+        assert [relation(person, name) for name in ("niece", "nephew")] == (
+            sorted(set(tree[sibling]) - {mother}) or [None, None]
+        )
+        if mother:
+            assert relation(person, "aunt") == relation(mother, "sibling")
+            assert relation(person, "grandparent") == (parent[mother] or None)
+            back = relation(relation(relation(person, "parent"), "sibling"), "niece")
+            assert (back == person) == (person == min(person, sibling))
+    with pytest.raises(UserError, match="family tree of 1 has no relations"):
+        space("family:1")
+
+
 def test_a_graph_survives_its_record() -> None:
     graph = space("hex:3x3")
     again = Graph.from_record(json.loads(json.dumps(graph.record())))

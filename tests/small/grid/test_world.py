@@ -55,7 +55,7 @@ def test_every_roll_of_two_dice_counts_the_walks_of_two_steps(text: str, monkeyp
     """Exactly: all rolls from a cell together hold every walk as often as its probability says."""
     graph = space(text)
     monkeypatch.setattr(worlds, "BLOCK", 2**30)
-    dice = worlds._Dice(graph)
+    dice = worlds.Dice(graph)
     assert dice.reach == 2
 
     class EveryRoll:
@@ -131,7 +131,7 @@ def test_walkers_start_anywhere() -> None:
 
 def test_visits_of_a_walk_by_hand() -> None:
     cells = torch.tensor([[4, 4, 5, 4, 6, 5]])
-    walks = Walks(*[torch.zeros(1)] * 4, torch.from_numpy(worlds._gaps(cells.numpy())))
+    walks = Walks(*[torch.zeros(1)] * 4, torch.from_numpy(worlds.gaps_of(cells.numpy())))
     assert walks.gaps.tolist() == [[0, 1, 0, 2, 0, 3]]
     assert walks.visited(2).tolist() == [[False, True, False, True, False, False]]
 

@@ -1,0 +1,105 @@
+"""Walks in environments of one structure: the same rules of space everywhere, other symbols in each.
+
+tem-transformer.txt, Section 3, and NOTES.md: a model predicts the symbol of the cell that an action leads to, in many
+environments that share what actions do, of several sizes; every cell of an environment has one of 45 symbols. Stages:
+
+    spaces, seed -> which space each environment has -> walks -> symbols of the cells; which links are new
+
+An episode is a pure function of (seed, kind, number). Dimension letters: B environments, T cells of a walk, S cells of
+the largest space.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm.errors import UserError
+
+from ..draws import seeds_of
+from ..grid.graph import Graph
+from ..grid.world import Dice, gaps_of
+
+SYMBOLS = 45
+
+
+class Episode(NamedTuple):
+    """A walk in each of B environments."""
+
+    spaces: Tensor  # (B,), number of the space
+    cells: Tensor  # (B, T), of that space
+    actions: Tensor  # (B, T), what led to the cell; to stay, at the first
+    symbols: Tensor  # (B, T), what is seen there
+    visited: Tensor  # (B, T) bool: the cell was seen before in this walk
+    new_link: Tensor  # (B, T) bool: the action was not taken before from the cell before
+
+    @property
+    def zero_shot(self) -> Tensor:
+        """(B, T) bool: a new link leads to a cell seen before: only the rules of space tell what is there.
+
+        To stay is no link in this sense: it leads to what was just seen.
+        """
+        return self.new_link & self.visited & (self.actions > 0)
+
+
+class Environments:
+    """Environments over several spaces of one structure.
+
+    Args:
+        spaces: with the same actions; environment b is over space b modulo their number.
+        seed: at least 0.
+        symbols: how many different ones.
+        device: where episodes go.
+
+    Raises:
+        UserError: no space, spaces whose actions differ, or a number below its least.
+    """
+
+    def __init__(
+        self, spaces: Sequence[Graph], seed: int, symbols: int = SYMBOLS, device: torch.device | str = "cpu"
+    ) -> None:
+        if not spaces:
+            raise UserError("environments need a space, and none is given")
+        if other := next((space for space in spaces if space.actions != spaces[0].actions), None):
+            raise UserError(
+                f"spaces must share one structure: one has the actions {', '.join(spaces[0].actions)}, another "
+                f"{', '.join(other.actions)}"
+            )
+        if seed < 0 or symbols < 2:
+            raise UserError(f"seed {seed} must be at least 0, and symbols {symbols} at least 2")
+        self.spaces, self.seed, self.symbols, self.device = tuple(spaces), seed, symbols, torch.device(device)
+        self._dice = [Dice(space) for space in spaces]
+
+    @property
+    def actions(self) -> int:
+        """How many, the first of which is to stay."""
+        return len(self.spaces[0].actions)
+
+    def episode(self, kind: str, number: int, environments: int, steps: int) -> Episode:
+        """Fresh environments and a walk in each: B = environments, T = steps + 1.
+
+        Args:
+            kind: "train", "test" or whatever else: other environments for each.
+            number: of the episode.
+        """
+        random = np.random.default_rng(seeds_of(self.seed, f"environments {kind}", number))
+        spaces = np.arange(environments) % len(self.spaces)
+        cells, actions = np.zeros((2, environments, steps + 1), np.int64)
+        for index, (space, dice) in enumerate(zip(self.spaces, self._dice, strict=True)):
+            own = spaces == index
+            start = random.integers(len(space.cells), size=own.sum())
+            cells[own], actions[own] = dice.walks(start, steps, random)
+        most = max(len(space.cells) for space in self.spaces)
+        drawn = random.integers(self.symbols, size=(environments, most))  # (B, S)
+        links = cells[:, :-1] * self.actions + actions[:, 1:]
+        new_link = np.zeros(cells.shape, bool)
+        new_link[:, 1:] = gaps_of(links) == 0
+        found = (spaces, cells, actions, np.take_along_axis(drawn, cells, axis=1), gaps_of(cells) > 0, new_link)
+        return Episode(*(torch.from_numpy(each).to(self.device) for each in found))
+
+
+def accuracy(right: Tensor, of: Tensor) -> float:
+    """The share of right predictions (B, T) among those chosen by `of` (B, T) bool; NaN of none."""
+    return (right & of).sum().item() / of.sum().item() if of.any() else float("nan")

@@ -1,0 +1,127 @@
+"""TEM-t: a transformer whose positions are integrated from actions, and whose memory is of this environment alone.
+
+tem-transformer.txt, Section 3, and NOTES.md:
+
+    actions -> codes e_{t+1} = act(e_t W_a) -> queries = keys = e W_e \\
+                                                                      attention to earlier times -> MLP -> symbols
+    symbols -> values = x W_x ----------------------------------------/
+
+A query is of the present code, keys and values are of strictly earlier times. So what a head retrieves is what was seen
+where the code was alike, and as nothing but W_a and W_e knows of space, what they learn holds in every environment.
+
+**Spectral control.** Free W_a grow or shrink a code with the number of steps. With the identity as act, W_a is the
+exponential of a skew-symmetric matrix, which is orthogonal: all of its eigenvalues lie on the unit circle. With ReLU,
+W_a is free. In both, a code is scaled to the norm sqrt(C) after every step, against rounding, or against W_a.
+
+The attention function and the activations are those of the language models (`llm.model`).
+
+Dimension letters: B environments, T cells of a walk, C width of a code, K of queries and keys, V of values, A actions.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm.errors import UserError
+from llm.model.activations import activation
+from llm.model.attention import eager_attention
+from llm.model.feedforward import FeedForward
+
+from ..checks import below
+from ..recurrence import path_integration
+
+TRANSITIONS = ("identity", "relu")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of TEM-t; the paper gives none.
+
+    Args:
+        code: C.
+        keys, values: K, V.
+        neurons: of the MLP that reads what was retrieved.
+        transition: act of the codes.
+    """
+
+    code: int = 64
+    keys: int = 64
+    values: int = 64
+    neurons: int = 128
+    transition: str = "identity"
+
+    def __post_init__(self) -> None:
+        problems = below(self, dict.fromkeys(("code", "keys", "values", "neurons"), 1))
+        if self.transition not in TRANSITIONS:
+            problems.append(f"transition {self.transition!r} is unknown: give {' or '.join(TRANSITIONS)}")
+        if problems:
+            raise UserError("; ".join(problems))
+
+
+class Prediction(NamedTuple):
+    """Of every time but the first."""
+
+    logits: Tensor  # (B, T - 1, symbols)
+    codes: Tensor  # (B, T, C), of every time
+    weights: Tensor  # (B, T - 1, T - 1): of time t + 1 (a row) to the memories of times 0 to t
+
+
+class TemTransformer(nn.Module):
+    """The transformer."""
+
+    def __init__(self, actions: int, symbols: int, sizes: Sizes) -> None:
+        super().__init__()
+        self.codes = Codes(actions, sizes.code, sizes.transition)
+        self.code_to_key = nn.Linear(sizes.code, sizes.keys, bias=False)  # W_e
+        self.symbol_to_value = nn.Embedding(symbols, sizes.values)  # W_x
+        self.read_out = nn.Sequential(
+            FeedForward(sizes.values, sizes.neurons, activation("relu")), nn.Linear(sizes.values, symbols)
+        )
+
+    def forward(self, actions: Tensor, symbols: Tensor) -> Prediction:
+        """actions and symbols (B, T): what led to each cell, and what is seen there."""
+        codes = self.codes(actions)
+        keys = self.code_to_key(codes)[:, None]  # (B, 1, T, K)
+        values = self.symbol_to_value(symbols[:, :-1])[:, None]  # (B, 1, T - 1, V)
+        # The query of time t + 1 stands in row t, so that the causal mask is "strictly earlier".
+        asked = len(actions[0]) - 1
+        mask = torch.full((asked, asked), -torch.inf, device=actions.device).triu(1)
+        found, weights = eager_attention(
+            self, keys[:, :, 1:], keys[:, :, :-1], values, mask, scaling=keys.shape[-1] ** -0.5
+        )  # (B, T - 1, 1, V)
+        return Prediction(self.read_out(found[:, :, 0]), codes, weights[:, 0])
+
+
+class Codes(nn.Module):
+    """Position codes of one first code for all environments.
+
+    In float32 under autocast too: a code is made of thousands of steps.
+    """
+
+    def __init__(self, actions: int, width: int, transition: str) -> None:
+        super().__init__()
+        self.start = nn.Parameter(torch.randn(width))
+        self.generators = nn.Parameter(torch.randn(actions, width, width) * 0.3 * width**-0.5)
+        self.orthogonal = transition == "identity"
+        self.act = activation(transition)
+
+    def transitions(self) -> Tensor:
+        """W_a, (A, C, C)."""
+        generators = self.generators.float()
+        if self.orthogonal:
+            return torch.linalg.matrix_exp(generators - generators.mT)
+        return torch.eye(len(self.start), device=self.start.device) + generators
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """actions (B, T) -> codes (B, T, C), of norm sqrt(C)."""
+        with torch.autocast(actions.device.type, enabled=False):
+            first = _scaled(self.act(self.start.float())).expand(len(actions), -1)
+            transitions = self.transitions().flatten(0, 1)
+            return path_integration(first, actions, transitions, lambda _, moved: _scaled(self.act(moved)))
+
+
+def _scaled(codes: Tensor) -> Tensor:
+    return F.normalize(codes, dim=-1) * codes.shape[-1] ** 0.5
