@@ -20,7 +20,7 @@ Key = TypeVar("Key", bound=Hashable)
 Floats = NDArray[np.float64]
 
 AT_ONCE = 2_000_000  # resampled values held at a time: 16 MB an array
-EQUAL = 1e-12  # variances of equal means are rounding: below this part of what the items give
+EQUAL = 1e-12  # variances of equal means are rounding: below this part of what single values give
 SMALLEST_P = 1e-100  # scipy's quantiles end near 1e-300
 
 
@@ -231,8 +231,9 @@ def variance_parts(differences: Floats, shares: Floats) -> Parts:
 
     Two-way analysis of variance of the residuals w_i (d_si - mean_s) / sum w. The variance of the items' means over
     seeds holds the single values' too; these are in the seeds' part already and taken off, down to zero at the least.
-    Counts of answers may be the same in every seed by chance, though other items make them up: then the seeds' part is
-    what the single values alone give it.
+    Counts of answers may be the same in every seed by chance, though other items make them up. Then the seeds' part is
+    what the single values alone give it, which is more than nearly equal counts would: of null pairs of 20 to 2,000
+    answers 0.05 to 5.0% have p < 0.05 with 2 seeds and 2.6 to 5.8% with 3 and 5 (without this up to 11.1 and 5.8%).
     """
     seeds, items = differences.shape
     means = (differences * shares).sum(axis=1) / shares.sum()

@@ -130,7 +130,10 @@ def copy_into(tensors: Iterable[tuple[str, Tensor]], path: Path) -> int:
             step = int(file.metadata()["step"])
             with torch.no_grad():
                 for name, tensor in tensors:
-                    tensor.copy_(file.get_tensor(name))
+                    found = file.get_tensor(name)
+                    if found.shape != tensor.shape or found.dtype != tensor.dtype:
+                        raise ValueError(f"{name} is {found.dtype} of {tuple(found.shape)}, not of this training")
+                    tensor.copy_(found)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         raise UserError(f"{path / TENSORS} cannot be read ({error}): delete it to train from the start") from error
     return step

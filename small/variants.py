@@ -48,7 +48,7 @@ class Act(NamedTuple):
     def title(self) -> str:
         """In a legend or a table."""
         title = TITLES.get(self.name, self.name)
-        return title if self.number is None else f"{title} {self.number:g}"
+        return title if self.number is None else f"{title} {self.number:.12g}"
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,10 @@ class Dice:
         self.actions = np.argsort(~can, axis=1, kind="stable")  # (S, A), those that can be taken first
         self.targets = np.take_along_axis(graph.targets, self.actions, axis=1)
         faces = math.lcm(*self.sides.tolist())
-        self.reach = next((n for n in (2, 1) if len(can) * faces**n <= FACES_AT_MOST), 0)
+        self.part = np.min_scalar_type(max(can.shape) - 1)  # of a cell or an action
+        packed = 2 * self.part.itemsize  # bytes of a step; a number has at most eight
+        fits = (n for n in (2, 1) if len(can) * faces**n <= FACES_AT_MOST and packed * n <= 8)
+        self.reach = next(fits, 0)
         if self.reach:
             self._make_tables(faces)
 
@@ -113,7 +116,6 @@ class Dice:
         """`table`, of the next place; and `told`, of the cells and actions of a roll, packed into one number."""
         self.rolls = faces**self.reach
         count = len(self.sides)
-        self.part = np.min_scalar_type(max(count, self.actions.shape[1]))
         told = np.empty((count, self.rolls, 2, self.reach), self.part)
         cells, rolled = np.arange(count)[:, None], np.arange(self.rolls)
         for nth in range(self.reach):

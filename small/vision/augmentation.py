@@ -11,7 +11,8 @@ def augmentation(name: str, side: int, fill: float) -> nn.Module:
 
     Args:
         name: "none"; "basic", a crop of the padded image, and its mirror image half of the time; "strong", also colours
-            (brightness, contrast and saturation times 0.6 to 1.4, of four images in five), rotation by up to 15 and
+            (brightness, contrast and saturation times 0.6 to 1.4, of four images in five, in an order that kornia draws
+            for a batch), rotation by up to 15 and
             shear by up to 10 degrees (of one in two), and a patch that is painted over (Zhong et al. 2020; of one in
             four, with the numbers of Lee et al. 2021).
         side: S.

@@ -10,6 +10,7 @@ from typing import Any
 
 from evals.arguments import add_command
 from evals.models import write_file
+from llm.errors import UserError
 
 from ..arguments import add_device, count, device_of, run_command
 
@@ -39,7 +40,7 @@ def _train(options: argparse.Namespace) -> None:
     from .datasets import DATASETS, load
     from .model import Sizes
     from .runs import combinations, read_runs
-    from .train import Settings, train
+    from .train import Settings, check, train
 
     def given(names: Sequence[str]) -> dict[str, Any]:
         return {name: value for name in names if (value := getattr(options, name)) is not None}
@@ -56,11 +57,20 @@ def _train(options: argparse.Namespace) -> None:
     images = load(options.dataset, options.data)
     print(images.summary(), flush=True)
     sizes = Sizes(images.side, len(images.classes), **given([*SIZES]))
+    for run in asked:  # all before the first, which may take hours
+        check(out / run.label, images, sizes, run.variant, run.settings)
     made_folder(out)
+    failed = []
     for number, run in enumerate(asked, start=1):
         print(f"{number} of {len(asked)}: {run.label}", flush=True)
-        train(out / run.label, images, sizes, run.variant, run.settings, device, options.line)
-    _show(read_runs([out]), out)
+        try:
+            train(out / run.label, images, sizes, run.variant, run.settings, device, options.line)
+        except UserError as error:
+            failed.append(f"{run.label} ({error})")
+    if len(failed) < len(asked):
+        _show(read_runs([out]), out)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(asked)} runs could not be trained: {'; '.join(failed)}")
 
 
 def _tables(options: argparse.Namespace) -> None:

@@ -176,7 +176,7 @@ def _binary(files: Files, name: str) -> Split:
         if len(content) % CIFAR_ROW:
             raise ValueError(f"it has {len(content)} bytes, which are no rows of {CIFAR_ROW}")
         rows = content.reshape(-1, CIFAR_ROW)
-        return _split(np.ascontiguousarray(rows[:, 2:]), rows[:, 1])
+        return _split(np.array(rows[:, 2:]), rows[:, 1])
 
 
 def _python(files: Files, name: str) -> Split:
@@ -243,17 +243,19 @@ def _parquet(files: Files, split: str, quiet: bool) -> tuple[Split, tuple[str, .
     import pyarrow.parquet as pq
 
     images: list[bytes] = []
+    places: list[str] = []
     labels: list[int] = []
     names: tuple[str, ...] = ()
     for name in _shards(files, split):
         with files.naming(name):
             table = pq.read_table(io.BytesIO(files.read(name)), columns=["img", "fine_label"])
             images += [image["bytes"] for image in table["img"].to_pylist()]
+            places += [f"{name}, row {row}" for row in range(table.num_rows)]
             labels += table["fine_label"].to_pylist()
             about = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
             features = about.get("info", {}).get("features", {})
             names = tuple(map(str, features.get("fine_label", {}).get("names", ())))
-    pixels = _decoded(files, [f"{split} image {row}" for row in range(len(images))], images, quiet)
+    pixels = _decoded(files, places, images, quiet)
     with files.naming(name):
         part = _split(pixels, labels)
         return part, names or tuple(map(str, range(int(part.labels.max()) + 1)))
@@ -283,7 +285,7 @@ def _tiny_imagenet(files: Files, quiet: bool) -> Images:
     called = dict(line.split("\t", 1) for line in (_lines(files, words) if words in there else ()) if "\t" in line)
     splits = (
         _split(
-            _decoded(files, [name for name, _ in part], (files.read(name) for name, _ in part), quiet),
+            _decoded(files, [name for name, _ in part], _contents(files, (name for name, _ in part)), quiet),
             [numbers[wnid] for _, wnid in part],
         )
         for part in (train, test)
@@ -292,6 +294,12 @@ def _tiny_imagenet(files: Files, quiet: bool) -> Images:
 
 
 # ---- Images ----------------------------------------------------------------------------------------------------------
+
+
+def _contents(files: Files, names: Iterable[str]) -> Iterable[bytes]:
+    for name in names:
+        with files.naming(name):
+            yield files.read(name)
 
 
 def _decoded(files: Files, names: Sequence[str], contents: Iterable[bytes], quiet: bool) -> np.ndarray:

@@ -23,7 +23,7 @@ from ..folder import RECORD, TENSORS, checkpoint_step, read_record, run_folders
 from ..variants import Act, Variant
 from .datasets import DATASETS
 from .model import Sizes
-from .train import PARTS, PROGRAM, Settings, read_right, read_rows
+from .train import PARTS, PROGRAM, ROWS, Settings, read_right, read_rows
 from .train import Row as Epoch
 
 BASE = "gelu"  # what the others are compared with
@@ -103,8 +103,12 @@ def _read(folder: Path) -> Done:
         made = Sizes(**record["sizes"]), Variant(**record["variant"]), Settings(**record["settings"])
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{folder / RECORD} is of another version ({error}): train again with another --out") from error
-    rows = read_rows(folder)[: checkpoint_step(folder)]
-    return Done(folder, data, *made, rows)
+    if data["name"] not in DATASETS:
+        raise UserError(f"{folder / RECORD} is of a data set {data['name']!r}, which this version does not know")
+    step, rows = checkpoint_step(folder), read_rows(folder)
+    if [row.epoch for row in rows[:step]] != [*range(1, step + 1)]:
+        raise UserError(f"{folder / ROWS} is not of its checkpoint, of epoch {step}: train again with another --out")
+    return Done(folder, data, *made, rows[:step])
 
 
 def by_data_set(runs: Sequence[Done]) -> dict[str, list[Done]]:
@@ -139,8 +143,9 @@ def report(runs: Sequence[Done]) -> str:
     cells = []
     for row in rows:
         cells.append([row.name, *(_cell(row.by_act.get(act, [])) for act in acts)])
-        if not next(iter(row.by_act.values()))[0].variant.streams:  # the paper has none
-            cells.append(["  the paper's", *(PAPER.get((row.data, act), "") for act in acts)])
+        paper = [PAPER.get((row.data, act), "") for act in acts]
+        if any(paper) and not next(iter(row.by_act.values()))[0].variant.streams:  # the paper has none
+            cells.append(["  the paper's", *paper])
     title = "Table S1: top-1 test accuracy in %, mean ± standard deviation over seeds (divided by their number)"
     table = text_table(["", *(Act.parse(act).title for act in acts)], cells)
     return "\n".join([title, "", table, "", *verdicts(rows)])
@@ -177,18 +182,19 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     The p values are corrected for the number of all comparisons of the report; the intervals are not.
     """
     found = {
-        f"{row.name}: {Act.parse(act).title}": _effect(row.by_act.get(BASE, []), runs)
+        (row.name, act): _effect(row.by_act.get(BASE, []), runs)
         for row in rows
         for act, runs in row.by_act.items()
         if act != BASE
     }
-    adjusted = holm({title: effect.p_value for title, effect in found.items() if isinstance(effect, Effect)})
-    sentences = [
-        verdict(title, effect, adjusted[title])
-        if isinstance(effect, Effect)
-        else f"{title} is compared with nothing: {effect}."
-        for title, effect in found.items()
-    ]
+    adjusted = holm({key: effect.p_value for key, effect in found.items() if isinstance(effect, Effect)})
+    sentences = []
+    for key, effect in found.items():
+        title = f"{key[0]}: {Act.parse(key[1]).title}"
+        if isinstance(effect, Effect):
+            sentences.append(verdict(title, effect, adjusted[key]))
+        else:
+            sentences.append(f"{title} is compared with nothing: {effect}.")
     if len(adjusted) > 1:
         sentences.append(
             f"p values are corrected for {len(adjusted)} comparisons (Holm 1979); each interval is that of one alone."
@@ -207,7 +213,10 @@ def _effect(base: Sequence[Done], other: Sequence[Done]) -> Effect | str:
     first, second = (
         np.stack([read_right(side[seed].folder, side[seed].data["test"]) for seed in shared]) for side in sides
     )
-    return paired_effect(first, second)
+    try:
+        return paired_effect(first, second)
+    except UserError as error:
+        return str(error)
 
 
 def verdict(title: str, effect: Effect, p_value: float) -> str:

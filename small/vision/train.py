@@ -31,7 +31,7 @@ from llm.train.optim import Optimizer, Schedule
 
 from ..checks import below
 from ..draws import seed_number
-from ..folder import TENSORS, TrainingFolder, as_csv, checkpoint_step, copy_into
+from ..folder import RECORD, TENSORS, TrainingFolder, as_csv, checkpoint_step, copy_into
 from ..state import start_moments, training_state
 from ..variants import Variant
 from .augmentation import AUGMENTATIONS, augmentation
@@ -251,6 +251,15 @@ def read_right(path: Path, images: int) -> Tensor:
     return right
 
 
+def check(path: Path, images: Images, sizes: Sizes, variant: Variant, settings: Settings) -> None:
+    """UserError where these runs cannot be trained in the folder `path`, as far as that shows before."""
+    if settings.batch > len(images.train.labels):
+        raise UserError(f"batch {settings.batch} must be at most the {len(images.train.labels)} training images")
+    if (path / RECORD).is_file():
+        with Folder(path, images, sizes, variant, settings):
+            pass
+
+
 def train(
     path: Path,
     images: Images,
@@ -265,10 +274,9 @@ def train(
 
     Raises:
         UserError: the folder holds another run, is in use, or what it holds is damaged; there are fewer images than a
-            batch has.
+            batch has; the loss is not finite.
     """
-    if settings.batch > len(images.train.labels):
-        raise UserError(f"batch {settings.batch} must be at most the {len(images.train.labels)} training images")
+    check(path, images, sizes, variant, settings)
     with Folder(path, images, sizes, variant, settings) as folder:
         if folder.done() == settings.epochs:
             return read_rows(path)

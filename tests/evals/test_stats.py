@@ -123,6 +123,14 @@ def test_counts_that_agree_by_chance_are_no_certainty(seed, seeds, net):
     assert net or found.p_value == 1
 
 
+@pytest.mark.parametrize(("seeds", "items"), [(2, 50), (3, 200), (5, 50)])
+def test_answers_of_equal_models_are_seldom_called_different(seeds, items):
+    """Null pairs of right and wrong answers, whose counts are often equal."""
+    random = np.random.default_rng(0)
+    p_values = np.array([paired_effect(*(random.random((2, seeds, items)) < 0.5)).p_value for _ in range(1500)])
+    assert (p_values < 0.05).mean() < 0.07 and (p_values < 0.001).mean() < 0.005
+
+
 @quick(max_examples=5)
 @given(SEEDS, st.integers(2, 5), st.integers(3, 12))
 def test_parts_of_the_variance_are_those_of_a_two_way_analysis(seed, seeds, items):

@@ -1,6 +1,8 @@
 """Walks against their definition: transitions, stationary distribution, visits; a trial as a function of its seed."""
 
 import collections
+import math
+from typing import NamedTuple
 
 import hypothesis.strategies as st
 import numpy as np
@@ -32,11 +34,13 @@ def test_a_step_is_an_action_of_its_cell_and_leads_where_it_says() -> None:
 
 
 @pytest.mark.parametrize("text", ["11x11", *SPACES])
-@pytest.mark.parametrize("faces", [worlds.FACES_AT_MOST, 2**13, 1], ids=["two dice", "a die", "uniform"])
-def test_transitions_and_stationary_distribution_are_within_one_percent(text, faces, monkeypatch) -> None:
+@pytest.mark.parametrize("reach", [2, 1, 0], ids=["two dice", "a die", "uniform"])
+def test_transitions_and_stationary_distribution_are_within_one_percent(text, reach, monkeypatch) -> None:
     """Of D^-1 (A + I), whose stationary distribution is proportional to the number of actions."""
-    monkeypatch.setattr(worlds, "FACES_AT_MOST", faces)
     graph = space(text)
+    faces = math.lcm(*(graph.targets != NOWHERE).sum(1).tolist())
+    monkeypatch.setattr(worlds, "FACES_AT_MOST", len(graph.cells) * faces**reach if reach else 1)
+    assert worlds.Dice(graph).reach == reach
     walks = World(graph, 1, 0).trial("train", 0, 4000, 1000)
     pairs = walks.cells[:, :-1] * len(graph.cells) + walks.cells[:, 1:]
     counts = torch.bincount(pairs.flatten(), minlength=len(graph.cells) ** 2).view(len(graph.cells), -1).numpy()
@@ -73,6 +77,34 @@ def test_every_roll_of_two_dice_counts_the_walks_of_two_steps(text: str, monkeyp
             if there != NOWHERE and then != NOWHERE
         }
         assert {walk: count / dice.rolls for walk, count in found.items()} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("cells", "reach"), [(256, 2), (257, 2), (65_536, 2), (65_537, 1), (2_100_000, 0)])
+def test_walks_on_rings_of_any_size(cells: int, reach: int) -> None:
+    """Cells of one, two and four bytes; everyone goes on by one or stays."""
+    cells_of = np.arange(cells)
+    dice = worlds.Dice(Ring(np.stack([cells_of, (cells_of + 1) % cells], axis=1)))  # type: ignore[arg-type]
+    assert dice.reach == reach
+    start = np.arange(cells - 50, cells)
+    walked, actions = dice.walks(start, 21, np.random.default_rng(0))
+    assert np.array_equal(walked, (start[:, None] + actions.cumsum(1)) % cells)
+    assert 0.4 < actions[:, 1:].mean() < 0.6
+
+
+class Ring(NamedTuple):
+    """What dice read of a graph, whose own checks take long for so many cells."""
+
+    targets: np.ndarray
+
+
+def test_actions_may_outnumber_cells_of_a_byte() -> None:
+    """A star with 300 arms: the middle has as many actions, an arm two."""
+    targets = np.full((301, 302), NOWHERE)
+    targets[:, 0] = np.arange(301)
+    targets[0, 1:301] = np.arange(1, 301)
+    targets[1:, 301] = 0
+    walked, actions = worlds.Dice(Ring(targets)).walks(np.zeros(400, np.int64), 9, np.random.default_rng(0))  # type: ignore[arg-type]
+    assert (targets[walked[:, :-1], actions[:, 1:]] == walked[:, 1:]).all() and actions.max() == 301
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])

@@ -1,5 +1,6 @@
 """`python -m small.vision` as a user gives it: commands, Table S1, tests, sentences, exit statuses."""
 
+import math
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from small.vision.cli import main
 from small.vision.runs import read_runs
+from small.vision.train import Run
 
 from ..pictures import is_a_picture
 from .files import cifar_python, pictures, tarred, tiny_imagenet, zipped
@@ -62,6 +64,25 @@ def test_the_same_command_again_trains_nothing(trained: Path, data: Path, capsys
     assert {path: path.stat().st_mtime_ns for path in trained.glob("*/*") if ".lock" not in path.name} == {
         path: time for path, time in before.items() if ".lock" not in path.name
     }
+
+
+def test_what_cannot_be_trained_is_said_before_and_the_rest_is_trained(data: Path, tmp_path: Path, capsys) -> None:
+    words = ["train", "--dataset", "cifar100", "--data", str(data), *TINY, "--seeds", "1", "--out", str(tmp_path / "o")]
+    assert main([*words, "--act", "gelu"]) == 0
+    assert main([*words, "--act", "relu", "gelu", "--smoothing", "0.3"]) == 2
+    assert "differ in settings.smoothing" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "o").glob("act=*")] == ["act=gelu,seed=0"]
+    monkey = pytest.MonkeyPatch()
+    step = Run._step
+    monkey.setattr(Run, "_step", lambda self, *rest: step(self, *rest) * (math.nan if self.silly else 1))
+    monkey.setattr(
+        Run, "silly", property(lambda self: self.model.blocks[0].feedforward.act.__class__.__name__ == "NMDA"), False
+    )
+    assert main([*words, "--act", "nmda", "relu", "--alpha", "3"]) == 2
+    monkey.undo()
+    shown = capsys.readouterr()
+    assert "1 of 2 runs could not be trained: act=nmda:3,seed=0 (the loss of epoch 1 is nan" in shown.err
+    assert "relu is" in shown.out
 
 
 def test_data_sets_with_streams_in_one_table(trained: Path, data: Path, tmp_path: Path, capsys) -> None:

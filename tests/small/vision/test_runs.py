@@ -108,6 +108,59 @@ def test_verdicts_are_paired_within_seeds_and_images_and_corrected(tmp_path: Pat
     assert lines[-1] == "p values are corrected for 3 comparisons (Holm 1979); each interval is that of one alone."
 
 
+def test_a_correction_may_turn_a_verdict(tmp_path: Path) -> None:
+    """Of three comparisons one has p 0.02 by itself."""
+    base = right(0.5, 0)
+    gains = {"nmda:10": 200, "nmda:1": 37, "relu": 2}
+    for act, gain in gains.items():
+        other = base.copy()
+        other[np.flatnonzero(~base)[: 130 + gain]] = True
+        other[np.flatnonzero(base)[:130]] = False
+        made(tmp_path, act, 0, other)
+    made(tmp_path, "gelu", 0, base)
+    made(tmp_path / "alone", "nmda:1", 5, base, epochs=1, done=1)
+    lines = [line for line in report(read_runs([tmp_path, tmp_path / "alone"])).splitlines() if " GELU" in line]
+    words = {line.split(": ")[1].split(" is ")[0]: line for line in lines if "points" in line}
+    assert "is above" in words["NMDA α = 10"] and "not shown" in words["NMDA α = 1"] and "not shown" in words["relu"]
+    _, low, _, p_value = numbers(words["NMDA α = 1"])
+    assert low > 0 and 0.03 < p_value < 0.09
+    text = report(read_runs([tmp_path, tmp_path / "alone"]))
+    assert "corrected for 3 comparisons" in text and "compared with nothing" in text
+
+
+def test_activations_whose_names_are_nearly_alike_are_two(tmp_path: Path) -> None:
+    for act, accuracy in (("gelu", 0.5), ("nmda:1", 0.5), ("nmda:1.0000001", 0.8)):
+        made(tmp_path, act, 0, right(accuracy, 3))
+    text = report(read_runs([tmp_path]))
+    assert text.count(" points, ") == 2 and "NMDA α = 1.0000001 is above" in text
+
+
+@pytest.mark.parametrize(("part", "name", "value"), [("data", "crc32", "1"), ("settings", "lr", 0.5)])
+def test_other_images_or_rates_are_never_one_group(part: str, name: str, value: object, tmp_path: Path) -> None:
+    made(tmp_path, "gelu", 0, right(0.5, 0))
+    folder = made(tmp_path, "nmda:10", 0, right(0.9, 0))
+    record = json.loads((folder / "run.json").read_text())
+    record[part][name] = value
+    (folder / "run.json").write_text(json.dumps(record))
+    assert "there is no GELU run of the same settings here" in report(read_runs([tmp_path]))
+
+
+def test_a_table_that_is_not_of_its_checkpoint_is_named(tmp_path: Path) -> None:
+    folder = made(tmp_path, "gelu", 0, right(0.5, 0))
+    rows = (folder / "accuracy.csv").read_text().splitlines()
+    (folder / "accuracy.csv").write_text("\n".join(rows[:2]))
+    with pytest.raises(UserError, match=r"accuracy\.csv is not of its checkpoint, of epoch 2"):
+        read_runs([tmp_path])
+
+
+def test_answers_of_another_number_of_images_are_refused(tmp_path: Path) -> None:
+    made(tmp_path, "gelu", 0, right(0.5, 0))
+    folder = made(tmp_path, "nmda:10", 0, right(0.5, 1))
+    save_file({"test.right": torch.ones(1, dtype=torch.bool)}, folder / "checkpoint.safetensors", {"step": "2"})
+    with pytest.raises(UserError, match=r"test\.right is torch\.bool of \(1,\), not of this training"):
+        report(read_runs([tmp_path]))
+
+
 def test_seeds_are_paired_by_their_numbers(tmp_path: Path) -> None:
     """Every seed gains the same 2%, though seeds differ by 20%; and only seeds of both count."""
     for seed, accuracy in enumerate((0.3, 0.5, 0.7)):
@@ -161,6 +214,8 @@ def test_other_settings_are_other_rows_and_have_no_base(tmp_path: Path) -> None:
     text = report(read_runs([tmp_path / name for name in "abc"]))
     assert "CIFAR-100, streams values, epochs 2: NMDA α = 10 is compared with nothing: there is no GELU run" in text
     assert text.count("the paper's") == 2  # of those without streams
+    made(tmp_path / "d", "relu", 0, right(0.5, 0))
+    assert "the paper's" not in report(read_runs([tmp_path / "d"]))  # the paper has no ReLU
 
 
 def test_one_run_twice_is_refused(tmp_path: Path) -> None:

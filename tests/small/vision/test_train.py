@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from llm.errors import UserError
 from small.variants import Variant
+from small.vision import train as trainer
 from small.vision.augmentation import augmentation
 from small.vision.datasets import Images, Split
 from small.vision.model import Sizes, VisionTransformer
@@ -34,7 +35,7 @@ def images(train: int = 30, test: int = 12, side: int = 16) -> Images:
     return Images("cifar100", tuple("abcde"), *splits)
 
 
-def test_a_training_is_adamw_with_warm_up_and_cosine_on_smoothed_labels() -> None:
+def test_a_training_is_adamw_with_warm_up_and_cosine_on_smoothed_labels(monkeypatch) -> None:
     """Against a loop in plain torch: one optimizer per rule, the cosine and the smoothing written out."""
     data, settings = images(), replace(SETTINGS, augmentation="none", smoothing=0.2, weight_decay=0.3)
     sizes = replace(SIZES, dropout=0.0)
@@ -65,13 +66,16 @@ def test_a_training_is_adamw_with_warm_up_and_cosine_on_smoothed_labels() -> Non
         assert losses[epoch] == pytest.approx(mean, rel=1e-4)
     for (name, ours), plain in zip(run.model.named_parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4, msg=name)
+    monkeypatch.setattr(trainer, "TESTED", 5)
     loss, accuracy = run.test()
     t = (data.test.pixels.double() / 255 - (data.train.pixels / 255).double().mean((0, 2, 3))[:, None, None]) / (
         (data.train.pixels / 255).double().std((0, 2, 3), correction=0)[:, None, None]
     )
     logits = model(t.float())
     assert loss == pytest.approx(F.cross_entropy(logits, data.test.labels).item(), rel=1e-3)
-    assert accuracy == pytest.approx((logits.argmax(-1) == data.test.labels).float().mean().item(), abs=1e-6)
+    told_right = logits.argmax(-1) == data.test.labels
+    assert accuracy == pytest.approx(told_right.float().mean().item(), abs=1e-6)
+    assert torch.equal(run.right, told_right) and 0 < told_right.sum() < 12
 
 
 def test_an_epoch_shows_every_image_at_most_once_in_an_order_of_its_own() -> None:
@@ -148,6 +152,13 @@ def test_strong_augmentation_changes_colours_turns_and_paints_over_as_often_as_i
     assert 0.2 < (painted > 0).float().mean() < 0.3 and painted.max() < 0.5
     every = strong(torch.rand(500, 3, 16, 16))
     assert every.shape == (500, 3, 16, 16) and every.min() >= 0 and every.max() <= 1
+
+
+def test_a_training_paints_over_with_the_images_mean() -> None:
+    data = images()
+    painted = Run(data, SIZES, ACT, SETTINGS).augment[4](torch.zeros(200, 3, 16, 16))
+    mean = (data.train.pixels / 255).mean().item()
+    assert painted.max().item() == pytest.approx(mean, rel=1e-4)
 
 
 def test_augmentation_is_of_the_generator_alone_and_none_is_none() -> None:
