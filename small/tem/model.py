@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from llm.errors import UserError
 from llm.model.activations import activation
-from llm.model.attention import eager_attention
 from llm.model.feedforward import FeedForward
 
 from ..checks import below
 from ..recurrence import path_integration
+from .memory import SEPARATIONS, attention
 
 TRANSITIONS = ("identity", "relu")
 
@@ -45,6 +45,7 @@ class Sizes:
         keys, values: K, V.
         neurons: of the MLP that reads what was retrieved.
         transition: act of the codes.
+        separation: how a query tells memories apart, see `memory.attention`.
     """
 
     code: int = 64
@@ -52,11 +53,14 @@ class Sizes:
     values: int = 64
     neurons: int = 128
     transition: str = "identity"
+    separation: str = "softmax"
 
     def __post_init__(self) -> None:
         problems = below(self, dict.fromkeys(("code", "keys", "values", "neurons"), 1))
         if self.transition not in TRANSITIONS:
             problems.append(f"transition {self.transition!r} is unknown: give {' or '.join(TRANSITIONS)}")
+        if self.separation not in SEPARATIONS:
+            problems.append(f"separation {self.separation!r} is unknown: give {', '.join(SEPARATIONS)}")
         if problems:
             raise UserError("; ".join(problems))
 
@@ -74,6 +78,7 @@ class TemTransformer(nn.Module):
 
     def __init__(self, actions: int, symbols: int, sizes: Sizes) -> None:
         super().__init__()
+        self.sizes = sizes
         self.codes = Codes(actions, sizes.code, sizes.transition)
         self.code_to_key = nn.Linear(sizes.code, sizes.keys, bias=False)  # W_e
         self.symbol_to_value = nn.Embedding(symbols, sizes.values)  # W_x
@@ -84,33 +89,37 @@ class TemTransformer(nn.Module):
     def forward(self, actions: Tensor, symbols: Tensor) -> Prediction:
         """actions and symbols (B, T): what led to each cell, and what is seen there."""
         codes = self.codes(actions)
-        keys = self.code_to_key(codes)[:, None]  # (B, 1, T, K)
-        values = self.symbol_to_value(symbols[:, :-1])[:, None]  # (B, 1, T - 1, V)
+        keys = self.code_to_key(codes)  # (B, T, K)
+        values = self.symbol_to_value(symbols[:, :-1])  # (B, T - 1, V)
         # The query of time t + 1 stands in row t, so that the causal mask is "strictly earlier".
-        asked = len(actions[0]) - 1
-        mask = torch.full((asked, asked), -torch.inf, device=actions.device).triu(1)
-        found, weights = eager_attention(
-            self, keys[:, :, 1:], keys[:, :, :-1], values, mask, scaling=keys.shape[-1] ** -0.5
-        )  # (B, T - 1, 1, V)
-        return Prediction(self.read_out(found[:, :, 0]), codes, weights[:, 0])
+        found, weights = attention(self, keys[:, 1:], keys[:, :-1], values, self.sizes.separation)
+        return Prediction(self.read_out(found), codes, weights)
 
 
 class Codes(nn.Module):
     """Position codes of one first code for all environments.
 
     In float32 under autocast too: a code is made of thousands of steps.
+
+    Args:
+        actions, width: A, C.
+        transition: "identity" or "relu".
+        modules: widths of parts that sum to C and move on by themselves; () is one part.
     """
 
-    def __init__(self, actions: int, width: int, transition: str) -> None:
+    def __init__(self, actions: int, width: int, transition: str, modules: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.start = nn.Parameter(torch.randn(width))
         self.generators = nn.Parameter(torch.randn(actions, width, width) * 0.3 * width**-0.5)
+        self.register_buffer("within", torch.block_diag(*(torch.ones(n, n) for n in modules or (width,))), False)
         self.orthogonal = transition == "identity"
         self.act = activation(transition)
 
+    within: Tensor  # (C, C): 1 where two components are of one module
+
     def transitions(self) -> Tensor:
         """W_a, (A, C, C)."""
-        generators = self.generators.float()
+        generators = self.generators.float() * self.within
         if self.orthogonal:
             return torch.linalg.matrix_exp(generators - generators.mT)
         return torch.eye(len(self.start), device=self.start.device) + generators

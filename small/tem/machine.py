@@ -1,0 +1,119 @@
+"""TEM, the Tolman-Eichenbaum Machine: path integration, bound to what is seen in a Hebbian memory.
+
+tem-transformer.txt, Section 4, and NOTES.md:
+
+    actions -> codes g_{t+1} = act(g_t W_a) -> places g W_g \\
+                                                             conjunctions -> memory -> retrieved -> summed over places
+    symbols -> sensory x W_x -------------------------------/                                       -> MLP -> symbols
+
+What the paper writes in Equations 3 to 7 is here; what its figure shows as dashed lines (a place inferred from what is
+seen) is not, nor are the reference code's temporal filters of each frequency. The codes are those of TEM-t.
+
+Dimension letters: B environments, T cells of a walk, C width of a code, X sensory components, G of places.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llm.errors import UserError
+from llm.model.activations import activation
+from llm.model.feedforward import FeedForward
+
+from ..checks import below
+from .memory import Rule, deconjunction, retrieve
+from .model import TRANSITIONS, Codes, Prediction
+
+MODULES = tuple(3 * n for n in (10, 10, 8, 6, 6))  # the reference code's frequency modules (NOTES.md)
+
+
+@dataclass(frozen=True)
+class MachineSizes:
+    """Sizes of TEM.
+
+    Args:
+        code: C.
+        modules: widths of the frequency modules, which sum to C: a module's code moves on by itself. () is one module.
+        places: G; with modules a third of each, as in the reference code, and not read.
+        sensory: X.
+        two_hot: sensory vectors are fixed: a symbol is two ones among X zeros (the reference code's compression), which
+            has X (X - 1) / 2 symbols. Else W_x is learned.
+        neurons: of the MLP.
+        transition: act of the codes.
+    """
+
+    code: int = 64
+    modules: tuple[int, ...] = ()
+    places: int = 20
+    sensory: int = 10
+    two_hot: bool = True
+    neurons: int = 128
+    transition: str = "identity"
+
+    def __post_init__(self) -> None:
+        problems = below(self, dict.fromkeys(("code", "places", "sensory", "neurons"), 1))
+        if self.transition not in TRANSITIONS:
+            problems.append(f"transition {self.transition!r} is unknown: give {' or '.join(TRANSITIONS)}")
+        if self.modules and (sum(self.modules) != self.code or any(n < 3 or n % 3 for n in self.modules)):
+            problems.append(f"modules {self.modules} must be multiples of 3 and sum to code {self.code}")
+        if problems:
+            raise UserError("; ".join(problems))
+
+
+class Machine(nn.Module):
+    """TEM.
+
+    Raises:
+        UserError: there are more symbols than two-hot vectors.
+    """
+
+    def __init__(self, actions: int, symbols: int, sizes: MachineSizes, rule: Rule) -> None:
+        super().__init__()
+        self.rule = rule
+        self.codes = Codes(actions, sizes.code, sizes.transition, sizes.modules)
+        if sizes.modules:
+            self.code_to_place: nn.Module = _Thirds(sizes.modules)
+        else:
+            self.code_to_place = nn.Linear(sizes.code, sizes.places, bias=False)  # W_g
+        if sizes.two_hot:
+            self.register_buffer("sensory", two_hot(symbols, sizes.sensory), persistent=False)
+        else:
+            self.sensory = nn.Parameter(torch.randn(symbols, sizes.sensory))  # W_x
+        self.read_out = nn.Sequential(
+            FeedForward(sizes.sensory, sizes.neurons, activation("relu")), nn.Linear(sizes.sensory, symbols)
+        )
+
+    def forward(self, actions: Tensor, symbols: Tensor) -> Prediction:
+        """actions and symbols (B, T): what led to each cell, and what is seen there."""
+        codes = self.codes(actions)  # (B, T, C)
+        places = nn.functional.normalize(self.code_to_place(codes), dim=-1)  # (B, T, G)
+        sensory = nn.functional.normalize(self.sensory, dim=-1)[symbols[:, :-1]]  # (B, T - 1, X)
+        # The query of time t + 1 stands in row t, so that it finds strictly earlier memories.
+        found = retrieve(sensory, places[:, :-1], places[:, 1:], self.rule)
+        alike = (places[:, 1:] @ places[:, :-1].mT).tril()
+        return Prediction(self.read_out(deconjunction(found)), codes, alike)
+
+
+class _Thirds(nn.Module):
+    """Of each module, the first third: a fixed W_g."""
+
+    def __init__(self, modules: tuple[int, ...]) -> None:
+        super().__init__()
+        starts = itertools.accumulate((0, *modules[:-1]))
+        self.chosen = [start + n for start, width in zip(starts, modules, strict=True) for n in range(width // 3)]
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return codes[..., self.chosen]
+
+
+def two_hot(symbols: int, width: int) -> Tensor:
+    """A vector of two ones for each symbol, (symbols, width); UserError where there are not as many."""
+    pairs = list(itertools.islice(itertools.combinations(range(width), 2), symbols))
+    if len(pairs) < symbols:
+        raise UserError(
+            f"{width} sensory components have {len(pairs)} two-hot vectors, and there are {symbols} symbols: give more "
+            "sensory components"
+        )
+    return torch.zeros(symbols, width).scatter_(1, torch.tensor(pairs), 1.0)

@@ -1,0 +1,148 @@
+"""Memories of what was seen where: TEM's Hebbian matrix, the same as sums over memories, and attention.
+
+tem-transformer.txt, Sections 4 and 5, and NOTES.md. At every time a sensory vector x and a place g are bound and kept,
+
+    p = flatten(x^T g),    M <- decay M + rate p^T p                                                     (Eq. 4, 5)
+
+and a place alone asks for what was there: q = flatten(1^T g), q <- act(keep q + q M) for some steps     (Eq. 6)
+
+M has (X G)^2 numbers. As q M = sum_s c_s (q . p_s) p_s with c_s = rate decay^(t - s), it need not be made: a step is a
+sum over the t memories of X G numbers each (Eq. 8, 9). One step without act, summed over places (Eq. 7), needs neither:
+
+    x = sum_s c_s (1 . x_s) (g . g_s) (1 . g_s) x_s                                                      (Eq. 10)
+
+which without the two weights is linear attention (Eq. 11). All times of a walk are asked at once: query s asks for the
+cell after memory s, and finds memories 0 to s.
+
+Dimension letters: B environments, S memories and queries, X sensory components, G of places.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llm.errors import UserError
+from llm.model.attention import eager_attention
+
+from ..checks import below
+
+ACTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda p: p,
+    "relu": torch.relu,
+    "clipped": lambda p: nn.functional.leaky_relu(p.clamp(-1, 1), 0.01),  # the authors' code: nothing grows beyond 1
+}
+SEPARATIONS = ("softmax", "linear", "exponential", "polynomial")
+POWER = 3  # of the polynomial; odd, so that what is unlike counts against
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How TEM remembers and recalls; the defaults are the paper's, with one step of the attractor.
+
+    Args:
+        decay: of the whole memory with every new one.
+        rate: of a new one.
+        keep: of what was retrieved, added to the next step.
+        steps: of the attractor.
+        act: "relu" in the paper, "clipped" in its code, or "identity".
+    """
+
+    decay: float = 1.0
+    rate: float = 1.0
+    keep: float = 0.0
+    steps: int = 1
+    act: str = "relu"
+
+    def __post_init__(self) -> None:
+        problems = below(self, {"rate": 0, "keep": 0, "steps": 1})
+        if not 0 < self.decay <= 1:
+            problems.append(f"decay {self.decay} must be above 0 and at most 1")
+        if self.act not in ACTS:
+            problems.append(f"act {self.act!r} is unknown: give {', '.join(ACTS)}")
+        if problems:
+            raise UserError("; ".join(problems))
+
+
+CODE = Rule(decay=0.9999, rate=0.5, keep=0.8, steps=5, act="clipped")  # NOTES.md: the reference code's numbers
+
+
+def retrieve(sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule) -> Tensor:
+    """What places ask for, as sums over memories: O(S) for each number of a conjunction.
+
+    Args:
+        sensory: x (B, S, X).
+        places: g where it was seen (B, S, G).
+        queries: g that is asked for (B, S, G).
+
+    Returns:
+        Retrieved conjunctions (B, S, X, G).
+    """
+    stored = conjunction(sensory, places).flatten(2)  # (B, S, X G)
+    shares = _shares(rule, stored)
+    found = _asked(sensory, queries).flatten(2)
+    for _ in range(rule.steps):
+        found = ACTS[rule.act](rule.keep * found + (found @ stored.mT * shares) @ stored)
+    return found.unflatten(-1, (sensory.shape[-1], places.shape[-1]))
+
+
+def retrieve_by_matrix(sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule) -> Tensor:
+    """`retrieve` as the paper writes it, with the memory matrix M of (X G)^2 numbers, one time after the other."""
+    stored, asked = conjunction(sensory, places).flatten(2), _asked(sensory, queries).flatten(2)
+    memory = stored.new_zeros(len(stored), stored.shape[-1], stored.shape[-1])
+    rows = []
+    for time in range(stored.shape[1]):
+        p, found = stored[:, time, None], asked[:, time, None]  # (B, 1, X G)
+        memory = rule.decay * memory + rule.rate * p.mT @ p
+        for _ in range(rule.steps):
+            found = ACTS[rule.act](rule.keep * found + found @ memory)
+        rows.append(found)
+    return torch.cat(rows, dim=1).unflatten(-1, (sensory.shape[-1], places.shape[-1]))
+
+
+def retrieve_sensory(sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule) -> Tensor:
+    """The sensory part of one step without act, by Equation 10: (B, S, X). Steps, keep and act are not read."""
+    weights = queries @ places.mT * _shares(rule, places)  # (B, S, S)
+    return (weights * (sensory.sum(-1) * places.sum(-1))[:, None]) @ sensory
+
+
+def conjunction(sensory: Tensor, places: Tensor) -> Tensor:
+    """x (..., X) and g (..., G) -> x^T g, (..., X, G)."""
+    return sensory[..., :, None] * places[..., None, :]
+
+
+def deconjunction(conjunctions: Tensor) -> Tensor:
+    """(..., X, G) -> the sensory part, (..., X): summed over places (Eq. 7)."""
+    return conjunctions.sum(-1)
+
+
+def _asked(sensory: Tensor, queries: Tensor) -> Tensor:
+    """A place with every sensory component, (B, S, X, G)."""
+    return conjunction(torch.ones_like(sensory), queries)
+
+
+def _shares(rule: Rule, like: Tensor) -> Tensor:
+    """c of memory s (a column) for query t (a row), 0 for later memories: (S, S)."""
+    times = torch.arange(like.shape[1], device=like.device)
+    age = times[:, None] - times
+    return torch.where(age >= 0, rule.rate * rule.decay ** age.clamp(min=0), 0.0).to(like.dtype)
+
+
+def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, separation: str) -> tuple[Tensor, Tensor]:
+    """Attention to memories by a rule that separates them: (B, S, K) twice, (B, S, V) -> (B, S, V), weights (B, S, S).
+
+    With scores q k / sqrt(K): softmax, by the language models' function; or, as sums that are not normalised, the
+    scores themselves ("linear", Eq. 11), their exponential (Demircigil et al. 2017), or their third power (Krotov and
+    Hopfield 2016).
+    """
+    later = torch.ones(query.shape[1], query.shape[1], dtype=torch.bool, device=query.device).triu(1)
+    scaling = query.shape[-1] ** -0.5
+    if separation == "softmax":
+        mask = torch.zeros(later.shape, device=query.device, dtype=query.dtype).masked_fill(later, -torch.inf)
+        found, weights = eager_attention(module, query[:, None], key[:, None], value[:, None], mask, scaling)
+        return found[:, :, 0], weights[:, 0]
+    scores = query @ key.mT * scaling
+    separated = {"linear": scores, "exponential": scores.exp(), "polynomial": scores**POWER}[separation]
+    weights = separated.masked_fill(later, 0.0)
+    return weights @ value, weights
