@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +25,8 @@ from evals.models import write_file, write_json
 from llm.errors import UserError
 from llm.train.environment import environment, now
 from llm.train.lock import hold
+
+Row = TypeVar("Row")  # a NamedTuple
 
 RECORD, TENSORS = "run.json", "checkpoint.safetensors"
 
@@ -166,6 +168,25 @@ def run_folders(out: Path, program: str, table: str) -> list[Path]:
     if not found:
         raise UserError(f"{out} holds no run of python -m {program} with a result: train first")
     return found
+
+
+def read_rows(path: Path, kind: type[Row]) -> list[Row]:
+    """The table at `path` as rows of a NamedTuple of numbers.
+
+    Raises:
+        UserError: it is not there yet, or damaged.
+    """
+    try:
+        with path.open(newline="") as file:
+            found = [
+                kind(**{name: number(row[name]) for name, number in kind.__annotations__.items()})
+                for row in csv.DictReader(file)
+            ]
+        if not found:
+            raise ValueError("it has no rows")
+        return found
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}): train again with another --out") from error
 
 
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

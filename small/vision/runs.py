@@ -23,7 +23,7 @@ from ..folder import RECORD, TENSORS, checkpoint_step, read_record, run_folders
 from ..variants import Act, Variant
 from .datasets import DATASETS
 from .model import Sizes
-from .train import PARTS, PROGRAM, ROWS, Settings, read_right, read_rows
+from .train import PARTS, PROGRAM, ROWS, Settings, read_right, read_table
 from .train import Row as Epoch
 
 BASE = "gelu"  # what the others are compared with
@@ -105,7 +105,7 @@ def _read(folder: Path) -> Done:
         raise UserError(f"{folder / RECORD} is of another version ({error}): train again with another --out") from error
     if data["name"] not in DATASETS:
         raise UserError(f"{folder / RECORD} is of a data set {data['name']!r}, which this version does not know")
-    step, rows = checkpoint_step(folder), read_rows(folder)
+    step, rows = checkpoint_step(folder), read_table(folder)
     if [row.epoch for row in rows[:step]] != [*range(1, step + 1)]:
         raise UserError(f"{folder / ROWS} is not of its checkpoint, of epoch {step}: train again with another --out")
     return Done(folder, data, *made, rows[:step])

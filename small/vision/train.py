@@ -13,7 +13,6 @@ killed training goes on from its last epoch with the same command and, on a CPU 
 same bits.
 """
 
-import csv
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -31,7 +30,7 @@ from llm.train.optim import Optimizer, Schedule
 
 from ..checks import below
 from ..draws import seed_number
-from ..folder import RECORD, TENSORS, TrainingFolder, as_csv, checkpoint_step, copy_into
+from ..folder import RECORD, TENSORS, TrainingFolder, as_csv, checkpoint_step, copy_into, read_rows
 from ..state import start_moments, training_state
 from ..variants import Variant
 from .augmentation import AUGMENTATIONS, augmentation
@@ -221,7 +220,7 @@ class Folder(TrainingFolder):
         """
         epoch = self.restore_into(run.tensors())
         if (self.path / TENSORS).is_file():
-            self.rows = [row for row in read_rows(self.path) if row.epoch <= epoch]
+            self.rows = [row for row in read_table(self.path) if row.epoch <= epoch]
         return epoch
 
     def keep(self, row: Row, run: Run) -> None:
@@ -230,18 +229,9 @@ class Folder(TrainingFolder):
         self.write(as_csv(self.COLUMNS, self.rows), run.tensors(), row.epoch)
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_table(path: Path) -> list[Row]:
     """Every row of a run, in order; UserError where there is none yet, or the file is damaged."""
-    try:
-        with (path / ROWS).open(newline="") as file:
-            found = [
-                Row(int(row["epoch"]), *(float(row[name]) for name in Row._fields[1:])) for row in csv.DictReader(file)
-            ]
-        if not found:
-            raise ValueError("it has no rows")
-        return found
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path / ROWS} cannot be read ({error!r}): train again with another --out") from error
+    return read_rows(path / ROWS, Row)
 
 
 def read_right(path: Path, images: int) -> Tensor:
@@ -279,7 +269,7 @@ def train(
     check(path, images, sizes, variant, settings)
     with Folder(path, images, sizes, variant, settings) as folder:
         if folder.done() == settings.epochs:
-            return read_rows(path)
+            return read_table(path)
         run = Run(images, sizes, variant, settings, device)
         done = folder.restore(run)
         folder.begin(done, {"command": command, "device": device})

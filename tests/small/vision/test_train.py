@@ -18,7 +18,7 @@ from small.vision import train as trainer
 from small.vision.augmentation import augmentation
 from small.vision.datasets import Images, Split
 from small.vision.model import Sizes, VisionTransformer
-from small.vision.train import Row, Run, Settings, read_right, read_rows, train
+from small.vision.train import Row, Run, Settings, read_right, read_table, train
 
 from .files import pictures
 
@@ -215,7 +215,7 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert [row.epoch for row in read_rows(killed)] == [1, 2]
+    assert [row.epoch for row in read_table(killed)] == [1, 2]
     rows = train(killed, images(), SIZES, ACT, settings, quiet=True)
     assert results(killed) == results(tmp_path / "whole") and [row.epoch for row in rows] == [1, 2, 3, 4, 5]
     lives = json.loads((killed / "run.json").read_text())["lives"]
@@ -256,7 +256,7 @@ def test_a_diverged_training_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the loss of epoch 1 is nan.*give an lr below"):
         train(tmp_path / "run", images(), SIZES, ACT, replace(SETTINGS, lr=1e30), quiet=True)
     with pytest.raises(UserError, match=r"has no rows|cannot be read"):
-        read_rows(tmp_path / "run")
+        read_table(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
