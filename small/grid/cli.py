@@ -219,7 +219,7 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         help="paper (11x11, 32 maps, alpha 10, 3 seeds; default) or small (for two CPU cores: 5x5, 16 maps, alpha 0, 1 "
         "and 10, 2 seeds, all targets of a segment at once)",
     )
-    command.add_argument("--space", metavar="S", help="11x11, line:20, hex:9x9, 4x4x4, or a file (maze, graph)")
+    command.add_argument("--space", metavar="S", help="11x11, line:20, hex:9x9, 4x4x4, family:4, or a file")
     command.add_argument("--alpha", nargs="+", type=float, metavar="A", help="NMDA with these alphas")
     command.add_argument(
         "--magnesium", nargs="+", type=float, metavar="MM", help="NMDA with the alphas of these [Mg2+], in mM"

@@ -99,9 +99,9 @@ class Settings:
     symbols: int = SYMBOLS
     steps: int = 2000
     batch: int = 64
-    walk_from: int = 50
-    walk_to: int = 100
-    lr: float = 3e-3
+    walk_from: int = 100
+    walk_to: int = 200
+    lr: float = 1e-3
     clip: float = 1.0
     test_every: int = 50
     tested: int = 96

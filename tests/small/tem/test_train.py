@@ -1,0 +1,184 @@
+"""Training of both models: against a plain loop, resumed after a kill, and the command line with its table."""
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from llm.errors import UserError
+from small.tem.cli import main
+from small.tem.machine import MODULES, Machine, MachineSizes
+from small.tem.memory import CODE, Rule
+from small.tem.model import Sizes, TemTransformer
+from small.tem.runs import Done, comparison, read_runs, report
+from small.tem.train import Model, Row, Run, Settings, read_table, train
+
+from ..pictures import is_a_picture
+
+SETTINGS = Settings(
+    spaces=("3x3", "3x4"), symbols=6, steps=6, batch=4, walk_from=8, walk_to=12, test_every=2, tested=4, tested_steps=20
+)  # fmt: skip
+TEM_T = Model(Sizes(code=8, keys=6, values=5, neurons=7))
+TEM = Model(MachineSizes(code=9, modules=(6, 3), sensory=4, neurons=7), CODE)
+WORDS = [
+    "--spaces", "3x3", "3x4", "--symbols", "6", "--steps", "6", "--batch", "4", "--walk-from", "8", "--walk-to", "12",
+    "--test-every", "2", "--tested", "4", "--tested-steps", "20", "--device", "cpu",
+]  # fmt: skip
+
+
+def test_a_training_is_adam_on_fresh_walks_of_growing_length() -> None:
+    run = Run(TEM_T, SETTINGS)
+    plain = TEM_T.build(run.environments.actions, 6)
+    plain.load_state_dict(run.model.state_dict())
+    adam = torch.optim.Adam(plain.parameters(), SETTINGS.lr)
+    for step, steps in enumerate((8, 9, 10, 10, 11, 12), start=1):
+        episode = run.environments.episode("train", step, 4, steps)
+        logits = plain(episode.actions, episode.symbols).logits
+        loss = F.nll_loss(logits.log_softmax(-1).reshape(-1, 6), episode.symbols[:, 1:].reshape(-1))
+        adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), SETTINGS.clip)
+        adam.step()
+        assert run.train(step).item() == pytest.approx(loss.item(), rel=1e-4)
+    for ours, theirs in zip(run.model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [TEM_T, TEM], ids=["tem-t", "tem"])
+def test_a_model_survives_its_record(model: Model) -> None:
+    again = Model.from_record(json.loads(json.dumps(model.record())))
+    assert again == model
+    assert isinstance(model.build(5, 6), TemTransformer if model.rule is None else Machine)
+
+
+def results(folder: Path) -> tuple[list, dict[str, torch.Tensor]]:
+    """All but the seconds."""
+    tensors = load_file(folder / "checkpoint.safetensors")
+    assert tensors.pop("seconds") > 0
+    return [(row.step, *row[2:]) for row in read_table(folder)][1:], tensors
+
+
+@pytest.mark.parametrize("model", [TEM_T, TEM], ids=["tem-t", "tem"])
+def test_a_killed_training_ends_with_the_same_weights(model: Model, tmp_path: Path) -> None:
+    train(tmp_path / "whole", model, SETTINGS, quiet=True)
+    ask = (
+        "import sys, time; from pathlib import Path\n"
+        "from tests.small.tem.test_train import *\n"
+        "from small.tem.train import Folder\n"
+        "keep = Folder.keep\n"
+        "def slow(self, row, run):\n"
+        "    keep(self, row, run); print(row.step, flush=True); time.sleep(0.3)\n"
+        "Folder.keep = slow\n"
+        f"train(Path(sys.argv[1]), {'TEM_T' if model == TEM_T else 'TEM'}, SETTINGS, quiet=True)"
+    )
+    killed = tmp_path / "killed"
+    with subprocess.Popen([sys.executable, "-c", ask, str(killed)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while int(process.stdout.readline()) < 2:
+            pass
+        process.send_signal(signal.SIGKILL)
+    assert [row.step for row in read_table(killed)] == [0, 2]
+    rows = train(killed, model, SETTINGS, quiet=True)
+    assert [row.step for row in rows] == [0, 2, 4, 6] and rows[-1].seconds > rows[1].seconds > 0
+    for one, other in zip(results(killed), results(tmp_path / "whole"), strict=True):
+        if isinstance(one, dict):
+            assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+        else:
+            assert one == other
+    before = (killed / "run.json").read_bytes()
+    assert list(train(killed, model, SETTINGS, quiet=True))[1:] == list(rows)[1:]
+    assert (killed / "run.json").read_bytes() == before
+
+
+def test_a_folder_of_another_run_is_left_alone(tmp_path: Path) -> None:
+    train(tmp_path, TEM_T, SETTINGS, quiet=True)
+    for model, settings, sentence in (
+        (TEM, SETTINGS, "model.name"), (TEM_T, replace(SETTINGS, lr=0.1), "settings.lr"),
+        (TEM_T, replace(SETTINGS, spaces=("3x3",)), "settings.spaces"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"differ in {sentence}"):
+            train(tmp_path, model, settings, quiet=True)
+
+
+def test_a_diverged_training_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the loss before step 2 is nan.*give an lr below 1e\+30"):
+        train(tmp_path, TEM_T, replace(SETTINGS, lr=1e30), quiet=True)
+
+
+def test_train_makes_a_table_and_figure_4(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "new" / "tem"
+    assert main(["train", *WORDS, "--seeds", "2", "--code", "12", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    runs = read_runs(out)
+    assert [(run.model.name, run.settings.seed) for run in runs] == [
+        ("tem-t", 0), ("tem-t", 1), ("tem", 0), ("tem", 1)
+    ]  # fmt: skip
+    assert {run.model.sizes.code for run in runs} == {12}
+    assert (out / "tables.txt").read_text().strip() in printed and is_a_picture(out / "figure4.png")
+    mean = np.mean([run.last.zero_shot for run in runs[:2]])
+    assert f"{mean:.3f} ± " in next(line for line in printed.splitlines() if line.startswith("TEM-t "))
+    assert main(["tables", str(out)]) == 0 and capsys.readouterr().out.strip() in printed
+
+
+def test_options_reach_the_models(tmp_path: Path) -> None:
+    words = ["train", *WORDS, "--seeds", "1", "--rule", "code", "--modules", "--separation", "linear"]
+    assert main([*words, "--transition", "relu", "--out", str(tmp_path)]) == 0
+    transformer, machine = (run.model for run in read_runs(tmp_path))
+    assert transformer.sizes == Sizes(transition="relu", separation="linear") and transformer.rule is None
+    assert machine == Model(MachineSizes(code=sum(MODULES), modules=MODULES, transition="relu"), CODE)
+
+
+def made(model: Model, seed: int, *rows: tuple[int, float, float]) -> Done:
+    """A run with rows of step, seconds and zero-shot accuracy."""
+    return Done(Path(f"{seed}"), model, Settings(seed=seed), [Row(s, t, 1.0, 0.99, z) for s, t, z in rows])
+
+
+def test_the_table_says_when_runs_got_there_and_compares_within_seeds() -> None:
+    first = [made(TEM_T, s, (0, 0, 0.1), (50, 2.0, 0.8), (100, 4.0, 0.9 + s / 100)) for s in range(3)]
+    second = [made(TEM, s, (0, 0, 0.1), (100, 12.0, 0.4 + s * s / 100)) for s in range(3)]
+    text = report([*first, *second])
+    lines = {line.split("  ")[0]: line.split() for line in text.splitlines() if line.startswith("TEM")}
+    assert lines["TEM-t"][-3:] == ["40.0", "100", "4"] and lines["TEM"][-3:] == ["120.0", "not", "not"]
+    differences = np.array([0.5, 0.5, 0.48])
+    half = 4.302652729911275 * differences.std(ddof=1) / 3**0.5
+    assert (
+        f"{differences.mean():+.3f} after 100 steps, 95% interval {differences.mean() - half:+.3f} to "
+        f"{differences.mean() + half:+.3f} within 3 seeds; a step of the second takes 3.0 times as long"
+    ) in text
+    assert "no test, as fewer than two seeds" in comparison(first[:1], second)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train", "--out", "o", "--spaces", "5x5", "hex:3x3"], "spaces must share one structure"),
+        (["train", "--out", "o", "--symbols", "46"], "there are 46 symbols: give more sensory components"),
+        (["train", "--out", "o", "--models", "tem", "tem"], "a model is asked for twice"),
+        (["train", "--out", "o", "--lr", "0"], "lr 0.0 must be a finite number above 0"),
+        (["tables", "."], "holds no run of python -m small.tem with a result: train first"),
+    ],
+)
+def test_bad_input_is_said_in_one_sentence(words: list[str], sentence: str, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--steps", "1"] if words[0] == "train" else words) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and sentence in error
+
+
+def test_help_has_an_example_and_needs_no_torch() -> None:
+    ask = (
+        "import sys\nfrom small.tem.cli import main\n"
+        "try: main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
+    )
+    for command in ("train", "tables"):
+        done = subprocess.run([sys.executable, "-c", ask, command, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0 and f"python -m small.tem {command}" in done.stdout, done.stderr
+    assert Rule().act == "relu"
