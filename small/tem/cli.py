@@ -15,8 +15,8 @@ from llm.errors import UserError
 from ..arguments import add_device, count, device_of, run_command
 
 SETTINGS = {
-    "symbols": "different ones (45)", "steps": "gradient steps (2000)", "batch": "environments of a step (64)",
-    "walk_from": "steps of a walk in the first gradient step (100)", "walk_to": "and in the last (200)",
+    "symbols": "different ones (45)", "steps": "gradient steps (1000)", "batch": "environments of a step (64)",
+    "walk_from": "steps of a walk in the first gradient step (100)", "walk_to": "and in the last (100)",
     "lr": "of Adam (1e-3)", "clip": "greatest norm of a gradient (1)", "test_every": "gradient steps (50)",
     "tested": "environments of a test (96)", "tested_steps": "of their walks (200)",
 }  # fmt: skip

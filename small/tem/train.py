@@ -97,10 +97,10 @@ class Settings:
     seed: int = 0
     spaces: tuple[str, ...] = SPACES
     symbols: int = SYMBOLS
-    steps: int = 2000
+    steps: int = 1000
     batch: int = 64
     walk_from: int = 100
-    walk_to: int = 200
+    walk_to: int = 100
     lr: float = 1e-3
     clip: float = 1.0
     test_every: int = 50
