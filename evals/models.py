@@ -175,7 +175,8 @@ def resolve_device(device: str) -> "torch.device":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch asserts that it has CUDA
+    # Unknown names, CUDA that torch was built without (an assertion of its own), devices without any code.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {device} cannot be used here ({first_line(error)}); give --device cpu") from error
 
 

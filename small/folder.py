@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,7 +26,7 @@ from llm.errors import UserError
 from llm.train.environment import environment, now
 from llm.train.lock import hold
 
-Row = TypeVar("Row")  # a NamedTuple
+Row = TypeVar("Row", bound=tuple)  # a NamedTuple
 
 RECORD, TENSORS = "run.json", "checkpoint.safetensors"
 
@@ -119,6 +119,48 @@ class TrainingFolder:
         write_file(self.path / TENSORS, save(kept, {"step": str(step)}))
         self._record["lives"][-1] |= {"to_step": step, "seconds": round(time.monotonic() - self._began, 1)}
         write_json(self.path / RECORD, self._record)
+
+
+class TableFolder(TrainingFolder, Generic[Row]):
+    """A training's folder whose table has a row for each measurement: a NamedTuple that begins with its step.
+
+    Args:
+        path, program, asked, table: as above; nothing may change between two lives.
+        kind: of the rows. Where they are no plain numbers, a subclass says how they are read and written.
+    """
+
+    def __init__(self, path: Path, program: str, asked: dict[str, dict[str, Any]], table: str, kind: type[Row]) -> None:
+        super().__init__(path, program, asked, (), table)
+        self.kind = kind
+        self.rows: list[Row] = []
+
+    def read(self) -> list[Row]:
+        """The whole table; UserError where there is none, or it is damaged."""
+        return read_rows(self.table, self.kind)
+
+    def as_text(self) -> str:
+        """The rows as CSV."""
+        return as_csv(self.kind._fields, self.rows)  # type: ignore[attr-defined]
+
+    def done(self) -> int:
+        """The step of the last checkpoint, 0 where there is none; UserError where it is damaged."""
+        return checkpoint_step(self.path) if (self.path / TENSORS).is_file() else 0
+
+    def restore(self, tensors: Iterable[tuple[str, Tensor]]) -> int:
+        """Read the last checkpoint, and the rows up to its step, which is returned; 0 where there is none.
+
+        Raises:
+            UserError: it is damaged, or of other tensors.
+        """
+        step = self.restore_into(tensors)
+        if (self.path / TENSORS).is_file():
+            self.rows = [row for row in self.read() if row[0] <= step]
+        return step
+
+    def keep(self, row: Row | None, step: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """What there is to go on from at a step, with the row of its measurement where there was one."""
+        self.rows += [row] if row is not None else []
+        self.write(self.as_text(), tensors, step)
 
 
 def copy_into(tensors: Iterable[tuple[str, Tensor]], path: Path) -> int:

@@ -1,6 +1,6 @@
 """What the figures of the small experiments have in common."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,15 @@ def write(figure: "Figure", path: Path) -> Path:
     """Write a PNG; returns the path."""
     write_file(path, as_png(figure))
     return path
+
+
+def show(text: str, folder: Path, table: str, figures: Iterable[tuple[str, "Figure"]]) -> None:
+    """Print a table and where its figures are, and keep all of them in the folder: the table by its name, figures by
+    theirs and .png."""
+    write_file(folder / table, text + "\n")
+    print(text, end="\n\n")
+    for name, figure in figures:
+        print(write(figure, folder / f"{name}.png"))
 
 
 def draw_curves(axes: Any, curves: Sequence[Mapping[int, float]], colour: Any, label: str) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from evals.arguments import add_command
-from evals.models import write_file
 from llm.errors import UserError
 
 from ..arguments import add_bench, add_device, count, device_of, run_command
@@ -82,15 +81,11 @@ def _tables(options: argparse.Namespace) -> None:
 
 def _show(runs: Sequence[Any], folder: Path) -> None:
     """Print the table, and keep it and the figures of both errors in the folder."""
-    from ..plots import write
+    from ..plots import show
     from .gallery import of_errors
     from .runs import table
 
-    text = table(runs)
-    write_file(folder / "errors.txt", text + "\n")
-    print(text)
-    for name, draw in of_errors(runs):
-        print(write(draw(), folder / f"{name}.png"))
+    show(table(runs), folder, "errors.txt", ((name, draw()) for name, draw in of_errors(runs)))
 
 
 def _figures(options: argparse.Namespace) -> None:
@@ -211,7 +206,9 @@ def _add_sweep(commands: Any) -> None:
 
 
 def _add_training(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of all runs")
+    command.add_argument(
+        "--out", type=Path, default=Path("runs/grid"), metavar="DIR", help="folder of all runs (runs/grid)"
+    )
     command.add_argument(
         "--preset",
         choices=PRESETS,

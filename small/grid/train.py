@@ -27,7 +27,7 @@ from llm.errors import UserError
 
 from ..checks import below
 from ..draws import seed_number
-from ..folder import RECORD, TENSORS, TrainingFolder, as_csv, copy_into, read_record
+from ..folder import RECORD, TableFolder, as_csv, copy_into, read_record
 from ..state import start_moments, training_state
 from .graph import Graph
 from .model import Memory, Navigator, Sizes, Variant
@@ -250,7 +250,7 @@ def errors_of(wrong: Tensor, walks: Walks, segment: int, window: int) -> Errors:
     return Errors(share(visited), share(~visited), share(new), *counts)
 
 
-class Folder(TrainingFolder):
+class Folder(TableFolder[Row]):
     """Of one run: errors.csv has a row for each trial that was evaluated."""
 
     COLUMNS: ClassVar = ("trial", "loss", *(f"{maps}_{name}" for maps in MAPS for name in Errors._fields))
@@ -259,25 +259,14 @@ class Folder(TrainingFolder):
         asked = {
             "space": graph.record(), "sizes": asdict(sizes), "variant": asdict(variant), "settings": asdict(settings)
         }  # fmt: skip
-        super().__init__(path, PROGRAM, asked, (), ROWS)
-        self.rows: list[Row] = []
+        super().__init__(path, PROGRAM, asked, ROWS, Row)
 
-    def restore(self, run: Run) -> int:
-        """Read the last checkpoint into the run; returns its trial, 0 where there is none.
+    def read(self) -> list[Row]:
+        return read_rows(self.path)
 
-        Raises:
-            UserError: it is damaged.
-        """
-        trial = self.restore_into(run.tensors())
-        if (self.path / TENSORS).is_file():
-            self.rows = [row for row in read_rows(self.path) if row.trial <= trial]
-        return trial
-
-    def keep(self, row: Row | None, trial: int, run: Run) -> None:
-        """After a trial, with its row where it was evaluated."""
-        self.rows += [row] if row is not None else []
+    def as_text(self) -> str:
         values = ([row.trial, row.loss, *(v for maps in MAPS for v in row.errors[maps])] for row in self.rows)
-        self.write(as_csv(self.COLUMNS, values), run.tensors(), trial)
+        return as_csv(self.COLUMNS, values)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -346,10 +335,10 @@ def train(
         UserError: the folder holds another run, is in use, or what it holds is damaged.
     """
     with Folder(path, graph, sizes, variant, settings) as folder:
+        if folder.done() == settings.trials:
+            return folder.read()
         run = Run(graph, sizes, variant, settings, device, compiled)
-        done = folder.restore(run)
-        if done == settings.trials:
-            return folder.rows
+        done = folder.restore(run.tensors())
         folder.begin(done, {"command": command, "device": device})
         segments = settings.steps // sizes.segment
         with tqdm(
@@ -357,7 +346,7 @@ def train(
             dynamic_ncols=True, leave=False, disable=quiet,
         ) as bar:  # fmt: skip
             if not folder.rows:
-                folder.keep(_measured(run, 0, math.nan), 0, run)
+                folder.keep(_measured(run, 0, math.nan), 0, run.tensors())
             for trial in range(done + 1, settings.trials + 1):
                 loss, row = run.train(trial, bar), None
                 if trial % settings.evaluate_every == 0 or trial == settings.trials:
@@ -365,7 +354,7 @@ def train(
                     bar.set_postfix_str(
                         ", ".join(f"{maps} {e.working:.2f} {e.reference:.2f}" for maps, e in row.errors.items())
                     )
-                folder.keep(row, trial, run)
+                folder.keep(row, trial, run.tensors())
         return folder.rows
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.arguments import add_command
-from evals.models import write_file, write_json
+from evals.models import write_json
 
 from ..arguments import add_bench, add_device, device_of, run_command
 
@@ -78,12 +78,10 @@ def _tables(options: argparse.Namespace) -> None:
 
 def _show(snapshots: list[Any], folder: Path) -> None:
     """Print the tables, and keep them and Figure 3 in the folder."""
-    from ..plots import write
+    from ..plots import show
     from . import figures, tables
 
-    text = tables.report(snapshots)
-    write_file(folder / "tables.txt", text + "\n")
-    print(f"{text}\n\n{write(figures.training(snapshots), folder / 'figure3.png')}")
+    show(tables.report(snapshots), folder, "tables.txt", [("figure3", figures.training(snapshots))])
 
 
 def _sweep(options: argparse.Namespace) -> None:

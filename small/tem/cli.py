@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from evals.arguments import add_command
-from evals.models import write_file
 from llm.errors import UserError
 
 from ..arguments import add_device, count, device_of, run_command
@@ -67,13 +66,11 @@ def _tables(options: argparse.Namespace) -> None:
 
 def _show(runs: Sequence[Any], folder: Path) -> None:
     """Print the table, and keep it and Figure 4 in the folder."""
-    from ..plots import write
+    from ..plots import show
     from .figures import learning_curves
     from .runs import report
 
-    text = report(runs)
-    write_file(folder / "tables.txt", text + "\n")
-    print(f"{text}\n\n{write(learning_curves(runs), folder / 'figure4.png')}")
+    show(report(runs), folder, "tables.txt", [("figure4", learning_curves(runs))])
 
 
 # ---- Arguments -------------------------------------------------------------------------------------------------------
@@ -104,7 +101,9 @@ def _add_train(commands: Any) -> None:
         "  python -m small.tem train --models tem --rule code --modules --out runs/tem/code\n"
         "  python -m small.tem train --models tem-t --spaces family:4 --separation linear --out runs/tem/linear",
     )
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of all runs")
+    command.add_argument(
+        "--out", type=Path, default=Path("runs/tem"), metavar="DIR", help="folder of all runs (runs/tem)"
+    )
     command.add_argument("--models", nargs="+", choices=("tem-t", "tem"), default=("tem-t", "tem"), help="(both)")
     command.add_argument("--seeds", type=count, default=3, metavar="N", help="how many (3)")
     command.add_argument("--first-seed", type=int, default=0, metavar="N", help="(0)")

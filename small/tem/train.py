@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from llm.errors import UserError
 
 from ..checks import below
 from ..draws import seed_number
-from ..folder import TENSORS, TrainingFolder, as_csv, checkpoint_step, read_rows
+from ..folder import TableFolder, read_rows
 from ..grid.graph import space
 from ..state import start_moments, training_state
 from .environments import SYMBOLS, Environments, Episode, accuracy
@@ -171,7 +171,7 @@ class Run:
         return loss.detach()
 
     @torch.no_grad()
-    def test(self, step: int) -> tuple[float, float]:
+    def evaluate(self, step: int) -> tuple[float, float]:
         """Accuracies in fresh environments: at cells seen before, and over zero-shot links."""
         self.model.eval()
         logits, episode = self._predicted("test", step, self.settings.tested, self.settings.tested_steps)
@@ -183,30 +183,9 @@ class Run:
         return self.model(episode.actions, episode.symbols).logits, episode
 
 
-class Folder(TrainingFolder):
-    """Of one run: accuracy.csv has a row for each test."""
-
-    COLUMNS: ClassVar = Row._fields
-
-    def __init__(self, path: Path, model: Model, settings: Settings) -> None:
-        super().__init__(path, PROGRAM, {"model": model.record(), "settings": asdict(settings)}, (), ROWS)
-        self.rows: list[Row] = []
-
-    def restore(self, run: Run) -> int:
-        """Read the last checkpoint into the run; returns its step, 0 where there is none.
-
-        Raises:
-            UserError: it is damaged.
-        """
-        step = self.restore_into(run.tensors())
-        if (self.path / TENSORS).is_file():
-            self.rows = [row for row in read_table(self.path) if row.step <= step]
-        return step
-
-    def keep(self, row: Row, run: Run) -> None:
-        """After a test."""
-        self.rows.append(row)
-        self.write(as_csv(self.COLUMNS, self.rows), run.tensors(), row.step)
+def folder_of(path: Path, model: Model, settings: Settings) -> TableFolder[Row]:
+    """The folder of one run: accuracy.csv has a row for each evaluation."""
+    return TableFolder(path, PROGRAM, {"model": model.record(), "settings": asdict(settings)}, ROWS, Row)
 
 
 def read_table(path: Path) -> list[Row]:
@@ -223,26 +202,26 @@ def train(
         UserError: the folder holds another run, is in use, or what it holds is damaged; spaces or sizes cannot be; the
             loss is not finite.
     """
-    run = Run(model, settings, device)
-    with Folder(path, model, settings) as folder:
-        if (path / TENSORS).is_file() and checkpoint_step(path) == settings.steps:
-            return read_table(path)
-        done = folder.restore(run)
+    run = Run(model, settings, device)  # says what cannot be before a folder is made
+    with folder_of(path, model, settings) as folder:
+        if folder.done() == settings.steps:
+            return folder.read()
+        done = folder.restore(run.tensors())
         folder.begin(done, {"command": command, "device": device})
         with tqdm(
             total=settings.steps, initial=done, desc=path.name, unit=" steps", dynamic_ncols=True, leave=False,
             disable=quiet,
         ) as bar:  # fmt: skip
             if not folder.rows:
-                folder.keep(Row(0, 0.0, math.nan, *run.test(0)), run)
+                folder.keep(Row(0, 0.0, math.nan, *run.evaluate(0)), 0, run.tensors())
             losses = []
             for step in range(done + 1, settings.steps + 1):
                 losses.append(run.train(step))
                 bar.update()
                 if step % settings.test_every == 0 or step == settings.steps:
-                    row = Row(step, run.seconds.item(), _mean(losses, step, settings), *run.test(step))
+                    row = Row(step, run.seconds.item(), _mean(losses, step, settings), *run.evaluate(step))
                     bar.set_postfix_str(f"visited {row.visited:.2f}, zero-shot {row.zero_shot:.2f}")
-                    folder.keep(row, run)
+                    folder.keep(row, step, run.tensors())
                     losses = []
         return folder.rows
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from evals.arguments import add_command
-from evals.models import write_file
 from llm.errors import UserError
 
 from ..arguments import add_device, count, device_of, run_command
@@ -84,13 +83,11 @@ def _tables(options: argparse.Namespace) -> None:
 
 def _show(runs: Sequence[Any], folder: Path) -> None:
     """Print Table S1 with its tests, and keep it and the curves in the folder."""
-    from ..plots import write
+    from ..plots import show
     from .figures import over_epochs
     from .runs import report
 
-    text = report(runs)
-    write_file(folder / "tables.txt", text + "\n")
-    print(f"{text}\n\n{write(over_epochs(runs), folder / 'accuracy.png')}")
+    show(report(runs), folder, "tables.txt", [("accuracy", over_epochs(runs))])
 
 
 # ---- Arguments -------------------------------------------------------------------------------------------------------

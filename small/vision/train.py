@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ from llm.train.optim import Optimizer, Schedule
 
 from ..checks import below
 from ..draws import seed_number
-from ..folder import RECORD, TENSORS, TrainingFolder, as_csv, checkpoint_step, copy_into, read_rows
+from ..folder import RECORD, TableFolder, copy_into, read_rows
 from ..state import start_moments, training_state
 from ..variants import Variant
 from .augmentation import AUGMENTATIONS, augmentation
@@ -123,7 +123,7 @@ class Run:
         self.schedule = Schedule("cosine", warmup_steps=settings.warmup * self.steps)
         self.optimizer = Optimizer(settings.lr, (0.9, 0.999), weight_decay=settings.weight_decay).build(self.model)
         start_moments(self.optimizer)
-        self.right = torch.zeros(len(images.test.labels), dtype=torch.bool, device=self.device)  # at the last test
+        self.right = torch.zeros(len(images.test.labels), dtype=torch.bool, device=self.device)  # when evaluated
 
     def _number(self, purpose: str, index: int = 0) -> int:
         """A seed for torch."""
@@ -184,7 +184,7 @@ class Run:
             return self.model((images - self.mean) / self.deviation).float()
 
     @torch.no_grad()
-    def test(self) -> tuple[float, float]:
+    def evaluate(self) -> tuple[float, float]:
         """Mean loss of the test images, and the share that is told right; `right` says which."""
         self.model.eval()
         losses, right = [], []
@@ -196,37 +196,12 @@ class Run:
         return torch.stack(losses).sum().item() / len(self.right), self.right.float().mean().item()
 
 
-class Folder(TrainingFolder):
-    """Of one run: accuracy.csv has a row for each epoch."""
-
-    COLUMNS: ClassVar = Row._fields
-
-    def __init__(self, path: Path, images: Images, sizes: Sizes, variant: Variant, settings: Settings) -> None:
-        asked = {
-            "data": images.record, "sizes": asdict(sizes), "variant": asdict(variant), "settings": asdict(settings)
-        }  # fmt: skip
-        super().__init__(path, PROGRAM, asked, (), ROWS)
-        self.rows: list[Row] = []
-
-    def done(self) -> int:
-        """The epoch of the last checkpoint, 0 where there is none; UserError where it is damaged."""
-        return checkpoint_step(self.path) if (self.path / TENSORS).is_file() else 0
-
-    def restore(self, run: Run) -> int:
-        """Read the last checkpoint into the run; returns its epoch, 0 where there is none.
-
-        Raises:
-            UserError: it is damaged.
-        """
-        epoch = self.restore_into(run.tensors())
-        if (self.path / TENSORS).is_file():
-            self.rows = [row for row in read_table(self.path) if row.epoch <= epoch]
-        return epoch
-
-    def keep(self, row: Row, run: Run) -> None:
-        """After an epoch."""
-        self.rows.append(row)
-        self.write(as_csv(self.COLUMNS, self.rows), run.tensors(), row.epoch)
+def folder_of(path: Path, images: Images, sizes: Sizes, variant: Variant, settings: Settings) -> TableFolder[Row]:
+    """The folder of one run: accuracy.csv has a row for each epoch."""
+    asked = {
+        "data": images.record, "sizes": asdict(sizes), "variant": asdict(variant), "settings": asdict(settings)
+    }  # fmt: skip
+    return TableFolder(path, PROGRAM, asked, ROWS, Row)
 
 
 def read_table(path: Path) -> list[Row]:
@@ -243,11 +218,15 @@ def read_right(path: Path, images: int) -> Tensor:
 
 def check(path: Path, images: Images, sizes: Sizes, variant: Variant, settings: Settings) -> None:
     """UserError where these runs cannot be trained in the folder `path`, as far as that shows before."""
+    _check_batch(images, settings)
+    if (path / RECORD).is_file():
+        with folder_of(path, images, sizes, variant, settings):
+            pass
+
+
+def _check_batch(images: Images, settings: Settings) -> None:
     if settings.batch > len(images.train.labels):
         raise UserError(f"batch {settings.batch} must be at most the {len(images.train.labels)} training images")
-    if (path / RECORD).is_file():
-        with Folder(path, images, sizes, variant, settings):
-            pass
 
 
 def train(
@@ -266,19 +245,19 @@ def train(
         UserError: the folder holds another run, is in use, or what it holds is damaged; there are fewer images than a
             batch has; the loss is not finite.
     """
-    check(path, images, sizes, variant, settings)
-    with Folder(path, images, sizes, variant, settings) as folder:
+    _check_batch(images, settings)
+    with folder_of(path, images, sizes, variant, settings) as folder:
         if folder.done() == settings.epochs:
-            return read_table(path)
+            return folder.read()
         run = Run(images, sizes, variant, settings, device)
-        done = folder.restore(run)
+        done = folder.restore(run.tensors())
         folder.begin(done, {"command": command, "device": device})
         with tqdm(
             total=settings.epochs * run.steps, initial=done * run.steps, desc=path.name, unit=" steps",
             dynamic_ncols=True, leave=False, disable=quiet,
         ) as bar:  # fmt: skip
             for epoch in range(done + 1, settings.epochs + 1):
-                row = Row(epoch, run.train(epoch, bar), *run.test())
+                row = Row(epoch, run.train(epoch, bar), *run.evaluate())
                 bar.set_postfix_str(f"epoch {epoch}: loss {row.loss:.3f}, test accuracy {row.accuracy:.1%}")
-                folder.keep(row, run)
+                folder.keep(row, epoch, run.tensors())
         return folder.rows

@@ -24,6 +24,11 @@ TINY = [
 ]  # fmt: skip
 
 
+def test_trainings_have_a_folder_of_their_own() -> None:
+    options = cli._parser().parse_args(["train", "--alpha", "10", "--maps", "32", "--seeds", "3"])
+    assert options.out == Path("runs/grid") and len(cli._asked(options)) == 3
+
+
 def test_train_makes_a_run_for_every_combination_a_table_and_figures(tmp_path: Path, capsys) -> None:
     out = tmp_path / "new" / "grid"
     words = [

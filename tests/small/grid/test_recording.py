@@ -92,9 +92,9 @@ def test_what_was_measured_is_kept_until_the_run_or_the_question_changes(tmp_pat
     assert len(asked) == 2
     with Folder(tmp_path, graph, SIZES, Variant("nmda:10"), settings) as folder:  # a trial more, not evaluated
         run = Run(graph, SIZES, Variant("nmda:10"), settings)
-        folder.restore(run)
+        folder.restore(run.tensors())
         folder.begin(2, {})
-        folder.keep(None, 3, run)
+        folder.keep(None, 3, run.tensors())
     measured(tmp_path, How(steps=1000))
     assert len(asked) == 3
 

@@ -72,11 +72,11 @@ def test_a_killed_training_ends_with_the_same_weights(model: Model, tmp_path: Pa
     ask = (
         "import sys, time; from pathlib import Path\n"
         "from tests.small.tem.test_train import *\n"
-        "from small.tem.train import Folder\n"
-        "keep = Folder.keep\n"
-        "def slow(self, row, run):\n"
-        "    keep(self, row, run); print(row.step, flush=True); time.sleep(0.3)\n"
-        "Folder.keep = slow\n"
+        "from small.folder import TableFolder\n"
+        "keep = TableFolder.keep\n"
+        "def slow(self, row, step, tensors):\n"
+        "    keep(self, row, step, tensors); print(step, flush=True); time.sleep(0.3)\n"
+        "TableFolder.keep = slow\n"
         f"train(Path(sys.argv[1]), {'TEM_T' if model == TEM_T else 'TEM'}, SETTINGS, quiet=True)"
     )
     killed = tmp_path / "killed"

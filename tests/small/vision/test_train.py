@@ -67,7 +67,7 @@ def test_a_training_is_adamw_with_warm_up_and_cosine_on_smoothed_labels(monkeypa
     for (name, ours), plain in zip(run.model.named_parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4, msg=name)
     monkeypatch.setattr(trainer, "TESTED", 5)
-    loss, accuracy = run.test()
+    loss, accuracy = run.evaluate()
     t = (data.test.pixels.double() / 255 - (data.train.pixels / 255).double().mean((0, 2, 3))[:, None, None]) / (
         (data.train.pixels / 255).double().std((0, 2, 3), correction=0)[:, None, None]
     )
@@ -201,11 +201,11 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
     ask = (
         "import sys, time; from pathlib import Path\n"
         "from tests.small.vision.test_train import *\n"
-        "from small.vision.train import Folder\n"
-        "keep = Folder.keep\n"
-        "def slow(self, row, run):\n"
-        "    keep(self, row, run); print(row.epoch, flush=True); time.sleep(0.3)\n"
-        "Folder.keep = slow\n"
+        "from small.folder import TableFolder\n"
+        "keep = TableFolder.keep\n"
+        "def slow(self, row, epoch, tensors):\n"
+        "    keep(self, row, epoch, tensors); print(epoch, flush=True); time.sleep(0.3)\n"
+        "TableFolder.keep = slow\n"
         f"train(Path(sys.argv[1]), images(), SIZES, ACT, {settings!r}, quiet=True)"
     )
     process = subprocess.Popen([sys.executable, "-c", ask, str(killed)], stdout=subprocess.PIPE, text=True)
