@@ -11,6 +11,9 @@ from evals.plots import as_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from .grid.graph import Graph
 
 # Okabe and Ito's palette: told apart under every common colour-blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -48,3 +51,38 @@ def colours(count: int) -> list[Any]:
     from matplotlib import colormaps
 
     return [colormaps["viridis"](place) for place in np.linspace(0, 0.9, count)]
+
+
+def draw_map(axes: Any, rates: np.ndarray, graph: "Graph") -> None:
+    """A square for every cell, where the cell is, coloured from the least rate to the greatest.
+
+    The layers of a space of three dimensions lie side by side; cells without a place, on a circle in their order.
+    """
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
+    at = graph.places
+    if at is None:
+        angles = np.linspace(0, 2 * np.pi, len(rates), endpoint=False)
+        at = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    if at.shape[1] == 3:
+        at = np.stack([at[:, 0] + (np.ptp(at[:, 0]) + 2) * at[:, 2], at[:, 1]], axis=1)
+    distances = np.linalg.norm(at[:, None] - at[None], axis=-1)
+    side = distances[distances > 0].min()
+    squares = [Rectangle((x - side / 2, -y - side / 2), side, side) for x, y in at]
+    axes.add_collection(PatchCollection(squares, array=rates, cmap="viridis", linewidths=0))
+    axes.set(aspect="equal", xticks=[], yticks=[])
+    axes.autoscale_view()
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def draw_squares(part: Any, maps: "Tensor", correlograms: "Tensor", scores: Sequence[float]) -> None:
+    """Rate maps (R, H, W) of a square space in a row, each with its score, and their autocorrelograms below."""
+    for row in zip(part.subplots(2, len(maps), squeeze=False).T, maps, correlograms, scores, strict=True):
+        (above, below), rates, correlogram, score = row
+        above.imshow(rates, cmap="viridis")
+        below.imshow(correlogram, cmap="coolwarm", vmin=-1, vmax=1)
+        above.set_title(f"{score:.2f}", fontsize=7, pad=2)
+        for axes in (above, below):
+            axes.set(xticks=[], yticks=[])

@@ -1,9 +1,10 @@
-"""What neurons say of places: rate maps, place-cell score, sparsity, grid score; thousands of neurons at once.
+"""What neurons say of places: rate maps, place-cell, grid and band scores, sparsity; thousands of neurons at once.
 
 nmda-transformer.txt, Section 3.2, Appendices A.1 and A.10. The data flow:
 
     activity along a walk -> rate maps -> place-cell score (Eq. S1, Algorithm 1)
                                        -> autocorrelogram -> grid score, for spaces that are a square
+                                       -> plane waves     -> band score, for the same
     activity of a layer   -> Gini index (Eq. S13)
 
 Dimension letters: R neurons, S cells of the space, N moments of a walk, H by W a square space.
@@ -19,6 +20,7 @@ from torch import Tensor
 from .graph import Graph
 
 NORMALISATIONS = ("walk", "occupancy")
+PERIODS = 1.5  # least number of a band in a space: fewer are one field, or a slope
 NEURONS_AT_ONCE = 8192  # of 121 cells in float64: 8 MB; as fast in smaller parts on one core, slower on several
 
 
@@ -160,6 +162,38 @@ def grid_scores(rates: Tensor) -> Tensor:
         score = torch.minimum(at[60], at[120]) - torch.stack([at[30], at[90], at[150]]).amax(0)
         best = torch.maximum(best, score.nan_to_num(-torch.inf))
     return torch.where(best.isinf(), torch.nan, best)
+
+
+def band_scores(rates: Tensor) -> Tensor:
+    """The greatest share of a map's variance that one plane wave explains: (R, H, W) -> (R,), 0 to 1.
+
+    1 of a band, 1/2 of a square grid and 1/3 of a hexagonal one, whose power is in two or three waves: the spectrum by
+    which Krupic et al. (2012) tell bands from grids. Waves have whole multiples of 1 / (4 H) and 1 / (4 W) cycles a
+    cell and at least PERIODS in the space; phase and amplitude by least squares. NaN of a flat map.
+    """
+    height, width = rates.shape[-2:]
+    maps = rates.double().flatten(1)
+    maps = maps - maps.mean(1, keepdim=True)  # (R, S)
+    waves = _plane_waves(height, width).to(maps)  # (S, F, 2)
+    waves = waves - waves.mean(0)
+    inverse = torch.linalg.pinv(torch.einsum("sfi,sfj->fij", waves, waves), rtol=1e-9, hermitian=True)
+    total = maps.square().sum(1)
+    best = []
+    for part in maps.split(NEURONS_AT_ONCE // 16):  # a number for each wave of each map
+        along = torch.einsum("rs,sfi->rfi", part, waves)
+        best.append(torch.einsum("rfi,fij,rfj->rf", along, inverse, along).amax(1))
+    tiny = 1e-20 * rates.double().flatten(1).square().sum(1)
+    return torch.where(total > tiny, torch.cat(best) / total, torch.nan)
+
+
+def _plane_waves(height: int, width: int) -> Tensor:
+    """Cosine and sine of every wave at every cell, (S, F, 2), S row by row."""
+    down, right = torch.arange(2 * height + 1) / (4 * height), torch.arange(-2 * width, 2 * width + 1) / (4 * width)
+    along_y, along_x = (each.flatten().double() for each in torch.meshgrid(down, right, indexing="ij"))
+    whole = torch.maximum(along_y * height, along_x.abs() * width) >= PERIODS
+    y, x = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
+    phase = 2 * math.pi * (y.flatten()[:, None] * along_y[whole] + x.flatten()[:, None] * along_x[whole])
+    return torch.stack([phase.cos(), phase.sin()], dim=-1)
 
 
 def _turned(image: Tensor, known: Tensor, degrees: float) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from scipy import stats
 
 from evals.plots import new_figure, style
 
-from ..plots import colours
+from ..plots import colours, draw_map, draw_squares
 from .cells import autocorrelogram, grid_scores
 from .graph import Graph
 from .recording import Neurons
@@ -64,30 +64,6 @@ def _draw_maps(part: Any, rates: np.ndarray, scores: np.ndarray, graph: Graph) -
     for axes, rate, score in zip(part.subplots(4, 4).flat, rates, scores, strict=False):
         draw_map(axes, rate, graph)
         axes.set_title(f"{score:.2f}", fontsize=7, pad=2)
-
-
-def draw_map(axes: Any, rates: np.ndarray, graph: Graph) -> None:
-    """A square for every cell, where the cell is, coloured from the least rate to the greatest.
-
-    The layers of a space of three dimensions lie side by side; cells without a place, on a circle in their order.
-    """
-    from matplotlib.collections import PatchCollection
-    from matplotlib.patches import Rectangle
-
-    at = graph.places
-    if at is None:
-        angles = np.linspace(0, 2 * np.pi, len(rates), endpoint=False)
-        at = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    if at.shape[1] == 3:
-        at = np.stack([at[:, 0] + (np.ptp(at[:, 0]) + 2) * at[:, 2], at[:, 1]], axis=1)
-    distances = np.linalg.norm(at[:, None] - at[None], axis=-1)
-    side = distances[distances > 0].min()
-    squares = [Rectangle((x - side / 2, -y - side / 2), side, side) for x, y in at]
-    axes.add_collection(PatchCollection(squares, array=rates, cmap="viridis", linewidths=0))
-    axes.set(aspect="equal", xticks=[], yticks=[])
-    axes.autoscale_view()
-    for spine in axes.spines.values():
-        spine.set_visible(False)
 
 
 def scores_and_errors(runs: Sequence[Done], measure: Measure) -> "Figure":
@@ -146,16 +122,9 @@ def position_codes(run: Done, neurons: Neurons) -> "Figure":
     maps = neurons.codes.view(-1, *run.graph.shape)  # type: ignore[misc]  # the gallery asks for a shape
     scores = grid_scores(maps.double())
     best = scores.nan_to_num(-torch.inf).argsort(descending=True)[: SHOWN // 2]
-    pictures = autocorrelogram(maps[best].double())
     with style():
         figure = new_figure(1.2 * len(best), 2.8)
-        for column, (index, picture) in enumerate(zip(best.tolist(), pictures, strict=True)):
-            above, below = (figure.add_subplot(2, len(best), column + first) for first in (1, len(best) + 1))
-            above.imshow(maps[index], cmap="viridis")
-            below.imshow(picture, cmap="coolwarm", vmin=-1, vmax=1)
-            above.set_title(f"{scores[index]:.2f}", fontsize=7)
-            for axes in (above, below):
-                axes.set(xticks=[], yticks=[])
+        draw_squares(figure, maps[best], autocorrelogram(maps[best]), scores[best].tolist())
         figure.suptitle(f"recurrent code, {run.variant.activation.title}: grid score", fontsize=9)
     return figure
 

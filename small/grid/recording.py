@@ -6,20 +6,17 @@ network (after the activation) or one weight of a head's softmax, of a place in 
 layers.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from evals.models import write_file
 from llm.errors import UserError
 
 from ..folder import checkpoint_step
+from ..state import measured_once
 from .cells import RateMaps, gini, place_cell_scores
 from .model import Layer, Memory
 from .train import Run, load
@@ -141,25 +138,20 @@ def measured(folder: Path, how: How, device: str = "cpu") -> Neurons:
     Raises:
         UserError: no trained run, or one that cannot be recorded so.
     """
-    facts = {"how": json.dumps(asdict(how)), "trial": str(checkpoint_step(folder))}
-    try:
-        with safe_open(folder / NEURONS, "pt") as file:
-            if file.metadata() == facts:
-                return Neurons(*(file.get_tensor(name) for name in Neurons._fields))
-    except (SafetensorError, OSError):  # none yet, or torn
-        pass
-    run = load(folder, device)
-    found = record(run, how.map_index, how.steps)
-    rates = {
-        name: torch.stack([layer.rates(how.normalisation) for layer in getattr(found, name)])
-        for name in ("ffn", "softmax")
-    }
-    scores = {
-        name: torch.stack([place_cell_scores(layer, run.world.graph) for layer in layers])
-        for name, layers in rates.items()
-    }
-    codes = found.codes.rates(how.normalisation)
-    every = (rates["ffn"], scores["ffn"], rates["softmax"], scores["softmax"], codes, found.gini)
-    made = Neurons(*(each.float().cpu().contiguous() for each in every))
-    write_file(folder / NEURONS, save(made._asdict(), facts))
-    return made
+
+    def measure() -> Neurons:
+        run = load(folder, device)
+        found = record(run, how.map_index, how.steps)
+        rates = {
+            name: torch.stack([layer.rates(how.normalisation) for layer in getattr(found, name)])
+            for name in ("ffn", "softmax")
+        }
+        scores = {
+            name: torch.stack([place_cell_scores(layer, run.world.graph) for layer in layers])
+            for name, layers in rates.items()
+        }
+        codes = found.codes.rates(how.normalisation)
+        every = (rates["ffn"], scores["ffn"], rates["softmax"], scores["softmax"], codes, found.gini)
+        return Neurons(*(each.float() for each in every))
+
+    return measured_once(folder / NEURONS, Neurons, asdict(how) | {"trial": checkpoint_step(folder)}, measure)

@@ -1,4 +1,4 @@
-"""Commands of `python -m small.tem`: train, tables.
+"""Commands of `python -m small.tem`: train, tables, figures, capacity, bench.
 
 torch is imported inside the command that needs it, so that --help answers at once.
 """
@@ -11,13 +11,26 @@ from typing import Any
 from evals.arguments import add_command
 from llm.errors import UserError
 
-from ..arguments import add_device, count, device_of, run_command
+from ..arguments import add_bench, add_device, count, device_of, run_command
 
 SETTINGS = {
     "symbols": "different ones (45)", "steps": "gradient steps (1000)", "batch": "environments of a step (64)",
     "walk_from": "steps of a walk in the first gradient step (100)", "walk_to": "and in the last (100)",
     "lr": "of Adam (1e-3)", "clip": "greatest norm of a gradient (1)", "test_every": "gradient steps (50)",
     "tested": "environments of a test (96)", "tested_steps": "of their walks (200)",
+}  # fmt: skip
+HOW = {
+    "walkers": "of the codes' room (512)", "steps": "of each (150)", "shuffles": "of each unit (100)",
+    "environments": "of the remapping (4)", "probes": "walkers in each (64)",
+}  # fmt: skip
+# What a preset says and the line does not. The paper's is of the reference code where NOTES has its numbers; rooms,
+# and the width of TEM-t's codes, which no source gives, are ours.
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {"spaces": ("5x5", "6x6", "7x7"), "rule": "paper"},
+    "paper": {
+        "spaces": ("8x8", "9x9", "10x10", "11x11"), "rule": "code", "modules": True, "code": 120, "steps": 20_000,
+        "batch": 16, "walk_from": 25, "walk_to": 300, "test_every": 250,
+    },
 }  # fmt: skip
 
 
@@ -30,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
     from ..folder import made_folder
     from .machine import MODULES, MachineSizes
     from .memory import CODE, Rule
@@ -37,15 +52,19 @@ def _train(options: argparse.Namespace) -> None:
     from .runs import combinations, read_runs
     from .train import Model, Settings, train
 
-    given = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
-    settings = Settings(spaces=tuple(options.spaces), **given)
-    transition, width = options.transition, {} if options.code is None else {"code": options.code}
-    rule = Rule() if options.rule == "paper" else CODE
-    tem_width = {"code": sum(MODULES), "modules": MODULES} if options.modules else width
-    models = {
-        "tem-t": Model(Sizes(transition=transition, separation=options.separation, **width)),
-        "tem": Model(MachineSizes(transition=transition, **tem_width), rule),
-    }
+    preset = PRESETS[options.preset]
+
+    def of(*names: str) -> dict[str, Any]:
+        """What the line says, or else the preset; what neither says is the default."""
+        asked = {name: preset.get(name) if getattr(options, name) is None else getattr(options, name) for name in names}
+        return {name: value for name, value in asked.items() if value is not None}
+
+    settings = Settings(spaces=tuple(of("spaces")["spaces"]), **of(*SETTINGS))
+    width, form = of("code"), "matrix" if options.matrix else "sums"
+    tem_width = {"code": sum(MODULES), "modules": MODULES} if of("modules").get("modules") else width
+    sizes = Sizes(transition=options.transition, separation=options.separation, **width, **of("store", "below"))
+    rule = replace(CODE if of("rule")["rule"] == "code" else Rule(), form=form)
+    models = {"tem-t": Model(sizes), "tem": Model(MachineSizes(transition=options.transition, **tem_width), rule)}
     if len(set(options.models)) < len(options.models):
         raise UserError(f"a model is asked for twice: {', '.join(options.models)}")
     seeds = range(options.first_seed, options.first_seed + options.seeds)
@@ -73,6 +92,51 @@ def _show(runs: Sequence[Any], folder: Path) -> None:
     show(report(runs), folder, "tables.txt", [("figure4", learning_curves(runs))])
 
 
+def _figures(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from ..folder import made_folder
+    from ..plots import show
+    from .cell_figures import drawn, table
+    from .figures import learning_curves
+    from .recording import How, measured, room_of
+    from .runs import read_runs
+
+    if options.out is not None and len(options.folders) > 1:
+        raise UserError("--out is one folder, and there are several of runs: give one of them, or leave out --out")
+    given = {name: value for name in HOW if (value := getattr(options, name)) is not None}
+    how, device = How(room=options.room, **given), device_of(options)
+    for folder in options.folders:
+        runs = read_runs(folder)
+        every = tqdm(runs, desc="units", unit=" runs", dynamic_ncols=True, leave=False)
+        units = {run.folder: measured(run, how, device) for run in every}
+        out = options.out or folder
+        made_folder(out)
+        made = drawn(runs, lambda run: room_of(run, how), lambda run: units[run.folder])  # noqa: B023  # used here
+        show(
+            table(runs, lambda run: units[run.folder]),  # noqa: B023
+            out, "cells.txt", [("figure4", learning_curves(runs)), *made],
+        )  # fmt: skip
+
+
+def _capacity(options: argparse.Namespace) -> None:
+    from ..folder import made_folder
+    from ..plots import show
+    from .capacity import measure, table
+    from .figures import capacities
+
+    curves = measure(options.widths, options.memories, options.repeats, options.noise, options.seed, device_of(options))
+    made_folder(options.out)
+    show(table(curves, options.memories), options.out, "capacity.txt", [("capacity", capacities(curves))])
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from ..timing import benchmark
+    from . import bench
+
+    benchmark(lambda: bench.run(options.rounds, device_of(options)), options)
+
+
 # ---- Arguments -------------------------------------------------------------------------------------------------------
 
 
@@ -82,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Path integration and memory: TEM-t and the Tolman-Eichenbaum Machine (tem-transformer).",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_tables):
+    for add in (_add_train, _add_tables, _add_figures, _add_capacity, _add_bench):
         add(commands)
     return parser
 
@@ -97,18 +161,23 @@ def _add_train(commands: Any) -> None:
         "were never taken and lead to such a cell. Prints a table, and writes it to tables.txt and Figure 4 to "
         "figure4.png. A killed training goes on from its last test when the same command is given again.",
         "python -m small.tem train --out runs/tem/small\n"
-        "  python -m small.tem train --models tem-t --spaces hex:5x5 hex:6x6 --transition relu --out runs/tem/hex\n"
+        "  python -m small.tem train --preset paper --transition relu --out runs/tem/paper\n"
+        "  python -m small.tem train --models tem-t --spaces hex:5x5 hex:6x6 --store surprising --out runs/tem/hex\n"
         "  python -m small.tem train --models tem --rule code --modules --out runs/tem/code\n"
         "  python -m small.tem train --models tem-t --spaces family:4 --separation linear --out runs/tem/linear",
     )
     command.add_argument(
         "--out", type=Path, default=Path("runs/tem"), metavar="DIR", help="folder of all runs (runs/tem)"
     )
+    command.add_argument(
+        "--preset", choices=PRESETS, default="small",
+        help="small (for two CPU cores, minutes; default) or paper (for a GPU: squares of 8 to 11, 20,000 steps)",
+    )  # fmt: skip
     command.add_argument("--models", nargs="+", choices=("tem-t", "tem"), default=("tem-t", "tem"), help="(both)")
     command.add_argument("--seeds", type=count, default=3, metavar="N", help="how many (3)")
     command.add_argument("--first-seed", type=int, default=0, metavar="N", help="(0)")
     command.add_argument(
-        "--spaces", nargs="+", default=("5x5", "6x6", "7x7"), metavar="S",
+        "--spaces", nargs="+", metavar="S",
         help="of one structure: 5x5, line:20, hex:5x5, family:4, 3x3x3, or files (5x5 6x6 7x7)",
     )  # fmt: skip
     command.add_argument("--transition", choices=("identity", "relu"), default="identity", help="of codes (identity)")
@@ -118,10 +187,20 @@ def _add_train(commands: Any) -> None:
         help="how TEM-t tells memories apart (softmax)",
     )  # fmt: skip
     command.add_argument(
-        "--rule", choices=("paper", "code"), default="paper",
+        "--store", choices=("all", "surprising", "new"),
+        help="what TEM-t's memory keeps: all, what it did not expect, or what has a code unlike all before (all)",
+    )  # fmt: skip
+    command.add_argument(
+        "--below", type=float, metavar="X", help="surprising: a probability below it; new: a cosine of keys (0.5)"
+    )
+    command.add_argument(
+        "--rule", choices=("paper", "code"),
         help="of TEM's memory: one step with ReLU, or the reference code's five with decay (paper)",
     )  # fmt: skip
-    command.add_argument("--modules", action="store_true", help="TEM's codes in the reference code's five modules")
+    command.add_argument("--matrix", action="store_true", help="TEM's memory as the paper's matrix, not as sums")
+    command.add_argument(
+        "--modules", action=argparse.BooleanOptionalAction, help="TEM's codes in the reference code's five modules (no)"
+    )
     for name, text in SETTINGS.items():
         kind = float if name in ("lr", "clip") else int
         command.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X", help=text)
@@ -139,3 +218,56 @@ def _add_tables(commands: Any) -> None:
     )
     command.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a training's --out, or one run in it")
     command.set_defaults(command=_tables)
+
+
+def _add_figures(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "figures",
+        "rate maps, grid and band scores beside shuffles, remapping (Figures 1, 2b, 4, 5)",
+        "Records the units of every run (kept in the run's folder): its codes in a room, and its hippocampal units in "
+        "several environments. Prints how many units pass each score and how they remap, and writes that to cells.txt; "
+        "draws the maps of the first seed of each group, and the scores of all.",
+        "python -m small.tem figures runs/tem/small\n"
+        "  python -m small.tem figures runs/tem/small/tem-t,seed=0 --room 21x21 --out runs/tem/maps",
+    )
+    command.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a training's --out, or one run in it")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder of the figures (that of the runs)")
+    command.add_argument("--room", metavar="S", help="where codes are recorded (15x15, or the largest of training)")
+    for name, text in HOW.items():
+        command.add_argument(f"--{name}", type=int, metavar="N", help=text)
+    add_device(command)
+    command.set_defaults(command=_figures)
+
+
+def _add_capacity(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "capacity",
+        "memories stored against recall, for each way to separate them",
+        "Stores random codes with random symbols, and asks for one of them after each: recall of softmax, linear, "
+        "exponential and polynomial attention, and of TEM's memory. Prints how many memories there are where recall "
+        "falls below 0.9, and writes it to capacity.txt and the curves to capacity.png.",
+        "python -m small.tem capacity --out runs/tem/capacity\n"
+        "  python -m small.tem capacity --widths 8 16 --noise 0.5 --out runs/tem/noisy",
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("runs/tem/capacity"), metavar="DIR", help="(runs/tem/capacity)"
+    )
+    command.add_argument(
+        "--widths", nargs="+", type=count, default=(4, 8, 16, 32), metavar="K", help="of a code (4 8 16 32)"
+    )
+    command.add_argument("--memories", type=count, default=2048, metavar="N", help="at most (2048)")
+    command.add_argument("--repeats", type=count, default=32, metavar="N", help="sets of memories (32)")
+    command.add_argument(
+        "--noise", type=float, default=0.0, metavar="X", help="of a query, beside 1 of a code's components (0)"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    add_device(command)
+    command.set_defaults(command=_capacity)
+
+
+def _add_bench(commands: Any) -> None:
+    command = add_bench(commands, "small.tem", "TEM's memory and gradient steps", rounds=5)
+    add_device(command)
+    command.set_defaults(command=_bench)

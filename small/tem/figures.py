@@ -1,41 +1,76 @@
-"""Figure 4 of tem-transformer.txt; returns a matplotlib figure."""
+"""Figure 4 of tem-transformer.txt, and curves of capacity; each function returns a matplotlib figure."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evals.plots import new_figure, style
 
-from ..groups import grouped
+from ..groups import grouped, half_interval
 from ..plots import colours, draw_curves
+from .capacity import REACHED, Curve
 from .runs import Done, names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ACCURACIES = {"zero_shot": "zero-shot accuracy", "visited": "accuracy at visited cells"}
+PLACES = 200  # at which curves over seconds are read off
+
 
 def learning_curves(runs: Sequence[Done]) -> "Figure":
-    """Figure 4: accuracy over zero-shot links (solid) and at cells seen before, per gradient step and per second.
+    """Figure 4: both accuracies, per gradient step and per second.
 
-    Single seeds light, their mean dark; over seconds, the mean of curves read off at as many places.
+    Single seeds light, their mean dark, with its 95% interval; over seconds, curves are read off at as many places.
     """
     of = grouped(runs)
     with style():
-        figure = new_figure(9.0, 3.6)
-        left, right = figure.subplots(1, 2, sharey=True)
-        for colour, group, label in zip(colours(len(of)), of, names(of), strict=True):
-            draw_curves(left, [{row.step: row.zero_shot for row in run.rows} for run in group], colour, label)
-            shortest = min(run.last.seconds for run in group)
-            places = np.linspace(0, shortest, 200)
-            curves = [
-                np.interp(places, [row.seconds for row in run.rows], [row.zero_shot for row in run.rows])
-                for run in group
-            ]
-            draw_curves(right, [dict(zip(places, curve, strict=True)) for curve in curves], colour, label)
-        left.set(xlabel="gradient steps", ylabel="zero-shot accuracy", ylim=(0, 1.02))
-        right.set(xlabel="seconds of training")
-        right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))
-        for axes in (left, right):
+        figure = new_figure(9.0, 6.0)
+        panels = figure.subplots(2, 2, sharey=True, sharex="col")
+        for row, (name, title) in zip(panels, ACCURACIES.items(), strict=True):
+            for colour, group, label in zip(colours(len(of)), of, names(of), strict=True):
+                _draw(row[0], [{step.step: getattr(step, name) for step in run.rows} for run in group], colour, label)
+                places = np.linspace(0, min(run.last.seconds for run in group), PLACES)
+                curves = [
+                    np.interp(places, [step.seconds for step in run.rows], [getattr(step, name) for step in run.rows])
+                    for run in group
+                ]
+                _draw(row[1], [dict(zip(places, curve, strict=True)) for curve in curves], colour, label)
+            row[0].set(ylabel=title, ylim=(0, 1.02))
+            for axes in row:
+                axes.grid(True)
+        panels[1, 0].set_xlabel("gradient steps")
+        panels[1, 1].set_xlabel("seconds of training")
+        panels[0, 1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    return figure
+
+
+def _draw(axes: Any, curves: Sequence[dict[Any, float]], colour: Any, label: str) -> None:
+    """The seeds' curves, and the interval of their mean."""
+    draw_curves(axes, curves, colour, label)
+    shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+    if len(curves) > 1 and len(shared) > 1:
+        values = np.array([[curve[x] for x in shared] for curve in curves])  # (seeds, places)
+        half = half_interval(values)
+        axes.fill_between(shared, values.mean(0) - half, values.mean(0) + half, color=colour, alpha=0.12, linewidth=0)
+
+
+def capacities(curves: Sequence[Curve]) -> "Figure":
+    """Recall against the number of memories: a panel for each width, a curve for each rule."""
+    widths = sorted({curve.width for curve in curves})
+    rules = list(dict.fromkeys(curve.rule for curve in curves))
+    with style():
+        figure = new_figure(1.4 + 2.6 * len(widths), 3.2)
+        panels = figure.subplots(1, len(widths), sharey=True, squeeze=False)[0]
+        for axes, width in zip(panels, widths, strict=True):
+            for colour, rule in zip(colours(len(rules)), rules, strict=True):
+                (curve,) = (one for one in curves if (one.rule, one.width) == (rule, width))
+                dashed = "--" if rule == "exponential" else "-"  # lies on the softmax
+                axes.plot(curve.memories, curve.recall, color=colour, linestyle=dashed, label=rule)
+            axes.axhline(REACHED, color="black", linestyle=":", linewidth=0.8)
+            axes.set(xscale="log", title=f"width {width}", xlabel="memories", ylim=(0, 1.02))
             axes.grid(True)
+        panels[0].set_ylabel("recall")
+        panels[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return figure

@@ -88,12 +88,17 @@ class Machine(nn.Module):
     def forward(self, actions: Tensor, symbols: Tensor) -> Prediction:
         """actions and symbols (B, T): what led to each cell, and what is seen there."""
         codes = self.codes(actions)  # (B, T, C)
-        places = nn.functional.normalize(self.code_to_place(codes), dim=-1)  # (B, T, G)
-        sensory = nn.functional.normalize(self.sensory, dim=-1)[symbols[:, :-1]]  # (B, T - 1, X)
+        sensory, places = self.bound(symbols, codes)
         # The query of time t + 1 stands in row t, so that it finds strictly earlier memories.
-        found = retrieve(sensory, places[:, :-1], places[:, 1:], self.rule)
+        found = retrieve(sensory[:, :-1], places[:, :-1], places[:, 1:], self.rule)
         alike = (places[:, 1:] @ places[:, :-1].mT).tril()
-        return Prediction(self.read_out(deconjunction(found)), codes, alike)
+        times = torch.arange(alike.shape[-1], device=alike.device).expand(len(alike), -1)  # every moment is kept
+        return Prediction(self.read_out(deconjunction(found)), codes, alike, times)
+
+    def bound(self, symbols: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """What a conjunction is made of, of norm 1: symbols (B, T), codes (B, T, C) -> x (B, T, X), g (B, T, G)."""
+        sensory = nn.functional.normalize(self.sensory, dim=-1)[symbols]
+        return sensory, nn.functional.normalize(self.code_to_place(codes), dim=-1)
 
 
 class _Thirds(nn.Module):

@@ -34,6 +34,7 @@ ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "clipped": lambda p: nn.functional.leaky_relu(p.clamp(-1, 1), 0.01),  # the authors' code: nothing grows beyond 1
 }
 SEPARATIONS = ("softmax", "linear", "exponential", "polynomial")
+FORMS = ("sums", "matrix")
 POWER = 3  # of the polynomial; odd, so that what is unlike counts against
 
 
@@ -47,6 +48,7 @@ class Rule:
         keep: of what was retrieved, added to the next step.
         steps: of the attractor.
         act: "relu" in the paper, "clipped" in its code, or "identity".
+        form: "sums" over memories, or the "matrix" of the paper; they are equal, and differ in time alone.
     """
 
     decay: float = 1.0
@@ -54,6 +56,7 @@ class Rule:
     keep: float = 0.0
     steps: int = 1
     act: str = "relu"
+    form: str = "sums"
 
     def __post_init__(self) -> None:
         problems = below(self, {"rate": 0, "keep": 0, "steps": 1})
@@ -61,6 +64,8 @@ class Rule:
             problems.append(f"decay {self.decay} must be above 0 and at most 1")
         if self.act not in ACTS:
             problems.append(f"act {self.act!r} is unknown: give {', '.join(ACTS)}")
+        if self.form not in FORMS:
+            problems.append(f"form {self.form!r} is unknown: give {' or '.join(FORMS)}")
         if problems:
             raise UserError("; ".join(problems))
 
@@ -69,7 +74,7 @@ CODE = Rule(decay=0.9999, rate=0.5, keep=0.8, steps=5, act="clipped")  # NOTES.m
 
 
 def retrieve(sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule) -> Tensor:
-    """What places ask for, as sums over memories: O(S) for each number of a conjunction.
+    """What places ask for, in the form that the rule says.
 
     Args:
         sensory: x (B, S, X).
@@ -79,6 +84,11 @@ def retrieve(sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule) -> Te
     Returns:
         Retrieved conjunctions (B, S, X, G).
     """
+    return (retrieve_by_sums if rule.form == "sums" else retrieve_by_matrix)(sensory, places, queries, rule)
+
+
+def retrieve_by_sums(sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule) -> Tensor:
+    """`retrieve` as sums over memories: O(S) for each number of a conjunction."""
     stored = conjunction(sensory, places).flatten(2)  # (B, S, X G)
     shares = _shares(rule, stored)
     found = _asked(sensory, queries).flatten(2)
@@ -129,18 +139,30 @@ def _shares(rule: Rule, like: Tensor) -> Tensor:
     return torch.where(age >= 0, rule.rate * rule.decay ** age.clamp(min=0), 0.0).to(like.dtype)
 
 
-def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, separation: str) -> tuple[Tensor, Tensor]:
-    """Attention to memories by a rule that separates them: (B, S, K) twice, (B, S, V) -> (B, S, V), weights (B, S, S).
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, separation: str, times: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention to memories by a rule that separates them.
 
     With scores q k / sqrt(K): softmax, by the language models' function; or, as sums that are not normalised, the
     scores themselves ("linear", Eq. 11), their exponential (Demircigil et al. 2017), or their third power (Krotov and
     Hopfield 2016).
+
+    Args:
+        query: of times 0 to T - 1, (B, T, K).
+        key, value: of memories, (B, S, K), (B, S, V).
+        times: from which on each memory is there, (B, S); None is one memory a time, in order.
+
+    Returns:
+        What was found (B, T, V), and the weights (B, T, S).
     """
-    later = torch.ones(query.shape[1], query.shape[1], dtype=torch.bool, device=query.device).triu(1)
+    if times is None:
+        times = torch.arange(key.shape[1], device=key.device)[None]
+    later = times[:, None] > torch.arange(query.shape[1], device=query.device)[:, None]  # (B or 1, T, S)
     scaling = query.shape[-1] ** -0.5
     if separation == "softmax":
         mask = torch.zeros(later.shape, device=query.device, dtype=query.dtype).masked_fill(later, -torch.inf)
-        found, weights = eager_attention(module, query[:, None], key[:, None], value[:, None], mask, scaling)
+        found, weights = eager_attention(module, query[:, None], key[:, None], value[:, None], mask[:, None], scaling)
         return found[:, :, 0], weights[:, 0]
     scores = query @ key.mT * scaling
     separated = {"linear": scores, "exponential": scores.exp(), "polynomial": scores**POWER}[separation]

@@ -15,7 +15,8 @@ W_a is free. In both, a code is scaled to the norm sqrt(C) after every step, aga
 
 The attention function and the activations are those of the language models (`llm.model`).
 
-Dimension letters: B environments, T cells of a walk, C width of a code, K of queries and keys, V of values, A actions.
+Dimension letters: B environments, T cells of a walk, M memories, C width of a code, K of queries and keys, V of values,
+A actions.
 """
 
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from llm.model.feedforward import FeedForward
 from ..checks import below
 from ..recurrence import path_integration
 from .memory import SEPARATIONS, attention
+from .store import STORES, new, surprising, times_of
 
 TRANSITIONS = ("identity", "relu")
 
@@ -46,6 +48,9 @@ class Sizes:
         neurons: of the MLP that reads what was retrieved.
         transition: act of the codes.
         separation: how a query tells memories apart, see `memory.attention`.
+        store: which moments are kept: "all", or those that are "surprising" or "new", see `store`.
+        below: a moment is surprising where its symbol had a probability below this, and new where its key has a cosine
+            below this with every kept one; not read where all are kept.
     """
 
     code: int = 64
@@ -54,6 +59,8 @@ class Sizes:
     neurons: int = 128
     transition: str = "identity"
     separation: str = "softmax"
+    store: str = "all"
+    below: float = 0.5
 
     def __post_init__(self) -> None:
         problems = below(self, dict.fromkeys(("code", "keys", "values", "neurons"), 1))
@@ -61,6 +68,10 @@ class Sizes:
             problems.append(f"transition {self.transition!r} is unknown: give {' or '.join(TRANSITIONS)}")
         if self.separation not in SEPARATIONS:
             problems.append(f"separation {self.separation!r} is unknown: give {', '.join(SEPARATIONS)}")
+        if self.store not in STORES:
+            problems.append(f"store {self.store!r} is unknown: give {', '.join(STORES)}")
+        if not 0 < self.below < 1:
+            problems.append(f"below {self.below} must be between 0 and 1")
         if problems:
             raise UserError("; ".join(problems))
 
@@ -70,7 +81,8 @@ class Prediction(NamedTuple):
 
     logits: Tensor  # (B, T - 1, symbols)
     codes: Tensor  # (B, T, C), of every time
-    weights: Tensor  # (B, T - 1, T - 1): of time t + 1 (a row) to the memories of times 0 to t
+    weights: Tensor  # (B, T - 1, M): of time t + 1 (a row) to the memories of times 0 to t
+    times: Tensor  # (B, M): when each memory was made; T - 1 is no memory
 
 
 class TemTransformer(nn.Module):
@@ -91,9 +103,32 @@ class TemTransformer(nn.Module):
         codes = self.codes(actions)
         keys = self.code_to_key(codes)  # (B, T, K)
         values = self.symbol_to_value(symbols[:, :-1])  # (B, T - 1, V)
+        times = times_of(self._kept(keys[:, :-1], values, symbols[:, :-1]))  # (B, M)
         # The query of time t + 1 stands in row t, so that the causal mask is "strictly earlier".
-        found, weights = attention(self, keys[:, 1:], keys[:, :-1], values, self.sizes.separation)
-        return Prediction(self.read_out(found), codes, weights)
+        found, weights = attention(
+            self, keys[:, 1:], _at(times, keys[:, :-1]), _at(times, values), self.sizes.separation, times
+        )
+        return Prediction(self.read_out(found), codes, weights, times)
+
+    def _kept(self, keys: Tensor, values: Tensor, symbols: Tensor) -> Tensor:
+        """Which moments the memory keeps: (B, T - 1, K), (B, T - 1, V), (B, T - 1) -> (B, T - 1) bool."""
+        if self.sizes.store == "new":
+            return new(keys, self.sizes.below)
+        if self.sizes.store == "surprising":
+
+            def ask(now: int, kept: Tensor) -> Tensor:
+                found, _ = attention(
+                    self, keys[:, now, None], keys[:, :now], values[:, :now], self.sizes.separation, (~kept).long()
+                )
+                return self.read_out(found)[:, 0]
+
+            return surprising(symbols, ask, self.sizes.below)
+        return torch.ones_like(symbols, dtype=torch.bool)
+
+
+def _at(times: Tensor, of: Tensor) -> Tensor:
+    """Of the moments (B, S, N), those at `times` (B, M): (B, M, N); the last one for a time S."""
+    return of.gather(1, times.clamp(max=of.shape[1] - 1)[..., None].expand(-1, -1, of.shape[-1]))
 
 
 class Codes(nn.Module):

@@ -3,7 +3,6 @@
 models x seeds -> OUT/tem-t,seed=0/ -> runs that are there -> groups of seeds -> table, comparison
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from evals.plots import text_table
 from llm.errors import UserError
@@ -107,12 +105,23 @@ def report(runs: Sequence[Done]) -> str:
                 name, str(len(group)), "/".join(map(str, sorted({run.last.step for run in group}))),
                 groups.mean_and_deviation([run.last.zero_shot for run in group]),
                 groups.mean_and_deviation([run.last.visited for run in group]),
+                f"{np.mean([run.last.memories for run in group]):.0f}",
                 f"{1e3 * np.mean([run.last.seconds / max(1, run.last.step) for run in group]):.1f}",
                 f"{np.mean([row.step for row in there]):.0f}" if len(there) == len(group) else "not",
                 f"{np.mean([row.seconds for row in there]):.0f}" if len(there) == len(group) else "not",
             ]
         )  # fmt: skip
-    header = ["", "seeds", "steps", "zero-shot", "visited", "ms a step", f"steps to {REACHED}", f"s to {REACHED}"]
+    header = [
+        "",
+        "seeds",
+        "steps",
+        "zero-shot",
+        "visited",
+        "memories",
+        "ms a step",
+        f"steps to {REACHED}",
+        f"s to {REACHED}",
+    ]
     sentences = [comparison(*of)] if len(of) == 2 else []
     return "\n\n".join([text_table(header, rows), *filter(None, sentences)])
 
@@ -126,7 +135,7 @@ def comparison(first: Sequence[Done], second: Sequence[Done]) -> str:
         return f"{title}: no test, as fewer than two seeds of both are at the same step."
     one, other = (np.array([side[seed].last.zero_shot for seed in shared]) for side in sides)
     differences = one - other
-    half = stats.t.ppf(0.975, len(shared) - 1) * differences.std(ddof=1) / math.sqrt(len(shared))
+    half = groups.half_interval(differences)
     step = np.mean([run.last.seconds for run in second]) / np.mean([run.last.seconds for run in first])
     return (
         f"{title}: zero-shot accuracy {differences.mean():+.3f} after {first[0].last.step} steps, 95% interval "

@@ -32,7 +32,7 @@ from ..state import start_moments, training_state
 from .environments import SYMBOLS, Environments, Episode, accuracy
 from .machine import Machine, MachineSizes
 from .memory import Rule
-from .model import Sizes, TemTransformer
+from .model import Prediction, Sizes, TemTransformer
 
 PROGRAM, ROWS = "small.tem", "accuracy.csv"
 PARTS = ("model", "settings")
@@ -132,6 +132,7 @@ class Row(NamedTuple):
     loss: float  # nats, the mean since the last test; NaN at step 0
     visited: float  # accuracy at cells that were seen before
     zero_shot: float  # accuracy over new links to such cells
+    memories: float  # at the end of a walk of the test, the mean of its environments
 
 
 class Run:
@@ -159,8 +160,8 @@ class Run:
         """One gradient step, numbered from 1; returns its loss."""
         began = time.perf_counter()
         self.model.train()
-        logits, episode = self._predicted("train", step, self.settings.batch, self.settings.walk(step))
-        loss = F.cross_entropy(logits.flatten(0, 1), episode.symbols[:, 1:].flatten())
+        told, episode = self._predicted("train", step, self.settings.batch, self.settings.walk(step))
+        loss = F.cross_entropy(told.logits.flatten(0, 1), episode.symbols[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip, foreach=True)
         self.optimizer.step()
@@ -171,16 +172,17 @@ class Run:
         return loss.detach()
 
     @torch.no_grad()
-    def evaluate(self, step: int) -> tuple[float, float]:
-        """Accuracies in fresh environments: at cells seen before, and over zero-shot links."""
+    def evaluate(self, step: int) -> tuple[float, float, float]:
+        """In fresh environments: accuracies at cells seen before and over zero-shot links, and the memories kept."""
         self.model.eval()
-        logits, episode = self._predicted("test", step, self.settings.tested, self.settings.tested_steps)
-        right = logits.argmax(-1) == episode.symbols[:, 1:]
-        return accuracy(right, episode.visited[:, 1:]), accuracy(right, episode.zero_shot[:, 1:])
+        told, episode = self._predicted("test", step, self.settings.tested, self.settings.tested_steps)
+        right = told.logits.argmax(-1) == episode.symbols[:, 1:]
+        kept = (told.times < self.settings.tested_steps).sum(1).double().mean().item()
+        return accuracy(right, episode.visited[:, 1:]), accuracy(right, episode.zero_shot[:, 1:]), kept
 
-    def _predicted(self, kind: str, step: int, environments: int, steps: int) -> tuple[Tensor, Episode]:
+    def _predicted(self, kind: str, step: int, environments: int, steps: int) -> tuple[Prediction, Episode]:
         episode = self.environments.episode(kind, step, environments, steps)
-        return self.model(episode.actions, episode.symbols).logits, episode
+        return self.model(episode.actions, episode.symbols), episode
 
 
 def folder_of(path: Path, model: Model, settings: Settings) -> TableFolder[Row]:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from scipy import ndimage
 
-from small.grid.cells import RateMaps, autocorrelogram, gini, grid_scores, place_cell_scores
+from small.grid.cells import PERIODS, RateMaps, autocorrelogram, band_scores, gini, grid_scores, place_cell_scores
 from small.grid.graph import Graph, space
 
 SQUARE = space("11x11")
@@ -171,3 +171,43 @@ def test_grid_scores_of_hexagons_are_high_and_of_noise_and_squares_low() -> None
     squares = np.cos(2 * np.pi * x / 8) + np.cos(2 * np.pi * y / 8)
     assert grid_scores(torch.from_numpy(squares)[None]).item() < 0
     assert grid_scores(torch.ones(1, 24, 24)).isnan().all()
+
+
+def by_least_squares(rates: np.ndarray) -> float:
+    """The definition wave by wave: one less the residual's share, of a constant and a wave of any phase."""
+    height, width = rates.shape
+    y, x = np.mgrid[:height, :width]
+    total, best = np.square(rates - rates.mean()).sum(), 0.0
+    for down in range(2 * height + 1):
+        for right in range(-2 * width, 2 * width + 1):
+            if max(down, abs(right)) / 4 < PERIODS:
+                continue
+            phase = 2 * np.pi * (down * y / (4 * height) + right * x / (4 * width))
+            design = np.stack([np.ones(rates.size), np.cos(phase).ravel(), np.sin(phase).ravel()], axis=1)
+            fitted = design @ np.linalg.lstsq(design, rates.ravel(), rcond=1e-9)[0]
+            best = max(best, 1 - np.square(rates.ravel() - fitted).sum() / total)
+    return best
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (8, 8)])
+def test_band_scores_are_the_definition(shape: tuple[int, int]) -> None:
+    maps = np.random.default_rng(6).random((3, *shape)) + 10
+    maps[2] = ndimage.gaussian_filter(maps[2], 1)
+    found = band_scores(torch.from_numpy(maps)).numpy()
+    np.testing.assert_allclose(found, [by_least_squares(each) for each in maps], rtol=1e-6)
+
+
+def test_band_scores_of_bands_are_near_one_of_grids_a_third_and_of_noise_low() -> None:
+    random = np.random.default_rng(8)
+    y, x = np.mgrid[:24, :24].astype(float)
+    bands = []
+    for _ in range(30):
+        period, turn, phase = random.uniform(4, 10), random.uniform(0, np.pi), random.uniform(0, 6)
+        bands.append(np.cos(2 * np.pi / period * (np.cos(turn) * x + np.sin(turn) * y) + phase))
+    assert band_scores(torch.from_numpy(np.stack(bands))).min() > 0.9  # between the waves that are tried
+    grids = np.stack([hexagonal(24, random.uniform(5, 8), random.uniform(0, 1), (2, 5)) for _ in range(30)])
+    assert 0.3 < band_scores(torch.from_numpy(grids)).median() < 0.42
+    squares = np.cos(2 * np.pi * x / 6) + np.cos(2 * np.pi * y / 6)
+    assert band_scores(torch.from_numpy(squares)[None]).item() == pytest.approx(0.5, abs=0.01)
+    assert band_scores(torch.from_numpy(random.random((100, 24, 24)))).max() < 0.1
+    assert band_scores(torch.full((1, 24, 24), 0.3)).isnan().all()

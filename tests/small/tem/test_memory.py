@@ -1,5 +1,7 @@
 """TEM's memory in its three forms, and attention, against loops over memories."""
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -10,6 +12,7 @@ from llm.errors import UserError
 from small.tem.memory import (
     ACTS,
     CODE,
+    FORMS,
     POWER,
     SEPARATIONS,
     Rule,
@@ -58,8 +61,8 @@ def test_both_forms_are_the_papers_equations(rule: Rule) -> None:
     parts = drawn()
     expected = slow(*parts, rule)
     assert expected.abs().max() > 1e-3
-    for form in (retrieve, retrieve_by_matrix):
-        torch.testing.assert_close(form(*parts, rule), expected, rtol=1e-4, atol=1e-6)
+    for form in FORMS:
+        torch.testing.assert_close(retrieve(*parts, replace(rule, form=form)), expected, rtol=1e-4, atol=1e-6)
 
 
 @given(
@@ -71,15 +74,15 @@ def test_the_sums_equal_the_matrix(seed, environments, memories, sensory, places
     """To 1e-4 of the greatest retrieved number, of the clipped ones in every step; free ones grow with the steps."""
     rule = Rule(decay, 0.3, 0.2, steps if act == "clipped" else 1, act)
     parts = drawn(seed, environments, memories, sensory, places)
-    one, other = (form(*parts, rule) for form in (retrieve, retrieve_by_matrix))
+    one, other = (retrieve(*parts, replace(rule, form=form)) for form in FORMS)
     torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * max(1e-3, other.abs().max().item()))
 
 
 def test_gradients_of_both_forms_are_equal() -> None:
     gradients = []
-    for form in (retrieve, retrieve_by_matrix):
+    for form in FORMS:
         parts = [part.requires_grad_() for part in drawn(1)]
-        gradients.append(torch.autograd.grad(form(*parts, CODE).square().sum(), parts))
+        gradients.append(torch.autograd.grad(retrieve(*parts, replace(CODE, form=form)).square().sum(), parts))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
@@ -129,8 +132,8 @@ def test_attention_is_a_sum_over_memories(separation: str) -> None:
     [
         ({"decay": 0.0}, "decay 0.0 must be above 0 and at most 1"),
         (
-            {"steps": 0, "act": "tanh"},
-            "steps 0 must be at least 1; act 'tanh' is unknown: give identity, relu",
+            {"steps": 0, "act": "tanh", "form": "list"},
+            "steps 0 must be at least 1; act 'tanh' is unknown: give identity, relu, clipped; form 'list' is unknown",
         ),
     ],
 )

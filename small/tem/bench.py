@@ -1,0 +1,76 @@
+"""`python -m small.tem bench`: TEM's memory as sums over memories beside the paper's matrix, and both models' steps.
+
+    memory_D        retrieval of all times of walks, of conjunctions of D numbers: O(t D) beside O(D^2) a time
+    walks_T         the same with 200 numbers, over walks of T cells
+    steps           gradient steps of TEM-t, of TEM by sums, and of TEM by the matrix (Figure 4b)
+
+The parts of a comparison take turns within a round; a ratio is the median of the rounds' ratios, with the least and
+the greatest.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from llm.train.environment import environment
+
+from ..timing import compared, in_turn, named, seconds_of
+from .machine import MachineSizes
+from .memory import Rule, retrieve_by_matrix, retrieve_by_sums
+from .model import Sizes
+from .train import Model, Run, Settings
+
+SENSORY = 10  # X
+PLACES, WALK = (10, 20, 40, 80), 100  # G, so that D is 100 to 800; cells
+WALKS, MIDDLE = (25, 100, 400), 20  # cells; G
+BATCH = 16  # of a retrieval; TEM's reference code has 16 walks in a step
+SUMS, MATRIX = "sums", "matrix"
+
+
+def run(rounds: int, device: str, settings: Settings | None = None) -> dict[str, Any]:
+    """All comparisons, as a JSON object."""
+    settings = settings or Settings()
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        f"memory_{SENSORY * places}": partial(_memory, rounds, device, places, WALK) for places in PLACES
+    }
+    parts |= {f"walks_{walk}": partial(_memory, rounds, device, MIDDLE, walk) for walk in WALKS}
+    parts["steps"] = partial(_steps, rounds, device, settings)
+    result: dict[str, Any] = {"rounds": rounds, **environment(), "device": named(device), "batch": settings.batch}
+    for name, measure in tqdm(parts.items(), desc="bench", dynamic_ncols=True, leave=False):
+        result[name] = measure()
+    return result
+
+
+def _memory(rounds: int, device: str, places: int, walk: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(width: int) -> Tensor:
+        return torch.randn(BATCH, walk, width, generator=generator).to(device) * width**-0.5
+
+    parts, rule = (drawn(SENSORY), drawn(places), drawn(places)), Rule()
+    with torch.no_grad():
+        times = in_turn(
+            rounds,
+            {
+                SUMS: lambda: seconds_of(lambda: retrieve_by_sums(*parts, rule), device),
+                MATRIX: lambda: seconds_of(lambda: retrieve_by_matrix(*parts, rule), device),
+            },
+        )
+    return compared(times, {"matrix to sums": (MATRIX, SUMS)})
+
+
+def _steps(rounds: int, device: str, settings: Settings) -> dict[str, Any]:
+    models = {
+        "TEM-t": Model(Sizes()),
+        "TEM, sums": Model(MachineSizes(), Rule()),
+        "TEM, matrix": Model(MachineSizes(), replace(Rule(), form="matrix")),
+    }
+    runs = {name: Run(model, settings, device) for name, model in models.items()}
+    times = in_turn(rounds, {name: partial(seconds_of, partial(run.train, 1), device) for name, run in runs.items()})
+    pairs = [("TEM, sums", "TEM-t"), ("TEM, matrix", "TEM-t"), ("TEM, matrix", "TEM, sums")]
+    return compared(times, {f"{slow} to {fast}": (slow, fast) for slow, fast in pairs})

@@ -1,0 +1,148 @@
+"""How many memories can be told apart: what is recalled, against how many are stored, by each rule.
+
+tem-transformer.txt, Sections 5 and 6: TEM's memory is linear attention, and so has the capacity of a classical Hopfield
+network, which grows with its width; powers have more, and exponentials exponentially more (Demircigil et al. 2017).
+
+    random codes, random symbols -> memories, one after the other -> after each, one of them at random is asked for by
+    its code, or by one near it -> share of right symbols
+
+Codes are normal vectors of norm sqrt(K), symbols one-hot; for TEM, two-hot, and all places have one sum, so that the
+weights of Equation 10 are constant, as the paper expects them to be learned. What is recalled is the symbol whose
+vector is nearest to what was found. Nothing is trained.
+
+Dimension letters: B repeats, S memories, K width of a code, X sensory components.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from evals.plots import text_table
+from llm.errors import UserError
+
+from .environments import SYMBOLS
+from .machine import two_hot
+from .memory import CODE, SEPARATIONS, Rule, attention, deconjunction, retrieve
+
+SENSORY = 10  # X of TEM
+RULES = {"TEM, paper": Rule(), "TEM, code": CODE}
+EQUAL_SUM = 0.05
+NUMBERS = 2**24  # of attention weights at a time: 64 MB
+BINS = 24  # of a curve, of equal ratio
+REACHED = 0.9
+
+
+Rules = Callable[[Tensor, Tensor, Tensor], Tensor]  # codes, symbols, queries -> symbols, of every time
+
+
+class Curve(NamedTuple):
+    """Recall of one rule at one width."""
+
+    rule: str  # one of SEPARATIONS or RULES
+    width: int  # K
+    memories: list[float]  # the mean of each bin
+    recall: list[float]  # share of right symbols
+
+    @property
+    def capacity(self) -> float:
+        """How many memories there are where recall falls below REACHED, between bins on a line; infinite if never."""
+        for place, now in enumerate(self.recall):
+            if now < REACHED:
+                if not place:
+                    return self.memories[0]
+                share = (self.recall[place - 1] - REACHED) / (self.recall[place - 1] - now)
+                return self.memories[place - 1] + share * (self.memories[place] - self.memories[place - 1])
+        return math.inf
+
+
+def measure(
+    widths: Sequence[int], most: int, repeats: int, noise: float, seed: int, device: str = "cpu"
+) -> list[Curve]:
+    """Curves of every rule at every width.
+
+    Args:
+        widths: K.
+        most: memories.
+        repeats: sets of memories.
+        noise: standard deviation of what is added to each component of a query, beside 1 of a code.
+
+    Raises:
+        UserError: a number that cannot be.
+    """
+    if min(*widths, repeats) < 1 or most < 2 or seed < 0 or not 0 <= noise < math.inf:
+        raise UserError(
+            "widths and repeats must be at least 1, memories at least 2, the seed at least 0, and the noise finite and "
+            "not below 0"
+        )
+    rules: dict[str, Rules] = {name: _attending(name) for name in SEPARATIONS}
+    rules |= {name: _remembering(rule) for name, rule in RULES.items()}
+    edges = torch.logspace(0, math.log10(most + 1), BINS + 1).round().long().unique().tolist()
+    bins = [slice(begin - 1, end - 1) for begin, end in itertools.pairwise(edges)]
+    curves = []
+    for width, name in tqdm([*itertools.product(widths, rules)], desc="capacity", dynamic_ncols=True, leave=False):
+        recall = _recall(rules[name], width, most, repeats, noise, seed, device)
+        means = [recall[part].mean().item() for part in bins]
+        curves.append(Curve(name, width, [(part.start + 1 + part.stop) / 2 for part in bins], means))
+    return curves
+
+
+def _recall(rule: Rules, width: int, most: int, repeats: int, noise: float, seed: int, device: str) -> Tensor:
+    """The share of repeats that are right with 1 to `most` memories, (S,)."""
+    generator, at_once = torch.Generator().manual_seed(seed), max(1, NUMBERS // most**2)
+    right = torch.zeros(most, dtype=torch.float64)
+    for begin in range(0, repeats, at_once):
+        count = min(at_once, repeats - begin)
+        codes = math.sqrt(width) * F.normalize(torch.randn(count, most, width, generator=generator), dim=-1)
+        symbols = torch.randint(SYMBOLS, (count, most), generator=generator)
+        asked = (torch.rand(count, most, generator=generator) * torch.arange(1, most + 1)).long()  # (B, S)
+        queries = codes.gather(1, asked[..., None].expand(-1, -1, width))
+        queries = queries + noise * torch.randn(queries.shape, generator=generator)
+        told = rule(codes.to(device), symbols.to(device), queries.to(device))
+        right += (told.cpu() == symbols.gather(1, asked)).double().sum(0)
+    return right / repeats
+
+
+def _attending(separation: str) -> Rules:
+    """TEM-t's memory: codes (B, S, K), symbols (B, S), queries (B, S, K) -> symbols (B, S)."""
+
+    def recall(codes: Tensor, symbols: Tensor, queries: Tensor) -> Tensor:
+        values = F.one_hot(symbols, SYMBOLS).to(codes.dtype)
+        found, _ = attention(nn.Identity(), queries, codes, values, separation)
+        return found.argmax(-1)
+
+    return recall
+
+
+def _remembering(rule: Rule) -> Rules:
+    """TEM's memory, of conjunctions of X K numbers."""
+
+    def recall(codes: Tensor, symbols: Tensor, queries: Tensor) -> Tensor:
+        vectors = F.normalize(two_hot(SYMBOLS, SENSORY), dim=-1).to(codes)
+        found = deconjunction(retrieve(vectors[symbols], _of_equal_sum(codes), _of_equal_sum(queries), rule))
+        return (found @ vectors.mT).argmax(-1)
+
+    return recall
+
+
+def _of_equal_sum(codes: Tensor) -> Tensor:
+    """Places of norm 1 with one sum, near zero, so that they stay unlike: (..., K) -> (..., K)."""
+    centred = F.normalize(codes - codes.mean(-1, keepdim=True), dim=-1)
+    return F.normalize(centred + EQUAL_SUM * codes.shape[-1] ** -0.5, dim=-1)
+
+
+def table(curves: Sequence[Curve], most: int) -> str:
+    """Where recall falls below REACHED, a row for each rule and a column for each width."""
+    widths = sorted({curve.width for curve in curves})
+    at = {(curve.rule, curve.width): curve.capacity for curve in curves}
+    rows = []
+    for rule in dict.fromkeys(curve.rule for curve in curves):
+        found = [at[rule, width] for width in widths]
+        rows.append([rule, *(f"{number:.0f}" if math.isfinite(number) else f"> {most}" for number in found)])
+    header = [f"memories to a recall of {REACHED}", *(f"width {width}" for width in widths)]
+    return text_table(header, rows)

@@ -1,0 +1,146 @@
+"""Figures 1, 2b and 5 of tem-transformer.txt, and the scores beside their shuffles; and the table of these.
+
+Each figure is of runs and what was measured of their units.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evals.plots import new_figure, style, text_table
+
+from ..grid.cells import autocorrelogram
+from ..grid.graph import Graph, space
+from ..groups import grouped, mean_and_deviation
+from ..plots import colours, draw_map, draw_squares
+from .recording import Units, remapping
+from .runs import Done, names
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Measure = Callable[[Done], Units]
+SHOWN = 8  # maps in a row
+SCORES = {"grid": "grid score", "band": "band score"}
+HIPPOCAMPAL = {"tem-t": "memory neurons", "tem": "conjunctions"}
+
+
+def table(runs: Sequence[Done], measure: Measure) -> str:
+    """Scores and remapping of every group, mean and deviation over its seeds."""
+    groups = grouped(runs)
+    rows = []
+    for group, name in zip(groups, names(groups), strict=True):
+        units = [measure(run) for run in group]
+        cells, codes = ([remapping(getattr(each, kind)) for each in units] for kind in ("hippocampal", "entorhinal"))
+        columns = [
+            [each.by_place.item() for each in units],
+            *([float(getattr(each, kind).nanmedian()) for each in units] for kind in SCORES),
+            *([each.passing(kind) for each in units] for kind in SCORES),
+            [float(np.nanmean(each.within)) for each in cells],
+            [float(np.nanmean(each.across)) for each in cells],
+            [each.pairs for each in cells],
+            [each.pairs for each in codes],
+        ]
+        rows.append([name, str(len(group)), *(mean_and_deviation(column, 2) for column in columns)])
+    header = [
+        "", "seeds", "by place", "grid, median", "band, median", "grid, pass", "band, pass", "within", "across",
+        "pairs", "pairs, codes",
+    ]  # fmt: skip
+    words = (
+        "by place: share of the codes' variance that the cell explains. pass: share of units above the 95th percentile "
+        "of their own shuffles (by chance 0.05).\nwithin, across: correlation of a hippocampal unit's maps in one "
+        "environment and in two. pairs: how far units that are alike in one\nenvironment are alike in another; and so "
+        "for codes."
+    )
+    return f"{text_table(header, rows)}\n\n{words}"
+
+
+def drawn(runs: Sequence[Done], room: Callable[[Done], Graph], measure: Measure) -> Iterator[tuple[str, "Figure"]]:
+    """Every figure with its name: of the first run of each group the maps, and of all runs the scores."""
+    for group in grouped(runs):
+        run, units = group[0], measure(group[0])
+        number = {"tem-t": "1", "tem": "2b"}[run.model.name]
+        yield f"figure{number},{run.folder.name}", codes_in_a_room(units, room(run))
+        yield f"figure5,{run.folder.name}", in_environments(run, units)
+    if any(not measure(run).grid.isnan().all() for run in runs):
+        yield "scores", scores_and_shuffles(runs, measure)
+
+
+def codes_in_a_room(units: Units, room: Graph) -> "Figure":
+    """Figures 1d to 1f and 2b: the codes with the greatest grid scores and the greatest band scores.
+
+    Below each rate map its autocorrelogram. In a room that is no square, the first codes.
+    """
+    with style():
+        if room.shape is None:
+            figure = new_figure(1.1 * SHOWN, 1.5)
+            for axes, rates in zip(figure.subplots(1, SHOWN, squeeze=False)[0], units.codes, strict=False):
+                draw_map(axes, rates.numpy(), room)
+            return figure
+        figure = new_figure(1.1 * SHOWN, 5.6)
+        parts: Any = figure.subfigures(2, 1)
+        for part, (kind, title) in zip(parts, SCORES.items(), strict=True):
+            scores = getattr(units, kind)
+            best = scores.nan_to_num(-np.inf).argsort(descending=True)[:SHOWN]
+            maps = units.codes[best].unflatten(1, room.shape)
+            draw_squares(part, maps, autocorrelogram(maps), scores[best].tolist())
+            part.suptitle(f"codes with the greatest {title}s ({units.passing(kind):.0%} pass)", fontsize=9)
+    return figure
+
+
+def in_environments(run: Done, units: Units) -> "Figure":
+    """Figures 5d, 5e and the lower row of 2b: units of the hippocampus, each a column, in several environments.
+
+    On the right how much a unit's maps are alike in one environment (in two halves of what was walked) and in two.
+    """
+    rates = units.hippocampal
+    room = max(map(space, run.settings.spaces), key=lambda one: len(one.cells))
+    shown = np.linspace(0, rates.shape[2] - 1, min(SHOWN, rates.shape[2])).round().astype(int)
+    found, codes = remapping(rates), remapping(units.entorhinal)
+    with style():
+        figure = new_figure(1.0 * SHOWN + 3.4, 1.05 * len(rates) + 0.5)
+        parts: Any = figure.subfigures(1, 2, width_ratios=(1.0 * SHOWN, 3.4))
+        left, right = parts
+        for environment, row in enumerate(left.subplots(len(rates), len(shown), squeeze=False)):
+            for axes, unit in zip(row, shown, strict=True):
+                draw_map(axes, rates[environment, :, unit].mean(0).numpy(), room)
+                if not environment:
+                    axes.set_title(str(unit), fontsize=7, pad=2)
+            row[0].set_ylabel(f"env. {environment}", fontsize=7)
+        left.suptitle(f"{HIPPOCAMPAL[run.model.name]}, by number", fontsize=9)
+        axes = right.subplots()
+        bins = np.linspace(-1, 1, 41)
+        for colour, (label, values) in zip(
+            colours(2), {"one environment": found.within, "two environments": found.across}.items(), strict=True
+        ):
+            axes.hist(values[np.isfinite(values)], bins=bins, histtype="step", color=colour, label=label)
+        axes.set(
+            xlabel="correlation of a unit's maps", ylabel="units",
+            title=f"kept pairs: {found.pairs:.2f}; of codes {codes.pairs:.2f}",
+        )  # fmt: skip
+        axes.title.set_fontsize(8)
+        axes.legend(fontsize=7, loc="upper center")
+        axes.grid(True)
+    return figure
+
+
+def scores_and_shuffles(runs: Sequence[Done], measure: Measure) -> "Figure":
+    """Grid and band scores of all units of a group, and, dashed, of all their shuffles."""
+    groups = grouped(runs)
+    with style():
+        figure = new_figure(8.0, 3.4)
+        for axes, (kind, title) in zip(figure.subplots(1, 2), SCORES.items(), strict=True):
+            bins = np.linspace(*((-1.0, 1.5) if kind == "grid" else (0.0, 1.0)), 51)
+            for colour, group, name in zip(colours(len(groups)), groups, names(groups), strict=True):
+                units = [measure(run) for run in group]
+                for suffix, line, label in (("", "-", name), ("_shuffled", "--", None)):
+                    values = np.concatenate([getattr(each, kind + suffix).flatten().numpy() for each in units])
+                    values = values[np.isfinite(values)]
+                    axes.hist(
+                        values, bins=bins, density=True, histtype="step", color=colour, linestyle=line, label=label
+                    )
+            axes.set(xlabel=title, ylabel="density")
+            axes.grid(True)
+        figure.axes[1].legend(fontsize=7)
+    return figure
