@@ -21,6 +21,7 @@ from .graph import Graph
 
 NORMALISATIONS = ("walk", "occupancy")
 PERIODS = 1.5  # least number of a band in a space: fewer are one field, or a slope
+TRANSFORMED = 2**22  # numbers of a spectrum at a time: 64 MB
 NEURONS_AT_ONCE = 8192  # of 121 cells in float64: 8 MB; as fast in smaller parts on one core, slower on several
 
 
@@ -172,28 +173,31 @@ def band_scores(rates: Tensor) -> Tensor:
     cell and at least PERIODS in the space; phase and amplitude by least squares. NaN of a flat map.
     """
     height, width = rates.shape[-2:]
-    maps = rates.double().flatten(1)
-    maps = maps - maps.mean(1, keepdim=True)  # (R, S)
-    waves = _plane_waves(height, width).to(maps)  # (S, F, 2)
-    waves = waves - waves.mean(0)
-    inverse = torch.linalg.pinv(torch.einsum("sfi,sfj->fij", waves, waves), rtol=1e-9, hermitian=True)
-    total = maps.square().sum(1)
+    size = (4 * height, 4 * width)
+    maps = rates.double()
+    maps = maps - maps.mean((-2, -1), keepdim=True)
+    # The transform of a map, beyond which is nothing, has its sums with the cosine (real) and with the sine (imaginary)
+    # of each wave; that of ones has those sums' own squares and products, at twice the wave.
+    ones = torch.fft.fft2(torch.ones_like(maps[0]), s=size)
+    twice = ones[torch.arange(size[0]) * 2 % size[0]][:, torch.arange(size[1]) * 2 % size[1]]
+    cells = height * width
+    cosines, sines = (cells + twice.real) / 2 - ones.real**2 / cells, (cells - twice.real) / 2 - ones.imag**2 / cells
+    mixed = twice.imag / 2 - ones.real * ones.imag / cells
+    determinant, trace = cosines * sines - mixed**2, cosines + sines
+    both = determinant > 1e-9 * trace**2  # else the sine is 0 at every cell, or as good as the cosine
+    down, right = (torch.fft.fftfreq(n, device=maps.device).abs() * n / 4 for n in size)  # periods in the space
+    seen = torch.maximum(down[:, None], right) >= PERIODS
     best = []
-    for part in maps.split(NEURONS_AT_ONCE // 16):  # a number for each wave of each map
-        along = torch.einsum("rs,sfi->rfi", part, waves)
-        best.append(torch.einsum("rfi,fij,rfj->rf", along, inverse, along).amax(1))
-    tiny = 1e-20 * rates.double().flatten(1).square().sum(1)
+    for part in maps.split(max(1, TRANSFORMED // math.prod(size))):
+        along = torch.fft.fft2(part, s=size)
+        explained = (
+            sines * along.real**2 - 2 * mixed * along.real * along.imag + cosines * along.imag**2
+        ) / determinant
+        explained = torch.where(both, explained, along.abs().square() / trace)
+        best.append(torch.where(seen, explained, 0.0).amax((-2, -1)))
+    total = maps.square().sum((-2, -1))
+    tiny = 1e-20 * rates.double().square().sum((-2, -1))
     return torch.where(total > tiny, torch.cat(best) / total, torch.nan)
-
-
-def _plane_waves(height: int, width: int) -> Tensor:
-    """Cosine and sine of every wave at every cell, (S, F, 2), S row by row."""
-    down, right = torch.arange(2 * height + 1) / (4 * height), torch.arange(-2 * width, 2 * width + 1) / (4 * width)
-    along_y, along_x = (each.flatten().double() for each in torch.meshgrid(down, right, indexing="ij"))
-    whole = torch.maximum(along_y * height, along_x.abs() * width) >= PERIODS
-    y, x = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
-    phase = 2 * math.pi * (y.flatten()[:, None] * along_y[whole] + x.flatten()[:, None] * along_x[whole])
-    return torch.stack([phase.cos(), phase.sin()], dim=-1)
 
 
 def _turned(image: Tensor, known: Tensor, degrees: float) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,9 @@
 """Path integration and memory: TEM-t, a transformer with recurrent position codes, and TEM (tem-transformer.txt).
 
-The data flow so far:
+The data flow:
 
-    spaces of `small.grid` -> environments (walks, symbols, new links) -> model (TEM-t) or machine (TEM), on codes and
-    memory -> train (accuracy over zero-shot links) -> runs -> figures                                      Figure 4
+    spaces of `small.grid` -> environments (walks, symbols, new links) -> model (TEM-t, with a store) or machine (TEM)
+    -> train (accuracy over zero-shot links) -> runs -> figures                                             Figure 4
+                                             -> recording -> cell_figures                            Figures 1, 2b, 5
+    memory -> capacity, bench
 """

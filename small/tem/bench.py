@@ -1,6 +1,6 @@
 """`python -m small.tem bench`: TEM's memory as sums over memories beside the paper's matrix, and both models' steps.
 
-    memory_D        retrieval of all times of walks, of conjunctions of D numbers: O(t D) beside O(D^2) a time
+    memory_D        recall, of conjunctions of D numbers: at time t sums are O(t D), the matrix O(D^2)
     walks_T         the same with 200 numbers, over walks of T cells
     steps           gradient steps of TEM-t, of TEM by sums, and of TEM by the matrix (Figure 4b)
 
@@ -21,7 +21,7 @@ from llm.train.environment import environment
 
 from ..timing import compared, in_turn, named, seconds_of
 from .machine import MachineSizes
-from .memory import Rule, retrieve_by_matrix, retrieve_by_sums
+from .memory import FORMS, RULES, Rule, recall
 from .model import Sizes
 from .train import Model, Run, Settings
 
@@ -29,7 +29,6 @@ SENSORY = 10  # X
 PLACES, WALK = (10, 20, 40, 80), 100  # G, so that D is 100 to 800; cells
 WALKS, MIDDLE = (25, 100, 400), 20  # cells; G
 BATCH = 16  # of a retrieval; TEM's reference code has 16 walks in a step
-SUMS, MATRIX = "sums", "matrix"
 
 
 def run(rounds: int, device: str, settings: Settings | None = None) -> dict[str, Any]:
@@ -52,16 +51,14 @@ def _memory(rounds: int, device: str, places: int, walk: int) -> dict[str, Any]:
     def drawn(width: int) -> Tensor:
         return torch.randn(BATCH, walk, width, generator=generator).to(device) * width**-0.5
 
-    parts, rule = (drawn(SENSORY), drawn(places), drawn(places)), Rule()
+    parts = drawn(SENSORY), drawn(places), drawn(places)
+    rules = {form: replace(RULES["linear"], form=form) for form in FORMS}  # one linear step: all three forms are equal
     with torch.no_grad():
         times = in_turn(
             rounds,
-            {
-                SUMS: lambda: seconds_of(lambda: retrieve_by_sums(*parts, rule), device),
-                MATRIX: lambda: seconds_of(lambda: retrieve_by_matrix(*parts, rule), device),
-            },
+            {form: partial(seconds_of, partial(recall, *parts, rule), device) for form, rule in rules.items()},
         )
-    return compared(times, {"matrix to sums": (MATRIX, SUMS)})
+    return compared(times, {"matrix to sums": ("matrix", "sums"), "sums to factored": ("sums", "factored")})
 
 
 def _steps(rounds: int, device: str, settings: Settings) -> dict[str, Any]:

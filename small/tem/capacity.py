@@ -1,16 +1,17 @@
 """How many memories can be told apart: what is recalled, against how many are stored, by each rule.
 
 tem-transformer.txt, Sections 5 and 6: TEM's memory is linear attention, and so has the capacity of a classical Hopfield
-network, which grows with its width; powers have more, and exponentials exponentially more (Demircigil et al. 2017).
+network, which grows with its width; powers have more, and exponentials more still (Demircigil et al. 2017).
 
     random codes, random symbols -> memories, one after the other -> after each, one of them at random is asked for by
     its code, or by one near it -> share of right symbols
 
-Codes are normal vectors of norm sqrt(K), symbols one-hot; for TEM, two-hot, and all places have one sum, so that the
-weights of Equation 10 are constant, as the paper expects them to be learned. What is recalled is the symbol whose
-vector is nearest to what was found. Nothing is trained.
+Codes are normal vectors of norm sqrt(K), so that a code's score with itself is sqrt(K), and the exponential's capacity
+of the order of e^(2 sqrt(K)); learned codes may be longer. Symbols are one-hot. TEM's places are the same codes, all
+with one sum, so that the weights of Equation 10 are constant, as the paper expects them to be learned: one linear step
+is then linear attention. Nothing is trained.
 
-Dimension letters: B repeats, S memories, K width of a code, X sensory components.
+Dimension letters: B repeats, S memories, K width of a code.
 """
 
 import itertools
@@ -26,13 +27,13 @@ from tqdm import tqdm
 from evals.plots import text_table
 from llm.errors import UserError
 
+from ..draws import seed_number
 from .environments import SYMBOLS
-from .machine import two_hot
-from .memory import CODE, SEPARATIONS, Rule, attention, deconjunction, retrieve
+from .memory import RULES, SEPARATIONS, Rule, attention, recall
 
-SENSORY = 10  # X of TEM
-RULES = {"TEM, paper": Rule(), "TEM, code": CODE}
-EQUAL_SUM = 0.05
+MACHINES = {"TEM, linear": RULES["linear"], "TEM, paper": RULES["paper"], "TEM, code": RULES["code"]}
+EQUAL_SUM = 0.05  # times 1 / sqrt(K) is the mean of a place: what a ReLU recalls falls where it is far from 0
+WIDEST, MOST = 4096, 16_384  # K: beyond, e^sqrt(K) nears float32's end. S: S^2 weights are 1 GiB
 NUMBERS = 2**24  # of attention weights at a time: 64 MB
 BINS = 24  # of a curve, of equal ratio
 REACHED = 0.9
@@ -44,7 +45,7 @@ Rules = Callable[[Tensor, Tensor, Tensor], Tensor]  # codes, symbols, queries ->
 class Curve(NamedTuple):
     """Recall of one rule at one width."""
 
-    rule: str  # one of SEPARATIONS or RULES
+    rule: str  # one of SEPARATIONS or MACHINES
     width: int  # K
     memories: list[float]  # the mean of each bin
     recall: list[float]  # share of right symbols
@@ -75,26 +76,29 @@ def measure(
     Raises:
         UserError: a number that cannot be.
     """
-    if min(*widths, repeats) < 1 or most < 2 or seed < 0 or not 0 <= noise < math.inf:
+    in_range = all(1 <= width <= WIDEST for width in widths) and 2 <= most <= MOST
+    if not in_range or repeats < 1 or seed < 0 or not 0 <= noise < math.inf:
         raise UserError(
-            "widths and repeats must be at least 1, memories at least 2, the seed at least 0, and the noise finite and "
-            "not below 0"
+            f"widths must be 1 to {WIDEST:,}, memories 2 to {MOST:,}, repeats at least 1, the seed at least 0, and the "
+            "noise finite and not below 0"
         )
     rules: dict[str, Rules] = {name: _attending(name) for name in SEPARATIONS}
-    rules |= {name: _remembering(rule) for name, rule in RULES.items()}
+    rules |= {name: _remembering(rule) for name, rule in MACHINES.items()}
     edges = torch.logspace(0, math.log10(most + 1), BINS + 1).round().long().unique().tolist()
     bins = [slice(begin - 1, end - 1) for begin, end in itertools.pairwise(edges)]
     curves = []
-    for width, name in tqdm([*itertools.product(widths, rules)], desc="capacity", dynamic_ncols=True, leave=False):
-        recall = _recall(rules[name], width, most, repeats, noise, seed, device)
-        means = [recall[part].mean().item() for part in bins]
+    for width, name in tqdm(
+        [*itertools.product(dict.fromkeys(widths), rules)], desc="capacity", dynamic_ncols=True, leave=False
+    ):
+        curve = _recall(rules[name], width, most, repeats, noise, seed, device)
+        means = [curve[part].mean().item() for part in bins]
         curves.append(Curve(name, width, [(part.start + 1 + part.stop) / 2 for part in bins], means))
     return curves
 
 
 def _recall(rule: Rules, width: int, most: int, repeats: int, noise: float, seed: int, device: str) -> Tensor:
     """The share of repeats that are right with 1 to `most` memories, (S,)."""
-    generator, at_once = torch.Generator().manual_seed(seed), max(1, NUMBERS // most**2)
+    generator, at_once = torch.Generator().manual_seed(seed_number(seed, "capacity")), max(1, NUMBERS // most**2)
     right = torch.zeros(most, dtype=torch.float64)
     for begin in range(0, repeats, at_once):
         count = min(at_once, repeats - begin)
@@ -111,23 +115,22 @@ def _recall(rule: Rules, width: int, most: int, repeats: int, noise: float, seed
 def _attending(separation: str) -> Rules:
     """TEM-t's memory: codes (B, S, K), symbols (B, S), queries (B, S, K) -> symbols (B, S)."""
 
-    def recall(codes: Tensor, symbols: Tensor, queries: Tensor) -> Tensor:
+    def told(codes: Tensor, symbols: Tensor, queries: Tensor) -> Tensor:
         values = F.one_hot(symbols, SYMBOLS).to(codes.dtype)
         found, _ = attention(nn.Identity(), queries, codes, values, separation)
         return found.argmax(-1)
 
-    return recall
+    return told
 
 
 def _remembering(rule: Rule) -> Rules:
-    """TEM's memory, of conjunctions of X K numbers."""
+    """TEM's memory, of conjunctions of 45 K numbers."""
 
-    def recall(codes: Tensor, symbols: Tensor, queries: Tensor) -> Tensor:
-        vectors = F.normalize(two_hot(SYMBOLS, SENSORY), dim=-1).to(codes)
-        found = deconjunction(retrieve(vectors[symbols], _of_equal_sum(codes), _of_equal_sum(queries), rule))
-        return (found @ vectors.mT).argmax(-1)
+    def told(codes: Tensor, symbols: Tensor, queries: Tensor) -> Tensor:
+        sensory = F.one_hot(symbols, SYMBOLS).to(codes.dtype)
+        return recall(sensory, _of_equal_sum(codes), _of_equal_sum(queries), rule).argmax(-1)
 
-    return recall
+    return told
 
 
 def _of_equal_sum(codes: Tensor) -> Tensor:

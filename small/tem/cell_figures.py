@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from evals.plots import new_figure, style, text_table
 
@@ -14,7 +15,7 @@ from ..grid.cells import autocorrelogram
 from ..grid.graph import Graph, space
 from ..groups import grouped, mean_and_deviation
 from ..plots import colours, draw_map, draw_squares
-from .recording import Units, remapping
+from .recording import Units, mean_known, remapping
 from .runs import Done, names
 
 if TYPE_CHECKING:
@@ -24,36 +25,47 @@ Measure = Callable[[Done], Units]
 SHOWN = 8  # maps in a row
 SCORES = {"grid": "grid score", "band": "band score"}
 HIPPOCAMPAL = {"tem-t": "memory neurons", "tem": "conjunctions"}
+WORDS = """\
+by place: share of the codes' variance that the cell explains. best: greatest score. pass: share of units whose score at
+most 5 of 100 shuffles reach (by chance 0.05). grids, bands: those of them with a band score up to 1/2, and above it.
+within, across: correlation of a hippocampal unit's maps in one environment, and in two. pairs: how far units that are
+alike in one environment are alike in another; and so for codes."""
 
 
-def table(runs: Sequence[Done], measure: Measure) -> str:
-    """Scores and remapping of every group, mean and deviation over its seeds."""
+def table(runs: Sequence[Done], measure: Measure, untrained: Measure) -> str:
+    """Scores and remapping of every group, mean and deviation over its seeds, trained and with the first weights."""
     groups = grouped(runs)
     rows = []
     for group, name in zip(groups, names(groups), strict=True):
-        units = [measure(run) for run in group]
-        cells, codes = ([remapping(getattr(each, kind)) for each in units] for kind in ("hippocampal", "entorhinal"))
-        columns = [
-            [each.by_place.item() for each in units],
-            *([float(getattr(each, kind).nanmedian()) for each in units] for kind in SCORES),
-            *([each.passing(kind) for each in units] for kind in SCORES),
-            [float(np.nanmean(each.within)) for each in cells],
-            [float(np.nanmean(each.across)) for each in cells],
-            [each.pairs for each in cells],
-            [each.pairs for each in codes],
-        ]
-        rows.append([name, str(len(group)), *(mean_and_deviation(column, 2) for column in columns)])
-    header = [
-        "", "seeds", "by place", "grid, median", "band, median", "grid, pass", "band, pass", "within", "across",
-        "pairs", "pairs, codes",
-    ]  # fmt: skip
-    words = (
-        "by place: share of the codes' variance that the cell explains. pass: share of units above the 95th percentile "
-        "of their own shuffles (by chance 0.05).\nwithin, across: correlation of a hippocampal unit's maps in one "
-        "environment and in two. pairs: how far units that are alike in one\nenvironment are alike in another; and so "
-        "for codes."
-    )
-    return f"{text_table(header, rows)}\n\n{words}"
+        for title, of in ((name, measure), (f"{name}, untrained", untrained)):
+            each = [_row(of(run)) for run in group]
+            means = (mean_and_deviation([row[column] for row in each], 2) for column in each[0])
+            rows.append([title, str(len(group)), *means])
+    return f"{text_table(['', 'seeds', *_row(measure(runs[0]))], rows)}\n\n{WORDS}"
+
+
+def _row(units: Units) -> dict[str, float]:
+    """The columns of one run."""
+    cells, codes = remapping(units.hippocampal), remapping(units.entorhinal)
+    return {
+        "by place": units.by_place.item(),
+        "grid, best": _greatest(units.grid),
+        "band, best": _greatest(units.band),
+        "grid, pass": units.share("grid"),
+        "band, pass": units.share("band"),
+        "grids": units.share("grids"),
+        "bands": units.share("bands"),
+        "within": float(mean_known(cells.within)),
+        "across": float(mean_known(cells.across)),
+        "pairs": cells.pairs,
+        "pairs, codes": codes.pairs,
+    }
+
+
+def _greatest(scores: Tensor) -> float:
+    """NaN of none."""
+    known = scores[scores.isfinite()]
+    return known.max().item() if len(known) else float("nan")
 
 
 def drawn(runs: Sequence[Done], room: Callable[[Done], Graph], measure: Measure) -> Iterator[tuple[str, "Figure"]]:
@@ -61,8 +73,9 @@ def drawn(runs: Sequence[Done], room: Callable[[Done], Graph], measure: Measure)
     for group in grouped(runs):
         run, units = group[0], measure(group[0])
         number = {"tem-t": "1", "tem": "2b"}[run.model.name]
-        yield f"figure{number},{run.folder.name}", codes_in_a_room(units, room(run))
-        yield f"figure5,{run.folder.name}", in_environments(run, units)
+        name = run.folder.resolve().name
+        yield f"figure{number},{name}", codes_in_a_room(units, room(run))
+        yield f"figure5,{name}", in_environments(run, units)
     if any(not measure(run).grid.isnan().all() for run in runs):
         yield "scores", scores_and_shuffles(runs, measure)
 
@@ -85,7 +98,7 @@ def codes_in_a_room(units: Units, room: Graph) -> "Figure":
             best = scores.nan_to_num(-np.inf).argsort(descending=True)[:SHOWN]
             maps = units.codes[best].unflatten(1, room.shape)
             draw_squares(part, maps, autocorrelogram(maps), scores[best].tolist())
-            part.suptitle(f"codes with the greatest {title}s ({units.passing(kind):.0%} pass)", fontsize=9)
+            part.suptitle(f"codes with the greatest {title}s ({units.share(kind):.0%} pass)", fontsize=9)
     return figure
 
 
@@ -104,7 +117,7 @@ def in_environments(run: Done, units: Units) -> "Figure":
         left, right = parts
         for environment, row in enumerate(left.subplots(len(rates), len(shown), squeeze=False)):
             for axes, unit in zip(row, shown, strict=True):
-                draw_map(axes, rates[environment, :, unit].mean(0).numpy(), room)
+                draw_map(axes, rates[environment, :, unit].nanmean(0).numpy(), room)
                 if not environment:
                     axes.set_title(str(unit), fontsize=7, pad=2)
             row[0].set_ylabel(f"env. {environment}", fontsize=7)

@@ -19,6 +19,7 @@ SETTINGS = {
     "lr": "of Adam (1e-3)", "clip": "greatest norm of a gradient (1)", "test_every": "gradient steps (50)",
     "tested": "environments of a test (96)", "tested_steps": "of their walks (200)",
 }  # fmt: skip
+OF_ONE_MODEL = {"tem-t": ("separation", "store", "below"), "tem": ("rule", "matrix", "modules", "sensory")}
 HOW = {
     "walkers": "of the codes' room (512)", "steps": "of each (150)", "shuffles": "of each unit (100)",
     "environments": "of the remapping (4)", "probes": "walkers in each (64)",
@@ -47,10 +48,10 @@ def _train(options: argparse.Namespace) -> None:
 
     from ..folder import made_folder
     from .machine import MODULES, MachineSizes
-    from .memory import CODE, Rule
+    from .memory import RULES
     from .model import Sizes
     from .runs import combinations, read_runs
-    from .train import Model, Settings, train
+    from .train import Model, Run, Settings, train
 
     preset = PRESETS[options.preset]
 
@@ -60,20 +61,37 @@ def _train(options: argparse.Namespace) -> None:
         return {name: value for name, value in asked.items() if value is not None}
 
     settings = Settings(spaces=tuple(of("spaces")["spaces"]), **of(*SETTINGS))
-    width, form = of("code"), "matrix" if options.matrix else "sums"
-    tem_width = {"code": sum(MODULES), "modules": MODULES} if of("modules").get("modules") else width
-    sizes = Sizes(transition=options.transition, separation=options.separation, **width, **of("store", "below"))
-    rule = replace(CODE if of("rule")["rule"] == "code" else Rule(), form=form)
-    models = {"tem-t": Model(sizes), "tem": Model(MachineSizes(transition=options.transition, **tem_width), rule)}
+    width, modules = of("code"), of("modules").get("modules")
+    if options.code is not None and modules:
+        raise UserError(f"--code {options.code} and modules cannot both be: modules have {sum(MODULES)} (--no-modules)")
+    if options.below is not None and options.store in (None, "all"):
+        raise UserError("--below is of a memory that keeps only some moments: give --store surprising or new")
+    _check_read(options)
+    rule = RULES[of("rule")["rule"]]
+    rule = replace(rule, form="matrix") if options.matrix else rule
+    sizes = Sizes(transition=options.transition, **width, **of("separation", "store", "below"))
+    tem_width = {"code": sum(MODULES), "modules": MODULES} if modules else width
+    machine = MachineSizes(transition=options.transition, **tem_width, **of("sensory"))
+    models = {"tem-t": Model(sizes), "tem": Model(machine, rule)}
     if len(set(options.models)) < len(options.models):
         raise UserError(f"a model is asked for twice: {', '.join(options.models)}")
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     asked, device = combinations([models[name] for name in options.models], settings, seeds), device_of(options)
+    for run in asked[: len(options.models)]:
+        Run(run.model, run.settings)  # what cannot be is said before the first trains
     made_folder(options.out)
     for number, run in enumerate(asked, start=1):
         print(f"{number} of {len(asked)}: {run.label}", flush=True)
         train(options.out / run.label, run.model, run.settings, device, options.line)
     _show(read_runs(options.out), options.out)
+
+
+def _check_read(options: argparse.Namespace) -> None:
+    """UserError where the line has an option that none of its models reads."""
+    for model, names in OF_ONE_MODEL.items():
+        given = [name for name in names if getattr(options, name)]
+        if given and model not in options.models:
+            raise UserError(f"--{given[0]} is read by {model} alone, which --models leaves out")
 
 
 def _tables(options: argparse.Namespace) -> None:
@@ -106,17 +124,16 @@ def _figures(options: argparse.Namespace) -> None:
         raise UserError("--out is one folder, and there are several of runs: give one of them, or leave out --out")
     given = {name: value for name in HOW if (value := getattr(options, name)) is not None}
     how, device = How(room=options.room, **given), device_of(options)
-    for folder in options.folders:
-        runs = read_runs(folder)
-        every = tqdm(runs, desc="units", unit=" runs", dynamic_ncols=True, leave=False)
-        units = {run.folder: measured(run, how, device) for run in every}
+    every = {folder: read_runs(folder) for folder in options.folders}
+    rooms = {run.folder: room_of(run, how) for runs in every.values() for run in runs}  # says what cannot be first
+    for folder, runs in every.items():
         out = options.out or folder
         made_folder(out)
-        made = drawn(runs, lambda run: room_of(run, how), lambda run: units[run.folder])  # noqa: B023  # used here
-        show(
-            table(runs, lambda run: units[run.folder]),  # noqa: B023
-            out, "cells.txt", [("figure4", learning_curves(runs)), *made],
-        )  # fmt: skip
+        asked = tqdm([(run, trained) for run in runs for trained in (True, False)], desc="units", dynamic_ncols=True)
+        units = {(run.folder, trained): measured(run, how, device, trained) for run, trained in asked}
+        of = [lambda run, trained=trained: units[run.folder, trained] for trained in (True, False)]  # noqa: B023
+        made = drawn(runs, lambda run: rooms[run.folder], of[0])
+        show(table(runs, *of), out, "cells.txt", [("figure4", learning_curves(runs)), *made])
 
 
 def _capacity(options: argparse.Namespace) -> None:
@@ -183,7 +200,7 @@ def _add_train(commands: Any) -> None:
     command.add_argument("--transition", choices=("identity", "relu"), default="identity", help="of codes (identity)")
     command.add_argument("--code", type=int, metavar="C", help="width of a code (64)")
     command.add_argument(
-        "--separation", choices=("softmax", "linear", "exponential", "polynomial"), default="softmax",
+        "--separation", choices=("softmax", "linear", "exponential", "polynomial"),
         help="how TEM-t tells memories apart (softmax)",
     )  # fmt: skip
     command.add_argument(
@@ -194,9 +211,10 @@ def _add_train(commands: Any) -> None:
         "--below", type=float, metavar="X", help="surprising: a probability below it; new: a cosine of keys (0.5)"
     )
     command.add_argument(
-        "--rule", choices=("paper", "code"),
-        help="of TEM's memory: one step with ReLU, or the reference code's five with decay (paper)",
+        "--rule", choices=("paper", "code", "linear"),
+        help="of TEM's memory: one step with ReLU, the reference code's five with decay, or one linear step (paper)",
     )  # fmt: skip
+    command.add_argument("--sensory", type=int, metavar="X", help="TEM's sensory components (10)")
     command.add_argument("--matrix", action="store_true", help="TEM's memory as the paper's matrix, not as sums")
     command.add_argument(
         "--modules", action=argparse.BooleanOptionalAction, help="TEM's codes in the reference code's five modules (no)"
@@ -226,8 +244,8 @@ def _add_figures(commands: Any) -> None:
         "figures",
         "rate maps, grid and band scores beside shuffles, remapping (Figures 1, 2b, 4, 5)",
         "Records the units of every run (kept in the run's folder): its codes in a room, and its hippocampal units in "
-        "several environments. Prints how many units pass each score and how they remap, and writes that to cells.txt; "
-        "draws the maps of the first seed of each group, and the scores of all.",
+        "several environments, trained and with the first weights. Prints how many units pass each score and how they "
+        "remap, and writes that to cells.txt; draws the maps of the first seed of each group, and the scores of all.",
         "python -m small.tem figures runs/tem/small\n"
         "  python -m small.tem figures runs/tem/small/tem-t,seed=0 --room 21x21 --out runs/tem/maps",
     )
@@ -246,8 +264,8 @@ def _add_capacity(commands: Any) -> None:
         "capacity",
         "memories stored against recall, for each way to separate them",
         "Stores random codes with random symbols, and asks for one of them after each: recall of softmax, linear, "
-        "exponential and polynomial attention, and of TEM's memory. Prints how many memories there are where recall "
-        "falls below 0.9, and writes it to capacity.txt and the curves to capacity.png.",
+        "exponential and polynomial attention, and of TEM's memory by three rules. Prints how many memories there are "
+        "where recall falls below 0.9, and writes it to capacity.txt and the curves to capacity.png.",
         "python -m small.tem capacity --out runs/tem/capacity\n"
         "  python -m small.tem capacity --widths 8 16 --noise 0.5 --out runs/tem/noisy",
     )

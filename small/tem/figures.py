@@ -70,6 +70,8 @@ def capacities(curves: Sequence[Curve]) -> "Figure":
                 axes.plot(curve.memories, curve.recall, color=colour, linestyle=dashed, label=rule)
             axes.axhline(REACHED, color="black", linestyle=":", linewidth=0.8)
             axes.set(xscale="log", title=f"width {width}", xlabel="memories", ylim=(0, 1.02))
+            ticks = [10**power for power in range(1 + int(np.log10(max(curve.memories))))]
+            axes.set_xticks(ticks, [f"{tick:,d}" for tick in ticks])
             axes.grid(True)
         panels[0].set_ylabel("recall")
         panels[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1.0))

@@ -6,8 +6,9 @@ tem-transformer.txt, Section 4, and NOTES.md:
                                                              conjunctions -> memory -> retrieved -> summed over places
     symbols -> sensory x W_x -------------------------------/                                       -> MLP -> symbols
 
-What the paper writes in Equations 3 to 7 is here; what its figure shows as dashed lines (a place inferred from what is
-seen) is not, nor are the reference code's temporal filters of each frequency. The codes are those of TEM-t.
+What the paper writes in Equations 3 to 7 is here, with x and g of norm 1, which the paper leaves open. What its figure
+shows as dashed lines (a place inferred from what is seen) is not, nor are the reference code's temporal filters of each
+frequency. The codes are those of TEM-t.
 
 Dimension letters: B environments, T cells of a walk, C width of a code, X sensory components, G of places.
 """
@@ -23,7 +24,7 @@ from llm.model.activations import activation
 from llm.model.feedforward import FeedForward
 
 from ..checks import below
-from .memory import Rule, deconjunction, retrieve
+from .memory import Rule, recall
 from .model import TRANSITIONS, Codes, Prediction
 
 MODULES = tuple(3 * n for n in (10, 10, 8, 6, 6))  # the reference code's frequency modules (NOTES.md)
@@ -90,10 +91,9 @@ class Machine(nn.Module):
         codes = self.codes(actions)  # (B, T, C)
         sensory, places = self.bound(symbols, codes)
         # The query of time t + 1 stands in row t, so that it finds strictly earlier memories.
-        found = retrieve(sensory[:, :-1], places[:, :-1], places[:, 1:], self.rule)
-        alike = (places[:, 1:] @ places[:, :-1].mT).tril()
-        times = torch.arange(alike.shape[-1], device=alike.device).expand(len(alike), -1)  # every moment is kept
-        return Prediction(self.read_out(deconjunction(found)), codes, alike, times)
+        found = recall(sensory[:, :-1], places[:, :-1], places[:, 1:], self.rule)  # (B, T - 1, X)
+        times = torch.arange(found.shape[1], device=found.device).expand(len(found), -1)  # every moment is kept
+        return Prediction(self.read_out(found), codes, None, times)
 
     def bound(self, symbols: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """What a conjunction is made of, of norm 1: symbols (B, T), codes (B, T, C) -> x (B, T, X), g (B, T, G)."""
@@ -114,11 +114,16 @@ class _Thirds(nn.Module):
 
 
 def two_hot(symbols: int, width: int) -> Tensor:
-    """A vector of two ones for each symbol, (symbols, width); UserError where there are not as many."""
-    pairs = list(itertools.islice(itertools.combinations(range(width), 2), symbols))
+    """A vector of two ones for each symbol, (symbols, width), all components as often as may be.
+
+    Raises:
+        UserError: there are not as many.
+    """
+    apart = ((first, (first + by) % width) for by in range(1, width // 2 + 1) for first in range(width))
+    pairs = list(dict.fromkeys(tuple(sorted(pair)) for pair in apart))
     if len(pairs) < symbols:
         raise UserError(
-            f"{width} sensory components have {len(pairs)} two-hot vectors, and there are {symbols} symbols: give more "
-            "sensory components"
+            f"{width} sensory components have {len(pairs)} two-hot vectors, and there are {symbols} symbols: give a "
+            "greater --sensory"
         )
-    return torch.zeros(symbols, width).scatter_(1, torch.tensor(pairs), 1.0)
+    return torch.zeros(symbols, width).scatter_(1, torch.tensor(pairs[:symbols]), 1.0)

@@ -7,7 +7,8 @@ tem-transformer.txt, Sections 4 and 5, and NOTES.md. At every time a sensory vec
 and a place alone asks for what was there: q = flatten(1^T g), q <- act(keep q + q M) for some steps     (Eq. 6)
 
 M has (X G)^2 numbers. As q M = sum_s c_s (q . p_s) p_s with c_s = rate decay^(t - s), it need not be made: a step is a
-sum over the t memories of X G numbers each (Eq. 8, 9). One step without act, summed over places (Eq. 7), needs neither:
+sum over the t memories of X G numbers each (Eq. 8, 9). One step without act, summed over places (Eq. 7), needs no
+conjunction either:
 
     x = sum_s c_s (1 . x_s) (g . g_s) (1 . g_s) x_s                                                      (Eq. 10)
 
@@ -34,7 +35,7 @@ ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "clipped": lambda p: nn.functional.leaky_relu(p.clamp(-1, 1), 0.01),  # the authors' code: nothing grows beyond 1
 }
 SEPARATIONS = ("softmax", "linear", "exponential", "polynomial")
-FORMS = ("sums", "matrix")
+FORMS = ("sums", "matrix", "factored")
 POWER = 3  # of the polynomial; odd, so that what is unlike counts against
 
 
@@ -48,7 +49,8 @@ class Rule:
         keep: of what was retrieved, added to the next step.
         steps: of the attractor.
         act: "relu" in the paper, "clipped" in its code, or "identity".
-        form: "sums" over memories, or the "matrix" of the paper; they are equal, and differ in time alone.
+        form: "sums" over memories, the "matrix" of the paper, or, of one step without act, "factored" (Eq. 10); they
+            are equal, and differ in time alone.
     """
 
     decay: float = 1.0
@@ -65,16 +67,22 @@ class Rule:
         if self.act not in ACTS:
             problems.append(f"act {self.act!r} is unknown: give {', '.join(ACTS)}")
         if self.form not in FORMS:
-            problems.append(f"form {self.form!r} is unknown: give {' or '.join(FORMS)}")
+            problems.append(f"form {self.form!r} is unknown: give {', '.join(FORMS)}")
+        if self.form == "factored" and (self.steps, self.act) != (1, "identity"):
+            problems.append("the factored form is of one step with act identity: give the form sums")
         if problems:
             raise UserError("; ".join(problems))
 
 
-CODE = Rule(decay=0.9999, rate=0.5, keep=0.8, steps=5, act="clipped")  # NOTES.md: the reference code's numbers
+RULES = {
+    "paper": Rule(),
+    "code": Rule(decay=0.9999, rate=0.5, keep=0.8, steps=5, act="clipped"),  # NOTES.md: the reference code's numbers
+    "linear": Rule(act="identity", form="factored"),  # Section 5: TEM as attention
+}
 
 
-def retrieve(sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule) -> Tensor:
-    """What places ask for, in the form that the rule says.
+def recall(sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule) -> Tensor:
+    """What places ask for, summed over places (Eq. 6, 7), in the form that the rule says.
 
     Args:
         sensory: x (B, S, X).
@@ -82,13 +90,15 @@ def retrieve(sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule) -> Te
         queries: g that is asked for (B, S, G).
 
     Returns:
-        Retrieved conjunctions (B, S, X, G).
+        Sensory parts (B, S, X).
     """
-    return (retrieve_by_sums if rule.form == "sums" else retrieve_by_matrix)(sensory, places, queries, rule)
+    if rule.form == "factored":
+        return recall_factored(sensory, places, queries, rule)
+    return deconjunction((retrieve if rule.form == "sums" else retrieve_by_matrix)(sensory, places, queries, rule))
 
 
-def retrieve_by_sums(sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule) -> Tensor:
-    """`retrieve` as sums over memories: O(S) for each number of a conjunction."""
+def retrieve(sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule) -> Tensor:
+    """Retrieved conjunctions (B, S, X, G), as sums over memories: O(S) for each number of a conjunction."""
     stored = conjunction(sensory, places).flatten(2)  # (B, S, X G)
     shares = _shares(rule, stored)
     found = _asked(sensory, queries).flatten(2)
@@ -111,10 +121,14 @@ def retrieve_by_matrix(sensory: Tensor, places: Tensor, queries: Tensor, rule: R
     return torch.cat(rows, dim=1).unflatten(-1, (sensory.shape[-1], places.shape[-1]))
 
 
-def retrieve_sensory(sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule) -> Tensor:
-    """The sensory part of one step without act, by Equation 10: (B, S, X). Steps, keep and act are not read."""
+def recall_factored(sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule) -> Tensor:
+    """The sensory part of one step without act by Equation 10, (B, S, X): no conjunction is made.
+
+    What the rule keeps of the query itself is the query's own sum, in every sensory component.
+    """
     weights = queries @ places.mT * _shares(rule, places)  # (B, S, S)
-    return (weights * (sensory.sum(-1) * places.sum(-1))[:, None]) @ sensory
+    found = (weights * (sensory.sum(-1) * places.sum(-1))[:, None]) @ sensory
+    return found + rule.keep * queries.sum(-1, keepdim=True)
 
 
 def conjunction(sensory: Tensor, places: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class Prediction(NamedTuple):
 
     logits: Tensor  # (B, T - 1, symbols)
     codes: Tensor  # (B, T, C), of every time
-    weights: Tensor  # (B, T - 1, M): of time t + 1 (a row) to the memories of times 0 to t
+    weights: Tensor | None  # (B, T - 1, M): of time t + 1 (a row) to the memories of times 0 to t; None of TEM
     times: Tensor  # (B, M): when each memory was made; T - 1 is no memory
 
 

@@ -2,13 +2,14 @@
 
 tem-transformer.txt, Sections 3 and 6, Figures 1, 2b, 5. Two recordings:
 
-    codes      walkers from the middle of a room, which share the first code -> rate maps -> grid and band scores, and
-               those of shuffles
+    codes      walkers from the middle of a room, which share the first code, once they are anywhere -> rate maps ->
+               grid and band scores, and those of shuffles
     remapping  a walk in each of several environments fills its memory -> other walkers go on from there, the memory
                stays -> rate maps of codes and of hippocampal units in both halves of these walkers
 
 Hippocampal units are, of TEM-t, its memory neurons: the attention weights, one neuron for each memory in the order in
-which they were made; of TEM, its conjunctions of what is seen and where.
+which they were made; of TEM, its conjunctions of what is seen and where. An untrained model, of the same first weights,
+tells how much of all this is learned.
 
 Dimension letters: E environments, W walkers, T steps, S cells of the room, C components of a code, M hippocampal units,
 L shuffles.
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from llm.errors import UserError
 
+from ..checks import below
 from ..draws import seeds_of
 from ..folder import copy_into
 from ..grid.cells import RateMaps, band_scores, grid_scores
@@ -38,7 +40,8 @@ from .runs import Done
 from .train import Run
 
 UNITS = "units.safetensors"
-SETTLE = 10  # steps of a walk that are left out: a ReLU's first code is unlike those that are moved on
+SETTLE = 100  # steps of a walk that are left out: until then where a walker is tells how long it has walked
+FLAT = 1e-6  # a map varies less than this of its size by rounding
 SQUARE = "15x15"  # larger than any room of training, so that several periods are seen
 
 
@@ -48,8 +51,8 @@ class How:
 
     Args:
         room: of the codes; None is SQUARE, or the largest of training where those are of another structure.
-        walkers, steps: of the codes' walks.
-        shuffles: for each unit.
+        walkers, steps: of the codes' walks, after SETTLE steps.
+        shuffles: for each unit, fewer than walkers.
         environments: E; their room is the largest of training.
         probes: walkers that go on in each; half of them make one map, half the other.
     """
@@ -62,12 +65,10 @@ class How:
     probes: int = 64
 
     def __post_init__(self) -> None:
-        least = {"walkers": 2, "steps": SETTLE + 10, "shuffles": 20, "environments": 2, "probes": 2}
-        if problems := [
-            f"{name} {getattr(self, name)} must be at least {low}"
-            for name, low in least.items()
-            if getattr(self, name) < low
-        ]:
+        problems = below(self, {"walkers": 21, "steps": 1, "shuffles": 20, "environments": 2, "probes": 2})
+        if self.shuffles >= self.walkers:
+            problems.append(f"shuffles {self.shuffles} must be fewer than walkers {self.walkers}")
+        if problems:
             raise UserError("; ".join(problems))
 
 
@@ -75,38 +76,52 @@ class Units(NamedTuple):
     """What was measured of a run; scores are NaN in a room that is no square."""
 
     codes: Tensor  # (C, S), rates of the codes
-    by_place: Tensor  # (): the share of the codes' variance that the cell explains
+    by_place: Tensor  # (): the share of the codes' variance that the cell explains, of one half of walkers by the other
     grid: Tensor  # (C,)
     grid_shuffled: Tensor  # (L, C)
     band: Tensor  # (C,)
     band_shuffled: Tensor  # (L, C)
-    hippocampal: Tensor  # (E, 2, M, S'), rates in both halves, in the largest room of training
+    hippocampal: Tensor  # (E, 2, M, S'), rates in both halves, in the largest room of training; NaN where never walked
     entorhinal: Tensor  # (E, 2, C, S'), of the codes there
 
-    def passing(self, kind: str) -> float:
-        """The share of units whose score, "grid" or "band", is above the 95th percentile of their own shuffles; by
-        chance it is 0.05. NaN in a room that is no square."""
+    def passes(self, kind: str) -> Tensor:
+        """(C,) bool: which units have a score, "grid" or "band", that at most 5 in 100 of it and its own shuffles reach
+        (one-sided test by permutation); by chance it is one in twenty."""
         own, shuffled = getattr(self, kind), getattr(self, f"{kind}_shuffled")
-        if own.isnan().all():
+        reached = 1 + (shuffled >= own).sum(0)
+        return own.isfinite() & (reached <= 0.05 * (1 + len(shuffled)))
+
+    def share(self, kind: str) -> float:
+        """The share of units that pass "grid" or "band"; that are "grids" and not bands, or "bands": that pass, the
+        one with a band score of at most 1/2, which two equal waves have, the other above. NaN in a room that is no
+        square."""
+        if self.grid.isnan().all():
             return float("nan")
-        return (own > shuffled.nanquantile(0.95, dim=0)).double().mean().item()
+        known = {
+            "grids": lambda: self.passes("grid") & (self.band <= 0.5),
+            "bands": lambda: self.passes("band") & (self.band > 0.5),
+        }
+        found = known[kind]() if kind in known else self.passes(kind)
+        return found.double().mean().item()
 
 
-def measured(done: Done, how: How, device: str = "cpu") -> Units:
-    """The units of a run at its last checkpoint, kept in its folder.
+def measured(done: Done, how: How, device: str = "cpu", trained: bool = True) -> Units:
+    """The units of a run at its last checkpoint, or with its first weights; kept in its folder.
 
     Raises:
-        UserError: a damaged checkpoint; a room of other actions.
+        UserError: a damaged checkpoint; a room of other actions; a cell that no walker came to.
     """
     room = room_of(done, how)
-    facts = asdict(how) | {"room": room.name, "step": done.last.step}
+    facts = asdict(how) | {"room": room.record(), "step": done.last.step if trained else 0}
 
     def measure() -> Units:
         run = Run(done.model, done.settings, device)
-        copy_into(run.tensors(), done.folder)
+        if trained:
+            copy_into(run.tensors(), done.folder)
         return record(run, room, how)
 
-    return measured_once(done.folder / UNITS, Units, facts, measure)
+    name = UNITS if trained else f"untrained_{UNITS}"
+    return measured_once(done.folder / name, Units, facts, measure)
 
 
 def room_of(done: Done, how: How) -> Graph:
@@ -136,18 +151,39 @@ def record(run: Run, room: Graph, how: How) -> Units:
 
 def _codes(run: Run, room: Graph, how: How) -> tuple[Tensor, ...]:
     random = np.random.default_rng(seeds_of(run.settings.seed, "record codes"))
-    start = np.full(how.walkers, _middle(room))
-    cells, actions = (torch.from_numpy(each).to(run.device) for each in Dice(room).walks(start, how.steps, random))
-    codes, cells = run.model.codes(actions)[:, SETTLE:], cells[:, SETTLE:]  # type: ignore[operator]  # both have some
+    start, steps = np.full(how.walkers, _middle(room)), SETTLE + how.steps
+    cells, actions = (torch.from_numpy(each).to(run.device) for each in Dice(room).walks(start, steps, random))
+    codes, cells = run.model.codes(actions)[:, SETTLE + 1 :], cells[:, SETTLE + 1 :]  # type: ignore[operator]
     rates = _rates(codes, cells, room)
-    spread = codes - rates.T.to(codes)[cells]
-    by_place = 1 - spread.square().sum() / (codes - codes.mean((0, 1))).square().sum()
-    shuffled = [_rates(_shifted(codes, random), cells, room) for _ in range(how.shuffles)]
-    return (
-        rates, by_place,
-        *itertools.chain(*((score(rates), torch.stack([score(each) for each in shuffled]))
-        for score in (_on_squares(grid_scores, room), _on_squares(band_scores, room)))),
-    )  # fmt: skip
+    if missed := int(rates.isnan().any(0).sum()):
+        raise UserError(
+            f"{how.walkers} walkers never came to {missed} of the {rates.shape[1]} cells of the room: give more "
+            "--walkers or --steps, or a smaller --room"
+        )
+    shuffled = [
+        _rates(_others(codes, by), cells, room) for by in random.permutation(how.walkers - 1)[: how.shuffles] + 1
+    ]
+    scores: list[Tensor] = []
+    for score in (grid_scores, band_scores):
+        scores += [_scored(score, rates, room), torch.stack([_scored(score, each, room) for each in shuffled])]
+    return rates, _explained(codes, cells, room), *scores
+
+
+def _others(codes: Tensor, by: int) -> Tensor:
+    """A shuffle: each walker has the codes of another one at the same time.
+
+    What a unit does from step to step stays, and from the start on; where it does so is lost.
+    """
+    return codes.roll(int(by), 0)
+
+
+def _explained(codes: Tensor, cells: Tensor, room: Graph) -> Tensor:
+    """The share of the variance of one half's codes that the other half's rates in the same cells explain."""
+    half = len(codes) // 2
+    expected = _rates(codes[:half], cells[:half], room).T.to(codes)[cells[half:]]
+    known = expected.isfinite().all(-1)
+    rest = codes[half:][known] - expected[known]
+    return 1 - rest.square().sum() / (codes[half:][known] - codes[half:][known].mean(0)).square().sum()
 
 
 def _middle(room: Graph) -> int:
@@ -157,32 +193,18 @@ def _middle(room: Graph) -> int:
     return int(np.square(room.places - room.places.mean(0)).sum(1).argmin())
 
 
-def _shifted(codes: Tensor, random: np.random.Generator) -> Tensor:
-    """A shuffle: all walks after each other, moved in a circle by whole walks and a part of one.
-
-    What one unit does from step to step stays (Langston et al. 2010, one long session); where it did so is lost, and
-    the part of a walk sees to it that the walkers' common start is too.
-    """
-    walkers, steps = codes.shape[:2]
-    part = random.integers(steps // 10, steps - steps // 10)
-    shift = int(random.integers(1, walkers) * steps + part)
-    return codes.flatten(0, 1).roll(shift, 0).view_as(codes)
-
-
-def _on_squares(score: Callable[[Tensor], Tensor], room: Graph) -> Callable[[Tensor], Tensor]:
-    def scored(rates: Tensor) -> Tensor:
-        if room.shape is None:
-            return torch.full_like(rates[:, 0], torch.nan)
-        return score(rates.unflatten(1, room.shape))
-
-    return scored
+def _scored(score: Callable[[Tensor], Tensor], rates: Tensor, room: Graph) -> Tensor:
+    """(C, S) -> (C,), NaN in a room that is no square."""
+    if room.shape is None:
+        return torch.full_like(rates[:, 0], torch.nan)
+    return score(rates.unflatten(1, room.shape))
 
 
 def _rates(activity: Tensor, cells: Tensor, room: Graph) -> Tensor:
-    """activity (W, T, R) at cells (W, T) -> (R, S), by the time in each cell."""
+    """activity (W, T, R) at cells (W, T) -> (R, S), by the time in each cell; NaN where nobody came."""
     maps = RateMaps(len(room.cells), activity.shape[-1], activity.device)
     maps.add(cells.flatten(), activity.flatten(0, 1))
-    return maps.rates("occupancy")
+    return maps.rates("occupancy").masked_fill(maps.visits == 0, torch.nan)
 
 
 # ---- Remapping -------------------------------------------------------------------------------------------------------
@@ -236,6 +258,10 @@ def _hippocampal(model: torch.nn.Module, codes: Tensor, actions: Tensor, symbols
 class Remapping:
     """How units of some kind change between environments; the correlations are Pearson's.
 
+    That memory neurons of one number are nowhere alike is so by their making, as every walk is another; that their
+    fields are narrow and stay is learned. Neighbours in number were made one after the other, and are neighbours in
+    space in every environment: `pairs` is what this leaves, and the same of codes is the comparison.
+
     Args:
         within: of each unit's maps in both halves, the mean over environments, (M,).
         across: of its maps in two environments, one half each, the mean over pairs, (M,).
@@ -249,10 +275,14 @@ class Remapping:
 
 
 def remapping(rates: Tensor) -> Remapping:
-    """rates (E, 2, M, S) -> correlations; a unit that is flat in a map is left out of what needs it (NaN)."""
-    standard = rates.double() - rates.double().mean(-1, keepdim=True)
+    """rates (E, 2, M, S) -> correlations, over the cells that all maps have.
+
+    A unit that is flat in a map is left out of what needs it (NaN).
+    """
+    known = rates.double()[..., rates.isfinite().flatten(0, -2).all(0)]
+    standard = known - known.mean(-1, keepdim=True)
     length = standard.norm(dim=-1, keepdim=True)
-    standard = torch.where(length > 1e-9, standard / length, torch.nan)
+    standard = torch.where(length > FLAT * known.norm(dim=-1, keepdim=True), standard / length, torch.nan)
     between = torch.einsum("ems,fms->efm", standard[:, 0], standard[:, 1]).numpy()  # (E, E, M)
     same = np.eye(len(rates), dtype=bool)
     upper = np.triu_indices(rates.shape[2], 1)
@@ -260,5 +290,13 @@ def remapping(rates: Tensor) -> Remapping:
     found = []
     for one, other in itertools.combinations(alike, 2):
         both = np.isfinite(one) & np.isfinite(other)
-        found.append(np.corrcoef(one[both], other[both])[0, 1] if both.sum() > 2 else np.nan)
-    return Remapping(np.nanmean(between[same], 0), np.nanmean(between[~same], 0), float(np.nanmean(found)))
+        if both.sum() > 2:
+            found.append(np.corrcoef(one[both], other[both])[0, 1])
+    return Remapping(mean_known(between[same]), mean_known(between[~same]), float(np.mean(found)) if found else np.nan)
+
+
+def mean_known(values: np.ndarray) -> np.ndarray:
+    """The mean over the first axis of what is not NaN; NaN of nothing."""
+    known = np.isfinite(values)
+    count = known.sum(0)
+    return np.where(count > 0, np.where(known, values, 0.0).sum(0) / np.maximum(count, 1), np.nan)

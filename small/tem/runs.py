@@ -16,7 +16,7 @@ from llm.errors import UserError
 
 from .. import groups
 from ..folder import RECORD, TENSORS, checkpoint_step, read_record, run_folders
-from .train import PARTS, PROGRAM, Model, Row, Settings, read_table
+from .train import PARTS, PROGRAM, Model, Row, Settings, digests, read_table
 
 REACHED = 0.9  # zero-shot accuracy
 NAMES = {"tem-t": "TEM-t", "tem": "TEM"}
@@ -47,7 +47,7 @@ class Done:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """All that the runs of a group share: everything but the seed."""
-        rule = {} if self.model.rule is None else asdict(self.model.rule)
+        rule = {} if self.model.rule is None else {f"rule.{k}": v for k, v in asdict(self.model.rule).items()}
         found = {"model": self.model.name, **asdict(self.model.sizes), **rule, **asdict(self.settings)}
         del found["seed"]
         return found
@@ -79,6 +79,8 @@ def _read(folder: Path) -> Done:
         model = Model.from_record(record["model"])
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{folder / RECORD} is of another version ({error}): train again with another --out") from error
+    if record["spaces"] != digests(settings):
+        raise UserError(f"a file among the spaces of {folder} has changed since: put it back, or train anew")
     step = checkpoint_step(folder)  # a kill may have left a table that is one row ahead
     return Done(folder, model, settings, [row for row in read_table(folder) if row.step <= step])
 
@@ -127,18 +129,23 @@ def report(runs: Sequence[Done]) -> str:
 
 
 def comparison(first: Sequence[Done], second: Sequence[Done]) -> str:
-    """The zero-shot accuracy of one group less the other's at the last step, within seeds, with its 95% interval."""
-    sides = [{run.settings.seed: run for run in side} for side in (first, second)]
-    shared = [s for s in sorted(sides[0].keys() & sides[1].keys()) if len({side[s].last.step for side in sides}) == 1]
+    """The zero-shot accuracy of one group less the other's, within seeds, with its 95% interval.
+
+    At the last step at which all runs of the seeds that both have were tested.
+    """
+    sides = [{run.settings.seed: {row.step: row for row in run.rows} for run in side} for side in (first, second)]
+    seeds = sorted(sides[0].keys() & sides[1].keys())
+    steps = set.intersection(*(set(side[seed]) for side in sides for seed in seeds)) if seeds else {0}
     title = " - ".join(names([first, second]))
-    if len(shared) < 2:
-        return f"{title}: no test, as fewer than two seeds of both are at the same step."
-    one, other = (np.array([side[seed].last.zero_shot for seed in shared]) for side in sides)
+    if len(seeds) < 2 or not max(steps):
+        return f"{title}: no test, as fewer than two seeds of both have been tested at one step."
+    last = max(steps)
+    one, other = (np.array([side[seed][last].zero_shot for seed in seeds]) for side in sides)
     differences = one - other
     half = groups.half_interval(differences)
-    step = np.mean([run.last.seconds for run in second]) / np.mean([run.last.seconds for run in first])
+    took = [np.mean([side[seed][last].seconds for seed in seeds]) for side in sides]
     return (
-        f"{title}: zero-shot accuracy {differences.mean():+.3f} after {first[0].last.step} steps, 95% interval "
-        f"{differences.mean() - half:+.3f} to {differences.mean() + half:+.3f} within {len(shared)} seeds; a step of "
-        f"the second takes {step:.1f} times as long."
+        f"{title}: zero-shot accuracy {differences.mean():+.3f} after {last} steps, 95% interval "
+        f"{differences.mean() - half:+.3f} to {differences.mean() + half:+.3f} within {len(seeds)} seeds; a step of "
+        f"the second takes {took[1] / took[0]:.1f} times as long."
     )

@@ -10,6 +10,8 @@ All that is drawn is a function of (seed, step). A killed training goes on from 
 on a CPU with as many threads, ends with the same weights. Seconds are those of training alone, over all lives.
 """
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -35,7 +37,7 @@ from .memory import Rule
 from .model import Prediction, Sizes, TemTransformer
 
 PROGRAM, ROWS = "small.tem", "accuracy.csv"
-PARTS = ("model", "settings")
+PARTS = ("model", "settings", "spaces")
 SPACES = ("5x5", "6x6", "7x7")
 
 
@@ -187,7 +189,14 @@ class Run:
 
 def folder_of(path: Path, model: Model, settings: Settings) -> TableFolder[Row]:
     """The folder of one run: accuracy.csv has a row for each evaluation."""
-    return TableFolder(path, PROGRAM, {"model": model.record(), "settings": asdict(settings)}, ROWS, Row)
+    asked = {"model": model.record(), "settings": asdict(settings), "spaces": digests(settings)}
+    return TableFolder(path, PROGRAM, asked, ROWS, Row)
+
+
+def digests(settings: Settings) -> dict[str, str]:
+    """What each space is: a file's may change under its name."""
+    records = {text: json.dumps(space(text).record()) for text in settings.spaces}
+    return {text: hashlib.sha256(record.encode()).hexdigest()[:16] for text, record in records.items()}
 
 
 def read_table(path: Path) -> list[Row]:

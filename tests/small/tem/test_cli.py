@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from small.tem import recording
 from small.tem.cli import main
 from small.tem.machine import MODULES, MachineSizes
-from small.tem.memory import CODE, Rule
+from small.tem.memory import RULES, Rule
 from small.tem.model import Sizes
 from small.tem.runs import read_runs
 from small.tem.train import Model, Settings
@@ -39,11 +40,14 @@ def test_train_makes_a_table_and_figure_4(tmp_path: Path, capsys) -> None:
 
 
 def test_options_reach_the_models(tmp_path: Path) -> None:
-    words = ["train", *WORDS, "--seeds", "1", "--rule", "code", "--modules", "--separation", "linear"]
+    words = ["train", *WORDS, "--seeds", "1", "--rule", "code", "--modules", "--separation", "linear", "--matrix"]
+    words += ["--store", "new", "--below", "0.7", "--sensory", "11"]
     assert main([*words, "--transition", "relu", "--out", str(tmp_path)]) == 0
     transformer, machine = (run.model for run in read_runs(tmp_path))
-    assert transformer.sizes == Sizes(transition="relu", separation="linear") and transformer.rule is None
-    assert machine == Model(MachineSizes(code=sum(MODULES), modules=MODULES, transition="relu"), CODE)
+    sizes = Sizes(transition="relu", separation="linear", store="new", below=0.7)
+    assert transformer.sizes == sizes and transformer.rule is None
+    sizes = MachineSizes(code=sum(MODULES), modules=MODULES, transition="relu", sensory=11)
+    assert machine == Model(sizes, replace(RULES["code"], form="matrix"))
 
 
 def test_the_papers_preset_is_the_reference_codes(tmp_path: Path, monkeypatch) -> None:
@@ -58,11 +62,11 @@ def test_the_papers_preset_is_the_reference_codes(tmp_path: Path, monkeypatch) -
         spaces=("8x8", "9x9", "10x10", "11x11"), steps=20_000, batch=8, walk_from=25, walk_to=300, test_every=250
     )  # fmt: skip
     assert transformer == Model(Sizes(code=120))
-    assert machine == Model(MachineSizes(code=120, modules=(30, 30, 24, 18, 18)), CODE)
+    assert machine == Model(MachineSizes(code=120, modules=(30, 30, 24, 18, 18)), RULES["code"])
 
 
 def test_figures_are_of_every_model(tmp_path: Path, capsys, monkeypatch) -> None:
-    words = ["--room", "7x7", "--walkers", "8", "--steps", "30", "--shuffles", "20", "--probes", "4"]
+    words = ["--room", "5x5", "--walkers", "24", "--steps", "30", "--shuffles", "20", "--probes", "4"]
     assert main(["train", *WORDS, "--seeds", "2", "--code", "9", "--out", str(tmp_path / "runs")]) == 0
     capsys.readouterr()
     assert main(["figures", str(tmp_path / "runs"), *words, "--environments", "3", "--out", str(tmp_path / "o")]) == 0
@@ -71,8 +75,8 @@ def test_figures_are_of_every_model(tmp_path: Path, capsys, monkeypatch) -> None
     assert {path.stem for path in (tmp_path / "o").glob("*.png")} == names | {"figure4"}
     assert all(is_a_picture(path) for path in (tmp_path / "o").glob("*.png"))
     assert (tmp_path / "o" / "cells.txt").read_text().strip() in printed
-    rows = {line.split("  ")[0]: line.split("  ") for line in printed.splitlines() if line.startswith("TEM")}
-    assert set(rows) == {"TEM-t", "TEM"}
+    names = [line.split("  ")[0] for line in printed.splitlines() if line.startswith("TEM")]
+    assert names == ["TEM-t", "TEM-t, untrained", "TEM", "TEM, untrained"]
     # What was measured is not measured again.
     monkeypatch.setattr(recording, "record", None)
     assert main(["figures", str(tmp_path / "runs"), *words, "--environments", "3", "--out", str(tmp_path / "p")]) == 0
@@ -81,14 +85,17 @@ def test_figures_are_of_every_model(tmp_path: Path, capsys, monkeypatch) -> None
     assert "room hex:3x3 has the actions" in capsys.readouterr().err
     assert main(["figures", str(tmp_path / "runs"), "--shuffles", "3"]) == 2
     assert "shuffles 3 must be at least 20" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["figures", str(tmp_path / "runs"), *words, "--room", "40x40"]) == 2
+    assert "24 walkers never came to" in capsys.readouterr().err
 
 
 def test_families_have_maps_and_no_grid_scores(tmp_path: Path, capsys) -> None:
     words = [*WORDS[3:], "--models", "tem-t", "--seeds", "1", "--spaces", "family:3", "--out", str(tmp_path)]
     assert main(["train", *words]) == 0
-    assert main(["figures", str(tmp_path), "--walkers", "4", "--shuffles", "20", "--probes", "4"]) == 0
-    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("TEM-t") and "nan" in line)
-    assert row.split()[3:7] == ["nan"] * 4
+    assert main(["figures", str(tmp_path), "--walkers", "24", "--shuffles", "20", "--probes", "4"]) == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("TEM-t  ") and "nan" in line)
+    assert row.split()[3:9] == ["nan"] * 6
     assert {path.stem for path in tmp_path.glob("*.png")} == {
         "figure1,tem-t,seed=0", "figure4", "figure5,tem-t,seed=0"
     }  # fmt: skip
@@ -106,12 +113,17 @@ def test_capacity_writes_a_table_and_curves(tmp_path: Path, capsys) -> None:
     ("words", "sentence"),
     [
         (["train", "--out", "o", "--spaces", "5x5", "hex:3x3"], "spaces must share one structure"),
-        (["train", "--out", "o", "--symbols", "46"], "there are 46 symbols: give more sensory components"),
+        (["train", "--out", "o", "--symbols", "46"], "there are 46 symbols: give a greater --sensory"),
         (["train", "--out", "o", "--models", "tem", "tem"], "a model is asked for twice"),
         (["train", "--out", "o", "--lr", "0"], "lr 0.0 must be a finite number above 0"),
         (["train", "--out", "o", "--store", "new", "--below", "1"], "below 1.0 must be between 0 and 1"),
-        (["capacity", "--memories", "1"], "memories at least 2"),
+        (["capacity", "--memories", "1"], "memories 2 to 16,384"),
         (["capacity", "--noise", "nan"], "the noise finite and not below 0"),
+        (["capacity", "--widths", "5000"], "widths must be 1 to 4,096"),
+        (["train", "--out", "o", "--below", "0.1"], "--below is of a memory that keeps only some moments"),
+        (["train", "--out", "o", "--models", "tem", "--store", "new"], "--store is read by tem-t alone"),
+        (["train", "--out", "o", "--models", "tem-t", "--rule", "code"], "--rule is read by tem alone"),
+        (["train", "--out", "o", "--modules", "--code", "12"], "--code 12 and modules cannot both be"),
         (["figures", "."], "holds no run of python -m small.tem with a result: train first"),
         (["tables", "."], "holds no run of python -m small.tem with a result: train first"),
     ],

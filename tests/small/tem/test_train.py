@@ -14,17 +14,18 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from llm.errors import UserError
+from small.groups import grouped
 from small.tem.machine import Machine, MachineSizes
-from small.tem.memory import CODE
+from small.tem.memory import RULES
 from small.tem.model import Sizes, TemTransformer
-from small.tem.runs import Done, comparison, report
+from small.tem.runs import Done, comparison, names, read_runs, report
 from small.tem.train import Model, Row, Run, Settings, read_table, train
 
 SETTINGS = Settings(
     spaces=("3x3", "3x4"), symbols=6, steps=6, batch=4, walk_from=8, walk_to=12, test_every=2, tested=4, tested_steps=20
 )  # fmt: skip
 TEM_T = Model(Sizes(code=8, keys=6, values=5, neurons=7))
-TEM = Model(MachineSizes(code=9, modules=(6, 3), sensory=4, neurons=7), CODE)
+TEM = Model(MachineSizes(code=9, modules=(6, 3), sensory=4, neurons=7), RULES["code"])
 
 
 def test_a_training_is_adam_on_fresh_walks_of_growing_length() -> None:
@@ -124,3 +125,33 @@ def test_the_table_says_when_runs_got_there_and_compares_within_seeds() -> None:
         f"{differences.mean() + half:+.3f} within 3 seeds; a step of the second takes 3.0 times as long"
     ) in text
     assert "no test, as fewer than two seeds" in comparison(first[:1], second)
+
+
+def test_runs_under_way_are_compared_where_all_have_been() -> None:
+    first = [made(TEM_T, s, (0, 0, 0.1), (50, 2.0, 0.5 + s / 10), (100, 9.0, 0.9)) for s in (0, 1)]
+    first.append(made(TEM_T, 7, (0, 0, 0.1)))  # a seed that the other side lacks
+    second = [made(TEM, 0, (0, 0, 0.1), (50, 4.0, 0.4), (100, 8.0, 0.8)), made(TEM, 1, (0, 0, 0.1), (50, 4.0, 0.4))]
+    text = comparison(first, second)
+    assert (
+        "zero-shot accuracy +0.150 after 50 steps" in text and "within 2 seeds; a step of the second takes 2.0" in text
+    )
+    assert "no test" in comparison([made(TEM_T, s, (0, 0, 0.1)) for s in (0, 1)], second)
+
+
+def test_rules_of_a_memory_make_groups(tmp_path: Path) -> None:
+    """Two runs that differ in the steps of the attractor are no two seeds."""
+    runs = [made(Model(TEM.sizes, replace(RULES["code"], steps=steps)), 0, (0, 0, 0.1)) for steps in (5, 1)]
+    assert names(grouped(runs)) == ["TEM, rule.steps 5", "TEM, rule.steps 1"]
+
+
+def test_a_space_that_changed_under_its_name_is_another(tmp_path: Path) -> None:
+    maze = tmp_path / "maze.txt"
+    maze.write_text("#####\n#...#\n#...#\n#####\n")
+    settings = replace(SETTINGS, spaces=(str(maze),))
+    train(tmp_path / "run", TEM_T, settings, quiet=True)
+    assert len(read_runs(tmp_path)) == 1
+    maze.write_text("#####\n#...#\n#.#.#\n#...#\n#####\n")
+    with pytest.raises(UserError, match=r"differ in spaces\..*maze.txt"):
+        train(tmp_path / "run", TEM_T, settings, quiet=True)
+    with pytest.raises(UserError, match=r"a file among the spaces of .* has changed since"):
+        read_runs(tmp_path)
