@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..model import DecoderConfig
-from ..model.loss import CHUNK_ELEMENTS
+from ..model.loss import CHUNK_BYTES, WIDE_ELEMENTS
 from .sizes import block_matrices, head_matrix, stream_widths
 
 Terms = dict[str, int]  # name of a term -> bytes
@@ -199,8 +199,9 @@ def loss_forward(work: Work) -> Terms:
     """Bytes of the loss in its forward pass (`loss.py`), which also makes the gradient."""
     c, f, n = work.config, work.formats, work.tokens
     head, vocabulary = head_matrix(c), c.unpadded_vocab_size
-    rows = min(n, max(1, CHUNK_ELEMENTS // vocabulary))
     half = f.w == 2
+    rows = min(n, max(1, CHUNK_BYTES // (f.w * vocabulary)))
+    wide = min(rows, max(1, WIDE_ELEMENTS[work.kernels] // vocabulary)) if half else 0  # float32 is turned in place
     product = 2 * head if half else 0  # of the chunk, in bf16, before it is added to the sum
     widened = 4 * head if half and work.kernels == "cpu" else 0  # and in fp32: a CPU adds like to like
     return {
@@ -208,7 +209,8 @@ def loss_forward(work: Work) -> Terms:
         "gradient of the hidden states": work.entering,
         "hidden states": work.hidden + (work.entering if f.autocast else 0),
         "head in bf16": 2 * head if f.autocast else 0,
-        "chunk of logits": (6 if half else 4) * rows * vocabulary + (0 if half else 4 * rows * c.hidden_size),
+        "chunk of logits": f.w * rows * vocabulary + (0 if half else 4 * rows * c.hidden_size),
+        "part of it in fp32": 4 * wide * vocabulary,
         "product of a chunk": product + widened,
     }
 

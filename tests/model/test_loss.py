@@ -14,6 +14,7 @@ from llm.model import loss as losses
     width=st.integers(1, 24),
     vocabulary=st.integers(2, 50),
     chunk=st.integers(1, 1000),
+    wide=st.integers(1, 1000),
     ignored=st.floats(0, 0.9),
     items=st.none() | st.integers(1, 500),
     scale=st.sampled_from([0.1, 1.0, 30.0]),
@@ -25,6 +26,7 @@ def test_value_and_gradients(
     width: int,
     vocabulary: int,
     chunk: int,
+    wide: int,
     ignored: float,
     items: int | None,
     scale: float,
@@ -38,12 +40,12 @@ def test_value_and_gradients(
     targets[0, 0] = 0  # at least one
     whole = F.cross_entropy((hidden @ weight.T).flatten(0, 1).double(), targets.flatten(), reduction="sum")
     expected = whole / (items or (targets != -100).sum())
-    before = losses.CHUNK_ELEMENTS
-    losses.CHUNK_ELEMENTS = chunk
+    before = losses.CHUNK_BYTES, losses.WIDE_ELEMENTS
+    losses.CHUNK_BYTES, losses.WIDE_ELEMENTS = 4 * chunk, {"cpu": wide}
     try:
         found = losses.linear_next_token_loss(hidden, weight, targets, items)
     finally:
-        losses.CHUNK_ELEMENTS = before
+        losses.CHUNK_BYTES, losses.WIDE_ELEMENTS = before
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     ready = losses.next_token_loss(hidden @ weight.T, targets, items)
     torch.testing.assert_close(ready.double(), expected, rtol=1e-5, atol=1e-5)
