@@ -30,7 +30,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from .bench import MIB, now
+from .bench_contenders import MIB, now
 from .train import checkpoint
 from .train.loop import whole_step
 from .train.measure import resident_peak

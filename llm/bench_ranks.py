@@ -35,7 +35,7 @@ from typing import Any
 
 import torch
 
-from .bench import random_store
+from .bench_contenders import random_store
 from .bench_probe import PROFILED, WARM_UP
 from .data.bench import spread
 from .data.module import TokenDataModule

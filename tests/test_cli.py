@@ -84,6 +84,32 @@ def test_bench_prints_both_ratios_and_memory(tiny_config: Callable[..., Path], t
     assert all(memory > 0 for memory in result["peak_memory_mib"].values())
     for name in ("classic_to_transformers", "values_to_classic"):
         assert result[name]["least"] <= result[name]["median"] <= result[name]["greatest"]
+        assert result[name]["interval"][0] <= result[name]["median"] <= result[name]["interval"][1]
+    tokens = result["rows"] * result["context"]
+    for name, rates in result["tokens_per_second"].items():
+        for turn, rate in enumerate(rates):  # the parts are the whole step
+            parts = {part: found[turn] for part, found in result["seconds_of_parts"][name].items()}
+            assert sum(parts.values()) == pytest.approx(tokens / rate, rel=1e-6)
+            assert all(parts[part] > 0 for part in ("data", "forward", "loss", "backward", "optimizer"))
+            used = result["model_flop_utilisation"][name][turn] * result["matrix_flops_per_second"][turn]
+            assert used == pytest.approx(rate * result["model_flops_per_token"])
+
+
+def test_bench_compares_the_contenders_that_are_asked_for(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    words = ["--config", str(tiny_config()), "--rounds", "1", "--steps", "1", "--against", "none"]
+    words += ["--contenders", "silu", "nmda", "queries_keys"]
+    done = subprocess.run([sys.executable, "-m", "llm", "bench", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "nmda to silu: " in done.stdout and "queries keys to silu: " in done.stdout
+    assert "transformers" not in done.stdout
+
+
+def test_bench_refuses_what_cannot_be(tiny_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "--config", str(tiny_config())]
+    assert main([*words, "--contenders", "values", "values"]) == 2
+    assert "--contenders has one twice" in capsys.readouterr().err
+    assert main([*words, "--rounds", "0"]) == 2
+    assert "--rounds, --steps and --rows must be at least 1" in capsys.readouterr().err
 
 
 def test_output_that_nobody_reads_on_ends_quietly(story_store: Path) -> None:

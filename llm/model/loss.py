@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 IGNORED = -100  # the label of a token that is left out of the loss
 CHUNK_BYTES = 2**27  # logits held at once: few chunks, as each adds to the whole gradient of the weight
-# Of them in float32 at once: on a CPU 1 MiB, which stays in a core's cache from pass to pass; else 128, for few kernels.
+# Of them in float32 at once: on a CPU 1 MiB, which stays in a core's cache from pass to pass; else 128: few kernels.
 WIDE_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
 
 
