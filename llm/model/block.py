@@ -5,11 +5,11 @@ Dimension letters: B batch, T time, D width.
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import Attention
+from .dropout import dropout
 from .feedforward import FeedForward
 from .streams import Carry
 
@@ -39,6 +39,6 @@ class Block(GradientCheckpointingLayer):
         Both are positional: a recomputed block passes gradients to positional tensors, in tuples too.
         """
         attended, weights, carry = self.attention(self.attention_norm(hidden), carry, **attention_inputs)
-        hidden = hidden + F.dropout(attended, self.dropout, self.training)
+        hidden = hidden + dropout(attended, self.dropout, self.training)
         changed = self.feedforward(self.feedforward_norm(hidden))
-        return hidden + F.dropout(changed, self.dropout, self.training), carry, weights
+        return hidden + dropout(changed, self.dropout, self.training), carry, weights

@@ -24,6 +24,7 @@ from .attention import Attention
 from .block import Block
 from .config import DecoderConfig
 from .convert import config_from_hf, model_to_hf, weights_from_hf, weights_to_hf
+from .dropout import dropout
 from .feedforward import FEEDFORWARDS
 from .loss import IGNORED, linear_next_token_loss, next_token_loss
 from .norms import norm
@@ -98,7 +99,7 @@ class Decoder(nn.Module):
 
         if self.embed_positions is not None:
             hidden = hidden + self.embed_positions(position_ids)
-        hidden = F.dropout(hidden, self.config.embedding_dropout, self.training)
+        hidden = dropout(hidden, self.config.embedding_dropout, self.training)
         angles = None if self.embed_positions is not None else self._angles(position_ids, hidden.dtype)
 
         carry, every_hidden, every_attention = None, [], []

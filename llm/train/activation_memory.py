@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..model import DecoderConfig
+from ..model.dropout import ROWS
 from ..model.loss import CHUNK_BYTES, WIDE_ELEMENTS
 from .sizes import block_matrices, head_matrix, stream_widths
 
@@ -77,12 +78,23 @@ class Work:
 
     @property
     def whole_attention(self) -> bool:
-        """Whether the weights of all (query, key) are kept: there is no flash attention with dropout on CPUs, nor in
-        fp32 on GPUs, whose other kernel knows no grouped heads (torch 2.13, `sdp_utils.cpp`)."""
+        """Whether the weights of all (query, key) are kept: there is no flash attention in fp32 on GPUs, whose other
+        kernel knows no grouped heads (torch 2.13, `sdp_utils.cpp`)."""
         c = self.config
-        if self.kernels == "cpu":
-            return c.attention_dropout > 0
-        return self.formats.w == 4 and c.num_attention_heads != c.num_key_value_heads and not self.masked
+        return (
+            self.kernels == "cuda"
+            and self.formats.w == 4
+            and c.num_attention_heads != c.num_key_value_heads
+            and not self.masked
+        )
+
+    @property
+    def blocks_of_queries(self) -> list[tuple[int, int]]:
+        """On a CPU with dropout of the attention (`dropout.py`): queries of each block and its keys; else none."""
+        if self.kernels != "cpu" or not self.config.attention_dropout:
+            return []
+        starts = range(0, self.context, ROWS)
+        return [(min(ROWS, self.context - start), min(start + ROWS, self.context)) for start in starts]
 
 
 def block_terms(work: Work, index: int) -> Terms:
@@ -116,6 +128,9 @@ def _attention(work: Work) -> int:
     c, f, n = work.config, work.formats, work.tokens
     queries, keys = n * c.num_attention_heads * c.head_dim, n * c.num_key_value_heads * c.head_dim
     every_pair = n * work.context * c.num_attention_heads  # B H T T
+    if blocks := work.blocks_of_queries:  # q, k, v; softmax and factors; what enters o_proj
+        pairs = work.rows * c.num_attention_heads * sum(queries_of * keys_of for queries_of, keys_of in blocks)
+        return f.w * (2 * queries + 2 * keys + 2 * pairs)
     if work.whole_attention:  # in fp32 q, k, v, softmax, dropout's factors and their product; what enters o_proj
         return 4 * (3 * queries + (3 if c.attention_dropout else 1) * every_pair) + f.w * queries
     if work.masked:  # no grouped heads with a mask, and the mask once more as numbers
@@ -188,10 +203,14 @@ def backward_work(work: Work) -> int:
 
 
 def attention_work(work: Work) -> int:
-    """The same for attention whose whole matrix is kept: two more matrices, while the FFN's tensors are gone."""
+    """The same for attention whose whole matrix is kept: two more matrices, while the FFN's tensors are gone; of blocks
+    three of the largest, and the gradients of q, k and v."""
+    c = work.config
+    if blocks := work.blocks_of_queries:
+        largest = max(queries_of * keys_of for queries_of, keys_of in blocks)
+        return work.formats.w * 3 * work.rows * c.num_attention_heads * largest + 4 * work.entering
     if not work.whole_attention:
         return 0
-    c = work.config
     return 2 * 4 * work.tokens * work.context * c.num_attention_heads + 4 * work.entering
 
 

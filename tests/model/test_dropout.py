@@ -1,0 +1,114 @@
+"""Dropout by bits, and attention with it, against torch's attention and a plain one with the same factors."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from scipy import stats
+
+from llm.model import dropout as ours
+from llm.model.attention import Attention
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.9])
+def test_elements_are_dropped_with_the_probability(dtype: torch.dtype, p: float) -> None:
+    torch.manual_seed(0)
+    x = torch.full((1000, 400), 3.0, dtype=dtype)
+    found = ours.dropout(x, p, training=True)
+    kept = found != 0
+    assert torch.equal(found[kept], (x * torch.tensor(1 / (1 - p), dtype=dtype))[kept])
+    assert stats.binomtest(int((~kept).sum()), kept.numel(), p).pvalue > 1e-4
+    # No element tells of its neighbours, in a row or in a column.
+    for one, other in ((kept[:, 1:], kept[:, :-1]), (kept[1:], kept[:-1])):
+        together = (one & other).double().mean().item()
+        assert together == pytest.approx((1 - p) ** 2, abs=5 * (p * (1 - p) / kept.numel()) ** 0.5)
+    assert ours.dropout(x, p, training=False) is x and ours.dropout(x, 0.0, training=True) is x
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_seed_gives_the_same_elements_again(dtype: torch.dtype) -> None:
+    x, found = torch.ones(7, 11, dtype=dtype), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append([ours.dropout(x, 0.5, training=True) for _ in range(2)])
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert not torch.equal(found[0][0], found[0][1]) and not torch.equal(found[0][0], found[2][0])
+
+
+def test_what_is_not_for_bits_is_torchs() -> None:
+    x = torch.ones(50, 50, dtype=torch.float64)
+    torch.manual_seed(0)
+    found = ours.dropout(x, 0.5, training=True)
+    torch.manual_seed(0)
+    assert torch.equal(found, F.dropout(x, 0.5))
+    assert not ours.dropout(torch.ones(5), 1.0, training=True).any()
+
+
+def drawn(batch: int, heads: int, groups: int, time: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    torch.manual_seed(3)
+    return [torch.randn(batch, n, time, 8).to(dtype).requires_grad_() for n in (heads, groups, groups)]
+
+
+@given(
+    st.integers(1, 3), st.sampled_from([(4, 4), (4, 2), (6, 1)]), st.integers(1, 200), st.sampled_from([0.0, 0.4]),
+)  # fmt: skip
+@settings(max_examples=30, deadline=None)
+def test_attention_and_its_gradients_are_those_of_the_whole_matrix(batch, heads, time, p) -> None:
+    """With the factors that the blocks drew, put together to one matrix."""
+    query, key, value = drawn(batch, *heads, time, torch.float32)
+    factors = torch.zeros(batch, heads[1], heads[0] // heads[1], time, time)
+    before, done = ours.keep_factors, []
+
+    def keep(x: torch.Tensor, p: float) -> torch.Tensor:
+        made = before(x, p)
+        start = sum(done)
+        done.append(x.shape[-2])
+        factors[..., start : start + x.shape[-2], : x.shape[-1]] = made
+        return made
+
+    ours.keep_factors = keep
+    try:
+        found = ours.causal_attention(query, key, value, 0.3, p)
+    finally:
+        ours.keep_factors = before
+    repeated = [each.repeat_interleave(heads[0] // heads[1], dim=1) for each in (key, value)]
+    scores = (query @ repeated[0].mT * 0.3).masked_fill(torch.ones(time, time, dtype=torch.bool).triu(1), -torch.inf)
+    expected = (scores.softmax(-1) * factors.flatten(1, 2)) @ repeated[1]
+    torch.testing.assert_close(found, expected.transpose(1, 2), rtol=1e-4, atol=1e-5)
+    if p == 0:
+        flash = F.scaled_dot_product_attention(query, *repeated, is_causal=True, scale=0.3)
+        torch.testing.assert_close(found, flash.transpose(1, 2), rtol=1e-4, atol=1e-5)
+    direction = torch.randn_like(found)
+    for one, other in zip(
+        torch.autograd.grad((found * direction).sum(), (query, key, value)),
+        torch.autograd.grad((expected.transpose(1, 2) * direction).sum(), (query, key, value)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_attention_in_bfloat16_is_near_that_in_float32() -> None:
+    half, wide = (drawn(2, 4, 2, 150, dtype) for dtype in (torch.bfloat16, torch.float32))
+    found, expected = (ours.causal_attention(*each, 0.3, 0.0) for each in (half, wide))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.03)
+
+
+def test_a_layer_takes_it_in_training_on_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(
+        "llm.model.attention.causal_attention",
+        lambda query, *_: taken.append(1) or query.transpose(1, 2),
+    )
+    layer, hidden = Attention(16, 2, 2, 8, dropout=0.1), torch.randn(2, 5, 16)
+    inputs = {"carry": None, "angles": None, "attention_mask": None, "past_key_values": None, "implementation": "sdpa"}
+    layer(hidden, **inputs)
+    assert len(taken) == 1
+    layer(hidden, **inputs | {"attention_mask": torch.zeros(2, 1, 5, 5)})  # packed documents
+    layer.eval()(hidden, **inputs)
+    Attention(16, 2, 2, 8)(hidden, **inputs)
+    assert len(taken) == 1
