@@ -3,9 +3,10 @@
 Stages: config -> contenders (`bench_contenders.py`) -> windows of steps in turn, A B C C B A -> ratios within each
 round, their median, range and interval -> peak memory, each contender in a process of its own.
 
-Everyone gets rows of random tokens of the same number and length, the same precision, sdpa attention, fused AdamW and
-clipping. transformers' model is the nearest that it has: switches off, and GPT-2 with all its biases. Utilisation is of
-the rate at which this device multiplies large matrices in this precision, measured in the same rounds.
+Everyone gets rows of random tokens of the same number and length, the same precision, sdpa attention, fused AdamW,
+clipping, and the config's activation checkpointing. transformers' model is the nearest that it has: switches off, and
+GPT-2 with all its biases. Utilisation is of the rate at which this device multiplies large matrices in this precision,
+measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -168,6 +169,7 @@ def run(args: argparse.Namespace) -> None:
         "context": data.context,
         "parameters": cli.model.model.num_parameters(),
         "compiled": args.compile,
+        "activation_checkpointing": cli.model.every_nth,
         **figures(plan, names, windows, rates),
         "peak_memory_mib": memory,
         **environment(),

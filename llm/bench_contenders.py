@@ -25,6 +25,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .data.module import TokenDataModule
 from .data.shard import SPLITS, ShardWriter, token_dtype
@@ -153,7 +154,7 @@ class First(pl.Callback):
         self.watch = watch
 
     def on_train_start(self, *_: Any, **__: Any) -> None:
-        self.watch.last = now()
+        self.watch.began = self.watch.last = now()
 
     def on_train_batch_start(self, *_: Any, **__: Any) -> None:
         self.watch.stop("data")
@@ -234,6 +235,11 @@ class Bare:
         half = torch.bfloat16 if plan.precision == "bf16-true" else torch.float32
         self.model = model.to(self.device, half).train()  # type: ignore[arg-type]
         self.model.config.use_cache = False
+        if every_nth := plan.module.every_nth:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            blocks = [each for each in self.model.modules() if isinstance(each, GradientCheckpointingLayer)]
+            for index, block in enumerate(blocks):
+                block.gradient_checkpointing = index % every_nth == 0
         self.optimizer = plan.module.optimizer_settings.build(self.model)
         self.clip = plan.module.gradient_clip or 1.0
         self.forward = torch.compile(self.model) if plan.compile else self.model

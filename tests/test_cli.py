@@ -5,12 +5,19 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from scipy import stats
 
+from llm.bench import ratio
+from llm.bench_contenders import Plan, Window, contender, random_store
 from llm.cli import COMMANDS, main
+from llm.train.cli import parse
 
 ROOT = Path(__file__).parents[1]
 
@@ -93,6 +100,35 @@ def test_bench_prints_both_ratios_and_memory(tiny_config: Callable[..., Path], t
             assert all(parts[part] > 0 for part in ("data", "forward", "loss", "backward", "optimizer"))
             used = result["model_flop_utilisation"][name][turn] * result["matrix_flops_per_second"][turn]
             assert used == pytest.approx(rate * result["model_flops_per_token"])
+
+
+def test_a_ratio_has_the_interval_of_its_logarithm() -> None:
+    one, other = ([Window(rate, {}, 0.0) for rate in rates] for rates in ((4.0, 9.0, 6.0), (2.0, 3.0, 2.0)))
+    found = ratio({"a": one, "b": other}, "a", "b")
+    interval = stats.t.interval(0.95, 2, np.mean(np.log([2, 3, 3])), stats.sem(np.log([2, 3, 3])))
+    assert (found["median"], found["least"], found["greatest"]) == (3, 2, 3)
+    assert found["interval"] == pytest.approx(np.exp(interval))
+    assert ratio({"a": one[:1], "b": other[:1]}, "a", "b")["interval"] is None
+
+
+@pytest.mark.parametrize("part", ["forward", "loss", "backward", "optimizer"])
+@pytest.mark.parametrize("name", ["classic", "transformers"])
+def test_time_is_told_of_the_part_that_takes_it(part: str, name: str, tiny_config, tmp_path: Path, monkeypatch) -> None:
+    """A wait of a second a step lengthens its own part."""
+    cli = parse(["--config", str(tiny_config(decoder__softmax_scale=1.0))], run=False)
+    random_store(tmp_path, cli.model.decoder_config.unpadded_vocab_size, 4 * 2 * 16 + 1)
+    made = contender(name, Plan(cli.model, "32-true", 16, 2, "cpu", False, tmp_path))
+    model = made.module.model if name == "classic" else made.model
+    inside = {"forward": model.get_input_embeddings(), "loss": model.get_output_embeddings()}
+    if part in inside:
+        inside[part].register_forward_pre_hook(lambda *_: time.sleep(1))
+    elif part == "backward":
+        parameter = next(p for p in model.parameters() if p.ndim == 2)
+        parameter.register_hook(lambda _: time.sleep(1))
+    else:
+        monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda *_, **__: time.sleep(1) or torch.tensor(1.0))
+    parts = made.window(2, parts=True).parts
+    assert parts[part] > 1 > 0.9 > sum(seconds for other, seconds in parts.items() if other != part)
 
 
 def test_bench_compares_the_contenders_that_are_asked_for(tiny_config: Callable[..., Path], tmp_path: Path) -> None:

@@ -119,6 +119,10 @@ def test_days_come_from_a_benchmark_of_the_same_run(tmp_path: Path, capsys: pyte
     file.write_text(json.dumps(bench))
     words = ("--bench", str(file), "--gpus", "8", "--device", "h100")
     assert plan(*words, folder=tmp_path)["time"]["tokens_per_second_per_device"] == 20_000
+    file.write_text(json.dumps(bench | {"tokens_per_second": {"classic": [1.0], "config": [5.0]}}))
+    assert plan(*words, folder=tmp_path)["time"]["tokens_per_second_per_device"] == 5
+    file.write_text(json.dumps(bench | {"tokens_per_second": {"classic": [1.0]}}))
+    assert "is no result of python -m llm bench" in refused(capsys, *words)
     file.write_text("{}")
     assert "is no result of python -m llm bench" in refused(capsys, *words)
     run, target = read(VALUES, []), device("h100", None)

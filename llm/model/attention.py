@@ -105,7 +105,8 @@ class Attention(nn.Module):
 
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         dropout = self.dropout if self.training else 0.0
-        if dropout and implementation == "sdpa" and attention_mask is None and by_bits(query, dropout):
+        plain = implementation == "sdpa" and attention_mask is None and past_key_values is None
+        if dropout and plain and by_bits(query, dropout):
             return self.o_proj(causal_attention(query, key, value, self.scaling, dropout).flatten(-2)), None, carry
         out, weights = attend(
             self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs

@@ -1,9 +1,12 @@
 """Dropout on CPUs, where torch draws a random number of its own kind for every element and is slower at it than at the
 rest of a block; and causal attention with it, a block of queries at a time.
 
-An element is kept where 15 bits are not below p: the probability is p to 2^-16. The bits are torch's generator's, 64 at
-a time, so a seed gives the same numbers again and a recomputed block draws what it drew before. On other devices, and
-in compiled code, all of this is torch's own.
+An element is kept where its bits are not below p: 15 bits in bfloat16, 31 in float32, so that the probability is p to
+2^-16 or 2^-32. They are torch's generator's, 64 at a time, so a seed gives the same numbers again and a recomputed
+block draws what it drew before. On other devices, and in compiled code, all of this is torch's own.
+
+In bfloat16 scores and weights are rounded to it, as in eager attention; sums over blocks are in float32. There is one
+derivative, by autograd alone.
 
 Dimension letters: B batch, T time, H query heads, G key-value heads, K width of a head, R queries of a block.
 """
@@ -23,12 +26,17 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """`torch.nn.functional.dropout`, which draws other elements from the same seed."""
     if not training or p == 0:
         return x
-    return x * keep_factors(x, p) if by_bits(x, p) else F.dropout(x, p)
+    return x * keep_factors(x, p) if x.dtype in WHOLE and by_bits(x, p) else F.dropout(x, p)
 
 
 def by_bits(x: Tensor, p: float) -> bool:
     """Whether the bits of this file are for such a tensor."""
-    return x.device.type == "cpu" and x.dtype in WHOLE and p < 1 and not torch.compiler.is_compiling()
+    return x.device.type == "cpu" and _dtype(x) in WHOLE and p < 1 and not torch.compiler.is_compiling()
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """Of the matrix products that x enters: autocast's where it is on."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 def keep_factors(x: Tensor, p: float) -> Tensor:
@@ -45,7 +53,9 @@ def keep_factors(x: Tensor, p: float) -> Tensor:
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, p: float) -> Tensor:
     """Causal attention with dropout of its weights on a CPU: (B, H, T, K), (B, G, T, K) twice -> (B, T, H, K)."""
-    return _CausalAttention.apply(query, key, value, scaling, p).transpose(1, 2)
+    query, key, value = (each.to(_dtype(query)) for each in (query, key, value))  # after RoPE two are float32
+    with torch.autocast("cpu", enabled=False):
+        return _CausalAttention.apply(query, key, value, scaling, p).transpose(1, 2)
 
 
 class _CausalAttention(torch.autograd.Function):
@@ -78,7 +88,7 @@ class _CausalAttention(torch.autograd.Function):
         groups = key.shape[1]
         grouped, grad = query.unflatten(1, (groups, -1)), grad.unflatten(1, (groups, -1))
         grad_query = torch.empty_like(grouped)
-        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
+        grad_key, grad_value = (torch.zeros_like(each, dtype=torch.float32) for each in (key, value))
         for block, start in enumerate(range(0, query.shape[2], ROWS)):
             weights, factors = kept[2 * block : 2 * block + 2]
             stop = start + weights.shape[-2]
@@ -89,4 +99,4 @@ class _CausalAttention(torch.autograd.Function):
             found = inner @ key[:, :, :stop]
             grad_query[..., start:stop, :] = (found * ctx.scaling).unflatten(2, (-1, stop - start))
             grad_key[:, :, :stop] += inner.mT @ (grouped[..., start:stop, :] * ctx.scaling).flatten(2, 3)
-        return grad_query.flatten(1, 2), grad_key, grad_value, None, None
+        return grad_query.flatten(1, 2), grad_key.to(key.dtype), grad_value.to(value.dtype), None, None

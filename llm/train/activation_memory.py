@@ -48,6 +48,7 @@ class Work:
         kernels: "cuda" or "cpu": which tensors PyTorch's kernels keep. On a CPU no RMSNorm is fused, and dropout's
             masks are numbers.
         masked: rows hold several documents that do not see each other.
+        compiled: blocks through torch.compile.
     """
 
     config: DecoderConfig
@@ -56,6 +57,7 @@ class Work:
     formats: Formats
     kernels: str = "cuda"
     masked: bool = False
+    compiled: bool = False
 
     @property
     def tokens(self) -> int:
@@ -78,20 +80,18 @@ class Work:
 
     @property
     def whole_attention(self) -> bool:
-        """Whether the weights of all (query, key) are kept: there is no flash attention in fp32 on GPUs, whose other
-        kernel knows no grouped heads (torch 2.13, `sdp_utils.cpp`)."""
+        """Whether the weights of all (query, key) are kept: there is no flash attention with dropout on CPUs, nor in
+        fp32 on GPUs, whose other kernel knows no grouped heads (torch 2.13, `sdp_utils.cpp`)."""
         c = self.config
-        return (
-            self.kernels == "cuda"
-            and self.formats.w == 4
-            and c.num_attention_heads != c.num_key_value_heads
-            and not self.masked
-        )
+        if self.kernels == "cpu":
+            return c.attention_dropout > 0 and not self.blocks_of_queries
+        return self.formats.w == 4 and c.num_attention_heads != c.num_key_value_heads and not self.masked
 
     @property
     def blocks_of_queries(self) -> list[tuple[int, int]]:
-        """On a CPU with dropout of the attention (`dropout.py`): queries of each block and its keys; else none."""
-        if self.kernels != "cpu" or not self.config.attention_dropout:
+        """On a CPU with dropout of the attention (`dropout.py`), if it is neither masked nor compiled: queries of each
+        block and its keys; else none."""
+        if self.kernels != "cpu" or not self.config.attention_dropout or self.masked or self.compiled:
             return []
         starts = range(0, self.context, ROWS)
         return [(min(ROWS, self.context - start), min(start + ROWS, self.context)) for start in starts]

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from scipy import stats
 
+from llm.model import DecoderConfig, DecoderForCausalLM
 from llm.model import dropout as ours
-from llm.model.attention import Attention
+from llm.model.attention import Attention, eager_attention
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -91,11 +92,57 @@ def test_attention_and_its_gradients_are_those_of_the_whole_matrix(batch, heads,
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_attention_in_bfloat16_is_near_that_in_float32() -> None:
-    half, wide = (drawn(2, 4, 2, 150, dtype) for dtype in (torch.bfloat16, torch.float32))
-    found, expected = (ours.causal_attention(*each, 0.3, 0.0) for each in (half, wide))
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.03)
+@pytest.mark.parametrize("scaling", [0.35, 1.0])
+def test_attention_in_bfloat16_is_as_near_to_float32_as_eager_attention(scaling: float) -> None:
+    """Forward and gradients, relative to their size; eager attention rounds scores and weights too."""
+    results = {}
+    for name, dtype in (("wide", torch.float32), ("ours", torch.bfloat16), ("eager", torch.bfloat16)):
+        parts = [each.detach().to(dtype).requires_grad_() for each in drawn(2, 4, 2, 500, torch.float32)]
+        if name == "ours":
+            found = ours.causal_attention(*parts, scaling, 0.0)
+        else:
+            later = torch.full((500, 500), -torch.inf, dtype=dtype).triu(1)[None, None]
+            found = eager_attention(torch.nn.Identity(), *parts, later, scaling)[0]
+        assert found.dtype == dtype
+        direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        results[name] = [found, *torch.autograd.grad((found * direction).sum(), parts)]
+    for exact, own, eager in zip(results["wide"], results["ours"], results["eager"], strict=True):
+        far, eager_far = ((each.float() - exact).norm() / exact.norm() for each in (own, eager))
+        assert far < max(1.3 * eager_far, 0.006)
+
+
+@pytest.mark.parametrize("stream", [[], ["values"], ["queries", "keys"]], ids=str)
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_a_model_trains_with_it_under_autocast(position: str, stream: list[str]) -> None:
+    """After RoPE queries and keys are float32 and values bfloat16; gradients are near those without autocast."""
+    config = DecoderConfig.llama(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, position=position, attention_dropout=0.2, stream=stream, initializer_range=0.2,
+    )  # fmt: skip
+    model, ids, gradients = DecoderForCausalLM(config).train(), torch.randint(50, (2, 90)), []
+    before = ours.keep_factors
+    ours.keep_factors = lambda x, p: torch.full_like(x, 1.25)  # so that both draw the same
+    try:
+        for half in (False, True):
+            model.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                model(input_ids=ids, shift_labels=ids, num_items_in_batch=180).loss.backward()
+            gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    finally:
+        ours.keep_factors = before
+    assert F.cosine_similarity(*gradients, dim=0) > 0.99
+
+
+def test_a_cached_token_sees_all_before_it_in_training_mode_too() -> None:
+    config = DecoderConfig.llama(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, attention_dropout=1e-12, initializer_range=0.2,
+    )  # fmt: skip
+    model, ids = DecoderForCausalLM(config).train(), torch.randint(50, (2, 9))
+    whole = model(input_ids=ids, use_cache=False).logits
+    first = model(input_ids=ids[:, :8], use_cache=True)
+    last = model(input_ids=ids[:, 8:], past_key_values=first.past_key_values, use_cache=True).logits
+    torch.testing.assert_close(last[:, 0], whole[:, 8], rtol=1e-4, atol=1e-4)
 
 
 def test_a_layer_takes_it_in_training_on_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,8 +72,8 @@ FORMATS = {"fp32": Formats(4, 4, 4), "autocast": Formats(4, 4, 2, autocast=True)
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 def test_counts_what_autograd_keeps(config: DecoderConfig, form: Formats, masked: bool) -> None:
-    if masked and config.attention_dropout:
-        pytest.skip("attention with a mask and dropout is the eager one: not modelled")
+    if masked and config.attention_dropout and form.w == 2:
+        pytest.skip("attention with a mask and dropout in half precision: not modelled")
     model = DecoderForCausalLM(config).train().to(torch.bfloat16 if form.weights == 2 else torch.float32)
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
