@@ -176,7 +176,7 @@ def resolve_device(device: str) -> "torch.device":
     try:
         return torch.empty(0, device=device).device
     # Unknown names, CUDA that torch was built without (an assertion of its own), devices without any code.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device} cannot be used here ({first_line(error)}); give --device cpu") from error
 
 

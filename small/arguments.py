@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.arguments import add_command
-from llm.errors import exit_status
+from llm.errors import UserError, exit_status
 
 
 def run_command(program: str, parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
@@ -35,6 +35,22 @@ def add_bench(commands: Any, program: str, parts: str, rounds: int) -> argparse.
     command.add_argument("--rounds", type=count, default=rounds, metavar="N", help=f"({rounds})")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the whole result here")
     return command
+
+
+def add_folders(command: argparse.ArgumentParser) -> None:
+    """The folders of trainings that a command reads."""
+    command.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a training's --out, or one run in it")
+
+
+def add_figures_out(command: argparse.ArgumentParser) -> None:
+    """--out of figures, for `check_figures_out`."""
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder of the figures (that of the runs)")
+
+
+def check_figures_out(options: argparse.Namespace) -> None:
+    """UserError where figures of several folders would go to one."""
+    if options.out is not None and len(options.folders) > 1:
+        raise UserError("--out is one folder, and there are several of runs: give one of them, or leave out --out")
 
 
 def add_device(command: argparse.ArgumentParser) -> None:

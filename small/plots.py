@@ -9,6 +9,8 @@ import numpy as np
 from evals.models import write_file
 from evals.plots import as_png
 
+from .groups import half_interval
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
@@ -34,12 +36,18 @@ def show(text: str, folder: Path, table: str, figures: Iterable[tuple[str, "Figu
         print(write(figure, folder / f"{name}.png"))
 
 
-def draw_curves(axes: Any, curves: Sequence[Mapping[int, float]], colour: Any, label: str) -> None:
-    """Curves {x: y} of the seeds of a group, light, and dark their mean where all have a value."""
+def draw_curves(
+    axes: Any, curves: Sequence[Mapping[Any, float]], colour: Any, label: str, interval: bool = False
+) -> None:
+    """Curves {x: y} of the seeds of a group, light, and dark their mean where all have a value, with its interval."""
     for curve in curves:
         axes.plot(list(curve), list(curve.values()), color=colour, alpha=0.3, linewidth=0.8)
     shared = sorted(set.intersection(*(set(curve) for curve in curves)))
-    mean = np.mean([[curve[x] for x in shared] for curve in curves], axis=0)
+    values = np.array([[curve[x] for x in shared] for curve in curves])  # (seeds, places)
+    mean = values.mean(0)
+    if interval and len(curves) > 1:
+        half = half_interval(values)
+        axes.fill_between(shared, mean - half, mean + half, color=colour, alpha=0.12, linewidth=0)
     marker = "o" if len(shared) == 1 else None  # a line of one point is not seen
     axes.plot(shared, mean, color=colour, linewidth=1.8, marker=marker, label=label)
 

@@ -10,6 +10,8 @@ from llm.errors import UserError
 from llm.model.activations import NAMES, activation
 from llm.model.streams import SOURCES, STREAMS, ResidualStream
 
+from .checks import refuse
+
 DEFAULTS = {"nmda": 1.0, "leaky_relu": 0.01}  # alpha (SiLU); slope below 0 (nmda-transformer.txt, Section 3.1)
 TITLES = {"nmda": "NMDA α =", "leaky_relu": "LeakyReLU", "gelu": "GELU"}
 
@@ -78,8 +80,7 @@ class Variant:
             object.__setattr__(self, "act", str(Act.parse(self.act)))
         except UserError as error:
             problems.append(str(error))
-        if problems:
-            raise UserError("; ".join(problems))
+        refuse(problems)
         object.__setattr__(self, "streams", tuple(stream for stream in STREAMS if stream in self.streams))
         if not self.streams:
             object.__setattr__(self, "source", "previous")

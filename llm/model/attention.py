@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .autocast import product_dtype
 from .dropout import by_bits, causal_attention
 from .positions import rotate
 from .streams import Carry, ResidualStream
@@ -106,7 +107,7 @@ class Attention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         dropout = self.dropout if self.training else 0.0
         plain = implementation == "sdpa" and attention_mask is None and past_key_values is None
-        if dropout and plain and by_bits(query, dropout):
+        if dropout and plain and by_bits(query, dropout, product_dtype(query)):
             return self.o_proj(causal_attention(query, key, value, self.scaling, dropout).flatten(-2)), None, carry
         out, weights = attend(
             self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .autocast import product_dtype
+
 ROWS = 64  # of a block of queries: its scores stay in a CPU's cache, and the keys after it are not looked at
 WHOLE = {torch.bfloat16: torch.int16, torch.float32: torch.int32}  # integers of the same size
 
@@ -26,17 +28,12 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """`torch.nn.functional.dropout`, which draws other elements from the same seed."""
     if not training or p == 0:
         return x
-    return x * keep_factors(x, p) if x.dtype in WHOLE and by_bits(x, p) else F.dropout(x, p)
+    return x * keep_factors(x, p) if by_bits(x, p, x.dtype) else F.dropout(x, p)
 
 
-def by_bits(x: Tensor, p: float) -> bool:
-    """Whether the bits of this file are for such a tensor."""
-    return x.device.type == "cpu" and _dtype(x) in WHOLE and p < 1 and not torch.compiler.is_compiling()
-
-
-def _dtype(x: Tensor) -> torch.dtype:
-    """Of the matrix products that x enters: autocast's where it is on."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+def by_bits(x: Tensor, p: float, dtype: torch.dtype) -> bool:
+    """Whether the bits of this file are for what is made of x in this dtype."""
+    return x.device.type == "cpu" and dtype in WHOLE and p < 1 and not torch.compiler.is_compiling()
 
 
 def keep_factors(x: Tensor, p: float) -> Tensor:
@@ -53,7 +50,7 @@ def keep_factors(x: Tensor, p: float) -> Tensor:
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, p: float) -> Tensor:
     """Causal attention with dropout of its weights on a CPU: (B, H, T, K), (B, G, T, K) twice -> (B, T, H, K)."""
-    query, key, value = (each.to(_dtype(query)) for each in (query, key, value))  # after RoPE two are float32
+    query, key, value = (each.to(product_dtype(query)) for each in (query, key, value))  # after RoPE two are float32
     with torch.autocast("cpu", enabled=False):
         return _CausalAttention.apply(query, key, value, scaling, p).transpose(1, 2)
 

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .autocast import product_dtype
+
 IGNORED = -100  # the label of a token that is left out of the loss
 CHUNK_BYTES = 2**27  # logits held at once: few chunks, as each adds to the whole gradient of the weight
 # Of them in float32 at once: on a CPU 1 MiB, which stays in a core's cache from pass to pass; else 128: few kernels.
@@ -37,9 +39,9 @@ def linear_next_token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, num_
         hidden: (..., D). weight: (V, D). targets: (...), -100 left out.
         num_items: what the sum is divided by; None is the number of targets.
     """
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    total = _SummedLoss.apply(hidden.flatten(0, -2), weight, targets.flatten(), dtype, torch.is_grad_enabled())
+    total = _SummedLoss.apply(
+        hidden.flatten(0, -2), weight, targets.flatten(), product_dtype(hidden), torch.is_grad_enabled()
+    )
     return total / ((targets != IGNORED).sum() if num_items is None else num_items)
 
 

@@ -11,7 +11,16 @@ from typing import Any
 from evals.arguments import add_command
 from llm.errors import UserError
 
-from ..arguments import add_bench, add_device, count, device_of, run_command
+from ..arguments import (
+    add_bench,
+    add_device,
+    add_figures_out,
+    add_folders,
+    check_figures_out,
+    count,
+    device_of,
+    run_command,
+)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"space": "11x11", "maps": (32,), "alpha": (10.0,), "seeds": 3},
@@ -97,8 +106,7 @@ def _figures(options: argparse.Namespace) -> None:
     from .recording import How, measured
     from .runs import read_runs
 
-    if options.out is not None and len(options.folders) > 1:
-        raise UserError("--out is one folder, and there are several of runs: give one of them, or leave out --out")
+    check_figures_out(options)
     device, how = device_of(options), How(options.record_steps, options.map, options.normalisation)
     for folder in options.folders:
         runs, neurons = read_runs(folder), {}
@@ -267,7 +275,7 @@ def _add_tables(commands: Any) -> None:
         "Prints the errors and writes errors.txt and the figures; also while runs go on.",
         "python -m small.grid tables runs/grid/small",
     )
-    command.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a training's --out, or one run in it")
+    add_folders(command)
     command.set_defaults(command=_tables)
 
 
@@ -280,8 +288,8 @@ def _add_figures(commands: Any) -> None:
         "of the paper that the runs allow: 1, 3, 4, S2, S4 to S10, S13.",
         "python -m small.grid figures runs/grid/small",
     )
-    command.add_argument("folders", nargs="+", type=Path, metavar="RUNS", help="a training's --out, or one run in it")
-    command.add_argument("--out", type=Path, metavar="DIR", help="folder of the figures (that of the runs)")
+    add_folders(command)
+    add_figures_out(command)
     command.add_argument(
         "--record-steps", type=count, default=100_000, metavar="N", help="of the walk that is recorded (100000)"
     )

@@ -25,7 +25,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from llm.errors import UserError
 from llm.model.activations import activation
 from llm.model.attention import eager_attention
 from llm.model.feedforward import FeedForward
@@ -33,7 +32,7 @@ from llm.model.norms import norm
 from llm.model.streams import Carry, ResidualStream
 
 from .. import variants
-from ..checks import below
+from ..checks import below, refuse
 from ..recurrence import path_integration
 
 POSITIONS = ("paper", "residual", "actions")
@@ -71,8 +70,7 @@ class Sizes:
             problems.append(f"width {self.width} must be even: one half is the position's, the other the letter's")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout {self.dropout} must be at least 0 and below 1")
-        if problems:
-            raise UserError("; ".join(problems))
+        refuse(problems)
 
     @property
     def window(self) -> int:

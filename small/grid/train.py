@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from llm.errors import UserError
 
-from ..checks import below
+from ..checks import below, refuse
 from ..draws import seed_number
 from ..folder import RECORD, TableFolder, as_csv, copy_into, read_record
 from ..state import start_moments, training_state
@@ -89,8 +89,7 @@ class Settings:
             )
             if value not in known
         ]
-        if problems:
-            raise UserError("; ".join(problems))
+        refuse(problems)
 
 
 class Errors(NamedTuple):

@@ -30,7 +30,7 @@ from llm.model.activations import activation
 from llm.model.attention import eager_attention
 from llm.model.streams import SOURCES, STREAMS, Carry, ResidualStream
 
-from ..checks import below
+from ..checks import below, refuse
 from ..draws import Draws
 
 CLASSIC = "classic"
@@ -57,8 +57,7 @@ class Sizes:
 
     def __post_init__(self) -> None:
         problems = below(self, dict.fromkeys(vars(self), 1))
-        if problems:
-            raise UserError("; ".join(problems))
+        refuse(problems)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from llm.errors import UserError
 
-from ..checks import below
+from ..checks import below, refuse
 from ..draws import Draws, normal
 
 KINDS = ("test", "ic", "ic2", "iw")
@@ -97,8 +97,7 @@ class Task:
             )
         if self.positions and self.positions < self.tokens:
             problems.append(f"pairs {self.pairs} make {self.tokens} tokens, and positions {self.positions} are fewer")
-        if problems:
-            raise UserError("; ".join(problems))
+        refuse(problems)
 
     @property
     def tokens(self) -> int:

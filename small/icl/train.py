@@ -24,7 +24,7 @@ from tqdm import tqdm
 from evals.models import resolve_device
 from llm.errors import UserError
 
-from ..checks import below
+from ..checks import below, refuse
 from .folder import Folder, Snapshot
 from .model import Sizes, Transformers, Variant
 from .task import KINDS, Sequences, Task, World
@@ -87,8 +87,7 @@ class Settings:
                 Variant.parse(name)
             except UserError as error:
                 problems.append(str(error))
-        if problems:
-            raise UserError("; ".join(problems))
+        refuse(problems)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from evals.plots import new_figure, style, text_table
 
 from ..grid.cells import autocorrelogram
-from ..grid.graph import Graph, space
+from ..grid.graph import Graph
 from ..groups import grouped, mean_and_deviation
 from ..plots import colours, draw_map, draw_squares
 from .recording import Units, mean_known, remapping
@@ -108,7 +108,7 @@ def in_environments(run: Done, units: Units) -> "Figure":
     On the right how much a unit's maps are alike in one environment (in two halves of what was walked) and in two.
     """
     rates = units.hippocampal
-    room = max(map(space, run.settings.spaces), key=lambda one: len(one.cells))
+    room = run.settings.largest()
     shown = np.linspace(0, rates.shape[2] - 1, min(SHOWN, rates.shape[2])).round().astype(int)
     found, codes = remapping(rates), remapping(units.entorhinal)
     with style():

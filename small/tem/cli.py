@@ -11,7 +11,16 @@ from typing import Any
 from evals.arguments import add_command
 from llm.errors import UserError
 
-from ..arguments import add_bench, add_device, count, device_of, run_command
+from ..arguments import (
+    add_bench,
+    add_device,
+    add_figures_out,
+    add_folders,
+    check_figures_out,
+    count,
+    device_of,
+    run_command,
+)
 
 SETTINGS = {
     "symbols": "different ones (45)", "steps": "gradient steps (1000)", "batch": "environments of a step (64)",
@@ -120,8 +129,7 @@ def _figures(options: argparse.Namespace) -> None:
     from .recording import How, measured, room_of
     from .runs import read_runs
 
-    if options.out is not None and len(options.folders) > 1:
-        raise UserError("--out is one folder, and there are several of runs: give one of them, or leave out --out")
+    check_figures_out(options)
     given = {name: value for name in HOW if (value := getattr(options, name)) is not None}
     how, device = How(room=options.room, **given), device_of(options)
     every = {folder: read_runs(folder) for folder in options.folders}
@@ -234,7 +242,7 @@ def _add_tables(commands: Any) -> None:
         "Prints the table and writes tables.txt and figure4.png; also while runs go on.",
         "python -m small.tem tables runs/tem/small",
     )
-    command.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a training's --out, or one run in it")
+    add_folders(command)
     command.set_defaults(command=_tables)
 
 
@@ -249,8 +257,8 @@ def _add_figures(commands: Any) -> None:
         "python -m small.tem figures runs/tem/small\n"
         "  python -m small.tem figures runs/tem/small/tem-t,seed=0 --room 21x21 --out runs/tem/maps",
     )
-    command.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a training's --out, or one run in it")
-    command.add_argument("--out", type=Path, metavar="DIR", help="folder of the figures (that of the runs)")
+    add_folders(command)
+    add_figures_out(command)
     command.add_argument("--room", metavar="S", help="where codes are recorded (15x15, or the largest of training)")
     for name, text in HOW.items():
         command.add_argument(f"--{name}", type=int, metavar="N", help=text)

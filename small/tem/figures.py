@@ -1,13 +1,13 @@
 """Figure 4 of tem-transformer.txt, and curves of capacity; each function returns a matplotlib figure."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evals.plots import new_figure, style
 
-from ..groups import grouped, half_interval
+from ..groups import grouped
 from ..plots import colours, draw_curves
 from .capacity import REACHED, Curve
 from .runs import Done, names
@@ -30,13 +30,20 @@ def learning_curves(runs: Sequence[Done]) -> "Figure":
         panels = figure.subplots(2, 2, sharey=True, sharex="col")
         for row, (name, title) in zip(panels, ACCURACIES.items(), strict=True):
             for colour, group, label in zip(colours(len(of)), of, names(of), strict=True):
-                _draw(row[0], [{step.step: getattr(step, name) for step in run.rows} for run in group], colour, label)
+                draw_curves(
+                    row[0],
+                    [{step.step: getattr(step, name) for step in run.rows} for run in group],
+                    colour,
+                    label,
+                    True,
+                )
                 places = np.linspace(0, min(run.last.seconds for run in group), PLACES)
                 curves = [
                     np.interp(places, [step.seconds for step in run.rows], [getattr(step, name) for step in run.rows])
                     for run in group
                 ]
-                _draw(row[1], [dict(zip(places, curve, strict=True)) for curve in curves], colour, label)
+                by_second = [dict(zip(places, curve, strict=True)) for curve in curves]
+                draw_curves(row[1], by_second, colour, label, interval=True)
             row[0].set(ylabel=title, ylim=(0, 1.02))
             for axes in row:
                 axes.grid(True)
@@ -44,16 +51,6 @@ def learning_curves(runs: Sequence[Done]) -> "Figure":
         panels[1, 1].set_xlabel("seconds of training")
         panels[0, 1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return figure
-
-
-def _draw(axes: Any, curves: Sequence[dict[Any, float]], colour: Any, label: str) -> None:
-    """The seeds' curves, and the interval of their mean."""
-    draw_curves(axes, curves, colour, label)
-    shared = sorted(set.intersection(*(set(curve) for curve in curves)))
-    if len(curves) > 1 and len(shared) > 1:
-        values = np.array([[curve[x] for x in shared] for curve in curves])  # (seeds, places)
-        half = half_interval(values)
-        axes.fill_between(shared, values.mean(0) - half, values.mean(0) + half, color=colour, alpha=0.12, linewidth=0)
 
 
 def capacities(curves: Sequence[Curve]) -> "Figure":

@@ -23,9 +23,10 @@ from llm.errors import UserError
 from llm.model.activations import activation
 from llm.model.feedforward import FeedForward
 
-from ..checks import below
+from ..checks import below, refuse
 from .memory import Rule, recall
 from .model import TRANSITIONS, Codes, Prediction
+from .store import every_time
 
 MODULES = tuple(3 * n for n in (10, 10, 8, 6, 6))  # the reference code's frequency modules (NOTES.md)
 
@@ -59,8 +60,7 @@ class MachineSizes:
             problems.append(f"transition {self.transition!r} is unknown: give {' or '.join(TRANSITIONS)}")
         if self.modules and (sum(self.modules) != self.code or any(n < 3 or n % 3 for n in self.modules)):
             problems.append(f"modules {self.modules} must be multiples of 3 and sum to code {self.code}")
-        if problems:
-            raise UserError("; ".join(problems))
+        refuse(problems)
 
 
 class Machine(nn.Module):
@@ -92,8 +92,7 @@ class Machine(nn.Module):
         sensory, places = self.bound(symbols, codes)
         # The query of time t + 1 stands in row t, so that it finds strictly earlier memories.
         found = recall(sensory[:, :-1], places[:, :-1], places[:, 1:], self.rule)  # (B, T - 1, X)
-        times = torch.arange(found.shape[1], device=found.device).expand(len(found), -1)  # every moment is kept
-        return Prediction(self.read_out(found), codes, None, times)
+        return Prediction(self.read_out(found), codes, None, every_time(symbols[:, :-1]))
 
     def bound(self, symbols: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """What a conjunction is made of, of norm 1: symbols (B, T), codes (B, T, C) -> x (B, T, X), g (B, T, G)."""

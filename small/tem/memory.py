@@ -24,10 +24,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llm.errors import UserError
 from llm.model.attention import eager_attention
 
-from ..checks import below
+from ..checks import below, refuse
 
 ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda p: p,
@@ -70,8 +69,7 @@ class Rule:
             problems.append(f"form {self.form!r} is unknown: give {', '.join(FORMS)}")
         if self.form == "factored" and (self.steps, self.act) != (1, "identity"):
             problems.append("the factored form is of one step with act identity: give the form sums")
-        if problems:
-            raise UserError("; ".join(problems))
+        refuse(problems)
 
 
 RULES = {

@@ -26,14 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.errors import UserError
 from llm.model.activations import activation
 from llm.model.feedforward import FeedForward
 
-from ..checks import below
+from ..checks import below, refuse
 from ..recurrence import path_integration
 from .memory import SEPARATIONS, attention
-from .store import STORES, new, surprising, times_of
+from .store import STORES, every_time, new, surprising, times_of
 
 TRANSITIONS = ("identity", "relu")
 
@@ -72,8 +71,7 @@ class Sizes:
             problems.append(f"store {self.store!r} is unknown: give {', '.join(STORES)}")
         if not 0 < self.below < 1:
             problems.append(f"below {self.below} must be between 0 and 1")
-        if problems:
-            raise UserError("; ".join(problems))
+        refuse(problems)
 
 
 class Prediction(NamedTuple):
@@ -103,27 +101,26 @@ class TemTransformer(nn.Module):
         codes = self.codes(actions)
         keys = self.code_to_key(codes)  # (B, T, K)
         values = self.symbol_to_value(symbols[:, :-1])  # (B, T - 1, V)
-        times = times_of(self._kept(keys[:, :-1], values, symbols[:, :-1]))  # (B, M)
+        kept_keys, times = keys[:, :-1], every_time(symbols[:, :-1])
+        if self.sizes.store != "all":
+            times = times_of(self._kept(kept_keys, values, symbols[:, :-1]))  # (B, M)
+            kept_keys, values = _at(times, kept_keys), _at(times, values)  # (B, M, K), (B, M, V)
         # The query of time t + 1 stands in row t, so that the causal mask is "strictly earlier".
-        found, weights = attention(
-            self, keys[:, 1:], _at(times, keys[:, :-1]), _at(times, values), self.sizes.separation, times
-        )
+        found, weights = attention(self, keys[:, 1:], kept_keys, values, self.sizes.separation, times)
         return Prediction(self.read_out(found), codes, weights, times)
 
     def _kept(self, keys: Tensor, values: Tensor, symbols: Tensor) -> Tensor:
         """Which moments the memory keeps: (B, T - 1, K), (B, T - 1, V), (B, T - 1) -> (B, T - 1) bool."""
         if self.sizes.store == "new":
             return new(keys, self.sizes.below)
-        if self.sizes.store == "surprising":
 
-            def ask(now: int, kept: Tensor) -> Tensor:
-                found, _ = attention(
-                    self, keys[:, now, None], keys[:, :now], values[:, :now], self.sizes.separation, (~kept).long()
-                )
-                return self.read_out(found)[:, 0]
+        def ask(now: int, kept: Tensor) -> Tensor:
+            found, _ = attention(
+                self, keys[:, now, None], keys[:, :now], values[:, :now], self.sizes.separation, (~kept).long()
+            )
+            return self.read_out(found)[:, 0]
 
-            return surprising(symbols, ask, self.sizes.below)
-        return torch.ones_like(symbols, dtype=torch.bool)
+        return surprising(symbols, ask, self.sizes.below)
 
 
 def _at(times: Tensor, of: Tensor) -> Tensor:

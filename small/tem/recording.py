@@ -26,7 +26,7 @@ from torch import Tensor
 
 from llm.errors import UserError
 
-from ..checks import below
+from ..checks import below, refuse
 from ..draws import seeds_of
 from ..folder import copy_into
 from ..grid.cells import RateMaps, band_scores, grid_scores
@@ -37,7 +37,7 @@ from .machine import Machine
 from .memory import attention, conjunction
 from .model import TemTransformer
 from .runs import Done
-from .train import Run
+from .train import Run, digest
 
 UNITS = "units.safetensors"
 SETTLE = 100  # steps of a walk that are left out: until then where a walker is tells how long it has walked
@@ -68,8 +68,7 @@ class How:
         problems = below(self, {"walkers": 21, "steps": 1, "shuffles": 20, "environments": 2, "probes": 2})
         if self.shuffles >= self.walkers:
             problems.append(f"shuffles {self.shuffles} must be fewer than walkers {self.walkers}")
-        if problems:
-            raise UserError("; ".join(problems))
+        refuse(problems)
 
 
 class Units(NamedTuple):
@@ -97,11 +96,11 @@ class Units(NamedTuple):
         square."""
         if self.grid.isnan().all():
             return float("nan")
-        known = {
-            "grids": lambda: self.passes("grid") & (self.band <= 0.5),
-            "bands": lambda: self.passes("band") & (self.band > 0.5),
-        }
-        found = known[kind]() if kind in known else self.passes(kind)
+        found = self.passes(kind.removesuffix("s"))
+        if kind == "grids":
+            found &= self.band <= 0.5
+        if kind == "bands":
+            found &= self.band > 0.5
         return found.double().mean().item()
 
 
@@ -112,7 +111,7 @@ def measured(done: Done, how: How, device: str = "cpu", trained: bool = True) ->
         UserError: a damaged checkpoint; a room of other actions; a cell that no walker came to.
     """
     room = room_of(done, how)
-    facts = asdict(how) | {"room": room.record(), "step": done.last.step if trained else 0}
+    facts = asdict(how) | {"room": digest(room), "step": done.last.step if trained else 0}
 
     def measure() -> Units:
         run = Run(done.model, done.settings, device)
@@ -126,7 +125,7 @@ def measured(done: Done, how: How, device: str = "cpu", trained: bool = True) ->
 
 def room_of(done: Done, how: How) -> Graph:
     """Where codes are recorded; UserError for a room of other actions than those of training."""
-    largest = max(map(space, done.settings.spaces), key=lambda room: len(room.cells))
+    largest = done.settings.largest()
     if how.room is None:
         square = space(SQUARE)
         return square if square.actions == largest.actions else largest
@@ -212,7 +211,7 @@ def _rates(activity: Tensor, cells: Tensor, room: Graph) -> Tensor:
 
 def _remapping(run: Run, how: How) -> tuple[Tensor, Tensor]:
     """Rates of hippocampal units (E, 2, M, S) and of codes (E, 2, C, S)."""
-    room = max(run.environments.spaces, key=lambda one: len(one.cells))
+    room = run.settings.largest()
     found = [_in_environment(run, room, how, number) for number in range(how.environments)]
     fewest = min(hippocampal.shape[1] for hippocampal, _ in found)  # a neuron that one memory never used has no map
     return torch.stack([hippocampal[:, :fewest] for hippocampal, _ in found]), torch.stack([c for _, c in found])

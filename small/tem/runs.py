@@ -114,16 +114,8 @@ def report(runs: Sequence[Done]) -> str:
             ]
         )  # fmt: skip
     header = [
-        "",
-        "seeds",
-        "steps",
-        "zero-shot",
-        "visited",
-        "memories",
-        "ms a step",
-        f"steps to {REACHED}",
-        f"s to {REACHED}",
-    ]
+        "", "seeds", "steps", "zero-shot", "visited", "memories", "ms a step", f"steps to {REACHED}", f"s to {REACHED}"
+    ]  # fmt: skip
     sentences = [comparison(*of)] if len(of) == 2 else []
     return "\n\n".join([text_table(header, rows), *filter(None, sentences)])
 

@@ -52,3 +52,8 @@ def times_of(kept: Tensor) -> Tensor:
     moments = kept.shape[1]
     times = torch.where(kept, torch.arange(moments, device=kept.device), moments)
     return times.sort(dim=1).values[:, : int(kept.sum(1).max())]
+
+
+def every_time(moments: Tensor) -> Tensor:
+    """`times_of` where all of the moments (B, S) are kept: (B, S)."""
+    return torch.arange(moments.shape[1], device=moments.device).expand(len(moments), -1)

@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 from llm.errors import UserError
 
-from ..checks import below
+from ..checks import below, refuse
 from ..draws import seed_number
 from ..folder import TableFolder, read_rows
-from ..grid.graph import space
+from ..grid.graph import Graph, space
 from ..state import start_moments, training_state
 from .environments import SYMBOLS, Environments, Episode, accuracy
 from .machine import Machine, MachineSizes
@@ -117,8 +117,11 @@ class Settings:
             for name in ("lr", "clip")
             if not 0 < getattr(self, name) < math.inf
         ]
-        if problems:
-            raise UserError("; ".join(problems))
+        refuse(problems)
+
+    def largest(self) -> Graph:
+        """The space with most cells."""
+        return max(map(space, self.spaces), key=lambda one: len(one.cells))
 
     def walk(self, step: int) -> int:
         """Steps of the walks of gradient step `step`, numbered from 1."""
@@ -195,8 +198,12 @@ def folder_of(path: Path, model: Model, settings: Settings) -> TableFolder[Row]:
 
 def digests(settings: Settings) -> dict[str, str]:
     """What each space is: a file's may change under its name."""
-    records = {text: json.dumps(space(text).record()) for text in settings.spaces}
-    return {text: hashlib.sha256(record.encode()).hexdigest()[:16] for text, record in records.items()}
+    return {text: digest(space(text)) for text in settings.spaces}
+
+
+def digest(graph: Graph) -> str:
+    """16 hex digits of all that a space is."""
+    return hashlib.sha256(json.dumps(graph.record()).encode()).hexdigest()[:16]
 
 
 def read_table(path: Path) -> list[Row]:

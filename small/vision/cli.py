@@ -11,7 +11,7 @@ from typing import Any
 from evals.arguments import add_command
 from llm.errors import UserError
 
-from ..arguments import add_device, count, device_of, run_command
+from ..arguments import add_device, add_folders, count, device_of, run_command
 
 SIZES = {
     "patch": "side of a patch, in pixels (an eighth of the image)", "width": "D, of a token (192)",
@@ -158,6 +158,6 @@ def _add_tables(commands: Any) -> None:
         "Prints the table and the tests, and writes tables.txt and accuracy.png; also while runs go on.",
         "python -m small.vision tables runs/vision/cifar100 runs/vision/tiny-imagenet --out runs/vision",
     )
-    command.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a training's --out, or one run in it")
+    add_folders(command)
     command.add_argument("--out", type=Path, metavar="DIR", help="folder of table and curves (the first DIR)")
     command.set_defaults(command=_tables)

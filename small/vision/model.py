@@ -14,14 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.errors import UserError
 from llm.model.attention import Attention
 from llm.model.block import Block
 from llm.model.feedforward import FeedForward
 from llm.model.norms import norm
 from llm.model.streams import Carry
 
-from ..checks import below
+from ..checks import below, refuse
 from ..variants import Variant
 
 EPS = 1e-6  # of the norms (Dosovitskiy et al.'s code)
@@ -60,8 +59,7 @@ class Sizes:
             problems.append(f"width {self.width} must be a multiple of heads {self.heads}")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout {self.dropout} must be at least 0 and below 1")
-        if problems:
-            raise UserError("; ".join(problems))
+        refuse(problems)
 
     @property
     def patch_side(self) -> int:

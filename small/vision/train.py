@@ -28,7 +28,7 @@ from tqdm import tqdm
 from llm.errors import UserError
 from llm.train.optim import Optimizer, Schedule
 
-from ..checks import below
+from ..checks import below, refuse
 from ..draws import seed_number
 from ..folder import RECORD, TableFolder, copy_into, read_rows
 from ..state import start_moments, training_state
@@ -86,8 +86,7 @@ class Settings:
             )
             if value not in known
         ]  # fmt: skip
-        if problems:
-            raise UserError("; ".join(problems))
+        refuse(problems)
 
 
 class Row(NamedTuple):
