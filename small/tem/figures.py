@@ -30,13 +30,8 @@ def learning_curves(runs: Sequence[Done]) -> "Figure":
         panels = figure.subplots(2, 2, sharey=True, sharex="col")
         for row, (name, title) in zip(panels, ACCURACIES.items(), strict=True):
             for colour, group, label in zip(colours(len(of)), of, names(of), strict=True):
-                draw_curves(
-                    row[0],
-                    [{step.step: getattr(step, name) for step in run.rows} for run in group],
-                    colour,
-                    label,
-                    True,
-                )
+                by_step = [{step.step: getattr(step, name) for step in run.rows} for run in group]
+                draw_curves(row[0], by_step, colour, label, interval=True)
                 places = np.linspace(0, min(run.last.seconds for run in group), PLACES)
                 curves = [
                     np.interp(places, [step.seconds for step in run.rows], [getattr(step, name) for step in run.rows])
