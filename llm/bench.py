@@ -1,12 +1,15 @@
 """`python -m llm bench --config C`: throughput, parts of a step and peak memory of a config, beside transformers.
 
+With --fit instead the largest micro-batch for a budget of memory (`bench_fit.py`).
+
 Stages: config -> contenders (`bench_contenders.py`) -> windows of steps in turn, A B C C B A -> ratios within each
 round, their median, range and interval -> peak memory, each contender in a process of its own.
 
 Everyone gets rows of random tokens of the same number and length, the same precision, sdpa attention, fused AdamW,
 clipping, and the config's activation checkpointing. transformers' model is the nearest that it has: switches off, and
-GPT-2 with all its biases. Utilisation is of the rate at which this device multiplies large matrices in this precision,
-measured in the same rounds.
+GPT-2 with all its biases. It is measured as it is and compiled as a whole, and compared with by the faster of both.
+Utilisation is of the rate at which this device multiplies large matrices in this precision, by torch or by
+`model/linear.py`, measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -25,16 +28,19 @@ import numpy as np
 import torch
 from scipy import stats
 
+from . import bench_fit
 from .bench_contenders import MIB, PARTS, TRANSFORMERS, UNCOUNTED, VARIANTS, Plan, Window, contender, now, random_store
 from .data.module import TokenDataModule
 from .errors import UserError
+from .model.linear import matmul
+from .plan import read
 from .train.cli import PRECISIONS, parse
 from .train.environment import environment
 from .train.flops import flops_per_token
 from .train.measure import resident_peak
 
 DEFAULT = ["classic", "values"]
-AGAINST = {"hf": [TRANSFORMERS], "none": []}
+AGAINST = {"hf": list(TRANSFORMERS), "hf-eager": ["transformers"], "none": []}
 CUBE = {"cpu": 4096, "gpu": 8192}  # side of the matrices whose product gives the rate: large enough to be at its best
 
 
@@ -51,7 +57,7 @@ def measure(plan: Plan, names: list[str], rounds: int, steps: int) -> tuple[dict
                 window.parts = contenders[name].window(steps, parts=True).parts
             windows[name].append(window)
             print(
-                f"round {turn + 1}/{rounds}  {name:13}{window.tokens_per_second:>12,.0f} tokens/s",
+                f"round {turn + 1}/{rounds}  {name:23}{window.tokens_per_second:>12,.0f} tokens/s",
                 file=sys.stderr,
                 flush=True,
             )
@@ -59,34 +65,37 @@ def measure(plan: Plan, names: list[str], rounds: int, steps: int) -> tuple[dict
 
 
 def matrix_rate(plan: Plan) -> float:
-    """FLOP/s of a product of two large matrices in the plan's precision, the best of three."""
+    """FLOP/s of a product of two large matrices in the plan's precision, the best of three by torch and by us."""
     side, device = CUBE[plan.device], "cuda" if plan.device == "gpu" else "cpu"
     half = plan.precision.startswith("bf16")
     one, other = (torch.randn(side, side, device=device, dtype=torch.bfloat16 if half else None) for _ in range(2))
     times = []
-    for _ in range(4):  # the first is not counted
-        began = now()
-        torch.mm(one, other)
-        times.append(now() - began)
-    return 2 * side**3 / min(times[1:])
+    for product in (torch.mm, matmul):
+        product(one, other)  # not counted
+        for _ in range(3):
+            began = now()
+            product(one, other)
+            times.append(now() - began)
+    return 2 * side**3 / min(times)
 
 
-def peak_memory(plan: Plan, name: str) -> float:
-    """MiB that two steps of one contender need beyond the imports: resident memory on a CPU, allocated on a GPU."""
+def peak_memory(plan: Plan, name: str, steps: int) -> dict[str, float]:
+    """MiB that steps of one contender need beyond the imports: resident memory on a CPU, allocated on a GPU. And their
+    throughput."""
     before = resident_peak()
-    contender(name, plan).window(2, parts=False)
-    if plan.device == "gpu":
-        return torch.cuda.max_memory_allocated() / MIB
-    return (resident_peak() - before) / MIB
+    window = contender(name, plan).window(steps, parts=False)
+    peak = torch.cuda.max_memory_allocated() if plan.device == "gpu" else resident_peak() - before
+    return {"peak_mib": peak / MIB, "tokens_per_second": window.tokens_per_second}
 
 
 def peak_memory_elsewhere(args: argparse.Namespace, name: str) -> float:
-    """`peak_memory` in a fresh process, whose high-water mark is its own."""
-    words = [sys.executable, "-m", "llm", "bench", "--memory-of", name, *command_line(args)]
+    """MiB of `peak_memory` in a fresh process, whose high-water mark is its own."""
+    few = command_line(argparse.Namespace(**vars(args) | {"steps": 2}))
+    words = [sys.executable, "-m", "llm", "bench", "--memory-of", name, *few]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"measuring the memory of {name} failed: {done.stderr.strip().splitlines()[-1]}")
-    return float(done.stdout.split()[-1])
+    return float(json.loads(done.stdout.splitlines()[-1])["peak_mib"])
 
 
 def command_line(args: argparse.Namespace) -> list[str]:
@@ -118,7 +127,10 @@ def ratio(windows: dict[str, list[Window]], name: str, to: str) -> dict[str, Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m llm bench`."""
     parser.add_argument("--config", required=True, help="YAML of a run")
-    parser.add_argument("--against", choices=AGAINST, default="hf", help="hf, transformers (default), or none")
+    parser.add_argument(
+        "--against", choices=AGAINST, default="hf",
+        help="hf, transformers eager and compiled, the faster counts (default); hf-eager; none",
+    )  # fmt: skip
     parser.add_argument(
         "--contenders", nargs="+", choices=VARIANTS, default=DEFAULT, metavar="NAME",
         help=f"variants of the config, the first of which the others are compared with: {', '.join(VARIANTS)} "
@@ -128,9 +140,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="how often each contender has its turn (default: 5)")
     parser.add_argument("--steps", type=int, default=10, help="counted steps a turn (default: 10)")
     parser.add_argument("--precision", help="as trainer.precision (default: the config's)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile everyone: our blocks, their model")
+    parser.add_argument("--compile", action="store_true", help="torch.compile our blocks")
+    parser.add_argument("--fit", action="store_true", help="find the largest micro-batch instead, and what to set")
+    parser.add_argument(
+        "--memory", type=float, metavar="GIB", help="with --fit, the budget (default: 0.9 of what is free)"
+    )
     parser.add_argument("--json", type=Path, help="also write the result here")
-    parser.add_argument("--memory-of", choices=[TRANSFORMERS, *VARIANTS], help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=[*TRANSFORMERS, *VARIANTS], help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="after --, dotted overrides of the config")
     parser.epilog = (
         "example: python -m llm bench --config configs/stories_classic.yaml --rounds 5 -- --data.context 128"
@@ -143,12 +159,17 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--rounds, --steps and --rows must be at least 1")
     if len(set(args.contenders)) < len(args.contenders):
         raise UserError(f"--contenders has one twice: {' '.join(args.contenders)}")
+    if args.memory is not None and not (args.fit and args.memory > 0):
+        raise UserError("--memory goes with --fit and is above 0 GiB")
     cli = parse(["--config", args.config, *args.overrides], run=False)
     data: TokenDataModule = cli.datamodule
     rows = args.rows or data.given_micro_batch_size or data.batch_size
     precision = args.precision or str(cli.trainer.precision)
     if precision not in PRECISIONS:
         raise UserError(f"--precision {precision!r} is unknown: give one of 32-true, bf16-mixed, bf16-true")
+    if args.fit:
+        fit(args, data.batch_size, precision)
+        return
     device = "gpu" if torch.cuda.is_available() else "cpu"
     names = [*AGAINST[args.against], *args.contenders]
     with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +178,7 @@ def run(args: argparse.Namespace) -> None:
         random_store(Path(folder), vocabulary, rows_in_all * data.context + 1)
         plan = Plan(cli.model, precision, data.context, rows, device, args.compile, Path(folder))
         if args.memory_of:
-            print(peak_memory(plan, args.memory_of))
+            print(json.dumps(peak_memory(plan, args.memory_of, args.steps)))
             return
         windows, rates = measure(plan, names, args.rounds, args.steps)
     torch.cuda.empty_cache()  # the processes that measure memory come next
@@ -175,16 +196,47 @@ def run(args: argparse.Namespace) -> None:
         **environment(),
     }
     report(result)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1))
+    write(args.json, result)
+
+
+def fit(args: argparse.Namespace, rows: int, precision: str) -> None:
+    """Print what `bench_fit.py` finds for the config; with --json write it too."""
+
+    def words(every: int, size: int) -> list[str]:
+        one = argparse.Namespace(**vars(args) | {"rows": size})
+        one.overrides = [*args.overrides, "--model.activation_checkpointing", str(every)]
+        return ["--memory-of", "config", *command_line(one)]
+
+    budget = 1024 * args.memory if args.memory else bench_fit.SHARE * bench_fit.free_memory()
+    command = ["python -m llm bench --fit", *(["--memory", f"{args.memory:g}"] if args.memory else [])]
+    result = {
+        "command": " ".join([*command, *command_line(args)]),
+        "precision": precision,
+        **bench_fit.seek(read(args.config, args.overrides), precision, args.compile, rows, budget, words),
+        **environment(),
+    }
+    bench_fit.report(result)
+    write(args.json, result)
+
+
+def write(path: Path | None, result: dict[str, Any]) -> None:
+    """As JSON, where a path is given."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1))
+
+
+def median_rate(windows: list[Window]) -> float:
+    return statistics.median(each.tokens_per_second for each in windows)
 
 
 def figures(plan: Plan, names: list[str], windows: dict[str, list[Window]], rates: list[float]) -> dict[str, Any]:
     """What was measured, in terms of JSON."""
     flops = flops_per_token(plan.module.decoder_config, plan.context)
-    first, *others = [name for name in names if name != TRANSFORMERS]
-    pairs = [(name, first) for name in others] + ([(first, TRANSFORMERS)] if TRANSFORMERS in names else [])
+    first, *others = [name for name in names if name not in TRANSFORMERS]
+    pairs = [(name, first) for name in others]
+    if theirs := [name for name in names if name in TRANSFORMERS]:
+        pairs.append((first, max(theirs, key=lambda name: median_rate(windows[name]))))
     return {
         "tokens_per_second": {name: [each.tokens_per_second for each in windows[name]] for name in names},
         "seconds_of_parts": {
@@ -209,15 +261,15 @@ def report(result: dict[str, Any]) -> None:
         f"{result['precision']}, {'compiled' if result['compiled'] else 'eager'}, {result['device']}; matrix products "
         f"{rate / 1e9:,.0f} GFLOP/s"
     )
-    print(f"{'':15}{'tokens/s':>12}{'range':>24}{'of the rate':>14}{'peak memory':>14}{'first step':>12}")
+    print(f"{'':23}{'tokens/s':>12}{'range':>24}{'of the rate':>14}{'peak memory':>14}{'first step':>12}")
     for name, rates in result["tokens_per_second"].items():
         span = f"{min(rates):,.0f} to {max(rates):,.0f}"
         used = statistics.median(result["model_flop_utilisation"][name])
         memory, first = f"{result['peak_memory_mib'][name]:,.0f} MiB", f"{result['seconds_to_first_step'][name]:.1f} s"
-        print(f"{name:15}{statistics.median(rates):>12,.0f}{span:>24}{used:>14.1%}{memory:>14}{first:>12}")
-    print(f"\n{'ms of a step':15}" + "".join(f"{part:>12}" for part in PARTS))
+        print(f"{name:23}{statistics.median(rates):>12,.0f}{span:>24}{used:>14.1%}{memory:>14}{first:>12}")
+    print(f"\n{'ms of a step':23}" + "".join(f"{part:>12}" for part in PARTS))
     for name, parts in result["seconds_of_parts"].items():
-        print(f"{name:15}" + "".join(f"{1e3 * statistics.median(parts[part]):>12.1f}" for part in PARTS))
+        print(f"{name:23}" + "".join(f"{1e3 * statistics.median(parts[part]):>12.1f}" for part in PARTS))
     print()
     for name, r in result.items():
         if isinstance(r, dict) and "median" in r:

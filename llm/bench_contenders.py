@@ -17,7 +17,7 @@ import copy
 import tempfile
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from .data.shard import SPLITS, ShardWriter, token_dtype
 from .data.store import write_index
 from .model import DecoderConfig
 from .model.convert import TO_HF_ACTIVATION, model_to_hf
+from .model.fast_paths import FAST_PATHS
 from .train.callbacks import callbacks
 from .train.cli import TRAINER_DEFAULTS
 from .train.loop import whole_step
@@ -41,15 +42,26 @@ from .train.run import RunFolder, RunSettings
 from .train.saving import Checkpoints
 from .train.signals import Signals
 
-TRANSFORMERS = "transformers"
-VARIANTS: dict[str, dict[str, Any]] = {  # name -> what of the config is changed
-    "config": {},
-    "classic": {"stream": []},
-    "values": {"stream": ["values"]},
-    "queries_keys": {"stream": ["queries", "keys"]},
-    "silu": {"stream": [], "hidden_act": "silu"},
-    "nmda": {"stream": [], "hidden_act": "nmda", "nmda_alpha": 10.0},
+
+@dataclass(frozen=True)
+class Variant:
+    """What of the config is changed: settings of the decoder, fast paths switched off."""
+
+    decoder: dict[str, Any] = field(default_factory=dict)
+    plain: tuple[str, ...] = ()
+
+
+VARIANTS = {
+    "config": Variant(),
+    "classic": Variant({"stream": []}),
+    "values": Variant({"stream": ["values"]}),
+    "queries_keys": Variant({"stream": ["queries", "keys"]}),
+    "silu": Variant({"stream": [], "hidden_act": "silu"}),
+    "nmda": Variant({"stream": [], "hidden_act": "nmda", "nmda_alpha": 10.0}),
+    "plain": Variant({"stream": []}, FAST_PATHS),
+    "plain_loss": Variant({"stream": []}, ("loss",)),
 }
+TRANSFORMERS = {"transformers": False, "transformers_compiled": True}  # name -> torch.compile of the whole model
 PARTS = ("data", "forward", "loss", "backward", "optimizer", "logging")
 UNCOUNTED = 2  # steps at the start of a window: they allocate and, where asked for, compile
 MIB = 2**20
@@ -187,16 +199,17 @@ def now() -> float:
 class Fit:
     """A variant of our model through the whole fit loop: loader, callbacks, CSV and TensorBoard loggers."""
 
-    def __init__(self, plan: Plan, changes: dict[str, Any]) -> None:
+    def __init__(self, plan: Plan, variant: Variant) -> None:
         self.plan = plan
         given = plan.module
         self.module = LanguageModule(
-            with_settings(given.decoder_config, **changes),
+            with_settings(given.decoder_config, **variant.decoder),
             given.optimizer_settings,
             Schedule(shape="constant"),
             gradient_clip=given.gradient_clip or 1.0,
             activation_checkpointing=given.every_nth,
             compile=plan.compile,
+            plain=[*given.plain, *variant.plain],
         )
 
     def window(self, steps: int, parts: bool) -> Window:
@@ -225,10 +238,10 @@ class Fit:
 
 
 class Bare:
-    """transformers' model of the same sizes in a bare PyTorch loop, at its best settings on this machine."""
+    """transformers' model of the same sizes in a bare PyTorch loop, the model compiled as a whole or not."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, compiled: bool) -> None:
+        self.plan, self.compiled = plan, compiled
         self.device = torch.device("cuda" if plan.device == "gpu" else "cpu")
         model: PreTrainedModel = model_to_hf(nearest_in_transformers(plan.module.decoder_config))
         model.set_attn_implementation("sdpa")
@@ -242,7 +255,7 @@ class Bare:
                 block.gradient_checkpointing = index % every_nth == 0
         self.optimizer = plan.module.optimizer_settings.build(self.model)
         self.clip = plan.module.gradient_clip or 1.0
-        self.forward = torch.compile(self.model) if plan.compile else self.model
+        self.forward = torch.compile(self.model) if compiled else self.model
 
     def window(self, steps: int, parts: bool) -> Window:
         """The same. Compiled as a whole, its forward part is in the loss."""
@@ -251,7 +264,7 @@ class Bare:
         vocabulary = self.model.config.vocab_size
         batches = [torch.randint(vocabulary, shape, generator=generator) for _ in range(steps + UNCOUNTED)]
         watch, hooks = Watch(parts), []
-        if not self.plan.compile:
+        if not self.compiled:
             hooks = [self.model.base_model.register_forward_hook(lambda *_: watch.stop("forward"))]
         for batch in batches:
             ids = batch.to(self.device, non_blocking=True)
@@ -272,4 +285,4 @@ class Bare:
 
 def contender(name: str, plan: Plan) -> Fit | Bare:
     """The contender called `name`, its model built."""
-    return Bare(plan) if name == TRANSFORMERS else Fit(plan, VARIANTS[name])
+    return Bare(plan, TRANSFORMERS[name]) if name in TRANSFORMERS else Fit(plan, VARIANTS[name])

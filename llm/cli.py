@@ -1,5 +1,5 @@
 """Commands of `python -m llm`: prepare, inspect, bench-data, fit, validate, export, generate, plan, batch,
-status, bench, bench-ranks.
+status, bench, bench-growth, bench-ranks.
 
 Each command is a module with `add_arguments(parser)` and `run(args)`; fit and validate are a LightningCLI. Heavy
 imports happen inside the command that needs them, so `--help` answers at once.
@@ -25,6 +25,7 @@ COMMANDS = {  # name: (module, one line for --help)
     "batch": ("llm.batch", "the text that made a step of a run"),
     "status": ("llm.status", "how far runs are, whether they go on, and what went wrong in them"),
     "bench": ("llm.bench", "throughput and memory of a config, beside transformers"),
+    "bench-growth": ("llm.bench_growth", "how the time of a token grows with each size, beside its FLOPs"),
     "bench-ranks": (
         "llm.bench_ranks",
         "throughput, communication, checkpoints and memory of one and several processes",
@@ -34,7 +35,7 @@ HELP = "\n".join(
     [
         "usage: python -m llm COMMAND ...; python -m llm COMMAND --help tells more",
         "",
-        *(f"  {name:12}{text}" for name, (_, text) in COMMANDS.items()),
+        *(f"  {name:14}{text}" for name, (_, text) in COMMANDS.items()),
         "",
         "example: python -m llm fit --config configs/stories_values.yaml --trainer.max_steps 100",
     ]

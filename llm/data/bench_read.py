@@ -30,6 +30,7 @@ VOCABULARY = 100_000  # so that ids are uint32
 WINDOWS = (257, 4097)  # tokens: of a small model and of a large one, a context and one more
 ROWS = 8  # of a micro-batch
 DRAWN = 20_000  # windows, in an order that was found before the clock starts: `rows` and `micro-batches` find theirs
+DEMAND = 1_000_000  # tokens a second
 SECONDS = 1.0  # that a reading task goes on for
 WARM_TOKENS, WARM_SHARDS = 1 << 26, 16  # 256 MiB
 COLD_SHARD = 1 << 26  # tokens: 256 MiB
@@ -103,6 +104,7 @@ def read_tasks(folder: Path) -> dict[str, Task]:
             ("micro-batches", batches.__getitem__),
         ):
             tasks[f"{name}, {window:,} tokens"] = partial(steady, step, ROWS * window)
+        tasks[f"waiting, {window:,} tokens"] = partial(waiting, batches, ROWS * (window - 1))
     return tasks
 
 
@@ -121,6 +123,25 @@ def steady(step: Callable[[int], Any], tokens: int) -> Figures:
         step(done)
         done += 1
     return {"tokens/s": done * tokens / passed}
+
+
+def waiting(batches: Any, tokens: int) -> Figures:
+    """Share of the time that a trainer waits for data which takes `DEMAND` tokens a second, and leaves the CPU alone
+    in between, as one does whose model is on a GPU."""
+    from torch.utils.data import DataLoader
+
+    from .module import Ahead
+
+    steps = max(3, int(SECONDS * DEMAND / tokens))
+    loader = Ahead(DataLoader(batches, batch_size=None, sampler=range(steps)))
+    began, waited = time.perf_counter(), 0.0
+    source = iter(loader)
+    for step in range(steps):
+        asked = time.perf_counter()
+        next(source)
+        waited += time.perf_counter() - asked
+        time.sleep(max(0.0, began + (step + 1) * tokens / DEMAND - time.perf_counter()))
+    return {"share of the time": waited / (time.perf_counter() - began)}
 
 
 # ---- Cold ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,10 @@ every number of ranks and workers sees the same global batches.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -18,6 +21,24 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import UserError
 from .mixture import MixtureOrder, Pattern, mixed_fingerprint, open_stores, short_names, weight_problems
 from .rows import KINDS, Rows, TrainingBatches, ValidationBatches
+
+
+class Ahead:
+    """The batches of a loader, each made in a thread while the one before is used: a GPU does not wait for it."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        batches, end = iter(self.loader), object()
+        with ThreadPoolExecutor(1) as thread:
+            made = thread.submit(next, batches, end)
+            while (batch := made.result()) is not end:
+                made = thread.submit(next, batches, end)
+                yield batch
 
 
 class TokenDataModule(pl.LightningDataModule):
@@ -185,13 +206,14 @@ class TokenDataModule(pl.LightningDataModule):
             f"{self.batch_size // (ranks * count)} rows"
         )
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Iterable:
         """From the trainer's step to its last: a resumed run asks for the rest."""
         trainer = self._trainer
         micro = trainer.accumulate_grad_batches
         batches = TrainingBatches(self.training, self.order, micro, trainer.global_rank, trainer.world_size)
         indices = range(trainer.global_step * micro, max(trainer.max_steps, trainer.global_step) * micro)
-        return self._loader(batches, indices)
+        loader = self._loader(batches, indices)
+        return loader if self.workers else Ahead(loader)
 
     def val_dataloader(self) -> DataLoader:
         trainer = self._trainer

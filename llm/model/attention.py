@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .autocast import product_dtype
-from .dropout import by_bits, causal_attention
+from .cpu_attention import causal_attention, goes_by_blocks
+from .linear import Linear
 from .positions import rotate
 from .streams import Carry, ResidualStream
 
@@ -75,10 +75,10 @@ class Attention(nn.Module):
         self.num_key_value_groups = num_heads // num_key_value_heads  # transformers' attention functions read it
         self.scaling = head_dim**-0.5 if softmax_scale is None else softmax_scale
         self.dropout = dropout
-        self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=bias)
-        self.k_proj = nn.Linear(hidden_size, num_key_value_heads * head_dim, bias=bias)
-        self.v_proj = nn.Linear(hidden_size, num_key_value_heads * head_dim, bias=bias)
-        self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=bias)
+        self.q_proj = Linear(hidden_size, num_heads * head_dim, bias=bias)
+        self.k_proj = Linear(hidden_size, num_key_value_heads * head_dim, bias=bias)
+        self.v_proj = Linear(hidden_size, num_key_value_heads * head_dim, bias=bias)
+        self.o_proj = Linear(num_heads * head_dim, hidden_size, bias=bias)
         self.stream = stream
 
     def forward(
@@ -107,7 +107,7 @@ class Attention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         dropout = self.dropout if self.training else 0.0
         plain = implementation == "sdpa" and attention_mask is None and past_key_values is None
-        if dropout and plain and by_bits(query, dropout, product_dtype(query)):
+        if plain and goes_by_blocks(query, dropout):
             return self.o_proj(causal_attention(query, key, value, self.scaling, dropout).flatten(-2)), None, carry
         out, weights = attend(
             self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs

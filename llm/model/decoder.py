@@ -26,6 +26,7 @@ from .config import DecoderConfig
 from .convert import config_from_hf, model_to_hf, weights_from_hf, weights_to_hf
 from .dropout import dropout
 from .feedforward import FEEDFORWARDS
+from .linear import linear
 from .loss import IGNORED, linear_next_token_loss, next_token_loss
 from .norms import norm
 from .positions import inverse_frequencies, rotary_angles
@@ -169,7 +170,7 @@ class OutputHead(nn.Linear):
     def forward(self, hidden: Tensor, targets: Tensor | None = None, num_items: Tensor | int | None = None) -> Tensor:
         weight = self.weight[: self.unpadded_vocab_size]
         if targets is None:
-            return F.linear(hidden, weight)
+            return linear(hidden, weight)
         return linear_next_token_loss(hidden, weight, targets, num_items)
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .autocast import product_dtype
+from .fast_paths import fast
+from .linear import linear, matmul, outer_sum
 
 IGNORED = -100  # the label of a token that is left out of the loss
 CHUNK_BYTES = 2**27  # logits held at once: few chunks, as each adds to the whole gradient of the weight
@@ -39,6 +41,8 @@ def linear_next_token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, num_
         hidden: (..., D). weight: (V, D). targets: (...), -100 left out.
         num_items: what the sum is divided by; None is the number of targets.
     """
+    if not fast("loss"):
+        return next_token_loss(linear(hidden, weight), targets, num_items)
     total = _SummedLoss.apply(
         hidden.flatten(0, -2), weight, targets.flatten(), product_dtype(hidden), torch.is_grad_enabled()
     )
@@ -52,18 +56,16 @@ class _SummedLoss(torch.autograd.Function):
             h, w = hidden.to(dtype), weight.to(dtype)
             total = torch.zeros((), dtype=torch.float32, device=h.device)
             grad_h = torch.empty_like(h) if grad else None
-            grad_w = torch.zeros_like(weight, dtype=torch.float32) if grad else None
+            grad_w: Tensor | None = None
             rows = max(1, CHUNK_BYTES // (w.element_size() * w.shape[0]))
             for start in range(0, len(h), rows):
                 chunk = slice(start, start + rows)
-                p = h[chunk] @ w.t()
+                p = matmul(h[chunk], w.t())
                 total += _softmax_minus_target_in_place(p, targets[chunk])
-                if grad_h is not None and grad_w is not None:
-                    grad_h[chunk] = p @ w
-                    if dtype == torch.float32:
-                        grad_w.addmm_(p.t(), h[chunk])
-                    else:
-                        grad_w += p.t() @ h[chunk]
+                if grad_h is not None:
+                    grad_h[chunk] = matmul(p, w)
+                    part = outer_sum(p, h[chunk])
+                    grad_w = part.float() if grad_w is None else grad_w.add_(part)
         if grad_h is not None:
             ctx.save_for_backward(grad_h.to(hidden.dtype), grad_w)
         ctx.weight_dtype = weight.dtype

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..model import DecoderConfig
-from ..model.dropout import ROWS
+from ..model.cpu_attention import KEPT, block_rows
 from ..model.loss import CHUNK_BYTES, WIDE_ELEMENTS
 from .sizes import block_matrices, head_matrix, stream_widths
 
@@ -45,8 +45,8 @@ class Work:
 
     Args:
         formats: of the numbers.
-        kernels: "cuda" or "cpu": which tensors PyTorch's kernels keep. On a CPU no RMSNorm is fused, and dropout's
-            masks are numbers.
+        kernels: "cuda" or "cpu": which tensors the kernels keep. On a CPU dropout's masks are numbers, and a compiled
+            RMSNorm is not fused.
         masked: rows hold several documents that do not see each other.
         compiled: blocks through torch.compile.
     """
@@ -89,12 +89,20 @@ class Work:
 
     @property
     def blocks_of_queries(self) -> list[tuple[int, int]]:
-        """On a CPU with dropout of the attention (`dropout.py`), if it is neither masked nor compiled: queries of each
-        block and its keys; else none."""
-        if self.kernels != "cpu" or not self.config.attention_dropout or self.masked or self.compiled:
+        """Queries of each block and its keys, where attention goes by blocks (`cpu_attention.py`): on a CPU, with
+        dropout or in bfloat16, neither masked nor compiled; else none."""
+        if self.kernels != "cpu" or self.masked or self.compiled:
             return []
-        starts = range(0, self.context, ROWS)
-        return [(min(ROWS, self.context - start), min(start + ROWS, self.context)) for start in starts]
+        if not self.config.attention_dropout and self.formats.w != 2:
+            return []
+        rows = block_rows(self.context)
+        starts = range(0, self.context, rows)
+        return [(min(rows, self.context - start), min(start + rows, self.context)) for start in starts]
+
+    @property
+    def kept_of_blocks(self) -> int:
+        """How many matrices each block keeps: softmax and dropout's factors, the softmax alone, or none."""
+        return 2 if self.config.attention_dropout else 1 if self.context <= KEPT else 0
 
 
 def block_terms(work: Work, index: int) -> Terms:
@@ -118,7 +126,7 @@ def _norm(work: Work) -> int:
     c, n = work.config, work.tokens
     if c.norm == "layernorm":
         return work.hidden + 8 * n
-    if work.kernels == "cuda":  # one kernel
+    if work.kernels == "cuda" or not work.compiled:  # one kernel, or `norms.py`
         return work.hidden + 4 * n
     return 2 * 4 * n * c.hidden_size + 4 * n  # the input in fp32 and the normalised input
 
@@ -128,9 +136,9 @@ def _attention(work: Work) -> int:
     c, f, n = work.config, work.formats, work.tokens
     queries, keys = n * c.num_attention_heads * c.head_dim, n * c.num_key_value_heads * c.head_dim
     every_pair = n * work.context * c.num_attention_heads  # B H T T
-    if blocks := work.blocks_of_queries:  # q, k, v; softmax and factors; what enters o_proj
+    if blocks := work.blocks_of_queries:  # q, k, v; what blocks keep; what enters o_proj
         pairs = work.rows * c.num_attention_heads * sum(queries_of * keys_of for queries_of, keys_of in blocks)
-        return f.w * (2 * queries + 2 * keys + 2 * pairs)
+        return f.w * (2 * queries + 2 * keys + work.kept_of_blocks * pairs)
     if work.whole_attention:  # in fp32 q, k, v, softmax, dropout's factors and their product; what enters o_proj
         return 4 * (3 * queries + (3 if c.attention_dropout else 1) * every_pair) + f.w * queries
     if work.masked:  # no grouped heads with a mask, and the mask once more as numbers
@@ -140,14 +148,15 @@ def _attention(work: Work) -> int:
 
 def _stream(work: Work, index: int) -> int:
     """A learned weight needs what arrives, a sum with weight 1 nothing. The first block's own projection, which arrives
-    at the second and with source "first" everywhere, is kept by its attention already unless RoPE turns it or a mask
-    has grouped heads repeated."""
+    at the second and with source "first" everywhere, is kept by its attention already unless RoPE turns it, a mask
+    has grouped heads repeated, or blocks have copied it."""
     c, kept = work.config, 0
     repeated = work.masked and c.num_key_value_heads != c.num_attention_heads
     if index == 0 or c.stream_weight == "fixed" or (c.stream_source == "first" and index > 1):
         return 0
     for name, width in zip(c.stream, stream_widths(c), strict=True):
         changed = (c.position == "rope" and name != "values") or (repeated and name != "queries")
+        changed = changed or bool(work.blocks_of_queries)
         kept += work.formats.w * work.tokens * width if index > 1 or changed else 0
     return kept
 

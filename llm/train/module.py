@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..model import DecoderConfig, DecoderForCausalLM
+from ..model.fast_paths import FAST_PATHS, switch_off
 from ..model.loss import IGNORED
 from .optim import Optimizer, Schedule
 from .strategy import ZeroStrategy
@@ -35,6 +36,7 @@ class LanguageModule(pl.LightningModule):
         activation_checkpointing: recompute blocks in the backward pass: less memory, up to a third more time. True is
             every block, a number n every n-th.
         compile: torch.compile the blocks; the first step takes longer.
+        plain: fast paths that are switched off, any of those of `llm/model/fast_paths.py`.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class LanguageModule(pl.LightningModule):
         gradient_clip: float | None = 1.0,
         activation_checkpointing: bool | int = False,
         compile: bool = False,
+        plain: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.decoder_config = decoder
@@ -62,6 +65,7 @@ class LanguageModule(pl.LightningModule):
         if compile:
             for block in self.model.model.layers:
                 block.compile()
+        self.plain = plain or []
         self.step_loss = torch.zeros(())  # of the step under way: this rank's share of the global mean
         self.gradient_norm = torch.zeros(())  # of the last step, before clipping
         self.skipped = False  # whether the last step changed nothing, its gradient not being finite
@@ -74,10 +78,15 @@ class LanguageModule(pl.LightningModule):
             problems.append(f"model.gradient_clip {self.gradient_clip} must be above 0, or null for none")
         if self.every_nth < 0:
             problems.append(f"model.activation_checkpointing {self.every_nth} must be true, false or every n-th block")
+        if unknown := set(self.plain).difference(FAST_PATHS):
+            problems.append(f"model.plain {sorted(unknown)} is unknown: give any of {', '.join(FAST_PATHS)}")
         positions = self.decoder_config.max_position_embeddings
         if self.decoder_config.position == "learned" and context > positions:
             problems.append(f"data.context {context} is beyond decoder.max_position_embeddings {positions}")
         return problems
+
+    def setup(self, stage: str) -> None:
+        switch_off(self.plain)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the learning rate is set before each step, so there is no scheduler with a state."""

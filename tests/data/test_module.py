@@ -1,15 +1,18 @@
 """The data module: what it sets, where a loader goes on, what it says and refuses; a mixture's validation."""
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
 
-from llm.data.module import TokenDataModule
+from llm.data.module import Ahead, TokenDataModule
 from llm.data.store import TokenStore
 from llm.errors import UserError
 
@@ -149,3 +152,27 @@ def test_a_mixture_draws_its_shares(stores: tuple[Path, Path]) -> None:
     assert all((row in windows[1]) != first for row, first in zip(rows, of_first, strict=True))
     counts = np.convolve(of_first, np.ones(1000, int), "valid")
     assert set(counts) == {700}
+
+
+def test_batches_are_made_ahead_in_their_order_and_their_errors_come_when_asked_for() -> None:
+    class Numbers(Dataset):
+        asked: ClassVar[list[int]] = []
+
+        def __getitem__(self, index: int) -> int:
+            self.asked.append(index)
+            if index == 3:
+                raise RuntimeError("damaged")
+            return index
+
+    numbers = Numbers()
+    source = iter(Ahead(DataLoader(numbers, batch_size=None, sampler=range(5))))
+    assert next(source) == 0
+    deadline = time.monotonic() + 60
+    while numbers.asked != [0, 1] and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert numbers.asked == [0, 1]  # one more than was asked for, and no more
+    assert [next(source), next(source)] == [1, 2]
+    with pytest.raises(RuntimeError, match="damaged"):
+        next(source)
+    whole = Ahead(DataLoader(Numbers(), batch_size=None, sampler=range(3)))
+    assert len(whole) == 3 and list(whole) == [0, 1, 2] == list(whole)

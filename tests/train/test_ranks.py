@@ -161,7 +161,7 @@ def test_a_run_goes_on_with_other_numbers_of_devices_and_stages(
     last = Command([*words, *STRATEGIES["ddp"]])
     ended = together(tmp_path / "rest", [until("zero2", 30), until("zero3", 36), until("offload2", 40), last])
     assert ended == [(75, 0), (75, 0), (75, 0), (0, 0)]
-    assert curve(run) == pytest.approx(curve(whole), abs=1e-5 if precision == "32-true" else 1e-3)
+    assert curve(run) == pytest.approx(curve(whole), abs=1e-5 if precision == "32-true" else 2e-3)
     for name in ("data_digest", "tokens", "learning_rate"):
         assert [row[name] for row in metrics(run)] == [row[name] for row in metrics(whole)]
     assert "lm_head.weight" not in checkpoints.find(run).weights()  # still tied

@@ -1,0 +1,76 @@
+"""Linear layers, whose float32 products on x86 CPUs are oneDNN's.
+
+torch gives float32 products to MKL, which on AMD's CPUs leaves half of AVX-512 unused; bfloat16 goes to oneDNN already.
+Both round as float32 does. `_linear_pointwise` is the product that torch.compile calls on CPUs.
+
+Dimension letters: N positions, I width in, O width out.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .autocast import product_dtype
+from .fast_paths import fast
+
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`: x (..., I), weight (O, I), bias (O,) -> (..., O)."""
+    if by_onednn(x) and product_dtype(x) == weight.dtype == torch.float32 and x.numel():
+        return _Linear.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def by_onednn(x: Tensor) -> bool:
+    """Whether float32 products of x are oneDNN's."""
+    on_cpu = HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
+    return on_cpu and fast("matmul") and not torch.compiler.is_compiling()
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of two matrices, not to be differentiated."""
+    return _product(a, b.t()) if by_onednn(a) else a @ b
+
+
+def outer_sum(a: Tensor, b: Tensor) -> Tensor:
+    """a.t() @ b, the sum of N outer products: (N, O), (N, I) -> (O, I), not to be differentiated."""
+    if not by_onednn(a):
+        return a.t() @ b
+    if a.shape[1] > b.shape[1]:  # oneDNN is faster where a row of the result is long
+        return _product(b.t(), a.t()).t()
+    return _product(a.t(), b.t())
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        rows, arriving = (each.reshape(-1, each.shape[-1]) for each in (x, grad))  # (N, I), (N, O)
+        return (
+            _product(grad, weight.t()) if for_x else None,
+            outer_sum(arriving, rows) if for_weight else None,
+            arriving.sum(0) if for_bias else None,
+        )
