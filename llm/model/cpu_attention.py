@@ -29,7 +29,7 @@ def block_rows(time: int) -> int:
 
 def goes_by_blocks(query: Tensor, dropout: float) -> bool:
     """Whether this file is for the query: in bfloat16 always, in float32 where weights are dropped by bits."""
-    if query.device.type != "cpu" or not fast("attention") or torch.compiler.is_compiling():
+    if query.device.type != "cpu" or not fast("attention"):
         return False
     dtype = product_dtype(query)
     return by_bits(query, dropout, dtype) if dropout else dtype == torch.bfloat16

@@ -1,7 +1,8 @@
 """Linear layers, whose float32 products on x86 CPUs are oneDNN's.
 
 torch gives float32 products to MKL, which on AMD's CPUs leaves half of AVX-512 unused; bfloat16 goes to oneDNN already.
-Both round as float32 does. `_linear_pointwise` is the product that torch.compile calls on CPUs.
+Both round as float32 does. The product is the one that torch.compile calls on CPUs for weights that stay; for trained
+ones it has no such call, so that in compiled code it is an operator of our own.
 
 Dimension letters: N positions, I width in, O width out.
 """
@@ -36,7 +37,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def by_onednn(x: Tensor) -> bool:
     """Whether float32 products of x are oneDNN's."""
     on_cpu = HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
-    return on_cpu and fast("matmul") and not torch.compiler.is_compiling()
+    return on_cpu and fast("matmul")
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -54,7 +55,20 @@ def outer_sum(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _opaque_product(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+# Each copy of this file, an exported model's too, has operators of its own name.
+@torch.library.custom_op(f"{__name__.replace('.', '_')}::product", mutates_args=())
+def _opaque_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@_opaque_product.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 class _Linear(torch.autograd.Function):

@@ -90,10 +90,10 @@ class Work:
     @property
     def blocks_of_queries(self) -> list[tuple[int, int]]:
         """Queries of each block and its keys, where attention goes by blocks (`cpu_attention.py`): on a CPU, with
-        dropout or in bfloat16, neither masked nor compiled; else none."""
-        if self.kernels != "cpu" or self.masked or self.compiled:
+        dropout unless compiled or in bfloat16, not masked; else none."""
+        if self.kernels != "cpu" or self.masked:
             return []
-        if not self.config.attention_dropout and self.formats.w != 2:
+        if self.compiled if self.config.attention_dropout else self.formats.w != 2:
             return []
         rows = block_rows(self.context)
         starts = range(0, self.context, rows)

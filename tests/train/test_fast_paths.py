@@ -102,9 +102,10 @@ def test_a_fast_path_stays_within_the_spread_of_rounding(on: tuple[str, ...], ha
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
-def test_compiled_blocks_stay_within_the_spread_of_rounding(half: bool) -> None:
+@pytest.mark.parametrize("off", [FAST_PATHS, ()], ids=["plain", "fast"])
+def test_compiled_blocks_stay_within_the_spread_of_rounding(off: tuple[str, ...], half: bool) -> None:
     plain, spread = plain_and_spread(half)
-    assert 0 < distance(curve(half, FAST_PATHS, compiled=True), plain) <= 2 * spread
+    assert 0 < distance(curve(half, off, compiled=True), plain) <= 2 * spread
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
