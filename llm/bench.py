@@ -5,7 +5,7 @@ With --fit instead the largest micro-batch for a budget of memory (`bench_fit.py
 Stages: config -> contenders (`bench_contenders.py`) -> windows of steps in turn, A B C C B A -> ratios within each
 round, their median, range and interval -> peak memory, each contender in a process of its own.
 
-Everyone gets rows of random tokens of the same number and length, the same precision, sdpa attention, fused AdamW,
+Everyone gets rows of random tokens of the same number and length, the same precision and attention, fused AdamW,
 clipping, and the config's activation checkpointing. transformers' model is the nearest that it has: switches off, and
 GPT-2 with all its biases. It is measured as it is and compiled as a whole, and compared with by the faster of both.
 Utilisation is of the rate at which this device multiplies large matrices in this precision, by torch or by

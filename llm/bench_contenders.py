@@ -209,6 +209,7 @@ class Fit:
             gradient_clip=given.gradient_clip or 1.0,
             activation_checkpointing=given.every_nth,
             compile=plan.compile,
+            attention=given.attention,
             plain=[*given.plain, *variant.plain],
         )
 
@@ -244,7 +245,7 @@ class Bare:
         self.plan, self.compiled = plan, compiled
         self.device = torch.device("cuda" if plan.device == "gpu" else "cpu")
         model: PreTrainedModel = model_to_hf(nearest_in_transformers(plan.module.decoder_config))
-        model.set_attn_implementation("sdpa")
+        model.set_attn_implementation(plan.module.attention)
         half = torch.bfloat16 if plan.precision == "bf16-true" else torch.float32
         self.model = model.to(self.device, half).train()  # type: ignore[arg-type]
         self.model.config.use_cache = False

@@ -1,5 +1,5 @@
 """Commands of `python -m llm`: prepare, inspect, bench-data, fit, validate, export, generate, plan, batch,
-status, bench, bench-growth, bench-ranks.
+status, bench, bench-loss, bench-growth, bench-ranks.
 
 Each command is a module with `add_arguments(parser)` and `run(args)`; fit and validate are a LightningCLI. Heavy
 imports happen inside the command that needs them, so `--help` answers at once.
@@ -25,6 +25,7 @@ COMMANDS = {  # name: (module, one line for --help)
     "batch": ("llm.batch", "the text that made a step of a run"),
     "status": ("llm.status", "how far runs are, whether they go on, and what went wrong in them"),
     "bench": ("llm.bench", "throughput and memory of a config, beside transformers"),
+    "bench-loss": ("llm.bench_loss", "head and loss by chunks, beside all logits at once"),
     "bench-growth": ("llm.bench_growth", "how the time of a token grows with each size, beside its FLOPs"),
     "bench-ranks": (
         "llm.bench_ranks",

@@ -134,11 +134,15 @@ class Decoder(nn.Module):
                 f"{length} tokens are more than the {self.config.max_position_embeddings} learned positions: "
                 "cut the input or train with a larger max_position_embeddings"
             )
-        if attention_mask is None or position_ids is None or seen or attention_mask.ndim != 2:
+        if position_ids is None or seen:
             return
-        both = attention_mask[:, 1:].bool() & attention_mask[:, :-1].bool()
-        if (both & (position_ids.diff(dim=-1) != 1)).any():  # documents would leak into each other silently
-            raise ValueError("position_ids restart inside a row: packed documents need attention_mask=None")
+        restarts = position_ids.diff(dim=-1) != 1
+        if attention_mask is not None and attention_mask.ndim == 2:
+            both = attention_mask[:, 1:].bool() & attention_mask[:, :-1].bool()
+            if (both & restarts).any():  # documents would leak into each other silently
+                raise ValueError("position_ids restart inside a row: packed documents need attention_mask=None")
+        elif "flash" in str(self.config._attn_implementation) and restarts.any():
+            raise ValueError("flash attention lets packed documents see each other: use sdpa or flex_attention")
 
     @staticmethod
     def _positions(length: int, seen: int, attention_mask: Tensor | None, device: torch.device) -> Tensor:

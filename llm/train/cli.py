@@ -30,6 +30,7 @@ from ..data.store import check_vocabulary
 from ..errors import StoppedError, UserError
 from ..model import DecoderConfig
 from . import checkpoint as checkpoints
+from .attention import attention_problems
 from .callbacks import Opening, callbacks
 from .evaluation import Evaluations, EvaluationSettings
 from .flops import flops_per_token
@@ -169,6 +170,12 @@ class CLI(LightningCLI):
         """What can be refused without the other ranks is refused here, the rest in `_open`."""
         trainer: Trainer = self.trainer
         problems = [*self.model.problems(trainer.max_steps, self.datamodule.context), *self.datamodule.problems()]
+        config, data = self.model.decoder_config, self.datamodule
+        on_gpu = trainer.strategy.root_device.type == "cuda"
+        half = "bf16" in str(trainer.precision)
+        problems += attention_problems(
+            self.model.attention, on_gpu, half, data.mask_documents, config.attention_dropout
+        )
         if self._get(self.config_init, "trainer").log_every_n_steps < 1:
             problems.append("trainer.log_every_n_steps must be at least 1")
         if problems:

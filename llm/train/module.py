@@ -36,6 +36,7 @@ class LanguageModule(pl.LightningModule):
         activation_checkpointing: recompute blocks in the backward pass: less memory, up to a third more time. True is
             every block, a number n every n-th.
         compile: torch.compile the blocks; the first step takes longer.
+        attention: "sdpa", "eager", "flex_attention", "flash_attention_2" or "flash_attention_3" (`attention.py`).
         plain: fast paths that are switched off, any of those of `llm/model/fast_paths.py`.
     """
 
@@ -48,6 +49,7 @@ class LanguageModule(pl.LightningModule):
         gradient_clip: float | None = 1.0,
         activation_checkpointing: bool | int = False,
         compile: bool = False,
+        attention: str = "sdpa",
         plain: list[str] | None = None,
     ) -> None:
         super().__init__()
@@ -65,7 +67,7 @@ class LanguageModule(pl.LightningModule):
         if compile:
             for block in self.model.model.layers:
                 block.compile()
-        self.plain = plain or []
+        self.attention, self.plain = attention, plain or []
         self.step_loss = torch.zeros(())  # of the step under way: this rank's share of the global mean
         self.gradient_norm = torch.zeros(())  # of the last step, before clipping
         self.skipped = False  # whether the last step changed nothing, its gradient not being finite
@@ -87,6 +89,7 @@ class LanguageModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         switch_off(self.plain)
+        self.model.set_attn_implementation(self.attention)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the learning rate is set before each step, so there is no scheduler with a state."""

@@ -18,12 +18,14 @@ class Optimizer:
         betas, eps: of the moments.
         weight_decay: on matrices only (two dimensions, embeddings among them); never on norms, biases, stream
             weights or the scalars of a learned NMDA.
+        fused: torch's fused kernel.
     """
 
     lr: float = 3e-4
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
+    fused: bool = True
 
     def problems(self) -> list[str]:
         """What cannot be: each a sentence."""
@@ -41,13 +43,13 @@ class Optimizer:
         ]
 
     def build(self, model: nn.Module) -> torch.optim.AdamW:
-        """AdamW over the model's parameters, in two groups, fused where the device has the kernel."""
+        """AdamW over the model's parameters, in two groups."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim == 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim != 2], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=self.fused)
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Figures that were measured (`results/`), and the page that is made of them."""
