@@ -122,6 +122,18 @@ def fit(result: Result) -> str:
     return "\n\n".join([origin(result), said, table(head, rows)])
 
 
+def loss(result: Result) -> str:
+    """`llm bench-loss`: either way."""
+    rows = [
+        [way, spread(rates, "{:,.0f}".format), f"{result['peak_memory_mib'][way]:,.0f} MiB"]
+        for way, rates in result["tokens_per_second"].items()
+    ]
+    about = f"{result['tokens']:,} tokens, {result['width']} wide, {result['vocabulary']:,} ids, {result['precision']}."
+    to_plain = f"**memory, chunks to plain: {result['peak_memory_chunks_to_plain']:.3f}**"
+    shown = table(["", "tokens/s", "peak memory"], rows)
+    return "\n\n".join([origin(result), about, shown, *ratios(result), to_plain])
+
+
 def data(result: Result, *wanted: str) -> str:
     """`llm bench-data`: the tasks whose names begin with one of `wanted`, all where none is given."""
     rows = []
@@ -180,5 +192,5 @@ def timed(result: Result) -> str:
 
 
 KINDS: dict[str, Callable[..., str]] = {
-    "speed": speed, "growth": growth, "fit": fit, "data": data, "ranks": ranks, "timed": timed,
+    "speed": speed, "growth": growth, "fit": fit, "loss": loss, "data": data, "ranks": ranks, "timed": timed,
 }  # fmt: skip

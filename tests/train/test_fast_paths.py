@@ -108,6 +108,20 @@ def test_compiled_blocks_stay_within_the_spread_of_rounding(off: tuple[str, ...]
     assert 0 < distance(curve(half, off, compiled=True), plain) <= 2 * spread
 
 
+@pytest.mark.parametrize(("stream", "graphs"), [([], 1), (["values"], 2)], ids=["classic", "values"])
+def test_blocks_of_a_shape_are_compiled_once(stream: list[str], graphs: int) -> None:
+    """Of four layers with a stream the first is another shape: nothing arrives there."""
+    decoder = DecoderConfig(
+        vocab_size=8, hidden_size=8, num_hidden_layers=4, num_attention_heads=1, stream=stream, initializer_range=0.1
+    )
+    module, ids = LanguageModule(decoder, compile=True), torch.zeros(2, 5, dtype=torch.long)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for _ in range(3):
+        module.model(input_ids=ids, shift_labels=ids, num_items_in_batch=10).loss.backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
 def test_dropout_by_bits_learns_as_dropout_does(half: bool) -> None:
     def ends(off: Iterable[str]) -> list[float]:
