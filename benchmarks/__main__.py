@@ -24,6 +24,8 @@ def page() -> str:
     def made(match: re.Match[str]) -> str:
         kind, name, words = match.groups()
         path = HERE / "results" / f"{name}.json"
+        if not path.is_file():
+            sys.exit(f"error: {path.name} of template.md is not in {path.parent}: measure it, or take its line out")
         return KINDS[kind](json.loads(path.read_text()), *(words.split(", ") if words else ()))
 
     return PLACE.sub(made, (HERE / "template.md").read_text())

@@ -117,9 +117,15 @@ def fit(result: Result) -> str:
         every = {0: "none", 1: "every block"}.get(each["checkpointing"], f"every {each['checkpointing']} blocks one")
         rows.append([every, str(each["rows"]), f"{each['predicted_mib']:,.0f} MiB", measured + " (over)" * over, rate])
     head = ["recomputed", "micro-batch", "memory predicted", "measured", "tokens/s"]
+    again = [
+        f"Again, in turn: {each['rows']} rows, checkpointing {each['checkpointing']}: "
+        f"{spread(each['tokens_per_second'])} tokens/s."
+        for each in result["finalists"]
+        if each["tokens_per_second"]
+    ]
     chosen = result["chosen"]
     said = f"Budget {result['budget_mib']:,.0f} MiB, {result['precision']}; taken: {chosen['rows']} rows."
-    return "\n\n".join([origin(result), said, table(head, rows)])
+    return "\n\n".join([origin(result), said, table(head, rows), *again])
 
 
 def loss(result: Result) -> str:

@@ -7,7 +7,7 @@ round, their median, range and interval -> peak memory, each contender in a proc
 
 Everyone gets rows of random tokens of the same number and length, the same precision and attention, fused AdamW,
 clipping, and the config's activation checkpointing. transformers' model is the nearest that it has: switches off, and
-GPT-2 with all its biases. It is measured as it is and compiled as a whole, and compared with by the faster of both.
+GPT-2 with all its biases. It is measured as it is and compiled as a whole.
 Utilisation is of the rate at which this device multiplies large matrices in this precision, by torch or by
 `model/linear.py`, measured in the same rounds.
 """
@@ -15,6 +15,7 @@ Utilisation is of the rate at which this device multiplies large matrices in thi
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import statistics
@@ -29,15 +30,17 @@ import torch
 from scipy import stats
 
 from . import bench_fit
-from .bench_contenders import MIB, PARTS, TRANSFORMERS, UNCOUNTED, VARIANTS, Plan, Window, contender, now, random_store
+from .bench_contenders import MIB, PARTS, TRANSFORMERS, VARIANTS, Plan, Window, contender, now
 from .data.module import TokenDataModule
 from .errors import UserError
 from .model.linear import matmul
 from .plan import read
+from .train.attention import attention_problems
 from .train.cli import PRECISIONS, parse
 from .train.environment import environment
 from .train.flops import flops_per_token
-from .train.measure import resident_peak
+from .train.measure import forget_resident_peak, resident, resident_peak
+from .train.module import LanguageModule
 
 DEFAULT = ["classic", "values"]
 AGAINST = {"hf": list(TRANSFORMERS), "hf-eager": ["transformers"], "none": []}
@@ -82,19 +85,23 @@ def matrix_rate(plan: Plan) -> float:
 def peak_memory(plan: Plan, name: str, steps: int) -> dict[str, float]:
     """MiB that steps of one contender need beyond the imports: resident memory on a CPU, allocated on a GPU. And their
     throughput."""
-    before = resident_peak()
+    gc.collect()  # what making the config's model has left
+    before = resident()
+    forget_resident_peak()
     window = contender(name, plan).window(steps, parts=False)
     peak = torch.cuda.max_memory_allocated() if plan.device == "gpu" else resident_peak() - before
     return {"peak_mib": peak / MIB, "tokens_per_second": window.tokens_per_second}
 
 
 def peak_memory_elsewhere(args: argparse.Namespace, name: str) -> float:
-    """MiB of `peak_memory` in a fresh process, whose high-water mark is its own."""
+    """MiB of `peak_memory` in a fresh process; not a number where it ended without an answer, which is told."""
     few = command_line(argparse.Namespace(**vars(args) | {"steps": 2}))
     words = [sys.executable, "-m", "llm", "bench", "--memory-of", name, *few]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"measuring the memory of {name} failed: {done.stderr.strip().splitlines()[-1]}")
+        said = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
+        print(f"the memory of {name} could not be measured: {said}", file=sys.stderr)
+        return math.nan
     return float(json.loads(done.stdout.splitlines()[-1])["peak_mib"])
 
 
@@ -104,6 +111,7 @@ def command_line(args: argparse.Namespace) -> list[str]:
     words += ["--against", args.against] if args.against != "hf" else []
     words += ["--contenders", *args.contenders] if args.contenders != DEFAULT else []
     words += ["--rows", str(args.rows)] if args.rows else []
+    words += ["--micro-batches", str(args.micro_batches)] if args.micro_batches > 1 else []
     words += ["--precision", args.precision] if args.precision else []
     words += ["--compile"] if args.compile else []
     return words + (["--", *args.overrides] if args.overrides else [])
@@ -129,7 +137,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="YAML of a run")
     parser.add_argument(
         "--against", choices=AGAINST, default="hf",
-        help="hf, transformers eager and compiled, the faster counts (default); hf-eager; none",
+        help="hf, transformers eager and compiled (default); hf-eager; none",
     )  # fmt: skip
     parser.add_argument(
         "--contenders", nargs="+", choices=VARIANTS, default=DEFAULT, metavar="NAME",
@@ -137,6 +145,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"(default: {' '.join(DEFAULT)})",
     )  # fmt: skip
     parser.add_argument("--rows", type=int, help="rows a step (default: data.micro_batch_size or data.batch_size)")
+    parser.add_argument("--micro-batches", type=int, default=1, help="of so many rows each, a step (default: 1)")
     parser.add_argument("--rounds", type=int, default=5, help="how often each contender has its turn (default: 5)")
     parser.add_argument("--steps", type=int, default=10, help="counted steps a turn (default: 10)")
     parser.add_argument("--precision", help="as trainer.precision (default: the config's)")
@@ -155,28 +164,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure and print; with --json write the figures too."""
-    if min(args.rounds, args.steps, args.rows or 1) < 1:
-        raise UserError("--rounds, --steps and --rows must be at least 1")
+    if min(args.rounds, args.steps, args.rows or 1, args.micro_batches) < 1:
+        raise UserError("--rounds, --steps, --rows and --micro-batches must be at least 1")
     if len(set(args.contenders)) < len(args.contenders):
         raise UserError(f"--contenders has one twice: {' '.join(args.contenders)}")
     if args.memory is not None and not (args.fit and args.memory > 0):
         raise UserError("--memory goes with --fit and is above 0 GiB")
+    if args.fit and (args.rows or args.contenders != DEFAULT or args.against != "hf" or args.micro_batches > 1):
+        raise UserError("--fit measures the config alone: leave out --rows, --micro-batches, --contenders, --against")
+    if args.fit:
+        fit(args)
+        return
     cli = parse(["--config", args.config, *args.overrides], run=False)
     data: TokenDataModule = cli.datamodule
     rows = args.rows or data.given_micro_batch_size or data.batch_size
     precision = args.precision or str(cli.trainer.precision)
-    if precision not in PRECISIONS:
-        raise UserError(f"--precision {precision!r} is unknown: give one of 32-true, bf16-mixed, bf16-true")
-    if args.fit:
-        fit(args, data.batch_size, precision)
-        return
     device = "gpu" if torch.cuda.is_available() else "cpu"
+    check(cli.model, data, precision, device)
     names = [*AGAINST[args.against], *args.contenders]
     with tempfile.TemporaryDirectory() as folder:
-        rows_in_all = rows * (args.steps + UNCOUNTED)
-        vocabulary = cli.model.decoder_config.unpadded_vocab_size
-        random_store(Path(folder), vocabulary, rows_in_all * data.context + 1)
-        plan = Plan(cli.model, precision, data.context, rows, device, args.compile, Path(folder))
+        compiled = args.compile or cli.model.compiled
+        masked = data.mask_documents
+        plan = Plan(
+            cli.model, precision, data.context, rows, device, compiled, Path(folder), args.micro_batches, masked
+        )
+        plan.fill(args.steps)
         if args.memory_of:
             print(json.dumps(peak_memory(plan, args.memory_of, args.steps)))
             return
@@ -187,9 +199,10 @@ def run(args: argparse.Namespace) -> None:
         "command": "python -m llm bench " + " ".join(command_line(args)),
         "precision": precision,
         "rows": rows,
+        "micro_batches": args.micro_batches,
         "context": data.context,
         "parameters": cli.model.model.num_parameters(),
-        "compiled": args.compile,
+        "compiled": plan.compile,
         "activation_checkpointing": cli.model.every_nth,
         **figures(plan, names, windows, rates),
         "peak_memory_mib": memory,
@@ -199,20 +212,42 @@ def run(args: argparse.Namespace) -> None:
     write(args.json, result)
 
 
-def fit(args: argparse.Namespace, rows: int, precision: str) -> None:
-    """Print what `bench_fit.py` finds for the config; with --json write it too."""
+def check(module: LanguageModule, data: TokenDataModule, precision: str, device: str) -> None:
+    """Refuse what cannot be trained here.
 
-    def words(every: int, size: int) -> list[str]:
-        one = argparse.Namespace(**vars(args) | {"rows": size})
+    Raises:
+        UserError: every problem, each with its fix.
+    """
+    problems = module.problems(10**9, data.context)
+    if precision not in PRECISIONS:
+        problems.append(f"--precision {precision!r} is unknown: give one of 32-true, bf16-mixed, bf16-true")
+    problems += attention_problems(
+        module.attention,
+        on_gpu=device == "gpu",
+        half="bf16" in precision,
+        masked=data.mask_documents,
+        dropout=module.decoder_config.attention_dropout,
+    )
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def fit(args: argparse.Namespace) -> None:
+    """Print what `bench_fit.py` finds for the config; with --json write it too."""
+    run = read(args.config, args.overrides)  # without the memory of a model
+
+    def words(every: int, size: int, micro_batches: int) -> list[str]:
+        one = argparse.Namespace(**vars(args) | {"rows": size, "micro_batches": micro_batches})
         one.overrides = [*args.overrides, "--model.activation_checkpointing", str(every)]
         return ["--memory-of", "config", *command_line(one)]
 
     budget = 1024 * args.memory if args.memory else bench_fit.SHARE * bench_fit.free_memory()
+    precision = args.precision or run.precision
     command = ["python -m llm bench --fit", *(["--memory", f"{args.memory:g}"] if args.memory else [])]
     result = {
         "command": " ".join([*command, *command_line(args)]),
         "precision": precision,
-        **bench_fit.seek(read(args.config, args.overrides), precision, args.compile, rows, budget, words),
+        **bench_fit.seek(run, precision, args.compile or run.compiled, budget, args.rounds, words),
         **environment(),
     }
     bench_fit.report(result)
@@ -226,17 +261,12 @@ def write(path: Path | None, result: dict[str, Any]) -> None:
         path.write_text(json.dumps(result, indent=1))
 
 
-def median_rate(windows: list[Window]) -> float:
-    return statistics.median(each.tokens_per_second for each in windows)
-
-
 def figures(plan: Plan, names: list[str], windows: dict[str, list[Window]], rates: list[float]) -> dict[str, Any]:
     """What was measured, in terms of JSON."""
     flops = flops_per_token(plan.module.decoder_config, plan.context)
     first, *others = [name for name in names if name not in TRANSFORMERS]
     pairs = [(name, first) for name in others]
-    if theirs := [name for name in names if name in TRANSFORMERS]:
-        pairs.append((first, max(theirs, key=lambda name: median_rate(windows[name]))))
+    pairs += [(name, theirs) for name in (first, *others) for theirs in names if theirs in TRANSFORMERS]
     return {
         "tokens_per_second": {name: [each.tokens_per_second for each in windows[name]] for name in names},
         "seconds_of_parts": {
@@ -249,7 +279,7 @@ def figures(plan: Plan, names: list[str], windows: dict[str, list[Window]], rate
             name: [each.tokens_per_second * flops / rate for each, rate in zip(windows[name], rates, strict=True)]
             for name in names
         },
-        **{f"{name}_to_{to}": ratio(windows, name, to) for name, to in reversed(pairs)},
+        **{f"{name}_to_{to}": ratio(windows, name, to) for name, to in pairs},
     }
 
 

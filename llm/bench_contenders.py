@@ -32,7 +32,7 @@ from .data.shard import SPLITS, ShardWriter, token_dtype
 from .data.store import write_index
 from .model import DecoderConfig
 from .model.convert import TO_HF_ACTIVATION, model_to_hf
-from .model.fast_paths import FAST_PATHS
+from .model.fast_paths import FAST_PATHS, switch_off
 from .train.callbacks import callbacks
 from .train.cli import TRAINER_DEFAULTS
 from .train.loop import whole_step
@@ -45,15 +45,17 @@ from .train.signals import Signals
 
 @dataclass(frozen=True)
 class Variant:
-    """What of the config is changed: settings of the decoder, fast paths switched off."""
+    """What of the config is changed: settings of the decoder, fast paths switched off; and whether it is compiled."""
 
     decoder: dict[str, Any] = field(default_factory=dict)
     plain: tuple[str, ...] = ()
+    compiled: bool = False
 
 
 VARIANTS = {
     "config": Variant(),
     "classic": Variant({"stream": []}),
+    "classic_compiled": Variant({"stream": []}, compiled=True),
     "values": Variant({"stream": ["values"]}),
     "queries_keys": Variant({"stream": ["queries", "keys"]}),
     "silu": Variant({"stream": [], "hidden_act": "silu"}),
@@ -69,7 +71,10 @@ MIB = 2**20
 
 @dataclass
 class Plan:
-    """What is measured: `rows` x `context` tokens a step, on `device` at `precision`."""
+    """What is measured: `micro_batches` of `rows` x `context` tokens a step, on `device` at `precision`.
+
+    masked: as data.mask_documents; transformers has no such thing.
+    """
 
     module: LanguageModule
     precision: str
@@ -78,13 +83,27 @@ class Plan:
     device: str
     compile: bool
     folder: Path
+    micro_batches: int = 1
+    masked: bool = False
 
     @property
     def tokens_per_step(self) -> int:
-        return self.rows * self.context
+        return self.micro_batches * self.rows * self.context
 
     def data(self) -> TokenDataModule:
-        return TokenDataModule(str(self.folder), self.context, self.rows, validate_every=10**9)
+        return TokenDataModule(
+            str(self.folder),
+            self.context,
+            self.micro_batches * self.rows,
+            micro_batch_size=self.rows,
+            mask_documents=self.masked,
+            validate_every=10**9,
+        )
+
+    def fill(self, steps: int) -> None:
+        """Put a store into the folder that is enough for `steps` and those not counted."""
+        vocabulary = int(self.module.decoder_config.unpadded_vocab_size or 0)
+        random_store(self.folder, vocabulary, (steps + UNCOUNTED) * self.tokens_per_step + 1)
 
 
 def random_store(folder: Path, vocab_size: int, tokens: int) -> None:
@@ -208,7 +227,7 @@ class Fit:
             Schedule(shape="constant"),
             gradient_clip=given.gradient_clip or 1.0,
             activation_checkpointing=given.every_nth,
-            compile=plan.compile,
+            compile=plan.compile or variant.compiled,
             attention=given.attention,
             plain=[*given.plain, *variant.plain],
         )
@@ -232,7 +251,10 @@ class Fit:
                 callbacks=[First(watch), *own, Last(watch)],
             )
             trainer.loggers = run.open("", {})
-            trainer.fit(self.module, datamodule=self.plan.data())
+            try:
+                trainer.fit(self.module, datamodule=self.plan.data())
+            finally:
+                switch_off(())  # the fit has switched this variant's
         for hook in hooks:
             hook.remove()
         return Window.of(watch, steps, self.plan.tokens_per_step)
@@ -263,18 +285,21 @@ class Bare:
         generator = torch.Generator().manual_seed(0)
         shape = (self.plan.rows, self.plan.context)
         vocabulary = self.model.config.vocab_size
-        batches = [torch.randint(vocabulary, shape, generator=generator) for _ in range(steps + UNCOUNTED)]
+        each = self.plan.micro_batches
+        batches = [torch.randint(vocabulary, shape, generator=generator) for _ in range(each * (steps + UNCOUNTED))]
         watch, hooks = Watch(parts), []
         if not self.compiled:
             hooks = [self.model.base_model.register_forward_hook(lambda *_: watch.stop("forward"))]
-        for batch in batches:
+        for index, batch in enumerate(batches):
             ids = batch.to(self.device, non_blocking=True)
             watch.stop("data")
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.precision == "bf16-mixed"):
-                loss = self.forward(input_ids=ids, labels=ids).loss
+                loss = self.forward(input_ids=ids, labels=ids).loss / each
             watch.stop("loss")
             loss.backward()
             watch.stop("backward")
+            if (index + 1) % each:
+                continue
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)

@@ -1,20 +1,22 @@
 """`python -m llm bench --fit`: the largest micro-batch in a budget of memory, by activation checkpointing.
 
 Stages: budget -> for each activation checkpointing the largest micro-batch that the memory model of `plan` lets in ->
-tried in a process of its own: fewer rows where it needs more than the budget, more where it does not -> the fastest of
-those that fit, as settings.
+tried in a process of its own: fewer rows where it needs more than the budget, more where it does not -> the largest of
+each again, in turn, round after round -> the fastest, as settings.
 
-A micro-batch divides the rows of a step. On a CPU the budget is resident memory beyond the imports, on a GPU what torch
-allocates.
+A micro-batch divides the rows of a step; two of them make a step here where there are several, as the second finds the
+gradients of the first. On a CPU the budget is resident memory beyond the imports, on a GPU what torch allocates.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +32,7 @@ from .train.memory import Step, largest_micro_batch
 from .train.state_memory import Layout, formats
 
 SHARE = 0.9  # of the memory that is free
+STARVED = re.compile("out of memory|annot allocate memory|can't allocate memory|MemoryError|bad_alloc|ALLOC_FAILED")
 CHECKPOINTING = (0, 4, 2, 1)  # every n-th block recomputed: from none to all
 
 
@@ -52,10 +55,15 @@ def free_memory() -> float:
     """MiB that are free: of the GPU, or of the machine."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0] / MIB
-    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    if found is None:
-        raise UserError("this system does not tell its free memory: give --memory GIB")
-    return int(found[1]) / 1024
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        free = int(found[1]) / 1024  # type: ignore[index]
+    except (OSError, TypeError) as error:
+        raise UserError("this system does not tell its free memory: give --memory GIB") from error
+    with suppress(OSError, ValueError):  # of a Slurm job or a container; "max" is no limit
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, (limit - used) / MIB)
+    return free
 
 
 def climb(rows: int, start: int, fits: Callable[[int], bool]) -> int | None:
@@ -77,47 +85,70 @@ def climb(rows: int, start: int, fits: Callable[[int], bool]) -> int | None:
 
 
 def seek(
-    run: Run, precision: str, compiled: bool, rows: int, budget: float, words: Callable[[int, int], list[str]]
+    run: Run,
+    precision: str,
+    compiled: bool,
+    budget: float,
+    rounds: int,
+    words: Callable[[int, int, int], list[str]],
 ) -> dict[str, Any]:
-    """Try settings of a run for `rows` rows a step within `budget` MiB; the result in terms of JSON.
+    """Try settings of a run within `budget` MiB; the result in terms of JSON.
 
-    `words` gives the options of `bench` that try (checkpointing, rows of a micro-batch).
+    `words` gives the options of `bench` that try (checkpointing, rows of a micro-batch, micro-batches).
 
     Raises:
         UserError: nothing fits, or trying failed for another reason.
     """
+    rows = run.batch_size
     kernels = "cuda" if torch.cuda.is_available() else "cpu"
 
     def predicted(size: int, recompute: int) -> float:
         work = Work(run.config, size, run.context, formats(precision, 0), kernels, run.masked, compiled)
-        return Step(work, Layout(0, 1, run.bucket, overlap=False), recompute=recompute).peak().total / MIB
+        layout = Layout(0, 1, run.bucket, overlap=False)
+        return Step(work, layout, micro_batches(size), recompute).peak().total / MIB
+
+    def micro_batches(size: int) -> int:
+        return min(2, rows // size)
 
     def foreseen(recompute: int, size: int) -> bool:
         return predicted(size, recompute) <= budget
 
     def fits(recompute: int, size: int) -> bool:
-        one = attempt(words(recompute, size), recompute, size, predicted(size, recompute))
+        one = attempt(words(recompute, size, micro_batches(size)), recompute, size, predicted(size, recompute))
         tried.append(one)
         tell(one, budget)
         return one.within(budget)
 
     tried: list[Tried] = []
+    finalists: list[tuple[int, int]] = []
     for every in CHECKPOINTING:
         if every > run.config.num_hidden_layers:
             continue
 
         expected = largest_micro_batch(rows, partial(foreseen, every))
         best = climb(rows, expected or 1, partial(fits, every))
+        finalists += [] if best is None else [(every, best)]
         if best == rows:
             break  # nothing to gain from recomputing more
-    fitting = [one for one in tried if one.within(budget)]
-    if not fitting:
+    if not finalists:
         raise UserError(
             f"not one row fits into {budget:,.0f} MiB, with every block recomputed: shorten data.context, or see "
             "python -m llm plan for devices and ZeRO stages that hold it"
         )
-    chosen = max(fitting, key=lambda one: one.tokens_per_second or 0.0)
-    return {"budget_mib": budget, "tried": [asdict(one) for one in tried], "chosen": asdict(chosen)}
+    rates: dict[tuple[int, int], list[float]] = {each: [] for each in finalists}
+    for turn in range(rounds if len(finalists) > 1 else 0):
+        for every, size in finalists if turn % 2 == 0 else finalists[::-1]:
+            one = attempt(words(every, size, micro_batches(size)), every, size, predicted(size, every))
+            rates[every, size].append(one.tokens_per_second or 0.0)
+            tell(one, budget)
+    every, size = max(finalists, key=lambda each: statistics.median(rates[each] or [0.0]))
+    return {
+        "budget_mib": budget,
+        "rows_per_step": rows,
+        "tried": [asdict(one) for one in tried],
+        "finalists": [{"checkpointing": a, "rows": b, "tokens_per_second": each} for (a, b), each in rates.items()],
+        "chosen": {"checkpointing": every, "rows": size},
+    }
 
 
 def attempt(words: list[str], every: int, rows: int, predicted: float) -> Tried:
@@ -126,7 +157,7 @@ def attempt(words: list[str], every: int, rows: int, predicted: float) -> Tried:
     if done.returncode == 0:
         found = json.loads(done.stdout.splitlines()[-1])
         return Tried(every, rows, predicted, found["peak_mib"], found["tokens_per_second"])
-    starved = done.returncode in (-9, 137) or re.search("out of memory|can't allocate memory|MemoryError", done.stderr)
+    starved = done.returncode in (-9, 137) or STARVED.search(done.stderr)
     if not starved:
         raise UserError(
             f"{rows} rows could not be tried: {(done.stderr.strip() or 'no reason given').splitlines()[-1]}"
@@ -161,6 +192,11 @@ def report(result: dict[str, Any]) -> None:
             f"{name_of(each['checkpointing']):28}{each['rows']:>12}{each['predicted_mib']:>10,.0f} MiB{measured:>14}"
             f"{rate:>12}{over}"
         )
+    for each in result["finalists"]:
+        rates = each["tokens_per_second"]
+        if rates:
+            said = f"{statistics.median(rates):,.0f} tokens/s ({min(rates):,.0f} to {max(rates):,.0f})"
+            print(f"{name_of(each['checkpointing'])}, {each['rows']} rows, {len(rates)} turns: {said}")
     chosen = result["chosen"]
     every = {0: "false", 1: "true"}.get(chosen["checkpointing"], chosen["checkpointing"])
     print(f"\nfastest: --data.micro_batch_size {chosen['rows']} --model.activation_checkpointing {every}")

@@ -5,8 +5,8 @@ Stages: config -> one size at a time multiplied by each factor, the others as in
 of them in turn, round after round -> medians, and time against FLOPs from each size to the next -> growth.json,
 growth.png.
 
-Width grows with the number of heads, whose own width stays. A step has the same number of tokens at every size, at
-least one row. Time that grows faster than FLOPs by more than `TOLERATED` is named.
+Width grows with the number of heads, whose own width stays. A step has as nearly the same number of tokens at every
+size as whole rows allow. Time that grows faster than FLOPs by more than `TOLERATED` is named.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ def measure(plan: Plan, sweeps: dict[str, list[tuple[int, dict[str, int], int]]]
     for turn in range(rounds):
         points = [(name, *point) for name, sweep in sweeps.items() for point in sweep]
         for name, size, settings, context in points if turn % 2 == 0 else points[::-1]:
-            rows = max(1, tokens // context)
+            rows = max(1, round(tokens / context))
             config = with_settings(plan.module.decoder_config, **settings)
             with tempfile.TemporaryDirectory() as folder:
-                random_store(
-                    Path(folder), int(config.unpadded_vocab_size or 0), rows * (steps + UNCOUNTED) * context + 1
-                )
                 own = replace(plan, context=context, rows=rows, folder=Path(folder))
+                vocabulary = int(config.unpadded_vocab_size or 0)
+                random_store(own.folder, vocabulary, (steps + UNCOUNTED) * own.tokens_per_step + 1)
+                torch._dynamo.reset()  # or it would give up compiling after eight forms of a block
                 window = Fit(own, Variant(settings)).window(steps, parts=False)
             seconds.setdefault((name, size), []).append(1 / window.tokens_per_second)
             rate = f"{window.tokens_per_second:,.0f} tokens/s"
@@ -81,6 +81,7 @@ def measure(plan: Plan, sweeps: dict[str, list[tuple[int, dict[str, int], int]]]
     return {
         name: {
             "size": [size for size, _, _ in sweep],
+            "tokens_per_step": [max(1, round(tokens / context)) * context for _, _, context in sweep],
             "seconds_per_token": [seconds[name, size] for size, _, _ in sweep],
             "flops_per_token": [
                 flops_per_token(with_settings(plan.module.decoder_config, **settings), context)
@@ -143,7 +144,6 @@ def command_line(args: argparse.Namespace) -> list[str]:
     words += ["--rows", str(args.rows)] if args.rows else []
     words += ["--precision", args.precision] if args.precision else []
     words += ["--compile"] if args.compile else []
-    words += ["--out", str(args.out)]
     return words + (["--", *args.overrides] if args.overrides else [])
 
 

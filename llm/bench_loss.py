@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,9 @@ from .model.fast_paths import without
 from .model.loss import linear_next_token_loss
 from .train.cli import PRECISIONS, parse
 from .train.environment import environment
-from .train.measure import resident_peak
+from .train.measure import forget_resident_peak, resident, resident_peak
 
-WAYS = {"chunks": nullcontext, "plain": lambda: without("loss")}
+WAYS: dict[str, Callable[[], AbstractContextManager]] = {"chunks": nullcontext, "plain": lambda: without("loss")}
 
 
 @dataclass
@@ -43,9 +43,12 @@ class Sizes:
 def once(sizes: Sizes) -> Callable[[str], None]:
     """A function that computes loss and gradients in one of the `WAYS`."""
     half = torch.bfloat16 if sizes.precision == "bf16-true" else None
-    make = {"device": sizes.device, "dtype": half}
-    hidden = torch.randn(sizes.tokens, sizes.width, **make).requires_grad_()  # type: ignore[call-overload]
-    weight = (0.02 * torch.randn(sizes.vocabulary, sizes.width, **make)).requires_grad_()  # type: ignore[call-overload]
+    hidden, weight = (
+        torch.randn(size, sizes.width, device=sizes.device, dtype=half) for size in (sizes.tokens, sizes.vocabulary)
+    )
+    weight.mul_(0.02)
+    hidden.requires_grad_()
+    weight.requires_grad_()
     targets = torch.randint(sizes.vocabulary, (sizes.tokens,), device=sizes.device)
 
     def compute(way: str) -> None:
@@ -64,7 +67,8 @@ def peak_memory(sizes: Sizes, way: str) -> float:
         before = torch.cuda.memory_allocated()
         compute(way)
         return (torch.cuda.max_memory_allocated() - before) / MIB
-    before = resident_peak()
+    before = resident()
+    forget_resident_peak()
     compute(way)
     return (resident_peak() - before) / MIB
 

@@ -18,7 +18,6 @@ DeepSpeed 0.19.8 imports only then are in it; on GPUs what torch allocated.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterable
@@ -33,7 +32,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from .bench_contenders import MIB, now
 from .train import checkpoint
 from .train.loop import whole_step
-from .train.measure import resident_peak
+from .train.measure import resident, resident_peak
 from .train.saving import Checkpoints
 
 WARM_UP = PROFILED = 3  # as many, so that the second checkpoint is that of the run's end
@@ -121,11 +120,6 @@ class Probe(pl.Callback):
             "profiled": profiled,
         }
         (self.out / f"rank-{trainer.global_rank}.json").write_text(json.dumps(result))
-
-
-def resident() -> int:
-    """Bytes of this process in memory now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def communication(events: Iterable[Any]) -> dict[str, Any]:

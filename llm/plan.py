@@ -68,6 +68,8 @@ class Run:
     precision: str
     recompute: int
     compiled: bool
+    attention: str
+    plain: list[str]
     masked: bool
     bucket: int
 
@@ -118,6 +120,8 @@ def read(path: str, overrides: list[str]) -> Run:
         str(cli.trainer.precision),
         model.every_nth,
         cli.config["model.compile"],
+        model.attention,
+        model.plain,
         data.mask_documents,
         cli.config["strategy.bucket_elements"],
     )
@@ -282,6 +286,8 @@ def run(args: argparse.Namespace) -> None:
         "precision": planned.precision,
         "activation_checkpointing": planned.recompute,
         "compiled": planned.compiled,
+        "attention": planned.attention,
+        "plain": planned.plain,
         "flops_per_token": per_token,
         "flops": per_token * planned.tokens,
         "recomputed_share": planned.recomputed_share(),

@@ -106,7 +106,7 @@ class Attention(nn.Module):
 
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         dropout = self.dropout if self.training else 0.0
-        plain = implementation == "sdpa" and attention_mask is None and past_key_values is None
+        plain = implementation == "sdpa" and attention_mask is None and past_key_values is None and self.is_causal
         if plain and goes_by_blocks(query, dropout):
             return self.o_proj(causal_attention(query, key, value, self.scaling, dropout).flatten(-2)), None, carry
         out, weights = attend(

@@ -17,13 +17,14 @@ from .autocast import product_dtype
 from .dropout import by_bits, keep_factors
 from .fast_paths import fast
 
-# Up to this time weights are kept for the backward pass: T numbers a query, at most as many as 8 K for heads of 64,
-# which is q, k, v and the result. Beyond they are computed again.
+# Up to this time weights are kept for the backward pass, (T + R) / 2 numbers a query: 288, about as many as q, k, v and
+# the result have for heads of 64, 4 K. Beyond they are computed again.
 KEPT = 512
 
 
 def block_rows(time: int) -> int:
-    """R: small blocks leave out more keys, large ones make fewer passes over them (measured; see BENCHMARKS.md)."""
+    """R: small blocks leave out more keys, large ones make fewer passes over them. Of 64, 128 and 256 these were
+    fastest in bfloat16 at times of 192 to 256, and of 1,024 to 4,096 (two cores with 1 MiB of cache each)."""
     return 64 if time <= KEPT else 256
 
 
@@ -58,7 +59,7 @@ class _CausalAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, p: float) -> Tensor:
         time = query.shape[2]
         ctx.scaling, ctx.dropped, ctx.rows = scaling, p > 0, block_rows(time)
-        keeps = ctx.dropped or time <= KEPT
+        keeps = any(ctx.needs_input_grad) and (ctx.dropped or time <= KEPT)
         grouped = query.unflatten(1, (key.shape[1], -1))  # (B, G, H / G, T, K)
         out, kept = torch.empty_like(grouped), []
         for start in range(0, time, ctx.rows):
@@ -68,7 +69,7 @@ class _CausalAttention(torch.autograd.Function):
             kept += [weights] if keeps else []
             if ctx.dropped:
                 factors = keep_factors(weights, p)
-                kept.append(factors)
+                kept += [factors] if keeps else []
                 weights = weights * factors
             found = weights.flatten(2, 3) @ value[:, :, :stop]
             out[..., start:stop, :] = found.unflatten(2, (-1, stop - start))
@@ -82,7 +83,7 @@ class _CausalAttention(torch.autograd.Function):
         groups, time = key.shape[1:3]
         grouped, grad = query.unflatten(1, (groups, -1)), grad.unflatten(1, (groups, -1))
         grad_query = torch.empty_like(grouped)
-        grad_key, grad_value = torch.empty(0), torch.empty(0)
+        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)  # of no time at all
         for start in reversed(range(0, time, ctx.rows)):  # the last block is over all keys
             stop = min(start + ctx.rows, time)
             asked = (grouped[..., start:stop, :] * ctx.scaling).flatten(2, 3)  # (B, G, H / G R, K)

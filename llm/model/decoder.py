@@ -170,12 +170,13 @@ class OutputHead(nn.Linear):
     def __init__(self, hidden_size: int, vocab_size: int, unpadded_vocab_size: int) -> None:
         super().__init__(hidden_size, vocab_size, bias=False)
         self.unpadded_vocab_size = unpadded_vocab_size
+        self.compiled_loss = False
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None, num_items: Tensor | int | None = None) -> Tensor:
         weight = self.weight[: self.unpadded_vocab_size]
         if targets is None:
             return linear(hidden, weight)
-        return linear_next_token_loss(hidden, weight, targets, num_items)
+        return linear_next_token_loss(hidden, weight, targets, num_items, self.compiled_loss)
 
 
 class DecoderForCausalLM(PreTrainedModel, GenerationMixin):

@@ -3,16 +3,18 @@
     matmul      float32 products on x86 CPUs by oneDNN (`linear.py`); plain: torch's own choice, MKL
     attention   bfloat16 causal attention on CPUs by blocks of queries (`cpu_attention.py`); plain: sdpa
     dropout     dropout on CPUs by bits, and attention with it (`dropout.py`); plain: torch's
+    rotary      rotary positions and their gradient in two passes (`positions.py`); plain: autograd's form
     norm        RMSNorm on CPUs in few passes (`norms.py`); plain: torch's
     loss        head and cross-entropy by chunks (`loss.py`); plain: all logits at once
 
-They differ by rounding alone, dropout in the elements that a seed draws.
+They differ by rounding alone, dropout in the elements that a seed draws. Each has one derivative, by autograd: for a
+second one, or for `torch.func`, there is `without()`.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-FAST_PATHS = ("matmul", "attention", "dropout", "norm", "loss")
+FAST_PATHS = ("matmul", "attention", "dropout", "rotary", "norm", "loss")
 _off: set[str] = set()
 
 

@@ -41,7 +41,8 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, r = ctx.saved_tensors
         n = x * r
         product = grad * n
-        mean = (product @ weight.to(n.dtype)).div_(x.shape[-1])[..., None]
+        with torch.autocast(x.device.type, enabled=False):
+            mean = (product @ weight.to(n.dtype)).div_(x.shape[-1])[..., None]
         for_x = (grad.to(n.dtype) * weight).addcmul_(n, mean, value=-1).mul_(r)
         return for_x.to(x.dtype), product.reshape(-1, x.shape[-1]).sum(0).to(weight.dtype), None
 

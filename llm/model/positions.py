@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .fast_paths import fast
+
 
 def inverse_frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
     """theta^(-2i/K) for i < K/2, float32 (Su et al. 2024, Eq. 15). Always float32: a bfloat16 cast costs 0.36 in
@@ -33,7 +35,7 @@ def rotary_angles(
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate the pairs (i, i + K/2) of queries or keys x (B, H, T, K) by their position's angles; in x's dtype."""
-    if not torch.compiler.is_compiling():
+    if fast("rotary") and not torch.compiler.is_compiling():
         return _Rotation.apply(x, *angles)
     cos, sin = angles  # a compiler fuses this form
     first, second = x.chunk(2, dim=-1)

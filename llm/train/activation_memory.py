@@ -230,7 +230,8 @@ def loss_forward(work: Work) -> Terms:
     half = f.w == 2
     rows = min(n, max(1, CHUNK_BYTES // (f.w * vocabulary)))
     wide = min(rows, max(1, WIDE_ELEMENTS[work.kernels] // vocabulary)) if half else 0  # float32 is turned in place
-    product = 2 * head if half else 0  # of the chunk, in bf16, before it is added to the sum
+    again = rows < n and work.kernels == "cpu"  # in fp32, from the second chunk on, oneDNN's product
+    product = 2 * head if half else 4 * head * again  # of the chunk, before it is added to the sum
     widened = 4 * head if half and work.kernels == "cpu" else 0  # and in fp32: a CPU adds like to like
     return {
         "gradient of the head, fp32": 4 * head,

@@ -166,16 +166,21 @@ class CLI(LightningCLI):
             "decoder": decoder,
         }
 
+    def _attention_problems(self, training: bool) -> list[str]:
+        return attention_problems(
+            self.model.attention,
+            on_gpu=self.trainer.strategy.root_device.type == "cuda",
+            half="bf16" in str(self.trainer.precision),
+            masked=self.datamodule.mask_documents,
+            dropout=self.model.decoder_config.attention_dropout,
+            training=training,
+        )
+
     def before_fit(self) -> None:
         """What can be refused without the other ranks is refused here, the rest in `_open`."""
         trainer: Trainer = self.trainer
         problems = [*self.model.problems(trainer.max_steps, self.datamodule.context), *self.datamodule.problems()]
-        config, data = self.model.decoder_config, self.datamodule
-        on_gpu = trainer.strategy.root_device.type == "cuda"
-        half = "bf16" in str(trainer.precision)
-        problems += attention_problems(
-            self.model.attention, on_gpu, half, data.mask_documents, config.attention_dropout
-        )
+        problems += self._attention_problems(training=True)
         if self._get(self.config_init, "trainer").log_every_n_steps < 1:
             problems.append("trainer.log_every_n_steps must be at least 1")
         if problems:
@@ -330,7 +335,7 @@ class CLI(LightningCLI):
         )
 
     def before_validate(self) -> None:
-        if problems := self.datamodule.problems():
+        if problems := [*self.datamodule.problems(), *self._attention_problems(training=False)]:
             raise UserError("; ".join(problems))
         run = self._folder()
         run.identity = self._identity()

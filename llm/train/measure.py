@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import statistics
 import sys
@@ -168,6 +169,16 @@ class ValidationBar(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
         self.bar.close()
+
+
+def resident() -> int:
+    """Bytes of this process in memory now, on Linux."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def forget_resident_peak() -> None:
+    """Let the high-water mark begin anew at what is in memory now (proc(5), clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def resident_peak() -> int:

@@ -35,7 +35,7 @@ class LanguageModule(pl.LightningModule):
         gradient_clip: largest gradient norm; None does not clip. (The norm is logged either way.)
         activation_checkpointing: recompute blocks in the backward pass: less memory, up to a third more time. True is
             every block, a number n every n-th.
-        compile: torch.compile the blocks; the first step takes longer.
+        compile: torch.compile the blocks and the loss; the first step takes longer.
         attention: "sdpa", "eager", "flex_attention", "flash_attention_2" or "flash_attention_3" (`attention.py`).
         plain: fast paths that are switched off, any of those of `llm/model/fast_paths.py`.
     """
@@ -64,9 +64,11 @@ class LanguageModule(pl.LightningModule):
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             for index, block in enumerate(self.model.model.layers):
                 block.gradient_checkpointing = index % self.every_nth == 0
+        self.compiled = compile
         if compile:
             for block in self.model.model.layers:
                 block.compile()
+            self.model.lm_head.compiled_loss = True
         self.attention, self.plain = attention, plain or []
         self.step_loss = torch.zeros(())  # of the step under way: this rank's share of the global mean
         self.gradient_norm = torch.zeros(())  # of the last step, before clipping

@@ -81,7 +81,7 @@ def test_attention_in_bfloat16_is_as_near_to_float32_as_eager_attention(scaling:
 @pytest.mark.parametrize("stream", [[], ["values"], ["queries", "keys"]], ids=str)
 @pytest.mark.parametrize("position", ["rope", "learned"])
 def test_a_model_trains_with_it_under_autocast(position: str, stream: list[str]) -> None:
-    """After RoPE queries and keys are float32 and values bfloat16; gradients are near those without autocast."""
+    """With RoPE and without, gradients are near those without autocast."""
     config = DecoderConfig.llama(
         vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, position=position, attention_dropout=0.2, stream=stream, initializer_range=0.2,

@@ -40,6 +40,15 @@ def test_bare_products(rows: int, width: int, out: int) -> None:
     torch.testing.assert_close(ours.outer_sum(a, b), a.t() @ b, rtol=1e-4, atol=1e-4)
 
 
+def test_of_expanded_tensors() -> None:
+    """A sum's gradient, and rows that are the same in memory."""
+    for width, out in ((8, 16), (16, 8)):
+        layer, row = ours.Linear(width, out), torch.randn(1, width)
+        expected = torch.autograd.grad(F.linear(row.expand(5, -1), layer.weight, layer.bias).sum(), layer.parameters())
+        found = torch.autograd.grad(layer(row.expand(5, -1)).sum(), layer.parameters())
+        torch.testing.assert_close(found, expected)
+
+
 def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     product = ours._product

@@ -57,6 +57,27 @@ def test_value_and_gradients(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * scale)
 
 
+def test_of_no_rows_at_all() -> None:
+    hidden, weight = torch.randn(2, 0, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
+    losses.linear_next_token_loss(hidden, weight, torch.zeros(2, 0, dtype=torch.long), 1).backward()
+    assert hidden.grad is not None and weight.grad is not None and not weight.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK_BYTES", 20 * 300 * dtype.itemsize)  # chunks of 20, the last of 8
+    hidden = torch.randn(48, 16, dtype=dtype, requires_grad=True)
+    weight = torch.randn(300, 16, dtype=dtype, requires_grad=True)
+    targets = torch.randint(300, (48,))
+    targets[::5] = -100
+    results = []
+    for compiled in (False, True):
+        loss = losses.linear_next_token_loss(hidden, weight, targets, None, compiled)
+        results.append((loss, *torch.autograd.grad(loss, (hidden, weight))))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)
+
+
 def test_without_gradients_and_in_bfloat16() -> None:
     hidden, weight = torch.randn(3, 20, 16, requires_grad=True), torch.randn(64, 16, requires_grad=True)
     targets = torch.randint(64, (3, 20))

@@ -47,7 +47,7 @@ def test_flash_attention_is_refused_on_a_cpu(name: str, tiny_config: Callable[..
 
 def test_what_is_refused() -> None:
     def problems(name: str, **facts: bool | float) -> list[str]:
-        good = {"on_gpu": True, "half": True, "masked": False, "dropout": 0.0}
+        good = {"on_gpu": True, "half": True, "masked": False}
         return attention_problems(name, **(good | facts))  # type: ignore[arg-type]
 
     assert problems("linear") == [f"model.attention 'linear' is unknown: give one of {', '.join(NAMES)}"]
@@ -58,7 +58,9 @@ def test_what_is_refused() -> None:
         "model.attention flex_attention has no backward pass on CPUs: set sdpa"
     ]
     assert "knows no dropout" in problems("flex_attention", dropout=0.1)[0]
-    if not FLASH["flash_attention_2"]():
+    assert not problems("flex_attention", on_gpu=False, dropout=0.1, training=False)
+    assert "knows no dropout" in problems("flash_attention_3", dropout=0.1)[0]
+    if not FLASH["flash_attention_2"][1]():
         assert "is not installed here (pip install flash-attn)" in problems("flash_attention_2")[0]
     assert "documents of a row" in problems("flash_attention_2", masked=True)[0]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from llm.bench import random_store
+from llm.bench_contenders import random_store
 from llm.model import DecoderConfig, DecoderForCausalLM
 from llm.train.activation_memory import Formats, Work, block_terms, outer_terms, weight_copies
 from llm.train.memory import Step, largest_micro_batch

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
 
 from llm.errors import UserError
+from llm.model.fast_paths import without
 from small.variants import Variant
 from small.vision.model import EPS, Sizes, VisionTransformer
 
@@ -115,6 +116,19 @@ def test_logits_equal_a_plain_transformer_with_nmda_and_streams(alpha: float, st
     model = scattered(SIZES, Variant(f"nmda:{alpha}", streams))
     images = torch.randn(3, 3, 16, 16)
     torch.testing.assert_close(model(images), plain(model, images, SIZES, alpha, streams), rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_looks_both_ways_too() -> None:
+    """The class token comes first: with a causal mask it would see no patch."""
+    model, images = scattered(SIZES, Variant()).eval(), torch.randn(4, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        half = model(images).float()
+        with without("attention"):
+            plain = model(images).float()
+    with torch.no_grad():
+        exact = model(images)
+    assert (half - plain).abs().max() < 0.02 * exact.abs().max()
+    assert (half - exact).abs().max() < 0.05 * exact.abs().max() < (half[0] - half[1]).abs().max()
 
 
 def test_every_patch_reaches_every_other() -> None:
