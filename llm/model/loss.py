@@ -17,7 +17,7 @@ from .fast_paths import fast
 from .linear import by_onednn, linear, matmul, outer_sum
 
 IGNORED = -100  # the label of a token that is left out of the loss
-CHUNK_BYTES = 2**27  # logits held at once: few chunks, as each adds to the whole gradient of the weight
+CHUNK_BYTES = 2**26  # logits held at once, or as much as the gradient of the weight, which is held anyway
 # Of them in float32 at once: on a CPU 1 MiB, which stays in a core's cache from pass to pass; else 128: few kernels.
 WIDE_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
 
@@ -54,6 +54,12 @@ def linear_next_token_loss(
     return total / ((targets != IGNORED).sum() if num_items is None else num_items)
 
 
+def chunk_rows(vocabulary: int, width: int, element_size: int) -> int:
+    """Positions of a chunk. Each chunk adds to the whole gradient of the weight, (V, D) in float32, which would take
+    longer than the products of a few positions."""
+    return max(1, CHUNK_BYTES // (element_size * vocabulary), 4 * width // element_size)
+
+
 class _SummedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -65,7 +71,7 @@ class _SummedLoss(torch.autograd.Function):
             grad_h = torch.empty_like(h) if grad else None
             grad_w: Tensor | None = None
             in_place = _compiled_softmax_minus_target() if compiled else _softmax_minus_target_in_place
-            rows = max(1, CHUNK_BYTES // (w.element_size() * w.shape[0]))
+            rows = chunk_rows(*w.shape, w.element_size())
             for start in range(0, len(h), rows):
                 chunk = slice(start, start + rows)
                 p = matmul(h[chunk], w.t())

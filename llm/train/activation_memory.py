@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from ..model import DecoderConfig
 from ..model.cpu_attention import KEPT, block_rows
-from ..model.loss import CHUNK_BYTES, WIDE_ELEMENTS
+from ..model.loss import WIDE_ELEMENTS, chunk_rows
 from .sizes import block_matrices, head_matrix, stream_widths
 
 Terms = dict[str, int]  # name of a term -> bytes
@@ -228,7 +228,7 @@ def loss_forward(work: Work) -> Terms:
     c, f, n = work.config, work.formats, work.tokens
     head, vocabulary = head_matrix(c), c.unpadded_vocab_size
     half = f.w == 2
-    rows = min(n, max(1, CHUNK_BYTES // (f.w * vocabulary)))
+    rows = min(n, chunk_rows(vocabulary, c.hidden_size, f.w))
     wide = min(rows, max(1, WIDE_ELEMENTS[work.kernels] // vocabulary)) if half else 0  # float32 is turned in place
     again = rows < n and work.kernels == "cpu"  # in fp32, from the second chunk on, oneDNN's product
     product = 2 * head if half else 4 * head * again  # of the chunk, before it is added to the sum

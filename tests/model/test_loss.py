@@ -40,12 +40,12 @@ def test_value_and_gradients(
     targets[0, 0] = 0  # at least one
     whole = F.cross_entropy((hidden @ weight.T).flatten(0, 1).double(), targets.flatten(), reduction="sum")
     expected = whole / (items or (targets != -100).sum())
-    before = losses.CHUNK_BYTES, losses.WIDE_ELEMENTS
-    losses.CHUNK_BYTES, losses.WIDE_ELEMENTS = 4 * chunk, {"cpu": wide}
+    before = losses.chunk_rows, losses.WIDE_ELEMENTS
+    losses.chunk_rows, losses.WIDE_ELEMENTS = lambda *_: max(1, chunk // vocabulary), {"cpu": wide}
     try:
         found = losses.linear_next_token_loss(hidden, weight, targets, items)
     finally:
-        losses.CHUNK_BYTES, losses.WIDE_ELEMENTS = before
+        losses.chunk_rows, losses.WIDE_ELEMENTS = before
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     ready = losses.next_token_loss(hidden @ weight.T, targets, items)
     torch.testing.assert_close(ready.double(), expected, rtol=1e-5, atol=1e-5)
@@ -57,6 +57,12 @@ def test_value_and_gradients(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * scale)
 
 
+@given(st.integers(1, 200_000), st.integers(1, 5_000), st.sampled_from([2, 4]))
+def test_a_chunk_is_small_or_no_larger_than_the_gradient_of_the_weight(vocabulary: int, width: int, size: int) -> None:
+    logits = losses.chunk_rows(vocabulary, width, size) * vocabulary * size
+    assert logits <= max(2**26, 4 * vocabulary * width, size * vocabulary)
+
+
 def test_of_no_rows_at_all() -> None:
     hidden, weight = torch.randn(2, 0, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
     losses.linear_next_token_loss(hidden, weight, torch.zeros(2, 0, dtype=torch.long), 1).backward()
@@ -65,7 +71,7 @@ def test_of_no_rows_at_all() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "CHUNK_BYTES", 20 * 300 * dtype.itemsize)  # chunks of 20, the last of 8
+    monkeypatch.setattr(losses, "chunk_rows", lambda *_: 20)  # the last has 8
     hidden = torch.randn(48, 16, dtype=dtype, requires_grad=True)
     weight = torch.randn(300, 16, dtype=dtype, requires_grad=True)
     targets = torch.randint(300, (48,))
