@@ -71,7 +71,7 @@ class _SummedLoss(torch.autograd.Function):
             grad_h = torch.empty_like(h) if grad else None
             grad_w: Tensor | None = None
             in_place = _compiled_softmax_minus_target() if compiled else _softmax_minus_target_in_place
-            rows = chunk_rows(*w.shape, w.element_size())
+            rows = chunk_rows(w.shape[0], w.shape[1], w.element_size())
             for start in range(0, len(h), rows):
                 chunk = slice(start, start + rows)
                 p = matmul(h[chunk], w.t())
