@@ -127,7 +127,7 @@ def _softmax_minus_target(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tens
 
 @cache
 def _compiled_softmax_minus_target() -> Callable[[Tensor, Tensor], Tensor]:
-    return torch.compile(_fusible_softmax_minus_target, dynamic=True)  # the last chunk is shorter
+    return torch.compile(_fusible_softmax_minus_target)
 
 
 def _fusible_softmax_minus_target(logits: Tensor, targets: Tensor) -> Tensor:
