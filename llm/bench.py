@@ -175,12 +175,8 @@ def run(args: argparse.Namespace) -> None:
     if args.fit:
         fit(args)
         return
-    cli = parse(["--config", args.config, *args.overrides], run=False)
+    cli, rows, precision, device = settled(args)
     data: TokenDataModule = cli.datamodule
-    rows = args.rows or data.given_micro_batch_size or data.batch_size
-    precision = args.precision or str(cli.trainer.precision)
-    device = "gpu" if torch.cuda.is_available() else "cpu"
-    check(cli.model, data, precision, device)
     names = [*AGAINST[args.against], *args.contenders]
     with tempfile.TemporaryDirectory() as folder:
         compiled = args.compile or cli.model.compiled
@@ -210,6 +206,20 @@ def run(args: argparse.Namespace) -> None:
     }
     report(result)
     write(args.json, result)
+
+
+def settled(args: argparse.Namespace) -> tuple[Any, int, str, str]:
+    """What the options mean: the config's command line, rows of a micro-batch, precision, and gpu or cpu.
+
+    Raises:
+        UserError: it cannot be trained here.
+    """
+    cli = parse(["--config", args.config, *args.overrides], run=False)
+    rows = args.rows or cli.datamodule.given_micro_batch_size or cli.datamodule.batch_size
+    precision = args.precision or str(cli.trainer.precision)
+    device = "gpu" if torch.cuda.is_available() else "cpu"
+    check(cli.model, cli.datamodule, precision, device)
+    return cli, rows, precision, device
 
 
 def check(module: LanguageModule, data: TokenDataModule, precision: str, device: str) -> None:

@@ -22,11 +22,10 @@ from typing import Any
 
 import torch
 
-from .bench import write
+from .bench import settled, write
 from .bench_contenders import UNCOUNTED, Fit, Plan, Variant, random_store, with_settings
 from .errors import UserError
 from .model import DecoderConfig
-from .train.cli import PRECISIONS, parse
 from .train.environment import environment
 from .train.flops import flops_per_token
 
@@ -113,13 +112,8 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print, write and draw."""
     if min(args.rounds, args.steps, args.rows or 1) < 1:
         raise UserError("--rounds, --steps and --rows must be at least 1")
-    cli = parse(["--config", args.config, *args.overrides], run=False)
+    cli, rows, precision, device = settled(args)
     data, config = cli.datamodule, cli.model.decoder_config
-    precision = args.precision or str(cli.trainer.precision)
-    if precision not in PRECISIONS:
-        raise UserError(f"--precision {precision!r} is unknown: give one of 32-true, bf16-mixed, bf16-true")
-    rows = args.rows or data.given_micro_batch_size or data.batch_size
-    device = "gpu" if torch.cuda.is_available() else "cpu"
     plan = Plan(cli.model, precision, data.context, rows, device, args.compile, Path())
     sweeps = {name: variants(config, data.context, name) for name in args.sweep}
     result = {

@@ -17,12 +17,11 @@ from pathlib import Path
 
 import torch
 
-from .bench import ratio, write
+from .bench import ratio, settled, write
 from .bench_contenders import MIB, Window, now
 from .errors import UserError
 from .model.fast_paths import without
 from .model.loss import linear_next_token_loss
-from .train.cli import PRECISIONS, parse
 from .train.environment import environment
 from .train.measure import forget_resident_peak, resident, resident_peak
 
@@ -89,14 +88,10 @@ def run(args: argparse.Namespace) -> None:
     """Measure and print; with --json write the figures too."""
     if min(args.rounds, args.rows or 1) < 1:
         raise UserError("--rounds and --rows must be at least 1")
-    cli = parse(["--config", args.config, *args.overrides], run=False)
-    config, data = cli.model.decoder_config, cli.datamodule
-    precision = args.precision or str(cli.trainer.precision)
-    if precision not in PRECISIONS:
-        raise UserError(f"--precision {precision!r} is unknown: give one of 32-true, bf16-mixed, bf16-true")
-    rows = args.rows or data.given_micro_batch_size or data.batch_size
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    sizes = Sizes(rows * data.context, config.hidden_size, config.unpadded_vocab_size, precision, device)
+    cli, rows, precision, device = settled(args)
+    config, device = cli.model.decoder_config, "cuda" if device == "gpu" else "cpu"
+    tokens = rows * cli.datamodule.context
+    sizes = Sizes(tokens, config.hidden_size, config.unpadded_vocab_size, precision, device)
     if args.memory_of:
         print(peak_memory(sizes, args.memory_of))
         return
