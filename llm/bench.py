@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import json
 import math
 import statistics
@@ -30,7 +31,7 @@ import torch
 from scipy import stats
 
 from . import bench_fit
-from .bench_contenders import MIB, PARTS, TRANSFORMERS, VARIANTS, Plan, Window, contender, now
+from .bench_contenders import MIB, PARTS, TRANSFORMERS, VARIANTS, Bare, Fit, Plan, Window, contender, now
 from .data.module import TokenDataModule
 from .errors import UserError
 from .model.linear import matmul
@@ -43,7 +44,12 @@ from .train.measure import forget_resident_peak, resident, resident_peak
 from .train.module import LanguageModule
 
 DEFAULT = ["classic", "values"]
-AGAINST = {"hf": list(TRANSFORMERS), "hf-eager": ["transformers"], "none": []}
+AGAINST = {
+    "hf": ["transformers", "transformers_compiled", "transformers_blocks"],
+    "hf-liger": list(TRANSFORMERS),
+    "hf-eager": ["transformers"],
+    "none": [],
+}
 CUBE = {"cpu": 4096, "gpu": 8192}  # side of the matrices whose product gives the rate: large enough to be at its best
 
 
@@ -55,16 +61,28 @@ def measure(plan: Plan, names: list[str], rounds: int, steps: int) -> tuple[dict
     for turn in range(rounds):
         rates.append(matrix_rate(plan))
         for name in names if turn % 2 == 0 else names[::-1]:  # a drift of the machine hits everyone alike
-            window = contenders[name].window(steps, parts=plan.device == "cpu")
-            if plan.device == "gpu":  # to watch parts costs time there
-                window.parts = contenders[name].window(steps, parts=True).parts
-            windows[name].append(window)
+            if plan.device == "gpu":
+                windows[name].append(window_on_gpu(contenders[name], steps))
+            else:
+                windows[name].append(contenders[name].window(steps, parts=True))
             print(
-                f"round {turn + 1}/{rounds}  {name:23}{window.tokens_per_second:>12,.0f} tokens/s",
+                f"round {turn + 1}/{rounds}  {name:23}{windows[name][-1].tokens_per_second:>12,.0f} tokens/s",
                 file=sys.stderr,
                 flush=True,
             )
     return windows, rates
+
+
+def window_on_gpu(one: Fit | Bare, steps: int) -> Window:
+    """Throughput and peak memory of steps that nobody looks into, then the parts of as many, which takes longer."""
+    parts = one.window(steps, parts=True)  # the first one compiles
+    torch.cuda.empty_cache()  # of what the others left
+    torch.cuda.reset_peak_memory_stats()
+    others = torch.cuda.memory_allocated() - one.held()
+    window = one.window(steps, parts=False)
+    window.peak_mib = (torch.cuda.max_memory_allocated() - others) / MIB
+    window.parts, window.first_step = parts.parts, parts.first_step
+    return window
 
 
 def matrix_rate(plan: Plan) -> float:
@@ -137,7 +155,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="YAML of a run")
     parser.add_argument(
         "--against", choices=AGAINST, default="hf",
-        help="hf, transformers eager and compiled (default); hf-eager; none",
+        help="hf, transformers eager, compiled, and its blocks compiled (default); hf-liger, and with Liger-Kernel on "
+        "a GPU; hf-eager; none",
     )  # fmt: skip
     parser.add_argument(
         "--contenders", nargs="+", choices=VARIANTS, default=DEFAULT, metavar="NAME",
@@ -176,6 +195,8 @@ def run(args: argparse.Namespace) -> None:
         fit(args)
         return
     cli, rows, precision, device = settled(args)
+    if args.against == "hf-liger":
+        check_liger(cli.model, device)
     data: TokenDataModule = cli.datamodule
     names = [*AGAINST[args.against], *args.contenders]
     with tempfile.TemporaryDirectory() as folder:
@@ -189,8 +210,10 @@ def run(args: argparse.Namespace) -> None:
             print(json.dumps(peak_memory(plan, args.memory_of, args.steps)))
             return
         windows, rates = measure(plan, names, args.rounds, args.steps)
-    torch.cuda.empty_cache()  # the processes that measure memory come next
-    memory = {name: peak_memory_elsewhere(args, name) for name in names}
+    if device == "gpu":
+        memory = {name: max(window.peak_mib for window in windows[name]) for name in names}
+    else:
+        memory = {name: peak_memory_elsewhere(args, name) for name in names}
     result = {
         "command": "python -m llm bench " + " ".join(command_line(args)),
         "precision": precision,
@@ -240,6 +263,19 @@ def check(module: LanguageModule, data: TokenDataModule, precision: str, device:
     )
     if problems:
         raise UserError("; ".join(problems))
+
+
+def check_liger(module: LanguageModule, device: str) -> None:
+    """Refuse Liger-Kernel where it cannot be taken.
+
+    Raises:
+        UserError: with what would do.
+    """
+    c = module.decoder_config
+    if device != "gpu" or importlib.util.find_spec("liger_kernel") is None:
+        raise UserError("--against hf-liger needs a GPU and pip install liger-kernel: give hf")
+    if (c.norm, c.position, c.feedforward) != ("rmsnorm", "rope", "gated"):
+        raise UserError("--against hf-liger: Liger-Kernel has Llama's parts only, not GPT-2's: give hf")
 
 
 def fit(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ A step in parts, each up to the moment that ends it, with the work on a GPU wait
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 import time
 from collections import defaultdict
@@ -24,13 +25,15 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .data.module import TokenDataModule
 from .data.shard import SPLITS, ShardWriter, token_dtype
 from .data.store import write_index
-from .model import DecoderConfig
+from .model import DecoderConfig, DecoderForCausalLM
 from .model.convert import TO_HF_ACTIVATION, model_to_hf
 from .model.fast_paths import FAST_PATHS, switch_off
 from .train.callbacks import callbacks
@@ -63,7 +66,12 @@ VARIANTS = {
     "plain": Variant({"stream": []}, FAST_PATHS),
     "plain_loss": Variant({"stream": []}, ("loss",)),
 }
-TRANSFORMERS = {"transformers": False, "transformers_compiled": True}  # name -> torch.compile of the whole model
+TRANSFORMERS = {  # name -> how
+    "transformers": "eager",
+    "transformers_compiled": "compiled",
+    "transformers_blocks": "blocks",
+    "transformers_liger": "liger",
+}
 PARTS = ("data", "forward", "loss", "backward", "optimizer", "logging")
 UNCOUNTED = 2  # steps at the start of a window: they allocate and, where asked for, compile
 MIB = 2**20
@@ -134,6 +142,22 @@ def nearest_in_transformers(config: DecoderConfig) -> DecoderConfig:
     )
 
 
+@torch.no_grad()
+def copy_weights(given: DecoderForCausalLM, model: DecoderForCausalLM) -> None:
+    """What only one has starts as it always does."""
+    model.tie_weights()
+    lacking = model.load_state_dict(given.state_dict(), strict=False).missing_keys
+    for owner in {name.rpartition(".")[0] for name in lacking}:
+        model._init_weights(model.get_submodule(owner))
+
+
+class Stays(SingleDeviceStrategy):
+    """Leaves the model on its device: Lightning would take it to the host's memory after every fit."""
+
+    def teardown(self) -> None:
+        self.precision_plugin.teardown()
+
+
 class Watch:
     """Seconds of the steps under way.
 
@@ -169,6 +193,7 @@ class Window:
     tokens_per_second: float
     parts: dict[str, float]  # seconds of each part of a step, where they were watched
     first_step: float  # seconds from the start of the loop to the end of its first step: allocates, compiles
+    peak_mib: float = math.nan  # of the GPU's memory, where it was watched
 
     @classmethod
     def of(cls, watch: Watch, steps: int, tokens_per_step: int) -> Window:
@@ -207,6 +232,11 @@ class Last(pl.Callback):
         if whole_step(trainer, batch_idx):
             self.watch.step("logging")
 
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """The next turn makes them anew, and Lightning would move the moments to the host's memory."""
+        module.zero_grad()
+        trainer.optimizers[0].state.clear()
+
 
 def now() -> float:
     """Seconds, after all work on a GPU is done."""
@@ -221,16 +251,22 @@ class Fit:
     def __init__(self, plan: Plan, variant: Variant) -> None:
         self.plan = plan
         given = plan.module
-        self.module = LanguageModule(
-            with_settings(given.decoder_config, **variant.decoder),
-            given.optimizer_settings,
-            Schedule(shape="constant"),
-            gradient_clip=given.gradient_clip or 1.0,
-            activation_checkpointing=given.every_nth,
-            compile=plan.compile or variant.compiled,
-            attention=given.attention,
-            plain=[*given.plain, *variant.plain],
-        )
+        with no_init_weights():  # to draw a billion numbers takes 20 seconds
+            self.module = LanguageModule(
+                with_settings(given.decoder_config, **variant.decoder),
+                given.optimizer_settings,
+                Schedule(shape="constant"),
+                gradient_clip=given.gradient_clip or 1.0,
+                activation_checkpointing=given.every_nth,
+                compile=plan.compile or variant.compiled,
+                attention=given.attention,
+                plain=[*given.plain, *variant.plain],
+            )
+        copy_weights(given.model, self.module.model)
+
+    def held(self) -> int:
+        """Bytes of the GPU's memory between two windows."""
+        return sum(each.nbytes for each in self.module.parameters() if each.is_cuda)
 
     def window(self, steps: int, parts: bool) -> Window:
         """Train `steps` steps, and UNCOUNTED before; `parts` as in `Watch`."""
@@ -247,6 +283,7 @@ class Fit:
                 **TRAINER_DEFAULTS | {"limit_val_batches": 0},
                 max_steps=steps + UNCOUNTED,
                 accelerator=self.plan.device,
+                strategy=Stays("cuda:0" if self.plan.device == "gpu" else "cpu"),
                 precision=self.plan.precision,  # type: ignore[arg-type]
                 callbacks=[First(watch), *own, Last(watch)],
             )
@@ -261,24 +298,44 @@ class Fit:
 
 
 class Bare:
-    """transformers' model of the same sizes in a bare PyTorch loop, the model compiled as a whole or not."""
+    """transformers' model of the same sizes in a bare PyTorch loop.
 
-    def __init__(self, plan: Plan, compiled: bool) -> None:
-        self.plan, self.compiled = plan, compiled
+    Args:
+        how: "eager"; "compiled", as a whole, with which its attention gets a mask made of all positions and is slower
+            (torch before 2.14: its `masking_utils.py`); "blocks", each block compiled, and the loss, as ours are;
+            "liger", with Liger-Kernel's kernels and loss (Hsu et al. 2024).
+    """
+
+    def __init__(self, plan: Plan, how: str) -> None:
+        self.plan, self.how = plan, how
         self.device = torch.device("cuda" if plan.device == "gpu" else "cpu")
-        model: PreTrainedModel = model_to_hf(nearest_in_transformers(plan.module.decoder_config))
+        with self.device:
+            model: PreTrainedModel = model_to_hf(nearest_in_transformers(plan.module.decoder_config))
         model.set_attn_implementation(plan.module.attention)
         half = torch.bfloat16 if plan.precision == "bf16-true" else torch.float32
         self.model = model.to(self.device, half).train()  # type: ignore[arg-type]
         self.model.config.use_cache = False
+        blocks = [each for each in self.model.modules() if isinstance(each, GradientCheckpointingLayer)]
         if every_nth := plan.module.every_nth:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-            blocks = [each for each in self.model.modules() if isinstance(each, GradientCheckpointingLayer)]
             for index, block in enumerate(blocks):
                 block.gradient_checkpointing = index % every_nth == 0
         self.optimizer = plan.module.optimizer_settings.build(self.model)
         self.clip = plan.module.gradient_clip or 1.0
-        self.forward = torch.compile(self.model) if compiled else self.model
+        if how == "blocks":
+            for block in blocks:
+                block.compile()
+            self.model.loss_function = torch.compile(self.model.loss_function)
+        if how == "liger":
+            from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+            apply_liger_kernel_to_llama(rope=False, model=self.model)  # rope would be that of every model in here
+        self.forward = torch.compile(self.model) if how == "compiled" else self.model
+
+    def held(self) -> int:
+        """Bytes of the GPU's memory between two windows."""
+        moments = (each for state in self.optimizer.state.values() for each in state.values())
+        return sum(each.nbytes for each in (*self.model.parameters(), *moments) if each.is_cuda)
 
     def window(self, steps: int, parts: bool) -> Window:
         """The same. Compiled as a whole, its forward part is in the loss."""
@@ -288,7 +345,7 @@ class Bare:
         each = self.plan.micro_batches
         batches = [torch.randint(vocabulary, shape, generator=generator) for _ in range(each * (steps + UNCOUNTED))]
         watch, hooks = Watch(parts), []
-        if not self.compiled:
+        if self.how != "compiled":
             hooks = [self.model.base_model.register_forward_hook(lambda *_: watch.stop("forward"))]
         for index, batch in enumerate(batches):
             ids = batch.to(self.device, non_blocking=True)
