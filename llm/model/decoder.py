@@ -173,10 +173,11 @@ class OutputHead(nn.Linear):
         self.compiled_loss = False
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None, num_items: Tensor | int | None = None) -> Tensor:
-        weight = self.weight[: self.unpadded_vocab_size]
         if targets is None:
-            return linear(hidden, weight)
-        return linear_next_token_loss(hidden, weight, targets, num_items, self.compiled_loss)
+            return linear(hidden, self.weight[: self.unpadded_vocab_size])
+        return linear_next_token_loss(
+            hidden, self.weight, targets, num_items, self.compiled_loss, self.unpadded_vocab_size
+        )
 
 
 class DecoderForCausalLM(PreTrainedModel, GenerationMixin):

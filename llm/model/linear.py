@@ -7,6 +7,7 @@ ones it has no such call, so that in compiled code it is an operator of our own.
 Dimension letters: N positions, I width in, O width out.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from .autocast import product_dtype
 from .fast_paths import fast
 
+PART = 4096  # columns of a large matrix at once
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
 
 
@@ -52,6 +54,48 @@ def outer_sum(a: Tensor, b: Tensor) -> Tensor:
     if a.shape[1] > b.shape[1]:  # oneDNN is faster where a row of the result is long
         return _product(b.t(), a.t()).t()
     return _product(a.t(), b.t())
+
+
+def matmul_into(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """out = a @ b of matrices, not to be differentiated.
+
+    For a product that is made again and again: to get 64 MB from the system takes a CPU as long as to fill them.
+    """
+    if not by_onednn(a):
+        torch.mm(a, b, out=out)
+        return
+    for columns in _parts(b.shape[1]):
+        out[:, columns] = _product(a, b[:, columns].t())
+
+
+def empty_sum(a: Tensor, b: Tensor, rows: int) -> Tensor:
+    """Memory for `add_outer_sum` of a (N, O) and b (N, I): (rows, I) float32, in the order that suits the product."""
+    if by_onednn(a):
+        return a.new_empty(b.shape[1], rows).t()
+    return a.new_empty(rows, b.shape[1], dtype=torch.float32)
+
+
+def add_outer_sum(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """total += a.t() @ b in float32, or total = a.t() @ b at first: (N, O), (N, I) -> (O, I), not to be differentiated.
+
+    On a CPU in parts that stay in its caches: whole, to add takes half as long as to multiply.
+    """
+    if a.dtype == torch.float32 and not by_onednn(a):
+        total.addmm_(a.t(), b, beta=0 if first else 1)
+        return
+    write = Tensor.copy_ if first else Tensor.add_
+    if a.device.type != "cpu":
+        write(total, a.t() @ b)
+        return
+    for columns in _parts(a.shape[1]):
+        part = a[:, columns]
+        # oneDNN is faster where a row of the result is long
+        product = _product(b.t(), part.contiguous().t()).t() if by_onednn(a) else part.t() @ b
+        write(total[columns], product.float())
+
+
+def _parts(size: int) -> Iterator[slice]:
+    return (slice(start, start + PART) for start in range(0, size, PART))
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

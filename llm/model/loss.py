@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from .autocast import product_dtype
 from .fast_paths import fast
-from .linear import by_onednn, linear, matmul, outer_sum
+from .linear import add_outer_sum, empty_sum, linear, matmul, matmul_into
 
 IGNORED = -100  # the label of a token that is left out of the loss
 CHUNK_BYTES = 2**26  # logits held at once, or as much as the gradient of the weight, which is held anyway
@@ -33,24 +33,32 @@ def next_token_loss(logits: Tensor, targets: Tensor, num_items: Tensor | int | N
 
 
 def linear_next_token_loss(
-    hidden: Tensor, weight: Tensor, targets: Tensor, num_items: Tensor | int | None, compiled: bool = False
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    num_items: Tensor | int | None,
+    compiled: bool = False,
+    vocabulary: int | None = None,
 ) -> Tensor:
-    """`next_token_loss(hidden @ weight.T, targets, num_items)`, a chunk of positions at a time.
+    """`next_token_loss(hidden @ weight[:vocabulary].T, targets, num_items)`, a chunk of positions at a time.
 
     The gradient is made together with the loss, while a chunk's logits are at hand, so they are neither kept nor
     computed twice (the idea of Liger-Kernel's fused linear cross-entropy, Hsu et al. 2024). Matrix products run in
     autocast's dtype where autocast is on, the softmax in float32.
 
     Args:
-        hidden: (..., D). weight: (V, D). targets: (...), -100 left out.
+        hidden: (..., D). weight: (V or more, D). targets: (...), -100 left out.
         num_items: what the sum is divided by; None is the number of targets.
-        compiled: torch.compile what turns logits to gradients: three passes over memory instead of nine.
+        compiled: torch.compile what turns logits to gradients: three passes over memory instead of nine. Always on a
+            GPU, where the nine would take longer than all logits at once.
+        vocabulary: V; None is all rows of the weight.
     """
+    vocabulary = weight.shape[0] if vocabulary is None else vocabulary
     if not fast("loss"):
-        return next_token_loss(linear(hidden, weight), targets, num_items)
-    total = _SummedLoss.apply(
-        hidden.flatten(0, -2), weight, targets.flatten(), product_dtype(hidden), torch.is_grad_enabled(), compiled
-    )
+        return next_token_loss(linear(hidden, weight[:vocabulary]), targets, num_items)
+    compiled = compiled or hidden.is_cuda
+    dtype, grad = product_dtype(hidden), torch.is_grad_enabled()
+    total = _SummedLoss.apply(hidden.flatten(0, -2), weight, targets.flatten(), vocabulary, dtype, grad, compiled)
     return total / ((targets != IGNORED).sum() if num_items is None else num_items)
 
 
@@ -63,38 +71,48 @@ def chunk_rows(vocabulary: int, width: int, element_size: int) -> int:
 class _SummedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, grad: bool, compiled: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        vocabulary: int,
+        dtype: torch.dtype,
+        grad: bool,
+        compiled: bool,
     ) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            h, w = hidden.to(dtype), weight.to(dtype)
+            h, w = hidden.to(dtype), weight[:vocabulary].to(dtype)
             total = torch.zeros((), dtype=torch.float32, device=h.device)
-            grad_h = torch.empty_like(h) if grad else None
-            grad_w: Tensor | None = None
             in_place = _compiled_softmax_minus_target() if compiled else _softmax_minus_target_in_place
-            rows = chunk_rows(w.shape[0], w.shape[1], w.element_size())
-            for start in range(0, len(h), rows):
+            rows = min(len(h), chunk_rows(vocabulary, w.shape[1], w.element_size()))
+            logits = h.new_empty(rows, vocabulary)
+            grad_h = torch.empty_like(h) if grad else None
+            grad_w = empty_sum(h, h, len(weight)) if grad else None
+            for start in range(0, len(h), max(rows, 1)):
                 chunk = slice(start, start + rows)
-                p = matmul(h[chunk], w.t())
+                p = logits[: len(h[chunk])]
+                matmul_into(p, h[chunk], w.t())
                 total += in_place(p, targets[chunk])
-                if grad_h is not None:
+                if grad:
                     grad_h[chunk] = matmul(p, w)
-                    if grad_w is None:
-                        grad_w = outer_sum(p, h[chunk]).float()
-                    elif dtype == torch.float32 and not by_onednn(p):
-                        grad_w.addmm_(p.t(), h[chunk])
-                    else:
-                        grad_w += outer_sum(p, h[chunk])
-        if grad_h is not None:
-            grad_w = torch.zeros_like(weight, dtype=torch.float32) if grad_w is None else grad_w  # no rows at all
-            ctx.save_for_backward(grad_h.to(hidden.dtype), grad_w)
-        ctx.weight_dtype = weight.dtype
+                    add_outer_sum(grad_w[:vocabulary], p, h[chunk], first=start == 0)
+        if grad:
+            grad_w[vocabulary if len(h) else 0 :] = 0
+            ctx.save_for_backward(grad_h, grad_w)
+        ctx.dtypes = hidden.dtype, weight.dtype
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """In place, so that a second backward pass is refused by autograd."""
         grad_h, grad_w = ctx.saved_tensors
-        return (grad_h.float() * grad).to(grad_h.dtype), (grad_w * grad).to(ctx.weight_dtype), None, None, None, None
+        hidden, weight = ctx.dtypes
+        grad_h = (grad_h.float() * grad).to(hidden)
+        grad_w = (
+            grad_w.mul_(grad) if grad_w.is_contiguous() else torch.mul(grad_w, grad, out=grad_w.new_empty(grad_w.shape))
+        )
+        return grad_h, grad_w.to(weight), None, None, None, None, None
 
 
 def _softmax_minus_target_in_place(logits: Tensor, targets: Tensor) -> Tensor:
