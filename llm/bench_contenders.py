@@ -144,9 +144,13 @@ def nearest_in_transformers(config: DecoderConfig) -> DecoderConfig:
 
 @torch.no_grad()
 def copy_weights(given: DecoderForCausalLM, model: DecoderForCausalLM) -> None:
-    """What only one has starts as it always does."""
+    """What only one has, or in another size, starts as it always does."""
     model.tie_weights()
-    lacking = model.load_state_dict(given.state_dict(), strict=False).missing_keys
+    own = model.state_dict()
+    known = {
+        name: value for name, value in given.state_dict().items() if name in own and own[name].shape == value.shape
+    }
+    lacking = model.load_state_dict(known, strict=False).missing_keys
     for owner in {name.rpartition(".")[0] for name in lacking}:
         model._init_weights(model.get_submodule(owner))
 

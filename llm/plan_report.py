@@ -29,8 +29,8 @@ FORMULAS = {
     "angles 2 h T K, last norm. Backward pass: h n D + 2 w n F, with NMDA in bf16 26 n F. A recomputed block: its "
     "inputs, and one block at a time whole. Counted from llm/model as in Korthikanti et al. 2022, Section 4, with "
     "flash attention.",
-    "logits": "the head's fp32 gradient 4 V D, a chunk's product 2 V D, 6 bytes for each of 2^25 logits (fp32: 4), "
-    "hidden states and their gradients (llm/model/loss.py).",
+    "logits": "the head's fp32 gradient 4 V D, in bf16 a chunk's product 2 V D; a chunk of logits, the larger of 2^26 "
+    "bytes and 4 V D; hidden states and their gradients (llm/model/loss.py).",
     "buffers": "ZeRO: two buckets, and one joined in fp32: up to 10 b (DeepSpeed 0.19.8 as train/strategy.py asks).",
     "sent": "a step, rings (Patarasuk & Yuan 2009), (N - 1) / N of: DDP 2 x 4P; ZeRO 1 2 x 4P + w P; ZeRO 2 "
     "m x 2 x 4P + w P; ZeRO 3 m (w P + w (P - kept) + 4P). DeepSpeed's stages 1 and 2 sum by all-reduce, stage 2 in "

@@ -102,6 +102,8 @@ def test_bench_refuses_what_cannot_be(tiny_config: Callable[..., Path], capsys: 
     assert "--contenders has one twice" in capsys.readouterr().err
     assert main([*words, "--rounds", "0"]) == 2
     assert "--rounds, --steps, --rows and --micro-batches must be at least 1" in capsys.readouterr().err
+    assert main([*words, "--against", "hf-liger"]) == 2
+    assert "--against hf-liger needs a GPU and pip install liger-kernel: give hf" in capsys.readouterr().err
     for bad in (["--memory", "3"], ["--fit", "--memory", "0"]):
         assert main([*words, *bad]) == 2
         assert "--memory goes with --fit and is above 0 GiB" in capsys.readouterr().err
@@ -115,6 +117,33 @@ def test_bench_refuses_what_cannot_be(tiny_config: Callable[..., Path], capsys: 
     assert main([*words, "--", "--model.attention", "flash_attention_2", "--model.plain", "[speed]"]) == 2
     said = capsys.readouterr().err
     assert "model.attention flash_attention_2 needs a GPU" in said and "model.plain ['speed'] is unknown" in said
+
+
+def test_a_contender_has_the_weights_of_the_config(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    """Those that both have, tied where they are tied; others begin as they do in a run."""
+    config = str(tiny_config(decoder__stream_weight="head", decoder__tie_word_embeddings=True))
+    module = parse(["--config", config], run=False).model
+    plan = Plan(module, "32-true", 16, 2, "cpu", False, tmp_path)
+    given = module.model.state_dict()
+    for name in ("classic", "queries_keys"):
+        model = contender(name, plan).module.model
+        found = model.state_dict()
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert all(torch.equal(found[key], value) for key, value in given.items() if key in found)
+        assert all((found[key] == 1).all() for key in found.keys() - given.keys())
+        assert bool(found.keys() - given.keys()) == (name == "queries_keys")
+
+
+@pytest.mark.parametrize("how", ["transformers_compiled", "transformers_blocks"])
+def test_transformers_compiled_is_the_same_model(how: str, tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    module = parse(["--config", str(tiny_config(decoder__softmax_scale=1.0))], run=False).model
+    plan = Plan(module, "32-true", 16, 2, "cpu", False, tmp_path)
+    eager, compiled = contender("transformers", plan), contender(how, plan)
+    compiled.model.load_state_dict(eager.model.state_dict())
+    ids = torch.randint(50, (2, 16))
+    losses = [each.forward(input_ids=ids, labels=ids).loss for each in (eager, compiled)]
+    torch.testing.assert_close(*losses)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it was compiled
 
 
 def test_ratios_are_to_transformers_as_it_is_and_compiled(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
@@ -145,12 +174,13 @@ def test_the_search_for_a_micro_batch_finds_the_largest(rows: int, data: st.Data
 def test_fit_says_what_to_set_and_the_run_takes_it(tiny_config: Callable[..., Path], tmp_path: Path, capsys) -> None:
     """A budget between the needs of many rows and of few: a context of 256 on a tiny model."""
     out, config = tmp_path / "fit.json", str(tiny_config())
-    words = ["--config", config, "--fit", "--memory", "0.12", "--steps", "1", "--rounds", "1", "--json", str(out)]
+    words = ["--config", config, "--fit", "--memory", "0.28", "--steps", "1", "--rounds", "1", "--json", str(out)]
     sizes = ["--data.context", "256", "--data.batch_size", "64", "--decoder.max_position_embeddings", "256"]
-    assert main(["bench", *words, "--", *sizes, "--decoder.hidden_size", "64"]) == 0
+    sizes += ["--decoder.hidden_size", "64", "--decoder.num_hidden_layers", "8"]  # far more memory than noise
+    assert main(["bench", *words, "--", *sizes]) == 0
     told = capsys.readouterr().out
     found = json.loads(out.read_text())
-    fitting = [each for each in found["tried"] if each["measured_mib"] and each["measured_mib"] <= 0.12 * 1024]
+    fitting = [each for each in found["tried"] if each["measured_mib"] and each["measured_mib"] <= 0.28 * 1024]
     assert 0 < len(fitting) < len(found["tried"])
     largest = {every: max(each["rows"] for each in fitting if each["checkpointing"] == every) for every in (0, 1)}
     assert largest[0] < largest[1]  # more rows where every block is recomputed

@@ -18,8 +18,7 @@ from .linear import add_outer_sum, empty_sum, linear, matmul, matmul_into
 
 IGNORED = -100  # the label of a token that is left out of the loss
 CHUNK_BYTES = 2**26  # logits held at once, or as much as the gradient of the weight, which is held anyway
-# Of them in float32 at once: on a CPU 1 MiB, which stays in a core's cache from pass to pass; else 128: few kernels.
-WIDE_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
+WIDE_ELEMENTS = 2**18  # of them in float32 at once: 1 MiB stays in a core's cache from pass to pass
 
 
 def next_token_loss(logits: Tensor, targets: Tensor, num_items: Tensor | int | None = None) -> Tensor:
@@ -117,7 +116,7 @@ class _SummedLoss(torch.autograd.Function):
 
 def _softmax_minus_target_in_place(logits: Tensor, targets: Tensor) -> Tensor:
     """Turn logits (N, V) into d loss / d logits, rounded to their dtype; returns the summed loss in float32."""
-    rows = max(1, WIDE_ELEMENTS.get(logits.device.type, 2**25) // logits.shape[1])
+    rows = max(1, WIDE_ELEMENTS // logits.shape[1])
     total = torch.zeros((), dtype=torch.float32, device=logits.device)
     for part, wanted in zip(logits.split(rows), targets.split(rows), strict=True):
         gradient, loss = _softmax_minus_target(part, wanted)

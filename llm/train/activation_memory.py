@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 from ..model import DecoderConfig
 from ..model.cpu_attention import KEPT, block_rows
+from ..model.linear import PART
 from ..model.loss import WIDE_ELEMENTS, chunk_rows
-from .sizes import block_matrices, head_matrix, stream_widths
+from .sizes import block_matrices, head_matrix, stream_widths, table
 
 Terms = dict[str, int]  # name of a term -> bytes
 
@@ -227,29 +228,31 @@ def loss_forward(work: Work) -> Terms:
     """Bytes of the loss in its forward pass (`loss.py`), which also makes the gradient."""
     c, f, n = work.config, work.formats, work.tokens
     head, vocabulary = head_matrix(c), c.unpadded_vocab_size
-    half = f.w == 2
+    half, cpu = f.w == 2, work.kernels == "cpu"
     rows = min(n, chunk_rows(vocabulary, c.hidden_size, f.w))
-    wide = min(rows, max(1, WIDE_ELEMENTS[work.kernels] // vocabulary)) if half else 0  # float32 is turned in place
-    again = rows < n and work.kernels == "cpu"  # in fp32, from the second chunk on, oneDNN's product
-    product = 2 * head if half else 4 * head * again  # of the chunk, before it is added to the sum
-    widened = 4 * head if half and work.kernels == "cpu" else 0  # and in fp32: a CPU adds like to like
+    wide = min(rows, max(1, WIDE_ELEMENTS // vocabulary)) if half and cpu and not work.compiled else 0
+    part = min(PART, vocabulary)
+    if cpu:  # of one part of the vocabulary; in fp32 oneDNN is given a copy of its logits
+        product = 6 * part * c.hidden_size if half else 4 * part * (rows + c.hidden_size)
+    else:
+        product = 2 * head if half else 0
     return {
-        "gradient of the head, fp32": 4 * head,
+        "gradient of the head, fp32": 4 * table(c),
         "gradient of the hidden states": work.entering,
         "hidden states": work.hidden + (work.entering if f.autocast else 0),
         "head in bf16": 2 * head if f.autocast else 0,
-        "chunk of logits": f.w * rows * vocabulary + (0 if half else 4 * rows * c.hidden_size),
+        "chunk of logits": f.w * rows * vocabulary + f.w * rows * c.hidden_size,
         "part of it in fp32": 4 * wide * vocabulary,
-        "product of a chunk": product + widened,
+        "product of a chunk": product,
     }
 
 
 def loss_backward(work: Work) -> Terms:
     """Bytes of the loss in its backward pass: the gradients times the incoming one, in the weights' format."""
     c, f = work.config, work.formats
-    head = head_matrix(c)
+    again = 4 * table(c) if f.w == 4 and work.kernels == "cpu" else 0  # elsewhere in place
     return {
-        "gradient of the head, fp32": 4 * head,
-        "its product": 4 * head + (2 * head if f.weights == 2 else 0),
-        "gradient of the hidden states": 2 * work.hidden,
+        "gradient of the head, fp32": 4 * table(c),
+        "its product": again + (2 * table(c) if f.weights == 2 else 0),
+        "gradient of the hidden states": work.entering + work.hidden,
     }

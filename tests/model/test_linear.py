@@ -40,6 +40,27 @@ def test_bare_products(rows: int, width: int, out: int) -> None:
     torch.testing.assert_close(ours.outer_sum(a, b), a.t() @ b, rtol=1e-4, atol=1e-4)
 
 
+@given(SIZES, SIZES, SIZES, st.integers(1, 80), st.sampled_from([torch.float32, torch.bfloat16]))
+@settings(max_examples=60, deadline=None)
+def test_products_by_parts(rows: int, width: int, out: int, part: int, dtype: torch.dtype) -> None:
+    a, b, c = torch.randn(rows, out).to(dtype), torch.randn(rows, width).to(dtype), torch.randn(out, width).to(dtype)
+    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2 * rows**0.5}
+    expected = a.double().t() @ b.double()
+    whole, ours.PART = ours.PART, part
+    try:
+        total = ours.empty_sum(a, b, out + 2)
+        total.fill_(torch.nan)
+        ours.add_outer_sum(total[:out], a, b, first=True)
+        torch.testing.assert_close(total[:out].double(), expected, **close)
+        ours.add_outer_sum(total[:out], a, b, first=False)
+        torch.testing.assert_close(total[:out].double(), 2 * expected, **close)
+        ours.matmul_into(found := torch.full_like(a, torch.nan), b, c.t())
+    finally:
+        ours.PART = whole
+    assert total.dtype == torch.float32 and total[out:].isnan().all()
+    torch.testing.assert_close(found.double(), b.double() @ c.double().t(), **close)
+
+
 def test_of_expanded_tensors() -> None:
     """A sum's gradient, and rows that are the same in memory."""
     for width, out in ((8, 16), (16, 8)):

@@ -1,5 +1,7 @@
 """The chunked loss against torch's cross-entropy on whole logits: value and gradients."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.model import loss as losses
+from llm.model.fast_paths import without
 
 
 @given(
@@ -41,7 +44,7 @@ def test_value_and_gradients(
     whole = F.cross_entropy((hidden @ weight.T).flatten(0, 1).double(), targets.flatten(), reduction="sum")
     expected = whole / (items or (targets != -100).sum())
     before = losses.chunk_rows, losses.WIDE_ELEMENTS
-    losses.chunk_rows, losses.WIDE_ELEMENTS = lambda *_: max(1, chunk // vocabulary), {"cpu": wide}
+    losses.chunk_rows, losses.WIDE_ELEMENTS = lambda *_: max(1, chunk // vocabulary), wide
     try:
         found = losses.linear_next_token_loss(hidden, weight, targets, items)
     finally:
@@ -61,6 +64,28 @@ def test_value_and_gradients(
 def test_a_chunk_is_small_or_no_larger_than_the_gradient_of_the_weight(vocabulary: int, width: int, size: int) -> None:
     logits = losses.chunk_rows(vocabulary, width, size) * vocabulary * size
     assert logits <= max(2**26, 4 * vocabulary * width, size * vocabulary)
+
+
+@pytest.mark.parametrize("path", [(), ("loss",), ("matmul",)], ids=["fast", "plain", "torch's products"])
+def test_rows_of_the_weight_that_pad_it_get_no_gradient(path: tuple[str, ...], monkeypatch) -> None:
+    monkeypatch.setattr(losses, "chunk_rows", lambda *_: 5)
+    hidden, weight, targets = torch.randn(12, 4), torch.randn(9, 4, requires_grad=True), torch.randint(7, (12,))
+    with without(*path) if path else nullcontext():
+        found = losses.linear_next_token_loss(hidden, weight, targets, None, vocabulary=7)
+    expected = F.cross_entropy(hidden @ weight[:7].T, targets)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(*(torch.autograd.grad(each, weight) for each in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other)
+        assert not one[7:].any()
+
+
+def test_gradients_are_given_once() -> None:
+    """They are multiplied in place: a second backward pass would find other ones, and is refused."""
+    hidden, weight = torch.randn(5, 4), torch.randn(9, 4, dtype=torch.bfloat16, requires_grad=True)
+    loss = losses.linear_next_token_loss(hidden.bfloat16(), weight, torch.randint(9, (5,)), None)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_of_no_rows_at_all() -> None:

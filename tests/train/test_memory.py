@@ -88,7 +88,7 @@ def test_counts_what_autograd_keeps(config: DecoderConfig, form: Formats, masked
         loss(model, 2, 64, form.autocast, masked)
     work = Work(config, 2, 64, form, "cpu", masked)
     terms = [outer_terms(work), *(block_terms(work, index) for index in range(config.num_hidden_layers))]
-    head = 4 * config.unpadded_vocab_size * config.hidden_size + work.hidden  # what the loss keeps: its two gradients
+    head = 4 * config.vocab_size * config.hidden_size + work.entering  # what the loss keeps: its two gradients
     labels = 8 * work.tokens + (work.tokens * 64 if masked else 0)  # held by the batch, not by autograd; the mask too
     expected = sum(sum(each.values()) for each in terms) + head - labels
     expected += config.num_hidden_layers * weight_copies(work)
