@@ -36,6 +36,7 @@ from .data.store import write_index
 from .model import DecoderConfig, DecoderForCausalLM
 from .model.convert import TO_HF_ACTIVATION, model_to_hf
 from .model.fast_paths import FAST_PATHS, switch_off
+from .train.allocator import keep_freed_memory
 from .train.callbacks import callbacks
 from .train.cli import TRAINER_DEFAULTS
 from .train.loop import whole_step
@@ -48,11 +49,13 @@ from .train.signals import Signals
 
 @dataclass(frozen=True)
 class Variant:
-    """What of the config is changed: settings of the decoder, fast paths switched off; and whether it is compiled."""
+    """What of the config is changed: settings of the decoder, fast paths switched off; and whether it is compiled, or
+    keeps freed memory."""
 
     decoder: dict[str, Any] = field(default_factory=dict)
     plain: tuple[str, ...] = ()
     compiled: bool = False
+    keep_memory: bool = True
 
 
 VARIANTS = {
@@ -63,7 +66,7 @@ VARIANTS = {
     "queries_keys": Variant({"stream": ["queries", "keys"]}),
     "silu": Variant({"stream": [], "hidden_act": "silu"}),
     "nmda": Variant({"stream": [], "hidden_act": "nmda", "nmda_alpha": 10.0}),
-    "plain": Variant({"stream": []}, FAST_PATHS),
+    "plain": Variant({"stream": []}, FAST_PATHS, keep_memory=False),
     "plain_loss": Variant({"stream": []}, ("loss",)),
 }
 TRANSFORMERS = {  # name -> how
@@ -265,6 +268,7 @@ class Fit:
                 compile=plan.compile or variant.compiled,
                 attention=given.attention,
                 plain=[*given.plain, *variant.plain],
+                keep_memory=given.keep_memory and variant.keep_memory,
             )
         copy_weights(given.model, self.module.model)
 
@@ -306,8 +310,8 @@ class Bare:
 
     Args:
         how: "eager"; "compiled", as a whole, with which its attention gets a mask made of all positions and is slower
-            (torch before 2.14: its `masking_utils.py`); "blocks", each block compiled, and the loss, as ours are;
-            "liger", with Liger-Kernel's kernels and loss (Hsu et al. 2024).
+            (torch before 2.14: its `masking_utils.py`); "blocks", at its best: each block compiled, and the loss, with
+            freed memory kept as ours is; "liger", with Liger-Kernel's kernels and loss (Hsu et al. 2024).
     """
 
     def __init__(self, plan: Plan, how: str) -> None:
@@ -348,6 +352,9 @@ class Bare:
         vocabulary = self.model.config.vocab_size
         each = self.plan.micro_batches
         batches = [torch.randint(vocabulary, shape, generator=generator) for _ in range(each * (steps + UNCOUNTED))]
+        keep = self.how == "blocks" and self.device.type == "cpu" and self.plan.module.keep_memory
+        if keep:
+            keep_freed_memory(True)
         watch, hooks = Watch(parts), []
         if self.how != "compiled":
             hooks = [self.model.base_model.register_forward_hook(lambda *_: watch.stop("forward"))]
@@ -367,6 +374,8 @@ class Bare:
             watch.step("optimizer")
         for hook in hooks:
             hook.remove()
+        if keep:
+            keep_freed_memory(False)
         return Window.of(watch, steps, self.plan.tokens_per_step)
 
 

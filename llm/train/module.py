@@ -15,6 +15,7 @@ from torch import Tensor
 from ..model import DecoderConfig, DecoderForCausalLM
 from ..model.fast_paths import FAST_PATHS, switch_off
 from ..model.loss import IGNORED
+from .allocator import keep_freed_memory
 from .optim import Optimizer, Schedule
 from .strategy import ZeroStrategy
 
@@ -38,6 +39,7 @@ class LanguageModule(pl.LightningModule):
         compile: torch.compile the blocks and the loss; the first step takes longer.
         attention: "sdpa", "eager", "flex_attention", "flash_attention_2" or "flash_attention_3" (`attention.py`).
         plain: fast paths that are switched off, any of those of `llm/model/fast_paths.py`.
+        keep_memory: on a CPU, memory that is freed stays with the process while it trains (`allocator.py`).
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class LanguageModule(pl.LightningModule):
         compile: bool = False,
         attention: str = "sdpa",
         plain: list[str] | None = None,
+        keep_memory: bool = True,
     ) -> None:
         super().__init__()
         self.decoder_config = decoder
@@ -69,7 +72,7 @@ class LanguageModule(pl.LightningModule):
             for block in self.model.model.layers:
                 block.compile()
             self.model.lm_head.compiled_loss = True
-        self.attention, self.plain = attention, plain or []
+        self.attention, self.plain, self.keep_memory = attention, plain or [], keep_memory
         self.step_loss = torch.zeros(())  # of the step under way: this rank's share of the global mean
         self.gradient_norm = torch.zeros(())  # of the last step, before clipping
         self.skipped = False  # whether the last step changed nothing, its gradient not being finite
@@ -92,6 +95,14 @@ class LanguageModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         switch_off(self.plain)
         self.model.set_attn_implementation(self.attention)
+
+    def on_fit_start(self) -> None:
+        if self.keep_memory and self.device.type == "cpu":
+            keep_freed_memory(True)
+
+    def on_fit_end(self) -> None:
+        if self.keep_memory and self.device.type == "cpu":
+            keep_freed_memory(False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the learning rate is set before each step, so there is no scheduler with a state."""

@@ -1,0 +1,54 @@
+"""Freed memory stays with the process while it trains on a CPU, and only then."""
+
+import ctypes
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llm.train import module
+
+from .runs import fit, metrics
+
+USES = """
+import resource, torch
+from llm.train.allocator import keep_freed_memory
+from llm.train.measure import resident
+
+def use():  # 256 MiB, and what using them costs in pages of 4 KiB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**26)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def held():
+    return (resident() - start) // 2**20
+
+torch.ones(2**10)
+start = resident()
+for keep in (False, True, False):
+    keep_freed_memory(keep)
+    use()
+    print(use(), held())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+def test_freed_memory_is_kept_and_given_back() -> None:
+    said = subprocess.run([sys.executable, "-c", USES], capture_output=True, text=True, check=True).stdout
+    given, kept, again = (tuple(map(int, line.split())) for line in said.splitlines())
+    for faults, held in (given, again):
+        assert faults > 50 and held < 50  # 65,536 small pages, or 128 huge ones
+    assert kept[0] < 50 and kept[1] > 200
+
+
+@pytest.mark.parametrize(("keep", "calls"), [(True, [True, False]), (False, [])])
+def test_it_is_kept_during_fit(
+    keep: bool, calls: list[bool], tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[bool] = []
+    monkeypatch.setattr(module, "keep_freed_memory", found.append)
+    assert fit(tiny_config(model__keep_memory=keep, trainer__max_steps=2)) == 0
+    assert found == calls
+    assert len(metrics(tmp_path / "run")) >= 2
