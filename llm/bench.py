@@ -3,11 +3,12 @@
 With --fit instead the largest micro-batch for a budget of memory (`bench_fit.py`).
 
 Stages: config -> contenders (`bench_contenders.py`) -> windows of steps in turn, A B C C B A -> ratios within each
-round, their median, range and interval -> peak memory, each contender in a process of its own.
+round, their median, range and interval -> peak memory: on a CPU of each contender in a process of its own, on a GPU
+what its windows allocate beyond the weights of the others.
 
 Everyone gets rows of random tokens of the same number and length, the same precision and attention, fused AdamW,
 clipping, and the config's activation checkpointing. transformers' model is the nearest that it has: switches off, and
-GPT-2 with all its biases. It is measured as it is and compiled as a whole.
+GPT-2 with all its biases. It is measured as it comes, compiled as a whole, compiled by blocks, and with Liger-Kernel.
 Utilisation is of the rate at which this device multiplies large matrices in this precision, by torch or by
 `model/linear.py`, measured in the same rounds.
 """
@@ -74,12 +75,22 @@ def measure(plan: Plan, names: list[str], rounds: int, steps: int) -> tuple[dict
 
 
 def window_on_gpu(one: Fit | Bare, steps: int) -> Window:
-    """Throughput and peak memory of steps that nobody looks into, then the parts of as many, which takes longer."""
-    parts = one.window(steps, parts=True)  # the first one compiles
-    torch.cuda.empty_cache()  # of what the others left
-    torch.cuda.reset_peak_memory_stats()
-    others = torch.cuda.memory_allocated() - one.held()
-    window = one.window(steps, parts=False)
+    """The parts of steps, which makes them longer, then throughput and peak memory of as many that nobody looks into.
+
+    Raises:
+        UserError: the memory is not enough.
+    """
+    try:
+        parts = one.window(steps, parts=True)  # the first one compiles
+        torch.cuda.empty_cache()  # of what the others left
+        torch.cuda.reset_peak_memory_stats()
+        others = torch.cuda.memory_allocated() - one.held()
+        window = one.window(steps, parts=False)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the GPU's memory is not enough for a step of one contender beside the weights of the others: give fewer "
+            "--rows, or fewer --contenders, or --against none"
+        ) from error
     window.peak_mib = (torch.cuda.max_memory_allocated() - others) / MIB
     window.parts, window.first_step = parts.parts, parts.first_step
     return window

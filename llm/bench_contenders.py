@@ -49,13 +49,11 @@ from .train.signals import Signals
 
 @dataclass(frozen=True)
 class Variant:
-    """What of the config is changed: settings of the decoder, fast paths switched off; and whether it is compiled, or
-    keeps freed memory."""
+    """What of the config is changed: settings of the decoder, fast paths switched off; and whether it is compiled."""
 
     decoder: dict[str, Any] = field(default_factory=dict)
     plain: tuple[str, ...] = ()
     compiled: bool = False
-    keep_memory: bool = True
 
 
 VARIANTS = {
@@ -66,7 +64,7 @@ VARIANTS = {
     "queries_keys": Variant({"stream": ["queries", "keys"]}),
     "silu": Variant({"stream": [], "hidden_act": "silu"}),
     "nmda": Variant({"stream": [], "hidden_act": "nmda", "nmda_alpha": 10.0}),
-    "plain": Variant({"stream": []}, FAST_PATHS, keep_memory=False),
+    "plain": Variant({"stream": []}, FAST_PATHS),
     "plain_loss": Variant({"stream": []}, ("loss",)),
 }
 TRANSFORMERS = {  # name -> how
@@ -268,7 +266,7 @@ class Fit:
                 compile=plan.compile or variant.compiled,
                 attention=given.attention,
                 plain=[*given.plain, *variant.plain],
-                keep_memory=given.keep_memory and variant.keep_memory,
+                keep_memory=given.keep_memory,
             )
         copy_weights(given.model, self.module.model)
 
@@ -337,13 +335,13 @@ class Bare:
         if how == "liger":
             from liger_kernel.transformers import apply_liger_kernel_to_llama
 
-            apply_liger_kernel_to_llama(rope=False, model=self.model)  # rope would be that of every model in here
+            # Positions would be those of every Llama in this process; norms and activations are those of any made later.
+            apply_liger_kernel_to_llama(rope=False, model=self.model)
         self.forward = torch.compile(self.model) if how == "compiled" else self.model
 
     def held(self) -> int:
         """Bytes of the GPU's memory between two windows."""
-        moments = (each for state in self.optimizer.state.values() for each in state.values())
-        return sum(each.nbytes for each in (*self.model.parameters(), *moments) if each.is_cuda)
+        return sum(each.nbytes for each in self.model.parameters() if each.is_cuda)
 
     def window(self, steps: int, parts: bool) -> Window:
         """The same. Compiled as a whole, its forward part is in the loss."""
@@ -374,6 +372,7 @@ class Bare:
             watch.step("optimizer")
         for hook in hooks:
             hook.remove()
+        self.optimizer.state.clear()  # the other contenders need the memory
         if keep:
             keep_freed_memory(False)
         return Window.of(watch, steps, self.plan.tokens_per_step)

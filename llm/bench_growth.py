@@ -156,6 +156,7 @@ def report(result: dict[str, Any]) -> None:
 def draw(result: dict[str, Any], path: Path) -> None:
     """One panel a size: time of a token with its range over rounds, and FLOPs scaled to the first size."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     sweeps = result["sweeps"]
     figure = Figure(figsize=(3.2 * len(sweeps), 3.4), layout="constrained")
@@ -169,6 +170,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes.set(xscale="log", yscale="log", xlabel=name)
         axes.set_xticks(sweep["size"], [f"{size:,}" for size in sweep["size"]])
         axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+        axes.yaxis.set_major_formatter("{x:g}")
     figure.axes[0].set_ylabel("microseconds a token")
     figure.axes[0].legend()
     figure.suptitle(f"{result['precision']}, {result['tokens_per_step']} tokens a step, {result['device']}", fontsize=9)

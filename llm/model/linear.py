@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from .autocast import product_dtype
 from .fast_paths import fast
 
-PART = 4096  # columns of a large matrix at once
+PART = 4096  # rows or columns of a large matrix at once
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
 
 
@@ -65,14 +65,15 @@ def matmul_into(out: Tensor, a: Tensor, b: Tensor) -> None:
         torch.mm(a, b, out=out)
         return
     for columns in _parts(b.shape[1]):
-        out[:, columns] = _product(a, b[:, columns].t())
+        for rows in _parts(len(a)):
+            out[rows, columns] = _product(a[rows], b[:, columns].t())
 
 
-def empty_sum(a: Tensor, b: Tensor, rows: int) -> Tensor:
-    """Memory for `add_outer_sum` of a (N, O) and b (N, I): (rows, I) float32, in the order that suits the product."""
-    if by_onednn(a):
-        return a.new_empty(b.shape[1], rows).t()
-    return a.new_empty(rows, b.shape[1], dtype=torch.float32)
+def empty_sum(b: Tensor, rows: int) -> Tensor:
+    """Memory for `add_outer_sum` with b (N, I): (rows, I) float32, in the order that suits the product."""
+    if by_onednn(b):
+        return b.new_empty(b.shape[1], rows).t()
+    return b.new_empty(rows, b.shape[1], dtype=torch.float32)
 
 
 def add_outer_sum(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:

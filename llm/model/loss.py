@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._triton import has_triton
 
 from .autocast import product_dtype
 from .fast_paths import fast
@@ -18,7 +19,7 @@ from .linear import add_outer_sum, empty_sum, linear, matmul, matmul_into
 
 IGNORED = -100  # the label of a token that is left out of the loss
 CHUNK_BYTES = 2**26  # logits held at once, or as much as the gradient of the weight, which is held anyway
-WIDE_ELEMENTS = 2**18  # of them in float32 at once: 1 MiB stays in a core's cache from pass to pass
+WIDE_ELEMENTS = 2**18  # of them in float32 at once on a CPU: 1 MiB stays in a core's cache from pass to pass
 
 
 def next_token_loss(logits: Tensor, targets: Tensor, num_items: Tensor | int | None = None) -> Tensor:
@@ -49,13 +50,13 @@ def linear_next_token_loss(
         hidden: (..., D). weight: (V or more, D). targets: (...), -100 left out.
         num_items: what the sum is divided by; None is the number of targets.
         compiled: torch.compile what turns logits to gradients: three passes over memory instead of nine. Always on a
-            GPU, where the nine would take longer than all logits at once.
+            GPU that Triton can use, where the nine would take longer than all logits at once.
         vocabulary: V; None is all rows of the weight.
     """
     vocabulary = weight.shape[0] if vocabulary is None else vocabulary
     if not fast("loss"):
         return next_token_loss(linear(hidden, weight[:vocabulary]), targets, num_items)
-    compiled = compiled or hidden.is_cuda
+    compiled = compiled or (hidden.is_cuda and has_triton())
     dtype, grad = product_dtype(hidden), torch.is_grad_enabled()
     total = _SummedLoss.apply(hidden.flatten(0, -2), weight, targets.flatten(), vocabulary, dtype, grad, compiled)
     return total / ((targets != IGNORED).sum() if num_items is None else num_items)
@@ -86,7 +87,7 @@ class _SummedLoss(torch.autograd.Function):
             rows = min(len(h), chunk_rows(vocabulary, w.shape[1], w.element_size()))
             logits = h.new_empty(rows, vocabulary)
             grad_h = torch.empty_like(h) if grad else None
-            grad_w = empty_sum(h, h, len(weight)) if grad else None
+            grad_w = empty_sum(h, len(weight)) if grad else None
             for start in range(0, len(h), max(rows, 1)):
                 chunk = slice(start, start + rows)
                 p = logits[: len(h[chunk])]
@@ -104,10 +105,10 @@ class _SummedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """In place, so that a second backward pass is refused by autograd."""
+        """In place, so that autograd refuses a second backward pass."""
         grad_h, grad_w = ctx.saved_tensors
         hidden, weight = ctx.dtypes
-        grad_h = (grad_h.float() * grad).to(hidden)
+        grad_h = grad_h.to(hidden).mul_(grad)
         grad_w = (
             grad_w.mul_(grad) if grad_w.is_contiguous() else torch.mul(grad_w, grad, out=grad_w.new_empty(grad_w.shape))
         )
@@ -116,7 +117,7 @@ class _SummedLoss(torch.autograd.Function):
 
 def _softmax_minus_target_in_place(logits: Tensor, targets: Tensor) -> Tensor:
     """Turn logits (N, V) into d loss / d logits, rounded to their dtype; returns the summed loss in float32."""
-    rows = max(1, WIDE_ELEMENTS // logits.shape[1])
+    rows = max(1, WIDE_ELEMENTS // logits.shape[1] if logits.device.type == "cpu" else len(logits))
     total = torch.zeros((), dtype=torch.float32, device=logits.device)
     for part, wanted in zip(logits.split(rows), targets.split(rows), strict=True):
         gradient, loss = _softmax_minus_target(part, wanted)

@@ -230,7 +230,7 @@ def loss_forward(work: Work) -> Terms:
     head, vocabulary = head_matrix(c), c.unpadded_vocab_size
     half, cpu = f.w == 2, work.kernels == "cpu"
     rows = min(n, chunk_rows(vocabulary, c.hidden_size, f.w))
-    wide = min(rows, max(1, WIDE_ELEMENTS // vocabulary)) if half and cpu and not work.compiled else 0
+    wide = min(rows, max(1, WIDE_ELEMENTS // vocabulary)) if half and cpu else 0
     part = min(PART, vocabulary)
     if cpu:  # of one part of the vocabulary; in fp32 oneDNN is given a copy of its logits
         product = 6 * part * c.hidden_size if half else 4 * part * (rows + c.hidden_size)
@@ -254,5 +254,5 @@ def loss_backward(work: Work) -> Terms:
     return {
         "gradient of the head, fp32": 4 * table(c),
         "its product": again + (2 * table(c) if f.weights == 2 else 0),
-        "gradient of the hidden states": work.entering + work.hidden,
+        "gradient of the hidden states": work.entering + (work.hidden if f.autocast else 0),
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from .allocator import FreedMemory
 from .checkpoint import Checkpoint
 from .evaluation import Evaluations
 from .guards import Agreement, Guard
@@ -57,4 +58,4 @@ def callbacks(run: RunFolder, signals: Signals, evaluations: Evaluations | None 
     guard = Guard(run, agreement)
     measurements = Measurements(run, agreement, guard)
     saving = Checkpoints(run, writer, agreement, guard, measurements)
-    return [agreement, guard, measurements, ValidationBar(), saving, signals]
+    return [FreedMemory(), agreement, guard, measurements, ValidationBar(), saving, signals]

@@ -15,7 +15,6 @@ from torch import Tensor
 from ..model import DecoderConfig, DecoderForCausalLM
 from ..model.fast_paths import FAST_PATHS, switch_off
 from ..model.loss import IGNORED
-from .allocator import keep_freed_memory
 from .optim import Optimizer, Schedule
 from .strategy import ZeroStrategy
 
@@ -95,14 +94,6 @@ class LanguageModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         switch_off(self.plain)
         self.model.set_attn_implementation(self.attention)
-
-    def on_fit_start(self) -> None:
-        if self.keep_memory and self.device.type == "cpu":
-            keep_freed_memory(True)
-
-    def on_fit_end(self) -> None:
-        if self.keep_memory and self.device.type == "cpu":
-            keep_freed_memory(False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the learning rate is set before each step, so there is no scheduler with a state."""

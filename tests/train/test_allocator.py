@@ -4,13 +4,15 @@ import ctypes
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from llm.train import module
+from llm.train import allocator
+from llm.train.module import LanguageModule
 
-from .runs import fit, metrics
+from .runs import fit
 
 USES = """
 import resource, torch
@@ -44,11 +46,16 @@ def test_freed_memory_is_kept_and_given_back() -> None:
 
 
 @pytest.mark.parametrize(("keep", "calls"), [(True, [True, False]), (False, [])])
+@pytest.mark.parametrize("broken", [False, True])
 def test_it_is_kept_during_fit(
-    keep: bool, calls: list[bool], tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keep: bool, calls: list[bool], broken: bool, tiny_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """To its end, whatever that is."""
     found: list[bool] = []
-    monkeypatch.setattr(module, "keep_freed_memory", found.append)
-    assert fit(tiny_config(model__keep_memory=keep, trainer__max_steps=2)) == 0
+    monkeypatch.setattr(allocator, "keep_freed_memory", found.append)
+    if broken:
+        monkeypatch.setattr(LanguageModule, "training_step", lambda *_: 1 / 0)
+    config = tiny_config(model__keep_memory=keep, trainer__max_steps=2)
+    with pytest.raises(ZeroDivisionError) if broken else nullcontext():
+        assert fit(config) == 0
     assert found == calls
-    assert len(metrics(tmp_path / "run")) >= 2
