@@ -335,7 +335,7 @@ class Bare:
         if how == "liger":
             from liger_kernel.transformers import apply_liger_kernel_to_llama
 
-            # Positions would be those of every Llama in this process; norms and activations are those of any made later.
+            # Positions would be those of every Llama in this process; norms and activations are of any made later.
             apply_liger_kernel_to_llama(rope=False, model=self.model)
         self.forward = torch.compile(self.model) if how == "compiled" else self.model
 
