@@ -238,8 +238,7 @@ class Last(pl.Callback):
             self.watch.step("logging")
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """The next turn makes them anew, and Lightning would move the moments to the host's memory."""
-        module.zero_grad()
+        """The next turn makes the moments anew, and Lightning would move them to the host's memory."""
         trainer.optimizers[0].state.clear()
 
 

@@ -119,6 +119,13 @@ class LanguageModule(pl.LightningModule):
         self.step_loss += loss.detach() / micro_batches
         return loss * (loss.detach() * 0 + 1)  # a loss that is not finite makes its gradient so: all ranks see that
 
+    def optimizer_step(self, *words: Any, **others: Any) -> None:
+        """Gradients go with the step, not before the next backward pass as Lightning has it: the forward pass between
+        needs their memory. (DeepSpeed has its own.)"""
+        super().optimizer_step(*words, **others)
+        if not isinstance(self.trainer.strategy, ZeroStrategy):
+            self.model.zero_grad(set_to_none=True)
+
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Clip; a gradient that is not finite is dropped, so that the optimizer changes nothing at all.
 

@@ -16,12 +16,14 @@ from llm.bench_contenders import random_store
 from llm.model import DecoderConfig, DecoderForCausalLM
 from llm.train.activation_memory import Formats, Work, block_terms, outer_terms, weight_copies
 from llm.train.memory import Step, largest_micro_batch
+from llm.train.module import LanguageModule
 from llm.train.optim import Optimizer
 from llm.train.sizes import parameters
 from llm.train.state_memory import Layout, formats
 from llm.train.traffic import bytes_sent, collectives
 
 from . import allocations
+from .runs import Config, fit
 
 SIZES: dict[str, Any] = {"vocab_size": 2048, "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8}
 LLAMA: dict[str, Any] = SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 1024}
@@ -248,3 +250,19 @@ def test_the_largest_micro_batch_is_a_divisor() -> None:
     assert largest_micro_batch(12, lambda size: True) == 12
     assert largest_micro_batch(7, lambda size: size < 7) == 1
     assert largest_micro_batch(8, lambda size: False) is None
+
+
+def test_gradients_are_gone_when_the_next_forward_pass_begins(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But between the micro-batches of a step they are there."""
+    held: list[bool] = []
+    before = LanguageModule.training_step
+
+    def step(self: LanguageModule, *batch: Any) -> torch.Tensor:
+        held.append(any(parameter.grad is not None for parameter in self.parameters()))
+        return before(self, *batch)
+
+    monkeypatch.setattr(LanguageModule, "training_step", step)
+    assert fit(tiny_config(data__micro_batch_size=4, trainer__max_steps=3)) == 0
+    assert held == [False, True] * 3
