@@ -84,7 +84,7 @@ def window_on_gpu(one: Fit | Bare, steps: int) -> Window:
         parts = one.window(steps, parts=True)  # the first one compiles
         torch.cuda.empty_cache()  # of what the others left
         torch.cuda.reset_peak_memory_stats()
-        others = torch.cuda.memory_allocated() - one.held()
+        others = torch.cuda.memory_allocated() - sum(each.nbytes for each in one.model.parameters() if each.is_cuda)
         window = one.window(steps, parts=False)
     except torch.OutOfMemoryError as error:
         raise UserError(

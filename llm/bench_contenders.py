@@ -267,19 +267,15 @@ class Fit:
                 plain=[*given.plain, *variant.plain],
                 keep_memory=given.keep_memory,
             )
-        copy_weights(given.model, self.module.model)
-
-    def held(self) -> int:
-        """Bytes of the GPU's memory between two windows."""
-        return sum(each.nbytes for each in self.module.parameters() if each.is_cuda)
+        self.model = self.module.model
+        copy_weights(given.model, self.model)
 
     def window(self, steps: int, parts: bool) -> Window:
         """Train `steps` steps, and UNCOUNTED before; `parts` as in `Watch`."""
         watch = Watch(parts)
-        inner = self.module.model
         hooks = [
-            inner.model.register_forward_hook(lambda *_: watch.stop("forward")),
-            inner.lm_head.register_forward_hook(lambda *_: watch.stop("loss")),
+            self.model.model.register_forward_hook(lambda *_: watch.stop("forward")),
+            self.model.lm_head.register_forward_hook(lambda *_: watch.stop("loss")),
         ]
         with tempfile.TemporaryDirectory() as folder:
             run = RunFolder(RunSettings(f"{folder}/run", checkpoint_every=10**9), {})
@@ -337,10 +333,6 @@ class Bare:
             # Positions would be those of every Llama in this process; norms and activations are of any made later.
             apply_liger_kernel_to_llama(rope=False, model=self.model)
         self.forward = torch.compile(self.model) if how == "compiled" else self.model
-
-    def held(self) -> int:
-        """Bytes of the GPU's memory between two windows."""
-        return sum(each.nbytes for each in self.model.parameters() if each.is_cuda)
 
     def window(self, steps: int, parts: bool) -> Window:
         """The same. Compiled as a whole, its forward part is in the loss."""

@@ -109,6 +109,7 @@ class _SummedLoss(torch.autograd.Function):
         grad_h, grad_w = ctx.saved_tensors
         hidden, weight = ctx.dtypes
         grad_h = grad_h.to(hidden).mul_(grad)
+        # Where oneDNN has it the other way round (`empty_sum`), this is also the copy in the weight's own order.
         grad_w = (
             grad_w.mul_(grad) if grad_w.is_contiguous() else torch.mul(grad_w, grad, out=grad_w.new_empty(grad_w.shape))
         )
