@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from evals.arguments import add_command
-from evals.models import DTYPES, open_export, write_json
-from llm.errors import UserError, exit_status
+from evals.exports import DTYPES, open_export
+from llm.common.arguments import add_command
+from llm.common.errors import UserError, exit_status
+from llm.common.files import write_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _ioi(options: argparse.Namespace) -> None:
-    from evals import ioi
+    from evals.probes import ioi
 
     groups = ioi.parse_groups(options.models)
     outcome = ioi.run(groups, options.device, options.dtype, options.sentences, options.seed, options.batch_size)
@@ -35,7 +36,7 @@ def _ioi(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from evals.tasks import BUILT_IN, chosen
+    from evals.harness.tasks import BUILT_IN, chosen
 
     suite = chosen(options.suite, options.tasks, options.shots)
     if not options.checkpoints and (options.out is not None or options.metric is not None):
@@ -44,7 +45,9 @@ def _run(options: argparse.Namespace) -> None:
         # Read once, when huggingface_hub and datasets are imported: nothing then waits for a network.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-    from evals import curves, harness, results
+    from evals.harness import results
+    from evals.harness import run as harness
+    from evals.page import curves
 
     protocol = harness.Protocol(suite.tasks, suite.shots, options.limit, options.batch_size)
     wanted = (protocol, options.data, options.device, options.dtype, options.again)
@@ -56,8 +59,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _prefetch(options: argparse.Namespace) -> None:
-    from evals.prefetch import prefetch
-    from evals.tasks import chosen
+    from evals.harness.prefetch import prefetch
+    from evals.harness.tasks import chosen
 
     suite = chosen(options.suite or "paper", options.tasks, None)
     print("\n".join(prefetch(options.folder, suite.tasks)))
@@ -65,13 +68,14 @@ def _prefetch(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     if options.plan:
-        from evals import power
+        from evals.verdict import power
 
         print(power.report(options))
         return
     if options.out is None:
         raise UserError("where the comparison goes is not said; give --out DIR")
-    from evals.compare import Settings, compare
+    from evals.page.comparison_files import compare
+    from evals.verdict.compare import Settings
 
     settings = Settings(
         tuple(options.declare), tuple(options.exports), tuple(options.store), options.documents, options.metric,
@@ -81,7 +85,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _losses(options: argparse.Namespace) -> None:
-    from evals import losses
+    from evals.probes import losses
 
     exports = [open_export(folder) for folder in options.exports]
     asked = (options.store, options.documents, options.batch_size, options.device, options.dtype, options.split)
@@ -90,8 +94,8 @@ def _losses(options: argparse.Namespace) -> None:
 
 
 def _incontext(options: argparse.Namespace) -> None:
-    from evals import incontext
-    from evals.losses import labels
+    from evals.probes import incontext
+    from evals.probes.losses import labels
 
     exports = [open_export(folder) for folder in options.exports]
     results = incontext.measure(
@@ -213,7 +217,7 @@ def _add_prefetch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    from evals import power
+    from evals.verdict import power
 
     command = add_command(
         commands,

@@ -11,24 +11,24 @@ import argparse
 import importlib
 import sys
 
-from .errors import exit_status
+from .common.errors import exit_status
 
 COMMANDS = {  # name: (module, one line for --help)
-    "prepare": ("llm.data.prepare", "text of any source -> token store"),
+    "prepare": ("llm.data.preparation.prepare", "text of any source -> token store"),
     "inspect": ("llm.data.inspect", "what a token store holds, and whether it is whole"),
-    "bench-data": ("llm.data.bench", "speed of the data path, beside plain tokenizers and np.memmap"),
+    "bench-data": ("llm.bench.data", "speed of the data path, beside plain tokenizers and np.memmap"),
     "fit": ("llm.train.cli", "train a model: --config FILE, then dotted overrides"),
     "validate": ("llm.train.cli", "loss of a run's checkpoint on its validation split"),
     "export": ("llm.export", "run -> a folder that transformers and lm-eval load"),
     "generate": ("llm.generate", "continue a prompt with an exported model"),
-    "plan": ("llm.plan", "memory, traffic and FLOPs of a run, before it is run"),
-    "batch": ("llm.batch", "the text that made a step of a run"),
-    "status": ("llm.status", "how far runs are, whether they go on, and what went wrong in them"),
-    "bench": ("llm.bench", "throughput and memory of a config, beside transformers"),
-    "bench-loss": ("llm.bench_loss", "head and loss by chunks, beside all logits at once"),
-    "bench-growth": ("llm.bench_growth", "how the time of a token grows with each size, beside its FLOPs"),
+    "plan": ("llm.plan.plan", "memory, traffic and FLOPs of a run, before it is run"),
+    "batch": ("llm.runs.batch", "the text that made a step of a run"),
+    "status": ("llm.runs.status", "how far runs are, whether they go on, and what went wrong in them"),
+    "bench": ("llm.bench.step", "throughput and memory of a config, beside transformers"),
+    "bench-loss": ("llm.bench.loss", "head and loss by chunks, beside all logits at once"),
+    "bench-growth": ("llm.bench.growth", "how the time of a token grows with each size, beside its FLOPs"),
     "bench-ranks": (
-        "llm.bench_ranks",
+        "llm.bench.ranks",
         "throughput, communication, checkpoints and memory of one and several processes",
     ),
 }

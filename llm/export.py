@@ -29,11 +29,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .common.errors import UserError
 from .data.tokenizer import load_tokenizer
-from .errors import UserError
 from .model import DecoderForCausalLM
+from .runs import reading
 from .train import checkpoint as checkpoints
-from .train import reading
 
 # With -I -S neither the working directory, nor PYTHONPATH, nor an editable install of this project is seen; the folder
 # of the installed packages is put back by hand.

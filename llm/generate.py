@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, set_seed
 
-from .errors import UserError
+from .common.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.arguments import add_command
-from llm.errors import UserError, exit_status
+from llm.common.arguments import add_command
+from llm.common.errors import UserError, exit_status
 
 
 def run_command(program: str, parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
@@ -60,7 +60,9 @@ def add_device(command: argparse.ArgumentParser) -> None:
 
 def device_of(options: argparse.Namespace) -> str:
     """The device that is asked for; UserError where it is not there."""
-    from evals.models import resolve_device  # torch is imported by the command that needs it: --help answers at once
+    from llm.common.devices import (
+        resolve_device,  # torch is imported by the command that needs it: --help answers at once
+    )
 
     return str(resolve_device(options.device or "auto"))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 
 
 def below(owner: object, least: Mapping[str, float]) -> list[str]:

@@ -21,10 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from evals.models import write_file, write_json
-from llm.errors import UserError
-from llm.train.environment import environment, now
-from llm.train.lock import hold
+from llm.common.environment import environment, now
+from llm.common.errors import UserError
+from llm.common.files import write_file, write_json
+from llm.common.lock import hold
 
 Row = TypeVar("Row", bound=tuple)  # a NamedTuple
 

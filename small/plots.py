@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.models import write_file
-from evals.plots import as_png
+from llm.common.files import write_file
+from llm.common.plots import as_png
 
 from .groups import half_interval
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from .grid.graph import Graph
+    from .spaces import Graph
 
 # Okabe and Ito's palette: told apart under every common colour-blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from evals.models import write_file
+from llm.common.files import write_file
 
 Measured = TypeVar("Measured", bound=tuple)  # a NamedTuple of tensors
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from evals.models import write_json
-from evals.plots import text_table
+from llm.common.files import write_json
+from llm.common.tables import text_table
 
 from .folder import made_folder
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from llm.model.activations import NAMES, activation
 from llm.model.streams import SOURCES, STREAMS, ResidualStream
 

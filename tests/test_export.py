@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from llm import export as exporting
 from llm.cli import main
-from llm.errors import UserError
+from llm.common.errors import UserError
 from llm.train import checkpoint as checkpoints
 
 Config = Callable[..., Path]

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .inspect import Figures, length_edges
+from .store_figures import Figures, length_edges
 
-# Blue and vermillion of Okabe and Ito's palette, as in `evals.plots`.
+# Blue and vermillion of Okabe and Ito's palette, as in `llm.common.plots`.
 DOCUMENTS, TOKENS = "#0072B2", "#D55E00"
 BINS_A_DOUBLING = 4
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .mixture import Item, MixtureOrder, Pattern
 from .store import TokenStore
 

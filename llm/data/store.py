@@ -3,7 +3,7 @@
     STORE/store.json                      index: shards of each split, vocabulary, fingerprints; written last
     STORE/tokenizer/                      the tokenizer, as save_pretrained writes it
     STORE/{train,validation}/NAME.*       the shards: tokens, document ends and a manifest each (see `llm.data.shard`)
-    STORE/plan.json                       the settings it was made with (see `llm.data.prepare`)
+    STORE/plan.json                       the settings it was made with (see `llm.data.preparation.prepare`)
 
 The shards of a split form one row of tokens; a position counts from its start. A document is its ids and, as its last,
 the end-of-document id; an end is the position after that. Where the store has a begin-of-document id, that is the first
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .shard import ENDS, SPLITS, Manifest, shard_problems, token_dtype, write_json
 from .stories import Split
 from .tokenizer import load_tokenizer, tokenizer_fingerprint

@@ -8,7 +8,7 @@ A document that contains the characters `<|endoftext|>` (or `</s>`) is text like
 the special token, so that a store's end-of-document id ends documents and nothing else.
 
 transformers is imported inside the functions that need it: it brings torch (2.4 s and 300 MB), which the workers of
-`llm.data.prepare` do without.
+`llm.data.preparation.prepare` do without.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .stories import MARKER
 
 if TYPE_CHECKING:

@@ -12,17 +12,17 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..common.errors import UserError
+from ..common.processes import one_thread
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,11 +30,6 @@ Report = Callable[[int, int, int], None]  # bytes of the source read, documents 
 Work = Callable[[Item, Report], Result]
 
 POLL_SECONDS = 0.2
-
-
-def available_cores() -> int:
-    """The cores that this process may use: fewer than the machine has in a Slurm job."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Progress:
@@ -94,20 +89,6 @@ def run_all(
     finally:
         executor.shutdown(cancel_futures=True)
         held_here.close()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """`tokenizers` on one core of this process, as each of many workers has it."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
 def _run_here(work: Work[Item, Result], items: Sequence[Item], progress: Progress) -> list[Result | UserError]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .cpu_attention import causal_attention, goes_by_blocks
-from .linear import Linear
+from .fast_attention import causal_attention, goes_by_blocks
+from .fast_linear import Linear
 from .positions import rotate
 from .streams import Carry, ResidualStream
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import Attention
-from .dropout import dropout
+from .fast_dropout import dropout
 from .feedforward import FeedForward
 from .streams import Carry
 

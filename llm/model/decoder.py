@@ -24,9 +24,9 @@ from .attention import Attention
 from .block import Block
 from .config import DecoderConfig
 from .convert import config_from_hf, model_to_hf, weights_from_hf, weights_to_hf
-from .dropout import dropout
+from .fast_dropout import dropout
+from .fast_linear import linear
 from .feedforward import FEEDFORWARDS
-from .linear import linear
 from .loss import IGNORED, linear_next_token_loss, next_token_loss
 from .norms import norm
 from .positions import inverse_frequencies, rotary_angles

@@ -1,8 +1,8 @@
 """Faster ways to the same numbers, each with a plain way beside it and a switch, of the process as in `torch.backends`:
 
-    matmul      float32 products on x86 CPUs by oneDNN (`linear.py`); plain: torch's own choice, MKL
-    attention   bfloat16 causal attention on CPUs by blocks of queries (`cpu_attention.py`); plain: sdpa
-    dropout     dropout on CPUs by bits, and attention with it (`dropout.py`); plain: torch's
+    matmul      float32 products on x86 CPUs by oneDNN (`fast_linear.py`); plain: torch's own choice, MKL
+    attention   bfloat16 causal attention on CPUs by blocks of queries (`fast_attention.py`); plain: sdpa
+    dropout     dropout on CPUs by bits, and attention with it (`fast_dropout.py`); plain: torch's
     rotary      rotary positions and their gradient in two passes (`positions.py`); plain: autograd's form
     norm        RMSNorm on CPUs in few passes (`norms.py`); plain: torch's
     loss        head and cross-entropy by chunks (`loss.py`); plain: all logits at once

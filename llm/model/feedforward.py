@@ -5,7 +5,7 @@ Dimension letters: B batch, T time, D width, F width inside.
 
 from torch import Tensor, nn
 
-from .linear import Linear
+from .fast_linear import Linear
 
 
 class FeedForward(nn.Module):

@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils._triton import has_triton
 
 from .autocast import product_dtype
+from .fast_linear import add_outer_sum, empty_sum, linear, matmul, matmul_into
 from .fast_paths import fast
-from .linear import add_outer_sum, empty_sum, linear, matmul, matmul_into
 
 IGNORED = -100  # the label of a token that is left out of the loss
 CHUNK_BYTES = 2**26  # logits held at once, or as much as the gradient of the weight, which is held anyway

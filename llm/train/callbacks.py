@@ -11,15 +11,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from .agreement import Agreement
 from .allocator import FreedMemory
 from .checkpoint import Checkpoint
+from .checkpoint_writer import Writer
+from .checkpointing import Checkpoints
 from .evaluation import Evaluations
-from .guards import Agreement, Guard
-from .loop import without_lightnings_signals
-from .measure import Measurements, ValidationBar
+from .lightning_loop import without_lightnings_signals
+from .loss_guard import Guard
+from .metrics import Measurements, ValidationBar
 from .ranks import limit_waiting, on_rank_zero
-from .run import RunFolder
-from .saving import Checkpoints, Writer
+from .run_folder import RunFolder
 from .signals import Signals
 
 

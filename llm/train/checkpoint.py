@@ -30,9 +30,9 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..common.errors import UserError
 from ..model import DecoderConfig
-from .reading import checkpoint_problems, folders, hashes, step_of, weights_sha256
+from ..runs.reading import checkpoint_problems, folders, hashes, step_of, weights_sha256
 from .state import State
 
 PARTIAL = ".partial"

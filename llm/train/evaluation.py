@@ -1,8 +1,8 @@
 """Evaluation in the background of training: every so many steps, in processes of its own.
 
-Stages: the checkpoint of a due step is written (`saving.py`) -> `python -m llm export RUN --step N` -> the checkpoint
-may be rotated away -> `python -m evals run RUN/exports/step-N ...` -> a line in events.jsonl. One process at a time and
-in order; exports go first, as each holds a checkpoint on the disk that is three times its size.
+Stages: the checkpoint of a due step is written (`checkpointing.py`) -> `python -m llm export RUN --step N` -> the
+checkpoint may be rotated away -> `python -m evals run RUN/exports/step-N ...` -> a line in events.jsonl. One process at
+a time and in order; exports go first, as each holds a checkpoint on the disk that is three times its size.
 
 Training shares nothing with it but files and the machine, so no bit of a run depends on it. Each command runs below
 this module run as a program (`supervise`), which imports no torch: it lowers the priority and, when training is gone
@@ -30,11 +30,11 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from ..errors import UserError
-from . import reading
+from ..common.errors import UserError
+from ..runs import reading
 
 if TYPE_CHECKING:  # it imports torch, which the program below does without
-    from .run import RunFolder
+    from .run_folder import RunFolder
 
 PATIENCE = 5.0  # seconds that a command has to clean up after itself when it is ended
 LOOK = 0.2  # seconds between two looks of the program that watches over a command

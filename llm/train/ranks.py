@@ -10,7 +10,7 @@ import torch
 import torch.distributed.distributed_c10d as distributed_c10d
 from lightning.pytorch.strategies import Strategy
 
-from ..errors import UserError
+from ..common.errors import UserError
 
 T = TypeVar("T")
 LOST = ("gloo", "nccl", "connection closed by peer")

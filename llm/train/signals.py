@@ -1,7 +1,7 @@
 """Signals: noted when they come, acted upon where the state of training is whole.
 
 Ctrl-C ends a run after the micro-batch (on several devices: the step), a second one ends it wherever it is. SIGUSR1
-(Slurm, before a time limit) and SIGTERM (pre-emption) end it after the step, with a checkpoint; see `saving.py`.
+(Slurm, before a time limit) and SIGTERM (pre-emption) end it after the step, with a checkpoint; see `checkpointing.py`.
 
 Python would raise KeyboardInterrupt between any two instructions. Inside a logger's queue that loses a wake-up, and the
 logger then waits for its thread for ever; and nothing can be saved from inside a handler while ranks are within a

@@ -22,7 +22,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from torch import Tensor
 
-from ..errors import UserError
+from ..common.errors import UserError
 
 STARTING = 600.0
 NAMES = ("auto", "ddp", "deepspeed")

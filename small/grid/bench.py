@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llm.train.environment import environment
+from llm.common.environment import environment
 
+from ..rate_maps import place_cell_scores
+from ..spaces import NOWHERE, Graph, space
 from ..timing import compared, in_turn, named, seconds_of
-from .cells import place_cell_scores
-from .graph import NOWHERE, Graph, space
 from .model import Sizes, Variant
 from .train import PRODUCTS, Run, Settings
 from .world import World

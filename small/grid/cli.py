@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.arguments import add_command
-from llm.errors import UserError
+from llm.common.arguments import add_command
+from llm.common.errors import UserError
 
 from ..arguments import (
     add_bench,
@@ -128,8 +128,8 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _asked(options: argparse.Namespace) -> list[Any]:
     """The runs of a command line."""
+    from ..spaces import space
     from .biophysics import Receptor
-    from .graph import space
     from .model import Sizes, Variant
     from .runs import combinations
     from .train import Settings

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from evals.plots import new_figure, style
+from llm.common.plots import new_figure, style
 
 from ..plots import PALETTE, colours, draw_curves
 from ..variants import Act

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from scipy import stats
 
-from evals.plots import new_figure, style
+from llm.common.plots import new_figure, style
 
 from ..plots import colours, draw_map, draw_squares
-from .cells import autocorrelogram, grid_scores
-from .graph import Graph
+from ..rate_maps import autocorrelogram, grid_scores
+from ..spaces import Graph
 from .recording import Neurons
 from .runs import Done, grouped, names
 

@@ -13,11 +13,11 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 
 from ..folder import checkpoint_step
+from ..rate_maps import RateMaps, gini, place_cell_scores
 from ..state import measured_once
-from .cells import RateMaps, gini, place_cell_scores
 from .model import Layer, Memory
 from .train import Run, load
 

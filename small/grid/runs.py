@@ -13,13 +13,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evals.plots import text_table
-from llm.errors import UserError
+from llm.common.errors import UserError
+from llm.common.tables import text_table
 
 from .. import groups
 from ..folder import run_folders
 from ..groups import mean_and_deviation, word
-from .graph import Graph
+from ..spaces import Graph
 from .model import Sizes, Variant
 from .train import MAPS, PROGRAM, ROWS, Row, Settings, check_segments, read_asked, read_rows
 

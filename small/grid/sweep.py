@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, get_type_hints
 import torch
 from tqdm import tqdm
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 
 from .model import Sizes, Variant
 from .runs import Asked

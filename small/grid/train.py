@@ -23,13 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 
 from ..checks import below, refuse
 from ..draws import seed_number
 from ..folder import RECORD, TableFolder, as_csv, copy_into, read_record
+from ..spaces import Graph
 from ..state import start_moments, training_state
-from .graph import Graph
 from .model import Memory, Navigator, Sizes, Variant
 from .world import Walks, World
 

@@ -11,20 +11,17 @@ Walks are drawn in NumPy on the CPU and then moved: they are the same on every d
 Dimension letters: B walkers, T cells of a walk, N maps of a kind, S cells of the space, A actions.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 
 from ..draws import seeds_of
-from .graph import NOWHERE, Graph
-
-FACES_AT_MOST = 2**22  # entries of each of the two tables of dice: 17 MB, and 17 or 34 MB
-BLOCK = 2**16  # rolls at a time, which stay in a core's cache
+from ..spaces import Graph
+from ..walks import Dice, gaps_of
 
 
 class Walks(NamedTuple):
@@ -89,86 +86,3 @@ class World:
         letters = self.letters[maps[:, None], cells]
         found = (maps, cells, actions, letters, gaps_of(cells))
         return Walks(*(torch.from_numpy(each).to(self.device) for each in found))
-
-
-class Dice:
-    """A die for every cell, with as many faces for each action that can be taken there.
-
-    Of M faces, M the least common multiple of how many actions the cells have, so that a step is one random integer and
-    one look-up: place <- table[place + face], a place being where its cell's row of the table begins. Where the table
-    stays small, one roll of two dice is two steps. Spaces whose M is too large roll floor(u * actions) instead.
-    """
-
-    def __init__(self, graph: Graph) -> None:
-        can = graph.targets != NOWHERE
-        self.sides = can.sum(1)  # (S,)
-        self.actions = np.argsort(~can, axis=1, kind="stable")  # (S, A), those that can be taken first
-        self.targets = np.take_along_axis(graph.targets, self.actions, axis=1)
-        faces = math.lcm(*self.sides.tolist())
-        self.part = np.min_scalar_type(max(can.shape) - 1)  # of a cell or an action
-        packed = 2 * self.part.itemsize  # bytes of a step; a number has at most eight
-        fits = (n for n in (2, 1) if len(can) * faces**n <= FACES_AT_MOST and packed * n <= 8)
-        self.reach = next(fits, 0)
-        if self.reach:
-            self._make_tables(faces)
-
-    def _make_tables(self, faces: int) -> None:
-        """`table`, of the next place; and `told`, of the cells and actions of a roll, packed into one number."""
-        self.rolls = faces**self.reach
-        count = len(self.sides)
-        told = np.empty((count, self.rolls, 2, self.reach), self.part)
-        cells, rolled = np.arange(count)[:, None], np.arange(self.rolls)
-        for nth in range(self.reach):
-            side = rolled // faces**nth % faces * self.sides[cells] // faces  # (S, rolls)
-            told[:, :, 1, nth] = self.actions[cells, side]
-            told[:, :, 0, nth] = cells = self.targets[cells, side]
-        self.table = (cells * self.rolls).astype(np.int32).ravel()
-        self.told = told.ravel().view(f"u{2 * self.reach * told.itemsize}")
-
-    def walks(self, start: np.ndarray, steps: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """start (B,) -> cells, the first of which is the start, and what led there: (B, steps + 1) int64 twice."""
-        cells, actions = np.zeros((2, len(start), steps + 1), np.int64)
-        cells[:, 0] = start
-        for whole, walked in zip((cells, actions), self.walk(start, steps, random), strict=True):
-            whole[:, 1:] = walked.transpose(1, 0, 2).reshape(len(start), -1)[:, :steps]
-        return cells, actions
-
-    def walk(self, start: np.ndarray, steps: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """start (B,) -> cells after every step and the actions that led there: (R, B, n), in R rolls of n steps."""
-        if not self.reach:
-            return self._walk_without_tables(start, steps, random)
-        rolls, walkers = -(-steps // self.reach), len(start)
-        told = np.empty((rolls, walkers), self.told.dtype)
-        place = (start * self.rolls).astype(np.int32)
-        add, take = np.add, self.table.take  # a loop of few microseconds a step
-        for block in np.array_split(told, -(-told.size // BLOCK)):
-            rolled = random.integers(self.rolls, size=block.shape, dtype=np.min_scalar_type(self.rolls - 1)).astype(
-                np.int32
-            )
-            for faces in rolled:
-                add(faces, place, faces)
-                take(faces, None, place, "clip")
-            self.told.take(rolled, None, block, "clip")
-        parts = told.view(self.part).reshape(rolls, walkers, 2, self.reach)
-        return parts[:, :, 0], parts[:, :, 1]
-
-    def _walk_without_tables(
-        self, start: np.ndarray, steps: int, random: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        cells, actions = np.empty((2, steps, len(start), 1), np.int64)
-        now, uniform = start, random.random((steps, len(start)))
-        for step in range(steps):
-            side = (uniform[step] * self.sides[now]).astype(np.int64)
-            actions[step, :, 0] = self.actions[now, side]
-            cells[step, :, 0] = now = self.targets[now, side]
-        return cells, actions
-
-
-def gaps_of(cells: np.ndarray) -> np.ndarray:
-    """(B, T) cells -> steps since the same cell before, 0 where there is none."""
-    order = np.argsort(cells.astype(np.uint16) if cells.max() < 2**16 else cells, axis=1, kind="stable")
-    sorted_cells = np.take_along_axis(cells, order, axis=1)
-    again = sorted_cells[:, 1:] == sorted_cells[:, :-1]
-    gaps = np.zeros_like(cells)
-    np.put_along_axis(gaps, order[:, 1:], np.where(again, np.diff(order, axis=1), 0), axis=1)
-    return gaps

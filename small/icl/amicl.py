@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evals.plots import text_table
-from llm.errors import UserError
+from llm.common.errors import UserError
+from llm.common.tables import text_table
 
 from .task import Sequences as Drawn
 from .task import Task, World, amicl_task

@@ -24,13 +24,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from llm.train.environment import environment
+from llm.common.environment import environment
 
 from ..timing import compared, in_turn, named, seconds_of
 from .amicl import A_VALUES, CONVENTIONS, SHOWN, Rule, outcomes
 from .model import Sizes
+from .settings import PRODUCTS, Settings
 from .task import Task, World
-from .train import PRODUCTS, Machine, Runs, Settings, made
+from .train import Machine, Runs, made
 
 BATCH = 128
 PAPER = ("classic", "queries", "keys", "values")

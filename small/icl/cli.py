@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.arguments import add_command
-from evals.models import write_json
+from llm.common.arguments import add_command
+from llm.common.files import write_json
 
 from ..arguments import add_bench, add_device, device_of, run_command
 
@@ -104,8 +104,9 @@ def _bench(options: argparse.Namespace) -> None:
 def _asked(options: argparse.Namespace) -> tuple[Any, ...]:
     """The task, sizes, settings and machine of a command line."""
     from .model import Sizes
+    from .settings import Settings
     from .task import Task
-    from .train import Machine, Settings
+    from .train import Machine
 
     preset = PRESETS[options.preset]
     task = Task(**{name: getattr(options, name) for name in (*TASK, *RATES)})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.plots import new_figure, style
+from llm.common.plots import new_figure, style
 
 from ..plots import PALETTE
 from .amicl import CONVENTIONS, SEPARATIONS, SHOWN, SIMILARITIES, attention

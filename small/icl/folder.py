@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 
 from ..folder import TENSORS, TrainingFolder, as_csv, read_record
 from .model import Sizes, Transformers
 from .task import KINDS, Task
 
 if TYPE_CHECKING:
-    from .train import Settings
+    from .settings import Settings
 
 PROGRAM, PARTS = "small.icl", ("task", "sizes", "settings")
 MAY_CHANGE = ("settings.steps", "settings.until", "settings.patience")  # between two lives

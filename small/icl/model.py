@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from llm.model.activations import activation
 from llm.model.attention import eager_attention
 from llm.model.streams import SOURCES, STREAMS, Carry, ResidualStream

@@ -16,17 +16,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evals.models import write_file
-from evals.plots import text_table
-from llm.errors import UserError
+from llm.common.errors import UserError
+from llm.common.files import write_file
+from llm.common.tables import text_table
 
 from ..folder import made_folder
 from ..plots import write
 from . import figures
 from .model import Sizes
+from .settings import Settings
 from .tables import first_above
 from .task import Task
-from .train import Machine, Settings, train
+from .train import Machine, train
 
 OF_SETTINGS = ("batch", "lr", "decay")
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from evals.plots import text_table
+from llm.common.tables import text_table
 
 from .folder import Snapshot
 from .task import TITLES

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from llm.train.environment import environment
+from llm.common.environment import environment
 
 from ..timing import compared, in_turn, named, seconds_of
 from .machine import MachineSizes

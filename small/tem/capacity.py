@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from evals.plots import text_table
-from llm.errors import UserError
+from llm.common.errors import UserError
+from llm.common.tables import text_table
 
 from ..draws import seed_number
 from .environments import SYMBOLS

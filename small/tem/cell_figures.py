@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from evals.plots import new_figure, style, text_table
+from llm.common.plots import new_figure, style
+from llm.common.tables import text_table
 
-from ..grid.cells import autocorrelogram
-from ..grid.graph import Graph
 from ..groups import grouped, mean_and_deviation
 from ..plots import colours, draw_map, draw_squares
+from ..rate_maps import autocorrelogram
+from ..spaces import Graph
 from .recording import Units, mean_known, remapping
 from .runs import Done, names
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.arguments import add_command
-from llm.errors import UserError
+from llm.common.arguments import add_command
+from llm.common.errors import UserError
 
 from ..arguments import (
     add_bench,

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 
 from ..draws import seeds_of
-from ..grid.graph import Graph
-from ..grid.world import Dice, gaps_of
+from ..spaces import Graph
+from ..walks import Dice, gaps_of
 
 SYMBOLS = 45
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evals.plots import new_figure, style
+from llm.common.plots import new_figure, style
 
 from ..groups import grouped
 from ..plots import colours, draw_curves

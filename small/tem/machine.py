@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from llm.model.activations import activation
 from llm.model.feedforward import FeedForward
 

@@ -24,15 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 
 from ..checks import below, refuse
 from ..draws import seeds_of
 from ..folder import copy_into
-from ..grid.cells import RateMaps, band_scores, grid_scores
-from ..grid.graph import Graph, space
-from ..grid.world import Dice
+from ..rate_maps import RateMaps, band_scores, grid_scores
+from ..spaces import Graph, space
 from ..state import measured_once
+from ..walks import Dice
 from .machine import Machine
 from .memory import attention, conjunction
 from .model import TemTransformer

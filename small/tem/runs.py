@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evals.plots import text_table
-from llm.errors import UserError
+from llm.common.errors import UserError
+from llm.common.tables import text_table
 
 from .. import groups
 from ..folder import RECORD, TENSORS, checkpoint_step, read_record, run_folders

@@ -24,12 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 
 from ..checks import below, refuse
 from ..draws import seed_number
 from ..folder import TableFolder, read_rows
-from ..grid.graph import Graph, space
+from ..spaces import Graph, space
 from ..state import start_moments, training_state
 from .environments import SYMBOLS, Environments, Episode, accuracy
 from .machine import Machine, MachineSizes

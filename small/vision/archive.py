@@ -11,8 +11,8 @@ from lzma import LZMAError
 from pathlib import Path
 from typing import NamedTuple
 
-from evals.models import first_line
-from llm.errors import UserError
+from llm.common.errors import UserError
+from llm.common.files import first_line
 
 # What reading and parsing damaged files raises.
 BROKEN = (

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 
 from .archive import Files, opened
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from evals.plots import new_figure, style
+from llm.common.plots import new_figure, style
 
 from ..groups import grouped
 from ..plots import colours, draw_curves

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evals.plots import text_table
-from evals.stats import Effect, holm, paired_effect
-from llm.errors import UserError
+from evals.verdict.statistics import Effect, holm, paired_effect
+from llm.common.errors import UserError
+from llm.common.tables import text_table
 
 from .. import groups
 from ..folder import RECORD, TENSORS, checkpoint_step, read_record, run_folders

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from llm.train.optim import Optimizer, Schedule
 
 from ..checks import below, refuse

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import llm.data.store
+from llm.common.errors import UserError
 from llm.data.shard import shard_problems, token_dtype
 from llm.data.store import TokenStore
 from llm.data.tokenizer import train_bpe
-from llm.errors import UserError
 
 from .by_hand import BEGIN, END, some_shards, write_store
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 import llm.data.inspect
+import llm.data.store_figures
 from llm.cli import main
-from llm.data.inspect import Figures, Lengths, histogram, length_edges
 from llm.data.store import TokenStore
+from llm.data.store_figures import Figures, Lengths, histogram, length_edges
 
 from .by_hand import some_shards, write_store
 from .conftest import TEXT
@@ -170,7 +171,7 @@ def test_lengths_are_counted_exactly_however_long(batches, percent, long_from_20
 @pytest.fixture(scope="module")
 def long_from_20():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llm.data.inspect, "SHORT", 20)
+        patch.setattr(llm.data.store_figures, "SHORT", 20)
         yield
 
 

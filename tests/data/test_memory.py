@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.data.bench_read import TOKENS, sparse_store
+from llm.bench.data_read import TOKENS, sparse_store
 from llm.data.shard import Manifest
 from llm.data.store import TokenStore, write_index
 

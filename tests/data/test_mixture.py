@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm.common.errors import UserError
 from llm.data.mixture import (
     SLOTS,
     MixtureOrder,
@@ -22,7 +23,6 @@ from llm.data.mixture import (
 )
 from llm.data.order import WindowOrder
 from llm.data.store import TokenStore
-from llm.errors import UserError
 
 from .random_stores import random_store
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
+from llm.common.errors import UserError
 from llm.data.module import Ahead, TokenDataModule
 from llm.data.store import TokenStore
-from llm.errors import UserError
 
 from .random_stores import random_store
 

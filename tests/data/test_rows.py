@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from llm.common.errors import UserError
 from llm.data.mixture import MixtureOrder, Pattern
 from llm.data.module import TokenDataModule
 from llm.data.order import WindowOrder
 from llm.data.rows import DIGESTS, IGNORED, Rows, TrainingBatches, ValidationBatches, positions, row_digest
 from llm.data.store import TokenStore
-from llm.errors import UserError
 from llm.model import loss
 
 from .by_hand import END, write_store

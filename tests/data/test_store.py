@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import llm.data.store
+from llm.common.errors import UserError
 from llm.data.shard import Manifest, ShardWriter, is_whole, token_dtype
 from llm.data.store import TokenStore, check_tokenizer, check_vocabulary
 from llm.data.tokenizer import load_tokenizer, train_bpe
-from llm.errors import UserError
 
 from .by_hand import END, joined, some_shards, write_store
 

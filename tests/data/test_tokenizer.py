@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from llm.common.errors import UserError
 from llm.data.stories import stories
 from llm.data.tokenizer import (
     encode_documents,
@@ -21,7 +22,6 @@ from llm.data.tokenizer import (
     train_bpe,
     vocabulary_size,
 )
-from llm.errors import UserError
 
 from .conftest import TEXT
 

@@ -17,7 +17,7 @@ from .runs import fit
 USES = """
 import resource, torch
 from llm.train.allocator import keep_freed_memory
-from llm.train.measure import resident
+from llm.common.processes import resident
 
 def use():  # 256 MiB, and what using them costs in pages of 4 KiB
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

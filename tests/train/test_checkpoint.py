@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from llm.model import DecoderConfig, DecoderForCausalLM
 from llm.train import checkpoint as checkpoints
 from llm.train.optim import Optimizer

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from llm import status
 from llm.cli import main
+from llm.runs import reading, status
 from llm.train import checkpoint as checkpoints
-from llm.train import reading
 from llm.train.evaluation import Evaluations, EvaluationSettings, _environment
-from llm.train.run import MetricsFile, RunFolder, RunSettings
+from llm.train.run_folder import MetricsFile, RunFolder, RunSettings
 
 from .runs import Config, assert_same_weights, events, fit, measured, metrics
 

@@ -13,7 +13,7 @@ import pytest
 
 from llm.cli import main
 from llm.train import checkpoint as checkpoints
-from llm.train.run import MetricsFile
+from llm.train.run_folder import MetricsFile
 
 from .runs import Config, assert_same_weights, events, fit, losses, measured
 
@@ -40,7 +40,8 @@ main(sys.argv[3:])
 @pytest.mark.parametrize(
     ("what", "function", "times"),
     [
-        ("windows", "llm.train.run:MetricsFile:log_metrics", 6),  # rows of steps 4, 8, 10 (validation), 12, 16, 20
+        # rows of steps 4, 8, 10 (validation), 12, 16, 20
+        ("windows", "llm.train.run_folder:MetricsFile:log_metrics", 6),
         ("documents", "llm.train.checkpoint:_sync", 3 * 7 + 3),  # within the fourth checkpoint, seven times each
         ("mixture", "llm.train.module:LanguageModule:training_step", 2 * 23 + 1),  # between two micro-batches
     ],
@@ -206,7 +207,7 @@ def test_any_error_of_the_thread_that_writes_ends_the_run(
 
 
 @pytest.mark.parametrize(
-    "moment", ["llm.train.module:LanguageModule:configure_optimizers", "llm.train.run:RunFolder:open"]
+    "moment", ["llm.train.module:LanguageModule:configure_optimizers", "llm.train.run_folder:RunFolder:open"]
 )
 def test_a_signal_while_the_run_starts_ends_it_after_the_first_step(
     tiny_config: Config, tmp_path: Path, moment: str

@@ -9,10 +9,10 @@ import torch
 
 from small import timing
 from small.grid import bench
-from small.grid.cells import place_cell_scores
-from small.grid.graph import space
 from small.grid.model import Navigator, Sizes, Variant
 from small.grid.world import World
+from small.rate_maps import place_cell_scores
+from small.spaces import space
 
 SIZES = Sizes(width=32, heads=2, head_dim=16, neurons=64, code=8, segment=4, memory=4, dropout=0.0)
 

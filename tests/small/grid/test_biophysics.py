@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from llm.model.activations import nmda
 from small.grid.biophysics import Receptor
 

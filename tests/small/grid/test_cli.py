@@ -11,10 +11,10 @@ import pytest
 from small.grid import cli
 from small.grid.biophysics import Receptor
 from small.grid.cli import main
-from small.grid.graph import space
 from small.grid.model import Sizes, Variant
 from small.grid.runs import combinations, grouped, read_runs, table
 from small.grid.train import Settings
+from small.spaces import space
 
 from ..pictures import is_a_picture
 

@@ -9,11 +9,11 @@ import pytest
 from scipy import stats
 
 from small.grid import figures, place_figures
-from small.grid.graph import space
 from small.grid.model import Sizes, Variant
 from small.grid.place_figures import spearman
 from small.grid.runs import Done, grouped, names
 from small.grid.train import Errors, Row, Settings
+from small.spaces import space
 
 GRAPH = space("3x3")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from small.grid.model import Answer, Navigator, Sizes, Variant
 
 SIZES = Sizes(width=16, heads=2, head_dim=5, neurons=24, layers=3, code=6, segment=4, memory=3, dropout=0.0)

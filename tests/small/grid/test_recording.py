@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from small.grid import recording
-from small.grid.cells import gini, place_cell_scores
-from small.grid.graph import space
 from small.grid.model import Sizes, Variant
 from small.grid.recording import How, measured, record
 from small.grid.train import Folder, Run, Settings, train
+from small.rate_maps import gini, place_cell_scores
+from small.spaces import space
 
 SIZES = Sizes(width=16, heads=2, head_dim=8, neurons=12, code=8, segment=4, memory=4)
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from small.grid import sweep as sweeping
 from small.grid.cli import main
-from small.grid.graph import space
 from small.grid.model import Sizes, Variant
 from small.grid.runs import combinations, read_runs
 from small.grid.sweep import Knob, places, share
 from small.grid.train import Settings
+from small.spaces import space
 
 TINY = [
     "--preset", "small", "--space", "3x3", "--trials", "2", "--steps", "16", "--batch", "4", "--walkers", "4",

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm.errors import UserError
-from small.grid.graph import read, space
+from llm.common.errors import UserError
 from small.grid.model import Answer, Sizes, Variant
 from small.grid.train import Run, Settings, errors_of, read_rows, train
+from small.spaces import read, space
 
 GRAPH = space("4x4")
 SIZES = Sizes(width=16, heads=2, head_dim=8, neurons=16, code=8, segment=4, memory=4)
@@ -195,7 +195,7 @@ def test_a_killed_training_goes_on_with_the_same_bits(objective: str, tmp_path: 
     killed = tmp_path / "killed"
     ask = (
         "import sys, time; from pathlib import Path; from small.grid import train as t\n"
-        "from small.grid.graph import space; from small.grid.model import *\n"
+        "from small.spaces import space; from small.grid.model import *\n"
         "keep = t.Folder.keep\n"
         "def slow(self, row, trial, run):\n"
         "    keep(self, row, trial, run); print(trial, flush=True); time.sleep(0.3)\n"

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from scipy import stats
 
-from llm.errors import UserError
-from small.grid import world as worlds
-from small.grid.graph import NOWHERE, space
+from llm.common.errors import UserError
+from small import walks as small_walks
 from small.grid.world import Walks, World
+from small.spaces import NOWHERE, space
 
 SPACES = ("4x5", "line:6", "hex:4x4", "3x3x2")
 
@@ -39,8 +39,8 @@ def test_transitions_and_stationary_distribution_are_within_one_percent(text, re
     """Of D^-1 (A + I), whose stationary distribution is proportional to the number of actions."""
     graph = space(text)
     faces = math.lcm(*(graph.targets != NOWHERE).sum(1).tolist())
-    monkeypatch.setattr(worlds, "FACES_AT_MOST", len(graph.cells) * faces**reach if reach else 1)
-    assert worlds.Dice(graph).reach == reach
+    monkeypatch.setattr(small_walks, "FACES_AT_MOST", len(graph.cells) * faces**reach if reach else 1)
+    assert small_walks.Dice(graph).reach == reach
     walks = World(graph, 1, 0).trial("train", 0, 4000, 1000)
     pairs = walks.cells[:, :-1] * len(graph.cells) + walks.cells[:, 1:]
     counts = torch.bincount(pairs.flatten(), minlength=len(graph.cells) ** 2).view(len(graph.cells), -1).numpy()
@@ -58,8 +58,8 @@ def test_transitions_and_stationary_distribution_are_within_one_percent(text, re
 def test_every_roll_of_two_dice_counts_the_walks_of_two_steps(text: str, monkeypatch) -> None:
     """Exactly: all rolls from a cell together hold every walk as often as its probability says."""
     graph = space(text)
-    monkeypatch.setattr(worlds, "BLOCK", 2**30)
-    dice = worlds.Dice(graph)
+    monkeypatch.setattr(small_walks, "BLOCK", 2**30)
+    dice = small_walks.Dice(graph)
     assert dice.reach == 2
 
     class EveryRoll:
@@ -83,7 +83,7 @@ def test_every_roll_of_two_dice_counts_the_walks_of_two_steps(text: str, monkeyp
 def test_walks_on_rings_of_any_size(cells: int, reach: int) -> None:
     """Cells of one, two and four bytes; everyone goes on by one or stays."""
     cells_of = np.arange(cells)
-    dice = worlds.Dice(Ring(np.stack([cells_of, (cells_of + 1) % cells], axis=1)))  # type: ignore[arg-type]
+    dice = small_walks.Dice(Ring(np.stack([cells_of, (cells_of + 1) % cells], axis=1)))  # type: ignore[arg-type]
     assert dice.reach == reach
     start = np.arange(cells - 50, cells)
     walked, actions = dice.walks(start, 21, np.random.default_rng(0))
@@ -103,7 +103,7 @@ def test_actions_may_outnumber_cells_of_a_byte() -> None:
     targets[:, 0] = np.arange(301)
     targets[0, 1:301] = np.arange(1, 301)
     targets[1:, 301] = 0
-    walked, actions = worlds.Dice(Ring(targets)).walks(np.zeros(400, np.int64), 9, np.random.default_rng(0))  # type: ignore[arg-type]
+    walked, actions = small_walks.Dice(Ring(targets)).walks(np.zeros(400, np.int64), 9, np.random.default_rng(0))  # type: ignore[arg-type]
     assert (targets[walked[:, :-1], actions[:, 1:]] == walked[:, 1:]).all() and actions.max() == 301
 
 
@@ -163,7 +163,7 @@ def test_walkers_start_anywhere() -> None:
 
 def test_visits_of_a_walk_by_hand() -> None:
     cells = torch.tensor([[4, 4, 5, 4, 6, 5]])
-    walks = Walks(*[torch.zeros(1)] * 4, torch.from_numpy(worlds.gaps_of(cells.numpy())))
+    walks = Walks(*[torch.zeros(1)] * 4, torch.from_numpy(small_walks.gaps_of(cells.numpy())))
     assert walks.gaps.tolist() == [[0, 1, 0, 2, 0, 3]]
     assert walks.visited(2).tolist() == [[False, True, False, True, False, False]]
 

@@ -11,7 +11,7 @@ from scipy import special
 from scipy.spatial import distance
 from scipy.stats import pearsonr
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from llm.model.attention import eager_attention
 from small.icl import amicl
 from small.icl.amicl import CONVENTIONS, PROJECTIONS, SEPARATIONS, SIMILARITIES, Rule, accuracies, attention, outcomes

@@ -19,9 +19,10 @@ from small.icl.bench import NumpyLoop
 from small.icl.cli import main
 from small.icl.folder import Snapshot, joined, read_snapshots
 from small.icl.model import Sizes
+from small.icl.settings import Settings
 from small.icl.sweep import Knob, points
 from small.icl.task import KINDS, Task
-from small.icl.train import Machine, Settings
+from small.icl.train import Machine
 
 from ..pictures import is_a_picture
 

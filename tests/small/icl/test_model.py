@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from small.icl.model import Sizes, Transformers, Variant
 from small.icl.task import Task, World
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from scipy import stats
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from small.icl.task import COUNTED_UP_TO, KINDS, Sequences, Task, World, _ranks, amicl_task
 
 N = 10_000

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from small.folder import read_record
 from small.icl import train as training
 from small.icl.folder import PARTS, PROGRAM, Snapshot, read_snapshots
 from small.icl.model import Sizes
+from small.icl.settings import Settings
 from small.icl.task import KINDS, Task, World
-from small.icl.train import Machine, Settings, finished, made, train
+from small.icl.train import Machine, finished, made, train
 
 from .test_model import reference, weights_of
 
@@ -257,7 +258,7 @@ def test_a_full_disk_keeps_the_snapshot_before(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("evals.models.os.fsync", full)
+    monkeypatch.setattr("llm.common.files.os.fsync", full)
     with pytest.raises(UserError, match=r"No space left.*free space"):
         train(folder, TASK, SIZES, SMALL, Machine())
     monkeypatch.undo()
@@ -317,7 +318,7 @@ def test_the_folder_is_held_while_it_trains_and_free_afterwards(
     folder, whole, held = tmp_path / "runs", training.Runs.snapshot, []
 
     def refused() -> bool:
-        ask = "import sys, pathlib; from llm.train.lock import hold; hold(pathlib.Path(sys.argv[1]))"
+        ask = "import sys, pathlib; from llm.common.lock import hold; hold(pathlib.Path(sys.argv[1]))"
         outcome = subprocess.run([sys.executable, "-c", ask, str(folder)], capture_output=True, text=True)
         return "another process is training" in outcome.stderr
 

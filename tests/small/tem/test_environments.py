@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from llm.errors import UserError
-from small.grid.graph import NOWHERE, space
+from llm.common.errors import UserError
+from small.spaces import NOWHERE, space
 from small.tem.environments import Environments, accuracy
 
 STRUCTURES = (("3x3", "4x4", "3x5"), ("hex:3x3", "hex:4x4"), ("line:5", "line:8"), ("family:3", "family:4"))

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm.errors import UserError
-from small.grid.graph import space
+from llm.common.errors import UserError
+from small.spaces import space
 from small.tem.environments import Environments, accuracy
 from small.tem.machine import MODULES, Machine, MachineSizes, two_hot
 from small.tem.memory import RULES, Rule

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from small.tem.memory import (
     ACTS,
     FORMS,

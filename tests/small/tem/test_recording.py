@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy import stats
 
-from llm.errors import UserError
-from small.grid.graph import space
+from llm.common.errors import UserError
+from small.spaces import space
 from small.tem import recording
 from small.tem.cell_figures import table
 from small.tem.machine import MachineSizes

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from small.tem.model import Sizes, TemTransformer
 from small.tem.store import new, surprising, times_of
 

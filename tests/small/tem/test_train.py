@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from small.groups import grouped
 from small.tem.machine import Machine, MachineSizes
 from small.tem.memory import RULES

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from small.vision.datasets import DATASETS, load
 
 from .files import (

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from llm.model.fast_paths import without
 from small.variants import Variant
 from small.vision.model import EPS, Sizes, VisionTransformer

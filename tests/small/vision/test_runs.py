@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from small.variants import Variant
 from small.vision.figures import over_epochs
 from small.vision.model import Sizes

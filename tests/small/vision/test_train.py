@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llm.errors import UserError
+from llm.common.errors import UserError
 from small.variants import Variant
 from small.vision import train as trainer
 from small.vision.augmentation import augmentation

@@ -1,0 +1,172 @@
+"""Results of multiple-choice tasks beside the model they are of, and which of them need not be made again.
+
+    EXPORT/evals/lm_eval.json                       a list of results, one for each task and number of shots
+    EXPORT/evals/samples/<task>-<shots>shot.jsonl   a record for each of a result's items
+
+A result carries all that it rests on (`harness.conditions`, `fingerprint`): where these are the same, so would be the
+numbers.
+"""
+
+import fcntl
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evals.exports import WEIGHTS, Export
+from evals.harness.tasks import jsonl
+from llm.common.errors import UserError
+from llm.common.files import read_json, write_file, write_json
+from llm.common.tables import text_table
+
+Result = dict[str, Any]
+Key = tuple[str, int]  # task, shots
+
+# Files beside the weights that decide on the numbers: sizes, code and tokenizer.
+FILES = ("config.json", "*.py", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+         "*.model")  # fmt: skip
+# What two results of one task and number of shots must share to stand in one figure.
+ALIKE = ("n", "limit", "batch_size", "dtype", "device", "task_version", "versions", "rows")
+BLOCK, BLOCKS = 1 << 20, 64
+
+
+class Evaluation(NamedTuple):
+    """One task at one number of shots: the line for `lm_eval.json`, and a record per item."""
+
+    result: Result
+    samples: list[dict[str, Any]]
+
+
+def key_of(result: Mapping[str, Any]) -> Key:
+    return result["task"], result["shots"]
+
+
+def read(export: Export) -> dict[Key, Result]:
+    """The results that are kept with a model; a UserError where the file is not what `save` writes."""
+    path = export.results / "lm_eval.json"
+    if not path.is_file():
+        return {}
+    repair = f"{path} is damaged; delete it, and `python -m evals run` makes its results again"
+    try:
+        return {key_of(result): result for result in read_json(path)}
+    except (UserError, TypeError, KeyError) as error:
+        raise UserError(repair) from error
+
+
+def reusable(export: Export, kept: Mapping[Key, Result], conditions: Mapping[str, Any], dtype: str) -> bool:
+    """Whether a kept result was measured under just these `conditions` (see `harness.conditions`) and its items are
+    there, whole. `dtype`: as asked for; `auto` is what it was for the same folder."""
+    result = kept.get(key_of(conditions))
+    if result is None or any(key not in result or result[key] != value for key, value in conditions.items()):
+        return False
+    if dtype not in (result.get("dtype"), result.get("dtype_given")):
+        return False
+    samples = samples_file(export, result)
+    return samples.is_file() and _sha256(samples.read_bytes()) == result.get("samples_sha256")
+
+
+def save(export: Export, evaluation: Evaluation) -> Result:
+    """Put a result in lm_eval.json, in the place of an older one of the same task and shots, and its items in their own
+    file (first, so that a result never stands there without them); returns it as it stands there.
+
+    A lock keeps two processes that evaluate one folder from writing over each other's results.
+    """
+    items = jsonl(evaluation.samples)
+    result = evaluation.result | {"samples_sha256": _sha256(items.encode())}
+    with locked(export.results / ".lm_eval.lock"):
+        write_file(samples_file(export, result), items)
+        kept = read(export) | {key_of(result): result}
+        write_json(export.results / "lm_eval.json", [kept[key] for key in sorted(kept)])
+    return result
+
+
+def samples_file(export: Export, result: Mapping[str, Any]) -> Path:
+    """Where the items of a result are kept."""
+    return export.results / "samples" / f"{result['task']}-{result['shots']}shot.jsonl"
+
+
+def fingerprint(export: Export) -> dict[str, str]:
+    """What tells one model from another without reading all of it.
+
+    `weights`: the sha256 of the checkpoint that was exported where the folder says it, else one over names, sizes and
+    up to 64 blocks of 1 MiB, evenly spaced, of each weight file (training moves every weight). `files`: of `FILES`.
+    """
+    weights = export.info.get("checkpoint_sha256")
+    if weights is None:
+        sampled = hashlib.sha256()
+        for path in _files(export.folder, WEIGHTS):
+            sampled.update(f"{path.name} {path.stat().st_size}\n".encode())
+            for block in _blocks(path):
+                sampled.update(block)
+        weights = sampled.hexdigest()
+    others = hashlib.sha256()
+    for path in _files(export.folder, FILES):
+        others.update(f"{path.name} {_sha256(path.read_bytes())}\n".encode())
+    return {"weights": str(weights), "files": others.hexdigest()}
+
+
+def _files(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """The whole of a small file, evenly spaced blocks of a large one, its beginning and its end among them."""
+    size = path.stat().st_size
+    count = min(BLOCKS, -(-size // BLOCK))
+    with path.open("rb") as file:
+        for number in range(count):
+            file.seek(number * max(size - BLOCK, 0) // max(count - 1, 1))
+            yield file.read(BLOCK)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time: waits for whoever holds `path`. A killed process holds nothing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise UserError(f"{path.parent} cannot be written ({error.strerror}); give a folder that can be") from error
+    with file:
+        with suppress(OSError):  # a file system without locks: then it goes without
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def alike(key: str, one: Any, other: Any) -> bool:
+    """Whether two results agree in a condition they were measured under; cuda:1 is as good as cuda:0."""
+    if key == "device":
+        one, other = (str(device).partition(":")[0] for device in (one, other))
+    return bool(one == other)
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """In which of `ALIKE` two results differ, each as `name (one and other)`."""
+    return [
+        f"{key} ({first.get(key)} and {second.get(key)})"
+        for key in ALIKE
+        if not alike(key, first.get(key), second.get(key))
+    ]
+
+
+def format_results(results: Iterable[tuple[str, Result]]) -> str:
+    """A table of (model, result) in percent, with standard errors over items."""
+    header = ["model", "task", "shots", "items", "cut", "acc %", "acc_norm %"]
+    rows = [
+        [
+            *(model, result["task"], str(result["shots"]), str(result["n"]), str(result["truncated"])),
+            *(percent(result[metric], result[f"{metric}_stderr"]) for metric in ("acc", "acc_norm")),
+        ]
+        for model, result in results
+    ]
+    return text_table(header, rows)
+
+
+def percent(share: float, error: float | None) -> str:
+    """A share in percent, with its standard error where it has one."""
+    return f"{100 * share:.2f}" + ("" if error is None else f" ± {100 * error:.2f}")

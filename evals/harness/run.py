@@ -1,0 +1,237 @@
+"""Multiple-choice accuracy through lm-eval, on official prompts and metrics.
+
+tasks checked -> for each model what is not kept already -> model -> lm-eval -> EXPORT/evals
+
+`evals.harness.tasks` says what is asked, `evals.harness.results` what is kept and when it need not be asked again.
+"""
+
+import copy
+import itertools
+import platform
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import patch
+
+import lm_eval
+import lm_eval.evaluator
+import numpy as np
+import torch
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
+
+from evals.exports import Export, LoadedModel, check_tokenizer, load_model
+from evals.harness import results
+from evals.harness.results import Evaluation, Key, Result
+from evals.harness.tasks import Prepared, Protocol, prepare_tasks, quiet
+from llm.common.devices import resolve_device
+from llm.common.errors import UserError
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+
+class Plan(NamedTuple):
+    """What is to be done for one model: the conditions of every result, and those results that are kept already."""
+
+    export: Export
+    label: str
+    conditions: dict[Key, dict[str, Any]]
+    kept: dict[Key, Result]
+
+    @property
+    def missing(self) -> list[Key]:
+        return [key for key in self.conditions if key not in self.kept]
+
+
+def run(
+    exports: Sequence[Export],
+    protocol: Protocol,
+    data: Path | None,
+    device: str = "auto",
+    dtype: str = "auto",
+    again: bool = False,
+) -> list[tuple[Export, Result]]:
+    """Evaluate every model on every task and number of shots; each model's results, kept as `results.save` says.
+
+    What is kept and was measured under the same conditions is taken from there, unless `again`; a model that has all
+    of it is not loaded. `data`: a folder of local files, or None for the hub. `device`, `dtype`: see `load_model`. All
+    that can be refused without a model is refused before the first is loaded.
+    """
+    target = str(torch.empty(0, device=resolve_device(device)).device)  # as results name it: cuda:0, not cuda
+    with TemporaryDirectory() as work:
+        prepared = prepare_tasks(protocol, data, Path(work))
+        plans = [_plan(export, prepared, protocol, target, dtype, again) for export in exports]
+        for plan in plans:
+            if plan.missing:
+                check_tokenizer(plan.export)
+        made = _evaluate_all(plans, prepared, protocol, target, dtype)
+        return [(plan.export, result) for plan, found in made for result in found]
+
+
+def label(export: Export) -> str:
+    """The model's name, with the step where its folder is that of a step."""
+    return f"{export.name}, step {export.info.get('step')}" if export.folder.name.startswith("step-") else export.name
+
+
+def conditions(protocol: Protocol, prepared: Prepared, task: str, shots: int, device: str) -> dict[str, Any]:
+    """All that a result rests on beside the model: what was asked, on which rows, by which software and device."""
+    return {
+        "task": task,
+        "shots": shots,
+        "limit": protocol.limit,
+        "batch_size": protocol.batch_size,
+        "device": device,
+        "task_version": prepared.versions[task],
+        "versions": {name: version(name) for name in ("lm_eval", "transformers", "torch")}
+        | {"python": platform.python_version()},
+        "rows": prepared.rows[task].used(shots),
+    }
+
+
+def _plan(export: Export, prepared: Prepared, protocol: Protocol, device: str, dtype: str, again: bool) -> Plan:
+    """What one model lacks; says on stderr what it has."""
+    kept, model = results.read(export), results.fingerprint(export)
+    asked = {
+        (task, shots): conditions(protocol, prepared, task, shots, device) | model
+        for task, shots in itertools.product(protocol.tasks, protocol.shots)
+    }
+    found = {
+        key: kept[key] for key, wanted in asked.items() if not again and results.reusable(export, kept, wanted, dtype)
+    }
+    for (task, shots), result in kept.items() if not again else ():
+        mine = result.get("weights") == model["weights"]  # what is of other weights is of no use any more
+        if (task, shots) in asked and mine and protocol.limit and protocol.limit < result["n"]:
+            raise UserError(
+                f"{export.folder} keeps {task}, {shots}-shot, of {result['n']} items, and --limit {protocol.limit} "
+                "would replace it; give --again if that is meant"
+            )
+    if found:
+        print(
+            f"{label(export)}: {len(found)} of {len(asked)} results are kept from before; --again makes them anew",
+            file=sys.stderr,
+        )
+    return Plan(export, label(export), asked, found)
+
+
+def _evaluate_all(
+    plans: Sequence[Plan], prepared: Prepared, protocol: Protocol, device: str, dtype: str
+) -> Iterator[tuple[Plan, list[Result]]]:
+    """Every plan with its results, those kept and those made, in the order asked; each is kept as soon as it is there.
+
+    The bar counts the results of all models; lm-eval shows its own below.
+    """
+    total = sum(len(plan.conditions) for plan in plans)
+    missing = sum(len(plan.missing) for plan in plans)
+    with tqdm(total=total, initial=total - missing, unit="result", disable=not missing, file=sys.stderr) as bar:
+        for plan in plans:
+            made: dict[Key, Result] = {}
+            loaded = load_model(plan.export, device, dtype) if plan.missing else None
+            for task, shots in plan.missing:
+                assert loaded is not None
+                bar.set_description(f"{plan.label}: {task}, {shots}-shot")
+                found = evaluate_task(loaded, prepared.manager, task, shots, protocol)
+                facts = plan.conditions[task, shots] | {"dtype_given": dtype}
+                made[task, shots] = results.save(plan.export, found._replace(result=found.result | facts))
+                bar.update()
+            yield plan, [(plan.kept | made)[key] for key in plan.conditions]
+
+
+# ---- Evaluation ------------------------------------------------------------------------------------------------------
+
+
+class CountingHFLM(HFLM):
+    """lm-eval's own model; it also counts what lm-eval cuts silently, and says what lm-eval only asserts."""
+
+    truncated = 0  # requests whose beginning did not fit into the model's context
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> Any:
+        for (_, text), prompt, choice in requests:
+            if len(choice) > self.max_length:
+                raise UserError(
+                    f"the choice {text[:60]!r} has {len(choice)} tokens and the model's context {self.max_length}; "
+                    "leave this task out for this model"
+                )
+            self.truncated += len(prompt) + len(choice) > self.max_length + 1
+        return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+
+
+def evaluate_task(loaded: LoadedModel, manager: "TaskManager", task: str, shots: int, protocol: Protocol) -> Evaluation:
+    """One task at one number of shots, on a loaded model, through `lm_eval.simple_evaluate`.
+
+    The model's training mode and the global random states (Python, numpy, torch) are afterwards what they were.
+    """
+    half = loaded.model.dtype in (torch.bfloat16, torch.float16)
+    # lm-eval describes the machine with every result, by `pip list`, git and others: seconds each; we record our own.
+    alone = patch.multiple(
+        lm_eval.evaluator, create=True, add_env_info=lambda *_: None, get_git_commit_hash=lambda: None
+    )
+    with _preserved(loaded.model), quiet(), alone:
+        lm = CountingHFLM(
+            pretrained=loaded.model,
+            tokenizer=copy.deepcopy(loaded.tokenizer),  # lm-eval gives it a padding token
+            batch_size=protocol.batch_size,
+            softmax_dtype="float32" if half else None,  # a log-softmax in bf16 has two digits
+        )
+        output = lm_eval.simple_evaluate(
+            lm, tasks=[task], num_fewshot=shots, limit=protocol.limit, task_manager=manager, log_samples=True
+        )
+    assert output is not None  # None is for ranks other than 0
+    scores, samples = output["results"][task], [_sample(sample) for sample in output["samples"][task]]
+    result = {
+        "task": task,
+        "shots": shots,
+        **{name: _number(scores[f"{name},none"]) for name in ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")},
+        "n": len(samples),
+        "chance": float(np.mean([1 / len(sample["loglikelihoods"]) for sample in samples])),
+        "limit": protocol.limit,
+        "dtype": loaded.dtype,
+        "device": loaded.device,
+        "batch_size": protocol.batch_size,
+        "truncated": lm.truncated,
+    }
+    return Evaluation(result, samples)
+
+
+def _number(score: float | str) -> float | None:
+    """A score; lm-eval says "N/A" for the standard error of a single item."""
+    return score if isinstance(score, float) else None
+
+
+def _sample(sample: dict[str, Any]) -> dict[str, Any]:
+    """What a paired test needs of one item. `loglikelihoods`: nats, one a choice, summed over the choice's tokens;
+    equal hashes mean that two models saw the same item and the same prompt, examples included."""
+    return {
+        "doc_id": sample["doc_id"],
+        "doc_hash": sample["doc_hash"],
+        "prompt_hash": sample["prompt_hash"],
+        "target": sample["target"],
+        "loglikelihoods": [loglikelihood for loglikelihood, _ in sample["filtered_resps"]],
+        "acc": sample["acc"],
+        "acc_norm": sample["acc_norm"],
+    }
+
+
+@contextmanager
+def _preserved(model: torch.nn.Module) -> Iterator[None]:
+    """HFLM leaves the model in evaluation mode and simple_evaluate seeds the global generators: undo both."""
+    training = [(module, module.training) for module in model.modules()]
+    python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)

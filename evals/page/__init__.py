@@ -1,0 +1,1 @@
+"""One HTML page that needs no network, with every picture and table of a comparison."""

@@ -1,0 +1,157 @@
+"""The page of a comparison: verdict, table, and every picture that the measurements at hand allow."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from evals.page import curves, figures
+from evals.page.html import Picture, Section, Table, page
+from evals.page.loss_curves import draw_loss
+from evals.probes import heads, incontext, sparsity
+from evals.verdict import verdict
+from evals.verdict.record import Comparison, change, losses_of, rows, saving_rows
+from llm.common.errors import UserError
+from llm.common.plots import as_svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def report(found: Comparison, content: dict[str, Any], made_by: str) -> str:
+    """The whole page as HTML; `content` is what results.json holds, and travels inside it."""
+    names = found.pairs.names
+    sections = [
+        _summary(found),
+        _loss(found),
+        _saving(found),
+        _tasks(found),
+        _over_training(found),
+        _indirect_object(found),
+        _in_context(found),
+        _provenance(found),
+    ]
+    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return page(
+        f"{names[1]} against {names[0]}",
+        found.sentence,
+        [section for section in sections if section is not None],
+        f"{made_by}, {when}",
+        json.dumps(content, ensure_ascii=False),
+    )
+
+
+def _picture(figure: "Figure", caption: str) -> Picture:
+    return Picture(as_svg(figure, caption), caption)
+
+
+def _summary(found: Comparison) -> Section:
+    level = f"{100 * found.findings[0].effect.level:g}%" if found.findings else "95%"
+    note = (
+        f"Differences are the second minus the first, with {level} intervals: of one seed from a paired bootstrap over "
+        "items, of several from the variance over seeds and items. A difference is shown only where its interval "
+        "leaves out zero and its p value agrees; p values are corrected by Holm's method, the tasks' and the other "
+        "lines' each among themselves. The loss per document is of documents cut at the models' context, that of the "
+        "curves of windows."
+    )
+    table = Table("What was measured", ["", *found.pairs.names, *verdict.HEADER], rows(found), note)
+    cost = verdict.cost_sentence(found.pairs.names, found.costs)
+    return Section("Result", f"The change: {change(found.pairs)}. {cost}".strip(), tables=[table])
+
+
+def _loss(found: Comparison) -> Section:
+    names, sides = found.pairs.names, losses_of(found.pairs)
+    pictures = [
+        _picture(draw_loss(sides, second_half=False), "Training and validation loss over tokens"),
+        _picture(draw_loss(sides, second_half=True), "The same from half of the run on"),
+        _picture(figures.draw_difference(found.pairs.pairs, names), "Difference of the validation losses over tokens"),
+    ]
+    primary = [finding for finding in found.findings if finding.primary]
+    pictures += [
+        _picture(figures.draw_documents(finding, names), "Difference of the validation loss, document by document")
+        for finding in primary
+    ]
+    return Section("Loss", pictures=pictures)
+
+
+def _saving(found: Comparison) -> Section:
+    header = ["loss, nats per token", "seed", "run", "steps", "tokens", "FLOPs"]
+    note = "Read off the validation curves, on the line between two measurements."
+    return Section("Until a loss is reached", tables=[Table("Way to a loss", header, saving_rows(found), note)])
+
+
+def _tasks(found: Comparison) -> Section | None:
+    shares = [finding for finding in found.findings if finding.measure.unit == "points"]
+    if not shares:
+        return None
+    return Section(
+        "Accuracy", pictures=[_picture(figures.draw_intervals(found.findings, "points"), "Differences in accuracy")]
+    )
+
+
+def _over_training(found: Comparison) -> Section | None:
+    """Figures 5 and 9 of residual-attention-streams, where several exported steps were evaluated."""
+    try:
+        points = curves.accuracy_over_steps([run for pair in found.pairs.pairs for run in pair], found.metric)
+    except UserError as error:  # earlier steps were evaluated in another way: that is no reason to hold back a verdict
+        return Section("Accuracy over training", f"Not drawn: {error}.")
+    if len({point.step for point in points}) < 2:
+        return None
+    return Section(
+        "Accuracy over training",
+        pictures=[
+            _picture(curves.draw_average(points), "Mean accuracy over the tasks, over training"),
+            _picture(curves.draw_tasks(points), "Accuracy of each task over training"),
+        ],
+    )
+
+
+def _indirect_object(found: Comparison) -> Section | None:
+    if found.table_2 is None:
+        return None
+    picture = _picture(
+        figures.draw_ioi(found.table_2, found.pairs.names),
+        "Probability of the right and the wrong name, four sentences",
+    )
+    return Section("Indirect objects", pictures=[picture])
+
+
+def _in_context(found: Comparison) -> Section | None:
+    """Loss by position, heads and sparsity, of the first seed's models."""
+    kept = [export.result("incontext") for export in found.exports[0]]
+    if None in kept:
+        return None
+    names = found.pairs.names
+
+    def of(*keys: str) -> dict[str, Any]:
+        values: dict[str, Any] = dict(zip(names, kept, strict=True))
+        for key in keys:
+            values = {name: value[key] for name, value in values.items()}
+        return values
+
+    pictures = [_picture(incontext.draw_positions(of("positions", "loss")), "Loss by position in the context")]
+    pictures += [
+        _picture(heads.draw_heads(of("heads", key), title), f"{title}, layer by head")
+        for key, title in (("prefix_matching", "Prefix matching"), ("previous_token", "Previous token"))
+    ]
+    if None not in (gini := of("gini")).values():  # null where a model's feed-forward networks are not known
+        pictures.append(_picture(sparsity.draw_gini(gini), "Gini index of the feed-forward activations by layer"))
+    seed = f" (seed {found.pairs.seeds[0]})" if len(found.pairs.seeds) > 1 else ""
+    return Section("In context" + seed, pictures=pictures)
+
+
+def _provenance(found: Comparison) -> Section:
+    def told(values: Sequence[Any]) -> str:
+        return ", ".join(dict.fromkeys(str(value) for value in values if value is not None)) or "not known"
+
+    runs = [run for pair in found.pairs.pairs for run in pair]
+    facts = [
+        ("Runs", told([run.folder for run in runs])),
+        ("Seeds", told(found.pairs.seeds)),
+        ("Store", told([run.record["store_fingerprint"] for run in runs])),
+        ("Commit", told([run.record.get("git_commit") for run in runs])),
+        ("Trained on", told([run.record.get("device") for run in runs])),
+        ("Losses measured", told([f"{key} {value}" for key, value in found.measured.items() if key != "versions"])),
+        *(("Note", note) for note in found.notes),
+    ]
+    return Section("Where it comes from", facts=facts)

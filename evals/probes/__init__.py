@@ -1,0 +1,1 @@
+"""Measurements of one model: indirect objects, in-context score, heads, sparsity, loss."""

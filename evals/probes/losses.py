@@ -1,0 +1,271 @@
+"""Validation loss document by document: what a paired comparison draws its bootstrap samples from.
+
+store, export -> checked -> the split's first documents -> batches of like length -> nats of each -> EXPORT/evals
+
+A document is read as training with `data.rows: documents` reads it (`llm.data.rows`): its ids, end-of-document id
+included, cut at the model's context + 1; the first id is input only. Where the store has no begin-of-document id, the
+end-of-document id is put in front, which is what precedes a document in a window: its first token is predicted too.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from evals import exports as models
+from evals.exports import Export, LoadedModel, facts, load_model
+from evals.harness.results import alike, fingerprint, locked
+from evals.probes.heads import evaluating
+from llm.common.devices import resolve_device, versions
+from llm.common.errors import UserError
+from llm.common.files import first_line, write_json
+from llm.common.tables import text_table
+from llm.data import store as stores
+from llm.data.stories import Split
+from llm.data.tokenizer import load_tokenizer
+
+LOGITS_AT_ONCE = 1 << 28  # of a forward pass: 1 GiB in fp32; a row of 2,048 tokens and 131,072 ids is as many
+LOGITS_IN_FP32 = 1 << 26  # of a softmax: 256 MiB
+# What two measurements must share to be one and the same, beside the weights.
+PROTOCOL = ("store_fingerprint", "split", "limit", "context", "batch_size", "dtype", "device", "versions")
+
+
+class DocumentLosses(NamedTuple):
+    """One value a document, in store order: [N] each."""
+
+    indices: np.ndarray  # which document of the split, int64
+    tokens: np.ndarray  # predicted, int64
+    nats: np.ndarray  # sum of -log p over them, float64
+
+
+# ---- Losses ----------------------------------------------------------------------------------------------------------
+
+
+def document_losses(
+    loaded: LoadedModel, store: stores.TokenStore, documents: int, batch_size: int, context: int | None = None
+) -> DocumentLosses:
+    """Loss of each of the first `documents` documents of the split that have a token to predict (see the module).
+
+    Batches hold documents of like length, the longest first. They depend on the store, the context and `batch_size`
+    alone, never on the model: both models of a pair see the same ones. `context`: where to cut; the model's, if None.
+    """
+    context = context or model_context(loaded.export, loaded.model.config)
+    front = [] if store.begin_of_document is not None else [store.end_of_document]
+    count = min(documents, store.documents)
+    spans = [store.document(index) for index in range(count)]
+    lengths = np.array([min(len(front) + end - start, context + 1) for start, end in spans], dtype=np.int64)
+    nats = np.zeros(count)
+    order = np.argsort(-lengths, kind="stable")
+    with evaluating(loaded.model), tqdm(total=count, desc=loaded.export.name, unit="document", leave=False) as bar:
+        for first in range(0, count, batch_size):
+            batch = order[first : first + batch_size]
+            ids = np.full((len(batch), int(lengths[batch[0]])), store.end_of_document, dtype=np.int64)  # padded right
+            for row, index in enumerate(batch):
+                tokens = store.read(spans[index][0], int(lengths[index]) - len(front))
+                ids[row, : lengths[index]] = [*front, *tokens]
+            losses = token_losses(loaded.model, torch.from_numpy(ids)).double().numpy()  # (B, T)
+            nats[batch] = [losses[row, : lengths[index] - 1].sum() for row, index in enumerate(batch)]
+            bar.update(len(batch))
+    kept = np.flatnonzero(lengths > 1)
+    return DocumentLosses(kept, lengths[kept] - 1, nats[kept])
+
+
+@torch.inference_mode()
+def token_losses(model: Any, ids: Tensor) -> Tensor:
+    """-log p of each token of (B, T + 1) ids but the first of a row, in nats: (B, T) float32 on the CPU.
+
+    The softmax is taken in fp32 whatever the model's dtype. Rows are padded on the right, which a causal model does not
+    see. A batch whose logits would take more than `LOGITS_AT_ONCE` is passed through in parts.
+    UserError: not enough memory, or losses that are no numbers.
+    """
+    ids = ids.to(model.device)
+    rows = max(1, LOGITS_AT_ONCE // (ids.shape[1] * model.config.vocab_size))
+    try:
+        losses = torch.cat([_row_losses(model, part) for part in ids.split(rows)])
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the GPU has too little memory for this ({first_line(error)}); lower --batch-size") from error
+    if not losses.isfinite().all():
+        raise UserError(f"the model's loss is not a finite number in {model.dtype}; give --dtype float32")
+    return losses.cpu()
+
+
+def _row_losses(model: Any, ids: Tensor) -> Tensor:
+    """`token_losses` of rows that pass at once: (B, T + 1) -> (B, T) on the model's device."""
+    targets = ids[:, 1:, None]  # (B, T, 1)
+    logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # (B, T, V)
+    slices = []
+    some = max(1, LOGITS_IN_FP32 // (logits.shape[0] * logits.shape[2]))  # positions
+    for first in range(0, logits.shape[1], some):
+        part = logits[:, first : first + some].float()
+        right = part.gather(2, targets[:, first : first + some])[..., 0]
+        slices.append(part.logsumexp(dim=2) - right)
+    return torch.cat(slices, dim=1)
+
+
+# ---- One export and one store ----------------------------------------------------------------------------------------
+
+
+def measure(
+    export: Export,
+    store: Path,
+    documents: int = 1000,
+    batch_size: int = 16,
+    device: str = "auto",
+    dtype: str = "auto",
+    split: Split = "validation",
+    again: bool = False,
+    context: int | None = None,
+) -> dict[str, Any]:
+    """Losses of one export on a store, kept in EXPORT/evals/losses.json, one result for each (store, split).
+
+    What is kept there is returned at once where it was measured alike: the same `PROTOCOL` and the same weights;
+    `again` measures anew. Lists are in store order, `standard_error` is that of `loss` over documents.
+    UserError: an unfinished store, one of another tokenizer, no documents, a context beyond the model's.
+    """
+    opened, config = open_store(export, store, split)
+    if not opened.documents:
+        raise UserError(f"{store} holds no {split} documents; give --split or prepare a store with some")
+    length = model_context(export, config, context)
+    asked = {
+        "store_fingerprint": opened.fingerprint,
+        "split": split,
+        "limit": documents,
+        "context": length,
+        "batch_size": batch_size,
+        "dtype": str(config.dtype).removeprefix("torch.") if dtype == "auto" else dtype,
+        "device": str(resolve_device(device)),
+        "versions": versions(),
+    }
+    results = export.result("losses", [])
+    weights = fingerprint(export)["weights"]
+    for result in results:
+        if not again and _alike(result, asked) and _weights_of(result) == (weights, export.info.get("dtype")):
+            return dict(result)
+    for result in results if not again else ():
+        alike = _alike(result, asked | {"limit": result.get("limit")}) and _weights_of(result)[0] == weights
+        if alike and result["n"] > documents:
+            raise UserError(
+                f"{export.folder} keeps the losses of {result['n']} documents, and {documents} would replace them; ask "
+                f"for as many, or measure anew with `python -m evals losses ... --documents {documents} --again`"
+            )
+    loaded = load_model(export, device, dtype)
+    losses = document_losses(loaded, opened, documents, batch_size, length)
+    result = {"store": str(opened.path), **asked, **facts(loaded), "weights_sha256": weights, **_summary(losses)}
+    with locked(export.results / ".losses.lock"):
+        kept = export.result("losses", [])  # another process may have added to it meanwhile
+        others = [r for r in kept if (r["store_fingerprint"], r["split"]) != (opened.fingerprint, split)]
+        write_json(export.results / "losses.json", [*others, result])
+    return result
+
+
+def _alike(result: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Whether a result was measured as is asked now."""
+    return all(alike(key, result.get(key), asked[key]) for key in PROTOCOL)
+
+
+def _weights_of(result: dict[str, Any]) -> tuple[str | None, str | None]:
+    """A checkpoint may be exported in several dtypes, so its hash alone does not name the weights."""
+    return result.get("weights_sha256"), result.get("model", {}).get("dtype")
+
+
+def _summary(losses: DocumentLosses) -> dict[str, Any]:
+    loss, error = mean_loss(losses)
+    return {
+        "n": len(losses.indices),
+        "loss": loss,
+        "standard_error": error,
+        "documents": losses.indices.tolist(),
+        "tokens": losses.tokens.tolist(),
+        "nats": losses.nats.tolist(),
+    }
+
+
+def mean_loss(losses: DocumentLosses) -> tuple[float, float | None]:
+    """Nats per token, and its standard error over documents; None for a single document.
+
+    Both numerator and denominator vary from document to document, so the error is that of a ratio, linearised
+    (Cochran 1977, Sampling Techniques, chapter 6, infinite population).
+    """
+    n, tokens = len(losses.nats), losses.tokens.sum()
+    loss = losses.nats.sum() / tokens
+    if n < 2:
+        return float(loss), None
+    residuals = losses.nats - loss * losses.tokens
+    return float(loss), float(np.sqrt(n / (n - 1) * (residuals**2).sum()) / tokens)
+
+
+def format_results(names: Sequence[str], results: Sequence[dict[str, Any]]) -> str:
+    """A table: nats per token with standard error over documents, and perplexity."""
+    rows = []
+    for name, result in zip(names, results, strict=True):
+        error = "" if result["standard_error"] is None else f" ± {result['standard_error']:.4f}"
+        loss, tokens = f"{result['loss']:.4f}{error}", f"{sum(result['tokens']):,}"
+        rows.append([name, f"{result['n']:,}", tokens, loss, f"{np.exp(result['loss']):.2f}"])
+    return text_table(["model", "documents", "tokens", "loss (nats per token)", "perplexity"], rows)
+
+
+# ---- What every measurement on a store needs -------------------------------------------------------------------------
+
+
+def open_store(export: Export, path: Path, split: Split) -> tuple[stores.TokenStore, Any]:
+    """The split of a store, read only, and the export's config; no weight is read.
+
+    UserError: no finished store there, or one made with another tokenizer than the export's.
+    """
+    from transformers import AutoConfig
+
+    if split not in ("train", "validation"):
+        raise UserError(f"a store has no split {split}; give train or validation")
+    opened = stores.TokenStore.open(path, split)
+    models.check_tokenizer(export)
+    config = AutoConfig.from_pretrained(export.folder, trust_remote_code=True)
+    try:
+        stores.check_tokenizer(opened, tokenizer_of(export))
+        stores.check_vocabulary(opened, vocabulary(config))
+    except UserError as error:
+        raise UserError(f"{export.folder} cannot be measured there: {error}") from error
+    return opened, config
+
+
+def tokenizer_of(export: Export) -> Any:
+    """The export's tokenizer as preparation loads one, which decides its fingerprint.
+
+    By way of another folder: in the export's own, transformers would ask whether to trust the model's code.
+    """
+    from transformers import AutoTokenizer
+
+    with TemporaryDirectory() as folder:
+        AutoTokenizer.from_pretrained(export.folder, trust_remote_code=True).save_pretrained(folder)
+        return load_tokenizer(folder)
+
+
+def vocabulary(config: Any) -> int:
+    """Ids that the model knows; the rows that only pad its embedding are not counted."""
+    return int(getattr(config, "unpadded_vocab_size", None) or config.vocab_size)
+
+
+def model_context(export: Export, config: Any, asked: int | None = None) -> int:
+    """How many tokens the model reads at once: `asked`, else what it was trained with where hippoformer.json says so,
+    else its positions. UserError: more than its positions, or none named."""
+    positions = getattr(config, "max_position_embeddings", None)
+    context = asked or export.info.get("context") or positions
+    if context is None:
+        raise UserError(f"{export.folder}/config.json names no max_position_embeddings; give --context")
+    if positions is not None and context > positions:
+        if asked:
+            raise UserError(f"{export.folder} has {positions} positions; give --context {positions} or less")
+        return int(positions)
+    return int(context)
+
+
+def labels(exports: Sequence[Export]) -> list[str]:
+    """A name for each export: its run's; with the folder's where that is not enough, else the whole path."""
+    names = [export.name for export in exports]
+    for longer in (lambda e: f"{e.name} ({e.folder.resolve().name})", lambda e: str(e.folder)):
+        names = [longer(export) if names.count(name) > 1 else name for export, name in zip(exports, names, strict=True)]
+    return names

@@ -1,0 +1,1 @@
+"""Two runs as a pair: measurements, statistics, power, efficiency, the verdict."""

@@ -1,0 +1,186 @@
+"""Pairs of runs, with and without the change: one verdict, one table, one page, one file of numbers.
+
+run folders -> checked as pairs -> exported last steps -> losses per document (measured where they are not kept) -> all
+that can be paired -> intervals and p values -> the sentence -> OUT/{report.html, results.json, table.csv, loss.png}
+
+What `python -m evals run`, `ioi` and `incontext` left in the exports is taken up; nothing is trained here.
+"""
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evals.exported_steps import Run, exported_steps, step_folder
+from evals.exports import Export, open_export
+from evals.verdict import efficiency, verdict
+from evals.verdict.measurements import METRICS, Exports, both, kept_losses, read_measures
+from evals.verdict.pair import Pairs, read_pairs
+from evals.verdict.record import Comparison
+from llm.common.errors import UserError
+from llm.data.mixture import Component, mixed_fingerprint, open_stores
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How two sides are compared.
+
+    declare: config keys that may differ beside the switches; exports: of the last steps, where they are not in the run
+    folders; stores: instead of those that the runs name; documents: of validation, 0 takes only kept losses; metric: of
+    the tasks; targets: losses to reach, in nats per token.
+    """
+
+    declare: tuple[str, ...] = ()
+    exports: tuple[Path, ...] = ()
+    stores: tuple[Path, ...] = ()
+    documents: int = 1000
+    metric: str = METRICS[0]
+    level: float = verdict.LEVEL
+    targets: tuple[float, ...] = ()
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int = 16
+
+
+def find(folders: Sequence[Path], settings: Settings) -> Comparison:
+    """Everything that `compare` tells, without writing anything but exports and losses that are lacking."""
+    pairs = read_pairs(folders, settings.declare)
+    shares = shares_of(pairs, settings)  # before exports are made, which takes long
+    exports = exports_of(pairs, [open_export(folder) for folder in settings.exports])
+    if settings.documents:
+        read_measures(exports, {}, settings.metric)  # what is refused is refused before the long work
+        measure_losses(pairs, exports, settings)
+    measures, notes = read_measures(exports, shares, settings.metric)
+    findings = verdict.find(measures, settings.level)
+    savings = [efficiency.saving(pair) for pair in pairs.pairs]
+    targets = {target: [efficiency.saving(pair, target) for pair in pairs.pairs] for target in settings.targets}
+    costs = efficiency.costs(pairs.pairs)
+    table_2 = read_table_2(exports, notes)
+    how = how_measured(kept_losses(exports[0][0], next(iter(shares))) or {})
+    sentence = verdict.sentence(pairs.names, pairs.seeds, findings, savings)
+    notes = [*pairs.notes, *notes]
+    return Comparison(pairs, exports, findings, savings, targets, costs, table_2, settings.metric, how, notes, sentence)
+
+
+# ---- Exports and losses ----------------------------------------------------------------------------------------------
+
+
+def exports_of(pairs: Pairs, given: Sequence[Export]) -> list[tuple[Export, Export]]:
+    """The exports of all runs' last steps, a tuple a seed; each checked to be its run's own, and all of one dtype."""
+    exports = [(export_of(pair.first, given), export_of(pair.second, given)) for pair in pairs.pairs]
+    flat = [export for pair in exports for export in pair]
+    folders = [export.folder.resolve() for export in flat]
+    if twice := [folder for folder in folders if folders.count(folder) > 1]:
+        raise UserError(f"{twice[0]} would stand for two runs; give each run's own export")
+    dtypes = {str(export.info.get("dtype")): export.folder for export in flat}
+    if len(dtypes) > 1:
+        told = ", ".join(f"{folder} ({dtype})" for dtype, folder in dtypes.items())
+        raise UserError(f"the exports hold weights of different dtypes: {told}; export all alike")
+    return exports
+
+
+def export_of(run: Run, given: Sequence[Export]) -> Export:
+    """The export of a run's last step: one of those given, or RUN/exports/step-N, made where it is not there."""
+    last = run.last_step
+    if given:
+        fitting = [export for export in given if not _foreign(run, export)]
+        if not fitting:
+            raise UserError(
+                f"no export of {run.folder}, seed {run.seed}, step {last} is given; make it with `python -m llm export "
+                f"{run.folder} OUT`, or give none"
+            )
+        return fitting[0]
+    known = exported_steps(run.folder)
+    if last not in known:
+        print(f"exporting the last step of {run.folder} ...", file=sys.stderr)
+        command = ["-m", "llm", "export", str(run.folder), str(step_folder(run.folder, last)), "--step", str(last)]
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+        known = exported_steps(run.folder)  # another process may have made it at the same time
+        if done.returncode and last not in known:
+            why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].removeprefix("error: ")
+            raise UserError(f"{run.folder} cannot be exported: {why}")
+    if why := _foreign(run, known[last]):
+        raise UserError(f"{known[last].folder} is not of {run.folder}: {why}; remove it, and it is made again")
+    return known[last]
+
+
+def _foreign(run: Run, export: Export) -> str:
+    """In what an export is of another run or step, or of other weights than the checkpoint; "" where in nothing."""
+    mine = {"run": run.name, "seed": run.seed, "step": run.last_step, "checkpoint_sha256": run.weights_sha256()}
+    mine["store_fingerprint"] = run.record["store_fingerprint"]
+    differing = [
+        f"{key} {export.info[key]} and not {value}"
+        for key, value in mine.items()
+        if value is not None and export.info.get(key, value) not in (value, None)
+    ]
+    return ", ".join(differing)
+
+
+def stores_of(run: Run, given: Sequence[Path]) -> list[Component]:
+    """The stores that the run was trained on, with their shares: those its config names, or the same elsewhere."""
+    named = run.config.get("data", {}).get("store")
+    if not named:
+        raise UserError(f"{run.folder}/config.yaml names no data.store; put the config of the run there")
+    weights = {str(named): 1.0} if isinstance(named, str) else {str(store): float(w) for store, w in named.items()}
+    if given:
+        if len(given) != len(weights):
+            raise UserError(f"{run.folder} was trained on {len(weights)} store(s); give as many with --store, in order")
+        weights = dict(zip(map(str, given), weights.values(), strict=True))
+        if len(weights) < len(given):
+            raise UserError(f"{given[0]} is given twice with --store; give each store once")
+    if lacking := [store for store in weights if not Path(store).exists()]:
+        raise UserError(
+            f"{run.folder} names the store {lacking[0]}, which is not there; run this in the folder it was trained "
+            "from, give it with --store, or take --documents 0"
+        )
+    components = open_stores(weights)
+    if (found := mixed_fingerprint(components)) != run.record["store_fingerprint"]:
+        raise UserError(
+            f"{', '.join(weights)} is not the store that {run.folder} was trained on (fingerprint {found[:12]}, not "
+            f"{run.record['store_fingerprint'][:12]}); give that one with --store"
+        )
+    return components
+
+
+def shares_of(pairs: Pairs, settings: Settings) -> dict[str, float]:
+    """The fingerprint of each store whose validation documents count, and its share of the data."""
+    run = pairs.pairs[0].first
+    if not settings.documents and not settings.stores and isinstance(run.config.get("data", {}).get("store"), str):
+        return {run.record["store_fingerprint"]: 1.0}  # the store itself need not be here
+    return {each.validation.fingerprint: each.share for each in stores_of(run, settings.stores)}
+
+
+def measure_losses(pairs: Pairs, exports: Exports, settings: Settings) -> None:
+    """Have the loss of every validation document measured for all exports; of several stores each by its share."""
+    from evals.probes import losses
+
+    components = stores_of(pairs.pairs[0].first, settings.stores)
+    total = sum(component.share for component in components)
+    for export in (export for pair in exports for export in pair):
+        for component in components:
+            count = max(2, round(settings.documents * component.share / total))
+            losses.measure(export, Path(component.path), count, settings.batch_size, settings.device, settings.dtype)
+
+
+def how_measured(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Under what a result was measured."""
+    return {key: result[key] for key in ("device", "dtype", "batch_size", "context", "versions") if key in result}
+
+
+def read_table_2(exports: Exports, notes: list[str]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Both sides' probabilities on the paper's four sentences, mean and population deviation over the seeds."""
+    results = both(exports, "ioi", notes)
+    if results is None:
+        return None
+    sides = []
+    for which in (0, 1):
+        outcomes = {}
+        for outcome in ("correct", "incorrect"):
+            values = np.array([pair[which]["sentences"][outcome] for pair in results])  # [seeds, 4]
+            outcomes[outcome] = {"mean": values.mean(axis=0).tolist(), "deviation": values.std(axis=0).tolist()}
+        sides.append(outcomes)
+    return sides[0], sides[1]

@@ -1,0 +1,135 @@
+"""What a comparison found, as rows for the eye and as a record of every number."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evals.exported_steps import Curve
+from evals.verdict import efficiency, verdict
+from evals.verdict.measurements import Exports
+from evals.verdict.pair import Pairs
+from llm.runs import reading
+
+
+class Losses(NamedTuple):
+    """The two losses of one side, in nats per token: a curve of each for every seed."""
+
+    name: str
+    training: Sequence[Curve]
+    validation: Sequence[Curve]
+
+
+class Comparison(NamedTuple):
+    """All that was found out about two sides."""
+
+    pairs: Pairs
+    exports: Exports
+    findings: list[verdict.Finding]
+    savings: list[efficiency.Saving]  # a pair each, to the higher of the two final losses
+    targets: dict[float, list[efficiency.Saving]]
+    costs: list[efficiency.Cost]
+    table_2: tuple[dict[str, Any], dict[str, Any]] | None
+    metric: str  # of the tasks
+    measured: dict[str, Any]  # how the losses were: device, dtype, batch size, context, versions
+    notes: list[str]
+    sentence: str
+
+
+def change(pairs: Pairs) -> str:
+    """What was declared to differ, in words."""
+    told = [f"{key} {_told(one)} → {_told(other)}" for key, (one, other) in pairs.change.items()]
+    return ", ".join(told) or "none"
+
+
+def _told(value: Any) -> str:
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+def rows(found: Comparison) -> list[list[str]]:
+    """The table's lines: what was tested, then what the change costs, then the paper's sentences; all as text."""
+    lines = [verdict.row(finding) for finding in found.findings]
+    for cost in found.costs:
+        first, second = cost.means
+        form = ".3g" if cost.name == "FLOPs per token" else ",.2f" if cost.unit == "GB" else ",.0f"
+        name = f"{cost.name}, {cost.unit}" if cost.unit else cost.name
+        ranges = [100 * (ratio - 1) for ratio in cost.ratios]
+        spread = (
+            f"{efficiency.in_percent(min(ranges))} to {efficiency.in_percent(max(ranges))} by seed"
+            if len(ranges) > 1
+            else ""
+        )
+        lines.append([name, f"{first:{form}}", f"{second:{form}}", efficiency.in_percent(cost.percent), spread, "", ""])
+    if found.table_2:
+        for outcome in ("correct", "incorrect"):
+            means = [100 * float(np.mean(side[outcome]["mean"])) for side in found.table_2]
+            values = [f"{mean:.2f}" for mean in means]
+            lines.append([f"IOI {outcome} name, 4 sentences, %", *values, f"{means[1] - means[0]:+.2f}", "", "", ""])
+    return lines
+
+
+def saving_rows(found: Comparison) -> list[list[str]]:
+    """Steps, tokens and FLOPs to the higher final loss and to the losses asked for; a line a seed."""
+    lines = []
+    for savings in (found.savings, *found.targets.values()):
+        for seed, saving in zip(found.pairs.seeds, savings, strict=True):
+            for name, reached in zip(found.pairs.names, (saving.first, saving.second), strict=True):
+                values = (reached.steps, reached.tokens, reached.flops)
+                cells = [
+                    ("–" if reached.tokens else "never") if value is None else f"{'≤ ' * reached.at_most}{value:{form}}"
+                    for value, form in zip(values, (",.0f", ",.0f", ".3g"), strict=True)
+                ]
+                lines.append([f"{saving.target:.4f}", str(seed), name, *cells])
+    return lines
+
+
+def losses_of(pairs: Pairs) -> list[Losses]:
+    """Both sides' curves of training and validation loss."""
+    return [
+        Losses(
+            name,
+            [run.curve("train_loss") for run in pairs.side(side)],
+            [run.curve("validation_loss") for run in pairs.side(side)],
+        )
+        for side, name in enumerate(pairs.names)
+    ]
+
+
+def record(found: Comparison, made_by: str) -> dict[str, Any]:
+    """results.json: every number of the comparison, in full precision."""
+    pairs = found.pairs
+    return reading.finite(
+        {
+            "verdict": found.sentence,
+            "names": list(pairs.names),
+            "change": {key: list(values) for key, values in pairs.change.items()},
+            "notes": found.notes,
+            "runs": [
+                {
+                    "side": name,
+                    "folder": str(run.folder),
+                    "name": run.name,
+                    "export": str(export.folder),
+                    **{key: run.record.get(key) for key in ("seed", "git_commit", "device", "store_fingerprint")},
+                    "summary": run.summary,
+                }
+                for pair, both_exports in zip(pairs.pairs, found.exports, strict=True)
+                for name, run, export in zip(pairs.names, pair, both_exports, strict=True)
+            ],
+            "losses_measured": found.measured,
+            "findings": [verdict.record(finding) for finding in found.findings],
+            "to_loss": [
+                {
+                    "seed": seed,
+                    "target": s.target,
+                    "ratio_of_tokens": s.ratio,
+                    "reached": [s.first._asdict(), s.second._asdict()],
+                }
+                for savings in (found.savings, *found.targets.values())
+                for seed, s in zip(pairs.seeds, savings, strict=True)
+            ],
+            "costs": [cost._asdict() | {"ratios": cost.ratios} for cost in found.costs],
+            "table_2": list(found.table_2) if found.table_2 else None,
+            "made_by": made_by,
+        }
+    )

@@ -1,0 +1,276 @@
+"""Paired differences with intervals, and tests that keep their level; differences are second minus first.
+
+values of S seeds x N items for both sides -> differences -> an interval and a p value that agree
+
+The items (documents, questions) are a sample, and so are the seeds: with one seed the interval speaks of the two
+models at hand, with several of the change. scipy is imported here, so this module where it is needed.
+"""
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, special, stats
+
+from llm.common.errors import UserError
+
+Key = TypeVar("Key", bound=Hashable)
+Floats = NDArray[np.float64]
+
+AT_ONCE = 2_000_000  # resampled values held at a time: 16 MB an array
+EQUAL = 1e-12  # variances of equal means are rounding: below this part of what single values give
+SMALLEST_P = 1e-100  # scipy's quantiles end near 1e-300
+
+
+class Effect(NamedTuple):
+    """A paired difference with its interval. `p_value` < 1 - `level` just where the interval leaves out zero."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    level: float
+    seeds: int
+    items: int
+
+
+class McNemar(NamedTuple):
+    """How many items only the first and only the second had right, and whether that is chance."""
+
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+class Parts(NamedTuple):
+    """What the variance of the mean over S seeds and N items is made of."""
+
+    seeds: float  # of the seeds' own means: what differs from seed to seed, for all items or for single ones
+    items: float  # what single items add in all seeds alike
+
+
+# ---- The paired difference -------------------------------------------------------------------------------------------
+
+
+def paired_effect(
+    first: ArrayLike,
+    second: ArrayLike,
+    weights: ArrayLike | None = None,
+    level: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> Effect:
+    """The mean of second minus first over items (weighted) and seeds, with an interval.
+
+    One seed: the paired bootstrap over items. Several: `_over_seeds`, where `resamples` and `seed` have no part.
+
+    Args:
+        first, second: (S, N) values, or (N,); column i is one item on both sides, row s one seed.
+        weights: (N,) positive, such as predicted tokens per document: sum_i w_i d_i / sum_i w_i, whose denominator
+            is resampled with its numerator.
+        level: of the interval.
+        resamples, seed: of the bootstrap.
+
+    Raises:
+        UserError: fewer than two items, sides of different shape, values that are not finite, weights that are not
+            positive.
+    """
+    differences, shares = _checked(first, second, weights)
+    seeds, items = differences.shape
+    estimate = _mean(differences, shares)
+    if not differences.any():
+        return Effect(0.0, 0.0, 0.0, 1.0, level, seeds, items)
+    if seeds == 1:
+        low, high, p_value = _over_items(differences[0], None if weights is None else shares, level, resamples, seed)
+    else:
+        low, high, p_value = _over_seeds(differences, shares, level)
+    return Effect(estimate, low, high, p_value, level, seeds, items)
+
+
+def _checked(first: ArrayLike, second: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Floats]:
+    """Differences (S, N) and weights (N,) with mean 1."""
+    one, two = (np.atleast_2d(np.asarray(side, dtype=np.float64)) for side in (first, second))
+    if one.shape != two.shape or one.ndim != 2:
+        raise UserError(
+            f"the two sides hold {one.shape} and {two.shape} values (seeds, items); give the same items and seeds"
+        )
+    if one.shape[0] < 1 or one.shape[1] < 2:
+        raise UserError(f"an interval needs at least two items, and there are {one.shape[1]}; measure more of them")
+    if not (np.isfinite(one).all() and np.isfinite(two).all()):
+        raise UserError("a measured value is not a finite number; measure both sides again")
+    shares = np.ones(one.shape[1]) if weights is None else np.asarray(weights, dtype=np.float64)
+    if shares.shape != (one.shape[1],) or not (np.isfinite(shares).all() and (shares > 0).all()):
+        raise UserError(f"the weights of {one.shape[1]} items must be as many positive numbers; measure both again")
+    return two - one, shares / shares.mean()
+
+
+def _mean(differences: Floats, shares: Floats) -> float:
+    return float((differences * shares).sum() / (len(differences) * shares.sum()))
+
+
+def _over_items(
+    differences: Floats, shares: Floats | None, level: float, resamples: int, seed: int
+) -> tuple[float, float, float]:
+    """Low, high and p value of the percentile bootstrap over items (Efron 1979), expanded for few items.
+
+    The percentiles are those of a normal variable with 1 / N, not 1 / (N - 1), that give Student's quantile (Hesterberg
+    2015, What teachers should know about the bootstrap): else 50 items give too short an interval. BCa was
+    tried and is worse here: 2,000 null pairs each of weighted losses from t(3) (50 and 200 documents) had 8.8 and 6.9%
+    false verdicts with BCa, 5.7 and 5.8% with this; 100 answers, of which the models disagree on 5%, 8.9 and 4.2%. Very
+    skewed differences (log-normal) give 9.6% at 200 documents and 7.2% at 500, with BCa 9.3 and 7.3%.
+    """
+    items = len(differences)
+    widening = math.sqrt(items / (items - 1))
+    tail = float(stats.norm.cdf(widening * stats.t.ppf((1 - level) / 2, items - 1)))
+    rank = math.floor(tail * (resamples + 1))  # of the value that `low` is, counted from 1
+    if rank < 1:  # items so few, or resamples, that none lies far enough out: Student's interval
+        kept = np.ones(items) if shares is None else shares
+        estimate = _mean(differences[None], kept)
+        residuals = (differences - estimate) * kept / items
+        variance = float((residuals**2).sum()) * widening**2
+        return _student(estimate, Parts(0.0, variance), items, items, level)
+    drawn = stats.bootstrap(
+        (differences,) if shares is None else (differences * shares, shares),
+        np.mean if shares is None else _ratio,
+        n_resamples=resamples,
+        batch=max(1, AT_ONCE // items),
+        paired=shares is not None,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).bootstrap_distribution
+    drawn.sort()
+    beyond = 1 + min(np.searchsorted(drawn, 0.0, side="right"), resamples - np.searchsorted(drawn, 0.0, side="left"))
+    quantile = stats.norm.ppf(min(0.5, beyond / (resamples + 1))) / widening
+    return float(drawn[rank - 1]), float(drawn[-rank]), float(2 * stats.t.cdf(quantile, items - 1))
+
+
+def _ratio(products: Floats, shares: Floats, axis: int = -1) -> Floats:
+    return products.sum(axis=axis) / shares.sum(axis=axis)
+
+
+# ---- Several seeds ---------------------------------------------------------------------------------------------------
+
+
+def _over_seeds(differences: Floats, shares: Floats, level: float) -> tuple[float, float, float]:
+    """Low, high and p value of a mean over several seeds and many items.
+
+    d_si = effect + seed_s + item_i + rest_si. The mean's variance is the sum of `variance_parts`; the seeds' part is
+    known with S - 1 degrees of freedom only. Drawing the few seeds with replacement, as the hierarchical bootstrap
+    does, gives them no variance where they happen to agree: three seeds agree in sign in a quarter of null pairs, and
+    all of these are called different. So the interval is the root of that sum times a quantile between Student's of
+    S - 1 and of N - 1 degrees of freedom (`critical`). Without item_i it is the paired t interval of the seeds' means.
+    What single items say of the least possible variance is no help: a test that uses it and keeps its level where seeds
+    matter gains next to nothing where they do not, so two seeds give wide intervals.
+    """
+    seeds, items = differences.shape
+    return _student(_mean(differences, shares), variance_parts(differences, shares), seeds, items, level)
+
+
+def _student(estimate: float, parts: Parts, seeds: int, items: int, level: float) -> tuple[float, float, float]:
+    """Low, high and p value: estimate ± critical value x standard error, and the level at which that touches zero."""
+    variance = parts.seeds + parts.items
+    if variance <= 0:  # every item differs by the same, in each seed
+        return estimate, estimate, SMALLEST_P
+    share, error = parts.seeds / variance, math.sqrt(variance)
+
+    def beyond(log_p: float) -> float:
+        return float(critical(math.exp(log_p), share, seeds, items)) - abs(estimate) / error
+
+    least = math.log(SMALLEST_P)
+    p_value = SMALLEST_P if beyond(least) <= 0 else math.exp(optimize.brentq(beyond, least, 0.0, xtol=1e-12))
+    half = float(critical(1 - level, share, seeds, items)) * error
+    return estimate - half, estimate + half, min(1.0, p_value)
+
+
+def critical(alpha: float, share: ArrayLike, seeds: int, items: int) -> Floats:
+    """The quantile, in standard errors, that a mean over seeds and items exceeds by chance with probability `alpha`.
+
+    `share`: of the seeds in the estimated variance, 0 to 1, of any shape. Cochran and Cox (Experimental Designs, 1950)
+    weigh the two quantiles by the share itself, which at a level of 5% errs in as little as 2.2% of cases
+    for 2 seeds and 2.9% for 3; Satterthwaite's degrees of freedom err in up to 12.8 and 7.8%. With this power of the
+    share it is 2.9 to 7.0% for 2 seeds, 4.0 to 5.7% for 3 and 4.4 to 5.4% from 4 on, whatever the true share is; at a
+    level of 1%, 0.4 to 2.8%, 0.6 to 1.8% and 0.8 to 1.5%. The tests integrate these anew.
+    """
+    of_items, of_seeds = -special.stdtrit(items - 1, alpha / 2), -special.stdtrit(seeds - 1, alpha / 2)
+    weight = np.asarray(share, dtype=np.float64) ** (2 - 1.5 / seeds)
+    return (1 - weight) * of_items + weight * of_seeds
+
+
+def hierarchical_bootstrap(
+    first: ArrayLike,
+    second: ArrayLike,
+    weights: ArrayLike | None = None,
+    level: float = 0.95,
+    resamples: int = 1999,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Low and high of the percentile bootstrap that draws seeds and items with replacement (Owen 2007, the pigeonhole).
+
+    Shown beside the interval of `paired_effect`, and no verdict rests on it: where the seeds' spread outweighs the
+    items' it leaves out zero in 24% of null pairs of three seeds, 16% of five and 12% of ten. Arguments as there.
+    """
+    differences, shares = _checked(first, second, weights)
+    seeds, items = differences.shape
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for start in range(0, resamples, some := max(1, AT_ONCE // items)):
+        count = min(some, resamples - start)
+        times = generator.multinomial(items, np.full(items, 1 / items), size=count)  # (count, N)
+        means = (times @ (differences * shares).T) / (times @ shares)[:, None]  # (count, S)
+        chosen = generator.integers(seeds, size=(count, seeds))
+        drawn.append(np.take_along_axis(means, chosen, axis=1).mean(axis=1))
+    low, high = np.quantile(np.concatenate(drawn), ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
+
+
+def variance_parts(differences: Floats, shares: Floats) -> Parts:
+    """Seeds' and items' parts of the variance of the weighted mean, from differences (S, N) and weights (N,).
+
+    Two-way analysis of variance of the residuals w_i (d_si - mean_s) / sum w. The variance of the items' means over
+    seeds holds the single values' too; these are in the seeds' part already and taken off, down to zero at the least.
+    Counts of answers may be the same in every seed by chance, though other items make them up. Then the seeds' part is
+    what the single values alone give it, which is more than nearly equal counts would: of null pairs of 20 to 2,000
+    answers 0.05 to 5.0% have p < 0.05 with 2 seeds and 2.6 to 5.8% with 3 and 5 (without this up to 11.1 and 5.8%).
+    """
+    seeds, items = differences.shape
+    means = (differences * shares).sum(axis=1) / shares.sum()
+    residuals = (differences - means[:, None]) * shares / shares.sum()
+    shared = residuals.mean(axis=0)
+    correction = items / (items - 1)
+    both = float((shared**2).sum()) * correction
+    single = float(((residuals - shared) ** 2).sum()) * correction / (seeds - 1)
+    of_seeds, least = float(means.var(ddof=1)) / seeds, single / seeds
+    return Parts(least if of_seeds < EQUAL * least else of_seeds, max(0.0, both - least))
+
+
+# ---- Counts, and many tests ------------------------------------------------------------------------------------------
+
+
+def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
+    """McNemar's test (1947), exact: are the items that only one side has right as often either's? (N,) booleans.
+
+    p = 1 where the two never disagree. Raises UserError where the two have not as many items.
+    """
+    one, two = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    if one.shape != two.shape or one.ndim != 1:
+        raise UserError(f"the two sides hold {one.shape} and {two.shape} answers; give the same items")
+    only_first, only_second = int((one & ~two).sum()), int((two & ~one).sum())
+    disagreed = only_first + only_second
+    p_value = float(stats.binomtest(only_first, disagreed).pvalue) if disagreed else 1.0
+    return McNemar(only_first, only_second, p_value)
+
+
+def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
+    """p values corrected for their number (Holm 1979): below 5%, at most one in twenty families errs at all.
+
+    The keys keep their order. Sorted upwards, the n-th is multiplied by how many are left and is no smaller than
+    the one before, nor above 1.
+    """
+    adjusted, largest = {}, 0.0
+    for done, key in enumerate(sorted(p_values, key=lambda key: p_values[key])):
+        largest = max(largest, min(1.0, (len(p_values) - done) * p_values[key]))
+        adjusted[key] = largest
+    return {key: adjusted[key] for key in p_values}

@@ -1,0 +1,1 @@
+"""Text of any source -> the shards of a token store."""

@@ -1,0 +1,54 @@
+"""What flows from a source to its shards: documents, one after the other, and what is to be done with bad ones.
+
+A source either gives every one of its documents or raises a UserError that names file, line and reason; it never ends
+early in silence. Where bad documents may be left out, each leaves such a sentence behind.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from ...common.errors import UserError
+from ..stories import Split
+
+REPAIR = "repair the file or leave it out"
+
+
+class Document(NamedTuple):
+    text: str
+    id: str | None  # None where the source names no key for it: the text then stands for the document
+    read: int  # bytes of the source read so far, for the progress bar
+
+
+class BadDocuments:
+    """Takes note of documents that cannot be read, up to a limit. Called with the UserError that says why.
+
+    sentences    what was noted, in order
+    """
+
+    def __init__(self, limit: int = 0) -> None:
+        self.limit = limit
+        self.sentences: list[str] = []
+
+    def __call__(self, error: UserError) -> None:
+        """Raise the error where `limit` others were noted before it."""
+        if len(self.sentences) >= self.limit:
+            raise error
+        self.sentences.append(str(error))
+
+
+class Source(Protocol):
+    """What `llm.data.preparation.prepare` asks of a source. Sources are small values that travel to worker
+    processes."""
+
+    @property
+    def name(self) -> str: ...  # of its shards; unique in a store
+    @property
+    def location(self) -> str: ...  # what it is called in messages and manifests
+    @property
+    def size(self) -> int: ...  # bytes; an estimate where the text is yet to be made
+    @property
+    def split(self) -> Split | None: ...  # None: each document by the hash of its text
+
+    def stamp(self) -> tuple[int, ...]: ...  # changes when what there is to read does
+    def documents(self, bad: BadDocuments) -> Iterator[Document]: ...
+    def description(self) -> dict[str, str | int]: ...  # for manifests: location, size and sha256 of all it holds

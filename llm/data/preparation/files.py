@@ -1,0 +1,239 @@
+"""Files of documents: one reader a form, told by the suffix.
+
+    .txt  .jsonl  .jsonl.gz  .jsonl.zst  .jsonl.zstd  .parquet  ->  FileSource.documents()  ->  documents, streamed
+
+A broken line is one bad document and the next is read; a file whose packing is broken ends there. Either is an error
+unless bad documents may be left out.
+"""
+
+import gzip
+import hashlib
+import json
+import zlib
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from backports import zstd
+
+from ...common.errors import UserError
+from .documents import REPAIR, BadDocuments, Document
+
+CHUNK = 1 << 20  # bytes read at a time from a .txt
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """One file of documents; its form is told by its suffix."""
+
+    name: str
+    location: str  # absolute path
+    size: int
+    text_key: str
+    id_key: str | None
+    marker: str
+    split: None = None
+
+    def documents(self, bad: BadDocuments) -> Iterator[Document]:
+        """Yield the documents in order. `bad` is told of each that cannot be read, and where there is none."""
+        count = read = 0
+        any_text = False
+        try:
+            for document in READERS[suffix_of(Path(self.location))](self, bad):
+                count, read, any_text = count + 1, document.read, any_text or bool(document.text)
+                yield document
+        except EOFError:  # from gzip and zstd alike
+            where = f"after {count} documents, at byte {read} of {self.size}"
+            bad(UserError(f"{self.location} is truncated ({where}); fetch or compress it again"))
+        except (zlib.error, gzip.BadGzipFile, zstd.ZstdError) as error:
+            where = f"after {count} documents, near byte {read} of {self.size}"
+            bad(UserError(f"{self.location} is corrupt ({where}: {error}); fetch or compress it again"))
+        except OSError as error:
+            raise UserError(f"{self.location} cannot be read ({error.strerror or error}); {REPAIR}") from error
+        if not any_text and not bad.sentences:
+            bad(UserError(f"{self.location} is empty: it holds no document with any text; {REPAIR}"))
+
+    def description(self) -> dict[str, str | int]:
+        """Location, size and sha256 of the file as it lies on disk now. Reads it all."""
+        try:
+            with Path(self.location).open("rb") as raw:
+                sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
+                return {"location": self.location, "size": raw.tell(), "sha256": sha256}
+        except OSError as error:
+            raise UserError(f"{self.location} cannot be read ({error.strerror}); {REPAIR}") from error
+
+    def stamp(self) -> tuple[int, ...]:
+        """Changes when the file is written to or replaced."""
+        try:
+            found = Path(self.location).stat()
+        except OSError as error:
+            raise UserError(f"{self.location} cannot be read ({error.strerror}); {REPAIR}") from error
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def suffix_of(path: Path) -> str:
+    """The known suffix of a path, `.jsonl.gz` rather than `.gz`; an unknown one is given back as it is."""
+    return next((suffix for suffix in READERS if path.name.endswith(suffix)), path.suffix)
+
+
+def text_and_id(record: Mapping[str, object], text_key: str, id_key: str | None, where: str) -> tuple[str, str | None]:
+    """The text and, where `id_key` names one, the id of a record. Raises UserError, opening with `where`."""
+    for key, option in ((text_key, "--text-key"), (id_key, "--id-key")):
+        if key is not None and key not in record:
+            raise UserError(f"{where}: no key {key!r} among {sorted(record)}; name one with {option}")
+    text, identity = record[text_key], None if id_key is None else record[id_key]
+    if not isinstance(text, str):
+        raise UserError(
+            f"{where}: {text_key!r} is not text but {type(text).__name__}; name another key with --text-key"
+        )
+    try:
+        for value in (text, identity if isinstance(identity, str) else ""):
+            value.encode("utf-8")  # JSON may escape half of a surrogate pair, which no tokenizer takes
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: character {error.start} is half a surrogate pair, not Unicode; {REPAIR}") from error
+    if id_key is not None and (not isinstance(identity, str | int) or isinstance(identity, bool)):
+        raise UserError(
+            f"{where}: {id_key!r} is no text or number but {type(identity).__name__}; name another key with --id-key"
+        )
+    return text, None if identity is None else str(identity)
+
+
+# ---- One reader a form -----------------------------------------------------------------------------------------------
+
+Reader = Callable[[FileSource, BadDocuments], Iterator[Document]]
+Unpack = Callable[[BinaryIO], AbstractContextManager[Iterable[bytes]]]
+
+
+def _marked_text(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
+    """Documents between markers.
+
+    One line break next to a marker, and one at either end of the file, is layout and not part of a document.
+    """
+    line = 1  # on which the next document begins
+    with Path(source.location).open("rb") as raw:
+        for content in _between(raw, source.marker.encode()):
+            content = content.removeprefix(BOM_UTF8) if line == 1 else content
+            try:
+                yield Document(_without_layout(content.decode("utf-8")), None, raw.tell())
+            except UnicodeDecodeError as error:
+                number = line + content.count(b"\n", 0, error.start)
+                bad(UserError(f"{source.location}, line {number}: {_bad_byte(error)}; {REPAIR}"))
+            line += content.count(b"\n") + source.marker.count("\n")
+
+
+def _between(raw: BinaryIO, marker: bytes) -> Iterator[bytes]:
+    """Split a stream at each marker. What follows the last one counts only where it is more than a line break."""
+    whole: list[bytes] = []  # pieces of the document being read, known to hold no marker
+    rest = b""  # may end in the beginning of a marker
+    while chunk := raw.read(CHUNK):
+        *ended, rest = (rest + chunk).split(marker)
+        for piece in ended:
+            yield b"".join([*whole, piece])
+            whole.clear()
+        settled = max(0, len(rest) - len(marker) + 1)
+        whole.append(rest[:settled])
+        rest = rest[settled:]
+    last = b"".join([*whole, rest])
+    if last.strip(b"\r\n"):
+        yield last
+
+
+def _without_layout(text: str) -> str:
+    text = text.removeprefix("\r\n") if text.startswith("\r\n") else text.removeprefix("\n")
+    return text.removesuffix("\r\n") if text.endswith("\r\n") else text.removesuffix("\n")
+
+
+def _json_lines(unpack: Unpack) -> Reader:
+    """A reader of one JSON object a line, from what `unpack` makes of the file."""
+
+    def read(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
+        with Path(source.location).open("rb") as raw, unpack(raw) as stream:
+            for number, line in enumerate(stream, 1):
+                line = line.removeprefix(BOM_UTF8) if number == 1 else line
+                if line.isspace():
+                    continue
+                where = f"{source.location}, line {number}"
+                try:
+                    text, identity = text_and_id(_record(line, where), source.text_key, source.id_key, where)
+                except UserError as error:
+                    bad(error)
+                else:
+                    yield Document(text, identity, raw.tell())
+
+    return read
+
+
+def _record(line: bytes, where: str) -> dict[str, object]:
+    """The JSON object of a line. Raises UserError, opening with `where`, for anything else."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: {_bad_byte(error)}; {REPAIR}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: broken JSON ({error}); {REPAIR}") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: not a JSON object but {type(record).__name__}; {REPAIR}")
+    return record
+
+
+def _parquet(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
+    """One document a row, a row group at a time."""
+    import pyarrow
+    from pyarrow import parquet  # imported here: 0.3 s that only .parquet pays
+
+    row = 0
+    columns = [key for key in (source.text_key, source.id_key) if key is not None]
+    try:
+        with parquet.ParquetFile(source.location, page_checksum_verification=True) as file:
+            names, rows = file.schema_arrow.names, file.metadata.num_rows
+            for key, option in zip(columns, ("--text-key", "--id-key"), strict=False):
+                if names.count(key) != 1:
+                    what = "no column" if key not in names else "more than one column"
+                    raise UserError(f"{source.location}: {what} {key!r} among {names}; name one with {option}")
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(batch_size=1024, row_groups=[group], columns=columns):
+                    for index in range(len(batch)):
+                        row += 1
+                        where = f"{source.location}, row {row}"
+                        try:
+                            record = {key: batch.column(key)[index].as_py() for key in columns}
+                            text, identity = text_and_id(record, source.text_key, source.id_key, where)
+                        except UnicodeDecodeError as error:
+                            bad(UserError(f"{where}: {_bad_byte(error)}; {REPAIR}"))
+                        except UserError as error:
+                            bad(error)
+                        else:
+                            yield Document(text, identity, source.size * row // rows)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        bad(UserError(f"{source.location} is truncated or corrupt, after row {row} ({reason}); fetch it again"))
+
+
+def _bad_byte(error: UnicodeDecodeError) -> str:
+    return f"invalid UTF-8, byte 0x{error.object[error.start]:02x} ({error.reason})"
+
+
+def _zstd(raw: BinaryIO) -> zstd.ZstdFile:
+    # Frames written with --long=31 need the large window; only they use the memory.
+    return zstd.ZstdFile(raw, options={zstd.DecompressionParameter.window_log_max: 31})
+
+
+def _gzip(raw: BinaryIO) -> gzip.GzipFile:
+    return gzip.GzipFile(fileobj=raw)
+
+
+def _plain(raw: BinaryIO) -> BinaryIO:
+    return raw
+
+
+READERS: dict[str, Reader] = {
+    ".txt": _marked_text,
+    ".jsonl": _json_lines(_plain),
+    ".jsonl.gz": _json_lines(_gzip),
+    ".jsonl.zst": _json_lines(_zstd),
+    ".jsonl.zstd": _json_lines(_zstd),
+    ".parquet": _parquet,
+}

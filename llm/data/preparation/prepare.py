@@ -1,0 +1,341 @@
+"""`python -m llm prepare`: text of any source becomes a token store.
+
+Stages, in order:
+    1. sources    what is to be read: files, folders, globs, hub datasets, the built-in corpus (`sources.py`)
+    2. plan       the settings, written to STORE/plan.json; the same command later must have the same
+    3. tokenizer  loaded, or trained on up to 50 MB; saved in the store                           (`settle.py`)
+    4. subset     which documents are taken, where not all are                                    (`subset.py`)
+    5. shards     each source becomes one shard a split, by as many processes as there are cores (`encode.py`)
+    6. duplicates dropped on request, when every shard is there                                   (`deduplicate.py`)
+    7. index      store.json, when every shard is there                                        (`llm.data.store`)
+
+Every file is written aside and renamed, and nothing depends on the number of workers or on time. So a run that was
+killed is finished by the same command: it keeps each shard whose bytes are those of its manifest, makes the others,
+and the store is byte for byte that of a run left alone. A source that cannot be read gives no shard; the others are
+finished, and all that went wrong is told at the end.
+
+`--task i/n` makes the shards of every n-th source, from the i-th on; the task that ends last goes on to the index. What
+two processes could both write, one writes and the other waits for (`llm.data.preparation.encode.held`).
+
+A document is held out for validation by the hash of its text, so that equal documents are on the same side, whatever
+file they come from; the built-in corpus and some hub datasets have a split of their own. Documents without text are
+left out and counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import UserError
+from ...common.processes import available_cores
+from ..shard import SPLITS, Manifest, has_its_sizes, marks_around
+from ..store import write_index
+from ..stories import MARKER, Split
+from ..tokenizer import load_tokenizer
+from ..workers import Progress, run_all
+from .deduplicate import repeats, rewrite
+from .documents import Source
+from .encode import Recipe, held, shards_of, splits_of
+from .recipe import HELD_OUT, Settings, open_folder
+from .settle import identity_with, settle
+from .sources import DEFAULT_STORIES
+
+FAILURES_TOLD = 20  # in full
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished store holds and what it took."""
+
+    path: Path
+    documents: int
+    left_out: dict[str, int]  # why, and how many documents
+    tokens: dict[Split, int]
+    vocab_size: int
+    bytes_per_token: float  # of text, without the ids that begin and end documents
+    seconds: float
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items() if count)
+        left_out = f" (left out: {reasons})" if reasons else ""
+        return (
+            f"{self.path}: {self.documents:,} documents{left_out}, {self.tokens['train']:,} training and "
+            f"{self.tokens['validation']:,} validation tokens, vocabulary {self.vocab_size:,}, "
+            f"{self.bytes_per_token:.2f} bytes/token, {self.seconds:.1f} s"
+        )
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one task of several has done, where others have yet to end."""
+
+    path: Path
+    task: tuple[int, int]
+    sources: int
+    missing: int  # sources without their shards, over all tasks
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: task {self.task[0]}/{self.task[1]} has done its {self.sources} sources in "
+            f"{self.seconds:.1f} s; {self.missing} sources of other tasks are missing, and the last task to end "
+            "finishes the store"
+        )
+
+
+def prepare(
+    sources: Sequence[str],
+    out: str | Path,
+    *,
+    task: tuple[int, int] = (1, 1),
+    workers: int | None = None,
+    **settings: Any,
+) -> Summary | Share:
+    """Make the token store `out` of `sources`, or finish it, or with `task` (i, n) make its i-th share of n.
+
+    `settings` are those of `Settings`, by name. Raises UserError for input that cannot be used. A first run that could
+    not make a single shard leaves no folder.
+    """
+    began = time.perf_counter()
+    out, chosen = Path(out), Settings(**settings)
+    workers = available_cores() if workers is None else workers
+    if problems := [*chosen.problems(), *_problems(task, workers)]:
+        raise UserError("; ".join(problems))
+    existed = out.exists()
+    try:
+        found = chosen.open(sources)
+        loaded = None if chosen.tokenizer is None else load_tokenizer(chosen.tokenizer)
+        is_new = open_folder(out, chosen.plan(found, None if loaded is None else identity_with(loaded, chosen.bos)))
+        try:
+            recipe = settle(out, chosen, found, loaded, workers)
+            share = found[task[0] - 1 :: task[1]]
+            _make_shards(share, recipe, workers)
+            _make_shards([source for source in found if _state(source, out) == "damaged"], recipe, workers)
+            if missing := sum(_state(source, out) != "there" for source in found):
+                return Share(out, task, len(share), missing, time.perf_counter() - began)
+            manifests = _finish(found, recipe, workers)
+        except UserError:
+            if is_new and task[1] == 1 and not any(any((out / split).glob("*.json")) for split in SPLITS):
+                _clear(out, existed)
+            raise
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or out}: {error.strerror or error}; mend that (free some space, say) and run the same "
+            "command again: what is done is kept"
+        ) from error
+    return _summary(recipe, manifests, time.perf_counter() - began)
+
+
+def _clear(out: Path, existed: bool) -> None:
+    """Remove what a run has written that could not make a shard, and the folder itself where the run made it."""
+    for path in out.iterdir():
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not existed:
+        with suppress(OSError):
+            out.rmdir()
+
+
+def _problems(task: tuple[int, int], workers: int) -> list[str]:
+    problems = [f"--workers {workers} must be at least 1"] if workers < 1 else []
+    if not 1 <= task[0] <= task[1]:
+        problems.append(f"--task {task[0]}/{task[1]} must be one of 1/{task[1]} to {task[1]}/{task[1]}")
+    return problems
+
+
+# ---- Shards, duplicates, index ---------------------------------------------------------------------------------------
+
+
+def _make_shards(sources: Sequence[Source], recipe: Recipe, workers: int) -> None:
+    """Make the shards of these sources that are not there and whole. Raises UserError for all that failed."""
+    with Progress(sum(source.size for source in sources), len(sources)) as progress:
+        results = run_all(partial(shards_of, recipe), sources, workers, progress)
+    failures = [result for result in results if isinstance(result, UserError)]
+    if failures:
+        raise _all_told(failures, len(sources))
+
+
+def _state(source: Source, out: Path) -> str:
+    """Whether the shards of a source are "there", "missing", or "damaged": not of the size that their manifests say."""
+    states = set()
+    for split in splits_of(source):
+        if not (out / split / f"{source.name}.json").is_file():
+            return "missing"
+        manifest = Manifest.read(out / split, source.name)
+        states.add(manifest is not None and has_its_sizes(out / split, manifest))
+    return "there" if states == {True} else "damaged"
+
+
+def _finish(sources: Sequence[Source], recipe: Recipe, workers: int) -> dict[Split, list[Manifest]]:
+    """Drop duplicates where it was asked for, and write the index: every shard is there."""
+    if recipe.deduplicate:
+        for split in SPLITS:
+            _deduplicate(recipe.out / split, _manifests(sources, recipe.out, split), workers)
+    manifests = {split: _manifests(sources, recipe.out, split) for split in SPLITS}
+    if not any(manifest.tokens for manifest in manifests["train"]):
+        raise UserError(
+            "no document is left to train on; give more or a smaller --validation-fraction, and another --out"
+        )
+    with held(recipe.out, "store"):
+        write_index(
+            recipe.out,
+            manifests,
+            vocab_size=recipe.vocab_size,
+            begin_of_document=recipe.begin_of_document,
+            end_of_document=recipe.end_of_document,
+            tokenizer_fingerprint=recipe.tokenizer_fingerprint,
+            validation_fraction=recipe.validation_fraction,
+        )
+    return manifests
+
+
+def _manifests(sources: Sequence[Source], out: Path, split: Split) -> list[Manifest]:
+    names = [source.name for source in sources if split in splits_of(source)]
+    found = [manifest for name in names if (manifest := Manifest.read(out / split, name))]
+    if len(found) < len(names):
+        raise UserError(f"{out} was changed while it was finished; run the same command again")
+    return found
+
+
+def _deduplicate(folder: Path, manifests: list[Manifest], workers: int) -> None:
+    to_do = {manifest.name for manifest in manifests if "duplicate" not in manifest.left_out}
+    if not to_do:
+        return
+    names = [manifest.name for manifest in manifests]
+    items = [item for item in zip(names, repeats(folder, names), strict=True) if item[0] in to_do]
+    size = sum(manifest.bytes_out for manifest in manifests if manifest.name in to_do)
+    with Progress(size, len(items), f"drop duplicates, {folder.name}") as progress:
+        for result in run_all(partial(rewrite, folder), items, workers, progress):
+            if isinstance(result, UserError):
+                raise result
+
+
+def _all_told(failures: Sequence[UserError], sources: int) -> UserError:
+    if sources == 1:
+        return failures[0]
+    told = [str(failure) for failure in failures[:FAILURES_TOLD]]
+    if len(failures) > FAILURES_TOLD:
+        told.append(f"... and {len(failures) - FAILURES_TOLD} more")
+    others = ", the others are done" if len(failures) < sources else ""
+    return UserError(
+        "\n  ".join(told)
+        + f"\n{len(failures)} of {sources} sources could not be prepared{others}; mend them and run the "
+        "same command again, or leave them out with another --out"
+    )
+
+
+def _summary(recipe: Recipe, manifests: dict[Split, list[Manifest]], seconds: float) -> Summary:
+    every = [manifest for split in SPLITS for manifest in manifests[split]]
+    tokens = {split: sum(manifest.tokens for manifest in manifests[split]) for split in SPLITS}
+    documents = sum(manifest.documents for manifest in every)
+    around = marks_around(recipe.begin_of_document)
+    of_text = sum(tokens.values()) - around * documents
+    left_out = {"bad": sum(len(manifest.bad) for manifest in every)}
+    for manifest in every:
+        for reason, count in manifest.left_out.items():
+            left_out[reason] = left_out.get(reason, 0) + count
+    return Summary(
+        path=recipe.out,
+        documents=documents,
+        left_out=left_out,
+        tokens=tokens,
+        vocab_size=recipe.vocab_size,
+        bytes_per_token=sum(manifest.bytes_in for manifest in every) / max(1, of_text),
+        seconds=seconds,
+    )
+
+
+# ---- Command ---------------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add, what = parser.add_argument, parser.add_argument_group("which documents")
+    choose, form = what.add_argument, parser.add_argument_group("what becomes of them").add_argument
+    add(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="a file, folder or glob of .txt, .jsonl, .jsonl.gz, .jsonl.zst, .jsonl.zstd or .parquet; a dataset of the "
+        "hub, as roneneldan/TinyStories; or the built-in corpus: stories or stories:SEED",
+    )
+    add("--out", required=True, metavar="STORE", help="the folder of the token store")
+    tokenizer = parser.add_mutually_exclusive_group(required=True)
+    tokenizer.add_argument(
+        "--tokenizer", metavar="T", help="a folder, tokenizer.json, SentencePiece .model or hub name"
+    )
+    tokenizer.add_argument(
+        "--train-tokenizer", type=int, metavar="SIZE", help="train a byte-level BPE of this many entries on the sources"
+    )
+    add("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    add(
+        "--task",
+        type=_task,
+        default=(1, 1),
+        metavar="I/N",
+        help="make the shards of every N-th source only, from the I-th on (1/N to N/N), as a Slurm job array does",
+    )
+    choose("--where", action="append", default=[], metavar="PART", help=WHERE_HELP)
+    choose("--text-key", default="text", metavar="KEY", help="key or column of the text (default: text)")
+    choose("--id-key", metavar="KEY", help="key or column of the document's id (default: the text stands for it)")
+    choose("--marker", default=MARKER, help=f"what stands between the documents of a .txt (default: {MARKER})")
+    choose("--documents", type=int, metavar="N", help=f"training stories of the corpus (default: {DEFAULT_STORIES:,})")
+    choose("--subset-fraction", type=float, metavar="F", help="a random part of the documents, by seed and id")
+    choose(
+        "--subset-tokens",
+        type=_count,
+        metavar="N",
+        help="a random part of about so many tokens (84e9, say), likewise",
+    )
+    choose("--skip-bad", type=int, default=0, metavar="N", help=SKIP_HELP)
+    choose("--deduplicate", action="store_true", help="of documents with equal text keep the first")
+    choose("--seed", type=int, default=0, help="of the subset, and of the corpus without one in its name (default: 0)")
+    form("--bos", action="store_true", help="begin each document with the tokenizer's begin-of-sequence id")
+    form(
+        "--validation-fraction",
+        type=float,
+        default=HELD_OUT,
+        metavar="F",
+        help=f"of the documents of files, held out (default: {HELD_OUT}); of stories 5 %% as many are added",
+    )
+    parser.epilog = EPILOG
+
+
+WHERE_HELP = (
+    "only files with this part in their path, as quality=high; given again with another name both must hold, with the "
+    "same name either"
+)
+SKIP_HELP = (
+    "leave out up to N broken documents of a source, listed in its manifest, instead of the whole source (default: 0)"
+)
+EPILOG = """examples:
+  python -m llm prepare 'nemotron/**/*.jsonl.zstd' --where quality=high --id-key warc_record_id \\
+      --subset-tokens 84e9 --tokenizer meta-llama/Llama-3.1-8B --out stores/nemotron --task 3/100
+  python -m llm prepare roneneldan/TinyStories --tokenizer gpt2 --out stores/tinystories"""
+
+
+def _task(word: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", word)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{word!r} is no task: give I/N, as 3/100 for the third of a hundred")
+    return int(match[1]), int(match[2])
+
+
+def _count(word: str) -> int:
+    try:
+        return int(float(word))
+    except (ValueError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(f"{word!r} is no number of tokens: give 1000000 or 84e9") from error
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command: its arguments are those of `prepare`, by name."""
+    print(prepare(**vars(args)))

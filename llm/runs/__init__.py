@@ -1,0 +1,1 @@
+"""A run folder seen from outside, without torch."""

@@ -1,0 +1,214 @@
+"""A run folder as it is read from outside: without torch, while its run may be writing to it.
+
+A row, an event or a checkpoint may be half written, by a run that goes on or by one that was killed, and a run of an
+older version lacks columns. What cannot be read is left out or named, never guessed.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import json
+import math
+import os
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from ..common.errors import UserError
+
+# struct flock of Linux on 64 bits: type, whence, start, length, process, each at its native alignment.
+FLOCK = struct.Struct("@hhqqi4x")
+NEEDED = ("config.json", "model", "state.json")  # each the beginning of some file's name
+
+
+class Lock(NamedTuple):
+    """Whether a process holds a run folder (None: that cannot be told here), and its id where it is of this machine."""
+
+    held: bool | None
+    process: int | None = None
+
+
+def record(run: Path) -> dict[str, Any]:
+    """The content of run.json. Raises UserError where `run` is no run folder."""
+    try:
+        return dict(json.loads((run / "run.json").read_bytes()))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"{run} is no run folder (it has no run.json): give the run.folder of a training run"
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{run}/run.json cannot be read ({error}): give the run.folder of a training run") from error
+
+
+def config(run: Path) -> dict[str, Any]:
+    """The content of config.yaml. Raises UserError where it cannot be read."""
+    try:
+        return dict(yaml.safe_load((run / "config.yaml").read_bytes()))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise UserError(f"{run}/config.yaml cannot be read ({why}): put the config of the run there") from error
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, without one that is not written to its end; none where there is no such file."""
+    try:
+        text = (run / "metrics.csv").read_bytes().decode(errors="replace")
+    except OSError:
+        return []
+    lines = text.splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]  # "12" may be the beginning of step 1200
+    return [row for row in csv.DictReader(whole, restval="") if (row.get("step") or "").isdigit()]
+
+
+def number(row: dict[str, str], name: str) -> float | None:
+    """A value of a row, None where it is empty, unreadable, or of a column that the run does not have."""
+    try:
+        return float(row[name])
+    except (KeyError, ValueError):
+        return None
+
+
+def events(run: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of events.jsonl in their order, and how many cannot be read."""
+    try:
+        lines = (run / "events.jsonl").read_bytes().splitlines()
+    except OSError:
+        return [], 0
+    told, unreadable = [], 0
+    for line in filter(None, lines):
+        try:
+            event = dict(json.loads(line))
+            told.append({**event, "step": int(event["step"]), "event": str(event["event"])})
+        except (ValueError, TypeError, KeyError):
+            unreadable += 1
+    return told, unreadable
+
+
+def fact(value: Any) -> str:
+    """A fact of an event in words: what is no number in JSON stands there as text ("nan")."""
+    return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+
+
+def summary(run: Path) -> dict[str, Any] | None:
+    """The content of summary.json, which a finished run has."""
+    try:
+        return dict(json.loads((run / "summary.json").read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def folders(folder: Path) -> list[Path]:
+    """The folders step-N in `folder`, ascending, torn ones among them; none where there is no such folder."""
+    return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
+
+
+def step_of(path: Path) -> int:
+    """N of step-N."""
+    return int(path.name.removeprefix("step-"))
+
+
+def accuracies(export: Path) -> dict[str, float]:
+    """What `python -m evals run` found of an exported step, "TASK, N-shot" -> accuracy; empty where it left nothing."""
+    try:
+        results = json.loads((export / "evals" / "lm_eval.json").read_bytes())
+        return {f"{result['task']}, {result['shots']}-shot": float(result["acc"]) for result in results}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def in_percent(accuracies: dict[str, float]) -> str:
+    """Accuracies in one line."""
+    return "; ".join(f"{name} {100 * accuracy:.1f}%" for name, accuracy in accuracies.items())
+
+
+def lock(run: Path) -> Lock:
+    """Who holds the folder. The lock is asked after, not taken, so that a run which starts just now is not refused.
+
+    Not for a process that holds it: closing the file would end its own lock.
+    """
+    if not sys.platform.startswith("linux"):
+        return Lock(None)
+    try:
+        with (run / ".lock").open("rb") as stream:
+            answer = fcntl.fcntl(stream, fcntl.F_GETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except FileNotFoundError:  # a run from before it
+        return Lock(False)
+    except OSError:  # a file system without locks, or a file of someone else
+        return Lock(None)
+    kind, _, _, _, process = FLOCK.unpack(answer)
+    return Lock(kind != fcntl.F_UNLCK, process if kind != fcntl.F_UNLCK and process > 0 else None)  # elsewhere: <= 0
+
+
+def checkpoint_problems(checkpoint: Path, hashed: Callable[[int], object] | None = None) -> list[str]:
+    """What is wrong with a checkpoint, a sentence for each file; none means that it is complete.
+
+    Args:
+        checkpoint: its folder.
+        hashed: compare each file's sha256 too, and be told how many bytes were read; None compares sizes.
+    """
+    try:
+        manifest = {
+            str(name): (int(facts["bytes"]), str(facts["sha256"]))
+            for name, facts in json.loads((checkpoint / "manifest.json").read_bytes()).items()
+        }
+    except FileNotFoundError:
+        return ["it has no manifest.json"]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return ["its manifest.json cannot be read"]
+    problems = [
+        f"its manifest.json names no {start}"
+        for start in NEEDED
+        if not any(name.startswith(start) for name in manifest)
+    ]
+    for name, (size, sha256) in manifest.items():
+        try:
+            found = (checkpoint / name).stat().st_size
+            if found != size:
+                problems.append(f"{name} has {found:,} of {size:,} bytes")
+            elif hashed is not None:
+                with (checkpoint / name).open("rb") as stream:
+                    if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
+                        problems.append(f"{name} has not the sha256 of its manifest")
+                hashed(size)
+        except FileNotFoundError:
+            problems.append(f"{name} is missing")
+        except OSError as error:
+            problems.append(f"{name} cannot be read ({error.strerror})")
+    return problems
+
+
+def hashes(checkpoint: Path, kind: str) -> dict[str, str]:
+    """Names and sha256 of the files that hold a checkpoint's tensors of a kind ("model", "optimizer"), in order."""
+    manifest = json.loads((checkpoint / "manifest.json").read_bytes())
+    files = sorted(name for name in manifest if name.startswith(kind) and name.endswith(".safetensors"))
+    return {name: manifest[name]["sha256"] for name in files}
+
+
+def weights_sha256(checkpoint: Path) -> str:
+    """One digest of all weights: that of their files' digests, or the file's own where it is one."""
+    each = list(hashes(checkpoint, "model").values())
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A config as dotted keys and their values."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def finite(value: Any) -> Any:
+    """`value` with text for each number that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,52 @@
+"""Writes checkpoints in a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from . import checkpoint as checkpoints
+from .run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from .evaluation import Evaluations
+
+
+class Writer:
+    """Writes checkpoints in a thread of its own, one at a time. `error` is why the last one is not there.
+
+    What `evaluations` has not exported yet stays; it is rotated away as soon as it is exported.
+    """
+
+    def __init__(self, run: RunFolder, evaluations: Evaluations | None = None) -> None:
+        self.run, self.evaluations = run, evaluations
+        self.error: Exception | None = None
+        self._keep: int | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self, snapshot: checkpoints.Snapshot, keep: int | None) -> None:
+        """Write `snapshot`, and remove all but the newest `keep`; nothing else may be under way."""
+        self._thread = threading.Thread(target=self._write, args=(snapshot, keep), name="checkpoint")
+        self._thread.start()
+
+    def done(self, seconds: float | None = None) -> bool:
+        """Whether nothing is being written any more, after so many seconds at most."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+        return self._thread is None or not self._thread.is_alive()
+
+    def _write(self, snapshot: checkpoints.Snapshot, keep: int | None) -> None:
+        self.error, self._keep = None, keep
+        pinned = self.evaluations.pinned() if self.evaluations is not None else ()
+        try:
+            checkpoints.write(self.run.path / "checkpoints", snapshot, keep, self.run.settings.keep_every, pinned)
+            if self.evaluations is not None:
+                self.evaluations.written(snapshot.state["step"])
+        except Exception as error:  # whatever it is, the ranks have to know
+            self.error = error
+
+    def rotate(self) -> None:
+        """Remove what an export has kept from being removed. From any thread."""
+        if self.evaluations is not None:
+            pinned = self.evaluations.pinned()
+            checkpoints.rotate(self.run.path / "checkpoints", self._keep, self.run.settings.keep_every, pinned)

@@ -1,0 +1,136 @@
+"""When checkpoints are written: the copy to host memory holds training up, the writing does not.
+
+Stages: due (every so many steps, at a signal, at the end) -> all ranks gather the state, rank zero keeps it
+(`state.py`) -> a thread writes it (`checkpoint.py`) while training goes on -> a failure is known to all ranks after the
+step that it falls in, and before the next checkpoint.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+
+from ..common.errors import StoppedError
+from . import checkpoint as checkpoints
+from .checkpoint_writer import Writer
+from .lightning_loop import set_progress, validated_next, whole_step
+from .ranks import on_rank_zero
+from .run_folder import MetricsFile, RunFolder
+from .signals import SAVING
+from .state import state_of
+
+if TYPE_CHECKING:
+    from .agreement import Agreement
+    from .loss_guard import Guard
+    from .metrics import Measurements
+
+PATIENCE = 5.0  # seconds
+
+
+class Checkpoints(pl.Callback):
+    """Writes a checkpoint every so many steps, at a signal and at the end; restores the one that the run goes on from.
+
+    seconds: how long this life's training waited for checkpoints.
+    """
+
+    def __init__(
+        self, run: RunFolder, writer: Writer, agreement: Agreement, guard: Guard, measurements: Measurements
+    ) -> None:
+        self.run, self.writer, self.agreement = run, writer, agreement
+        self.guard, self.measurements = guard, measurements
+        self.due, self.seconds = False, 0.0
+
+    def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
+        resumed = self.run.resumed
+        if resumed is None:
+            return
+        set_progress(trainer, resumed.step)
+        if resumed.step < trainer.max_steps:
+            checkpoints.restore(resumed, module.model, state_of(module.model, trainer.strategy, trainer.optimizers[0]))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not whole_step(trainer, batch_idx):
+            return
+        if self.agreement.write_failed:
+            self._settle(trainer, self.run.settings.on_full_disk)
+        stop = bool(self.agreement.signals.agreed & set(SAVING))
+        self.due = stop or trainer.global_step % self.run.settings.checkpoint_every == 0
+        if not validated_next(trainer):
+            self._act(trainer, module)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """After the validation of its step, whose row a resumed run would not make again."""
+        if trainer.state.fn == "fit":
+            self._act(trainer, module)
+
+    def _act(self, trainer: pl.Trainer, module: Any) -> None:
+        """Save where it is due, and stop where a signal asked for it; the last step is left to `on_train_end`."""
+        if not self.due or trainer.global_step >= trainer.max_steps:
+            return
+        self._write(trainer, module)
+        if came := self.agreement.signals.agreed & set(SAVING):
+            self._finish(trainer, self.run.settings.on_full_disk)
+            raise StoppedError(trainer.global_step, signal.Signals(min(came)).name)
+
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """After the last validation, so that the last checkpoint knows all that the summary says."""
+        state = self._write(trainer, module)
+        self._finish(trainer, "stop")
+        if trainer.global_step >= trainer.max_steps and trainer.is_global_zero:
+            self.run.close(state)
+
+    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
+        self.writer.done()
+
+    def _write(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
+        began = time.perf_counter()
+        self._finish(trainer, self.run.settings.on_full_disk)  # before there is a second copy of the state
+        state = {
+            "step": trainer.global_step,
+            **self.measurements.state(trainer, module),
+            **self.guard.state(),
+            "validation_loss": module.validation_loss,
+            "parameters": module.parameter_count,
+            "identity": self.run.identity,
+        }
+        training = state_of(module.model, trainer.strategy, trainer.optimizers[0])
+        weights, optimizer = training.snapshot(keep=trainer.is_global_zero)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsFile):
+                    logger.sync()
+            # While steps are being skipped the older ones stay: the weights may be lost already.
+            keep = None if self.guard.in_a_row else self.run.settings.keep_checkpoints
+            self.writer.start(checkpoints.Snapshot(weights, optimizer, module.model.config, state), keep)
+        held_up = time.perf_counter() - began
+        self.seconds += held_up
+        self.measurements.skip(held_up)
+        return state
+
+    def _wait(self, trainer: pl.Trainer) -> None:
+        """Until nothing is being written; the other ranks ask every few seconds, so that no time-out ends them."""
+        while not on_rank_zero(trainer.strategy, lambda: self.writer.done(PATIENCE)):
+            pass
+
+    def _finish(self, trainer: pl.Trainer, on_full_disk: str) -> None:
+        """Wait until the last checkpoint is written, and see whether it is."""
+        self._wait(trainer)
+        self._settle(trainer, on_full_disk)
+
+    def _settle(self, trainer: pl.Trainer, on_full_disk: str) -> None:
+        """End the run where the last checkpoint could not be written; or say so and go on, where the disk is full."""
+
+        def look() -> None:
+            error, self.writer.error = self.writer.error, None
+            if error is None:
+                return
+            if on_full_disk == "stop" or not isinstance(error, checkpoints.FullDiskError):
+                raise error
+            self.run.event("checkpoint not written", trainer.global_step, why=str(error))
+            print(f"training goes on without a checkpoint: {error}", file=sys.stderr)
+
+        on_rank_zero(trainer.strategy, look)

@@ -1,0 +1,171 @@
+"""What a run measures of itself, and its progress bars."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from tqdm import tqdm
+
+from ..common.processes import progress_bar, resident_peak
+from ..data.rows import DIGESTS
+from .agreement import Agreement
+from .flops import device_peak, flops_per_token
+from .lightning_loop import validate_now, whole_step
+from .loss_guard import Guard
+from .run_folder import MetricsFile, RunFolder
+
+
+class Measurements(pl.Callback):
+    """Loss, learning rate, gradient norm and throughput, every `trainer.log_every_n_steps` steps, to all loggers.
+
+    train_loss is the mean over the steps since the last row, without skipped ones; tokens_per_second is measured over
+    the same steps, without validation and checkpoints; tokens are predicted tokens, padding not counted. mfu is model
+    FLOPs per second over the peak of all devices, empty where the device's peak is not known; epochs count how often
+    the run went through its store, or each of its stores; skipped_steps are those of the whole run (see
+    `loss_guard.py`).
+
+    data_digest, in metrics.csv alone as it is no number to plot, is the sum of the digests of all rows of all steps
+    since step 0 (see `rows.py`): two runs that agree in it have seen equal data up to there. A run that was begun
+    before there were digests has none.
+    """
+
+    def __init__(self, run: RunFolder, agreement: Agreement, guard: Guard) -> None:
+        self.run, self.agreement, self.guard = run, agreement, guard
+        self.bar = tqdm(disable=True)
+        self.validated_at = -1
+        self.digest_since = 0  # of this rank, since the digests of all ranks were last added up
+
+    def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
+        state: dict[str, Any] = self.run.resumed.state if self.run.resumed else {"data_digest": "0"}
+        self.tokens_seen: int = state.get("tokens_seen", 0)
+        self.seconds_before: float = state.get("seconds", 0.0)
+        self.losses: list[float] = state.get("window_losses", [])
+        known = state.get("data_digest")
+        self.digest = None if known is None else int(known, 16)  # of all ranks
+        self.memory_before: int | None = state.get("peak_memory_bytes") if self.run.resumed else 0
+
+    def state(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
+        """For the checkpoint; every rank has to ask for it together."""
+        return {
+            "tokens_seen": self.tokens_seen,
+            "seconds": self.seconds(),
+            "window_losses": list(self.losses),  # since the last row of metrics
+            "data_digest": self.data_digest(trainer, module),
+            "peak_memory_bytes": self.peak_memory(module.device),
+        }
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.peak = self.run.settings.peak_flops or device_peak(module.device, "16" in str(trainer.precision))
+        self.flops = flops_per_token(module.decoder_config, trainer.datamodule.context)
+        hidden = not trainer.is_global_zero
+        self.bar = progress_bar(trainer.max_steps, trainer.global_step, "train", "step", disable=hidden)
+        self.started = time.perf_counter()
+        self._start_clock()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.digest_since += batch["data_digest"]
+        if not whole_step(trainer, batch_idx):
+            return
+        self.tokens_seen += batch["num_items_in_batch"]
+        if not module.skipped:
+            self.losses.append(self.agreement.loss)
+        self.bar.update()
+        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps:
+            self._log_training(trainer, module)
+
+    def _log_training(self, trainer: pl.Trainer, module: Any) -> None:
+        loss = statistics.fmean(self.losses) if self.losses else math.nan  # all of them were skipped
+        rate = (self.tokens_seen - self.clock_tokens) / (time.perf_counter() - self.clock)
+        self._log(
+            trainer,
+            train_loss=loss,
+            perplexity=math.exp(min(loss, 700.0)),  # exp(710) is beyond float64
+            learning_rate=module.learning_rate,
+            gradient_norm=module.gradient_norm.item(),
+            tokens_per_second=rate,
+            mfu=rate * self.flops / (self.peak * trainer.world_size) if self.peak else None,
+            skipped_steps=self.guard.skipped,
+            data_digest=self.data_digest(trainer, module),
+        )
+        self.bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
+        self.losses = []
+        self._start_clock()
+
+    def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        if trainer.state.fn == "fit":
+            self.skip(time.perf_counter() - self.paused)
+            self.validated_at = trainer.global_step
+            self._log(trainer, validation_loss=module.validation_loss)
+            if trainer.is_global_zero:
+                tqdm.write(f"step {trainer.global_step}: validation loss {module.validation_loss:.4f}", file=sys.stderr)
+
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        if self.validated_at != trainer.global_step:
+            validate_now(trainer)
+        self.bar.close()
+
+    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
+        self.bar.close()
+
+    def seconds(self) -> float:
+        """Seconds of training so far, validation and checkpoints included, over all lives of the run."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def peak_memory(self, device: torch.device) -> int | None:
+        """Bytes of rank zero at their most, over all lives of the run; None where an earlier one did not measure it.
+
+        On a GPU what torch had allocated there; else the resident memory of the process, Python and its libraries
+        among it, which Linux alone tells.
+        """
+        if self.memory_before is None or (device.type != "cuda" and not sys.platform.startswith("linux")):
+            return None
+        now = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
+        return max(self.memory_before, now)
+
+    def data_digest(self, trainer: pl.Trainer, module: Any) -> str | None:
+        """The digest of the run's data so far, 16 hex digits; every rank has to ask for it together."""
+        if self.digest is None:
+            return None
+        since = torch.tensor(self.digest_since % DIGESTS, device=module.device)
+        self.digest = (self.digest + int(trainer.strategy.reduce(since, reduce_op="sum"))) % DIGESTS
+        self.digest_since = 0
+        return f"{self.digest:016x}"
+
+    def skip(self, seconds: float) -> None:
+        """Leave `seconds` out of the throughput."""
+        self.clock += seconds
+
+    def _start_clock(self) -> None:
+        self.clock, self.clock_tokens = time.perf_counter(), self.tokens_seen
+
+    def _log(self, trainer: pl.Trainer, **values: float | str | None) -> None:
+        epochs = trainer.datamodule.epochs(trainer.global_step)
+        row = {"tokens": self.tokens_seen, **epochs, **values, "seconds": self.seconds()}
+        measured = {name: value for name, value in row.items() if value is not None}
+        numbers = {name: value for name, value in measured.items() if not isinstance(value, str)}
+        for logger in trainer.loggers:
+            logger.log_metrics(measured if isinstance(logger, MetricsFile) else numbers, trainer.global_step)
+
+
+class ValidationBar(pl.Callback):
+    """A progress bar over the validation rows where they take more than a few seconds."""
+
+    def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
+        batches = int(sum(map(int, trainer.num_val_batches)))
+        hidden = not trainer.is_global_zero
+        self.bar = progress_bar(batches, 0, "validate", "batch", leave=False, delay=3, disable=hidden)
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        self.bar.update()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self.bar.close()

@@ -1,0 +1,105 @@
+"""Products by oneDNN against torch's own in float64, and where they are taken."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+
+from llm.model import fast_linear as ours
+from llm.model.fast_paths import FAST_PATHS, fast, switch_off, without
+
+SIZES = st.integers(1, 70)
+pytestmark = pytest.mark.skipif(not ours.HAS_ONEDNN, reason="this torch has no oneDNN and MKL")
+
+
+@given(st.lists(SIZES, max_size=2), SIZES, SIZES, st.booleans(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_value_and_gradients(before: list[int], width: int, out: int, bias: bool, turned: bool) -> None:
+    layer = ours.Linear(width, out, bias)
+    x = torch.randn(width, *before).movedim(0, -1) if turned else torch.randn(*before, width)
+    x.requires_grad_()
+    parts = [x, *layer.parameters()]
+    exact = [part.detach().double().requires_grad_() for part in parts]
+    found, expected = layer(x), F.linear(*exact)
+    direction = torch.randn(found.shape)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-4)
+    for one, other in zip(
+        torch.autograd.grad((found * direction).sum(), parts),
+        torch.autograd.grad((expected * direction).sum(), exact),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-4)
+
+
+@given(SIZES, SIZES, SIZES)
+@settings(max_examples=30, deadline=None)
+def test_bare_products(rows: int, width: int, out: int) -> None:
+    a, b = torch.randn(rows, width), torch.randn(rows, out)
+    torch.testing.assert_close(ours.matmul(a.t(), b), a.t() @ b, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.outer_sum(a, b), a.t() @ b, rtol=1e-4, atol=1e-4)
+
+
+@given(SIZES, SIZES, SIZES, st.integers(1, 80), st.sampled_from([torch.float32, torch.bfloat16]))
+@settings(max_examples=60, deadline=None)
+def test_products_by_parts(rows: int, width: int, out: int, part: int, dtype: torch.dtype) -> None:
+    a, b, c = torch.randn(rows, out).to(dtype), torch.randn(rows, width).to(dtype), torch.randn(out, width).to(dtype)
+    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2 * rows**0.5}
+    expected = a.double().t() @ b.double()
+    whole, ours.PART = ours.PART, part
+    try:
+        total = ours.empty_sum(b, out + 2)
+        total.fill_(torch.nan)
+        ours.add_outer_sum(total[:out], a, b, first=True)
+        torch.testing.assert_close(total[:out].double(), expected, **close)
+        ours.add_outer_sum(total[:out], a, b, first=False)
+        torch.testing.assert_close(total[:out].double(), 2 * expected, **close)
+        ours.matmul_into(found := torch.full_like(a, torch.nan), b, c.t())
+    finally:
+        ours.PART = whole
+    assert total.dtype == torch.float32 and total[out:].isnan().all()
+    torch.testing.assert_close(found.double(), b.double() @ c.double().t(), **close)
+
+
+def test_of_expanded_tensors() -> None:
+    """A sum's gradient, and rows that are the same in memory."""
+    for width, out in ((8, 16), (16, 8)):
+        layer, row = ours.Linear(width, out), torch.randn(1, width)
+        expected = torch.autograd.grad(F.linear(row.expand(5, -1), layer.weight, layer.bias).sum(), layer.parameters())
+        found = torch.autograd.grad(layer(row.expand(5, -1)).sum(), layer.parameters())
+        torch.testing.assert_close(found, expected)
+
+
+def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    product = ours._product
+    monkeypatch.setattr(ours, "_product", lambda *parts: taken.append(1) or product(*parts))
+    layer, x = ours.Linear(8, 8), torch.randn(3, 8)
+
+    def takes(layer: torch.nn.Module = layer, x: torch.Tensor = x) -> bool:
+        taken.clear()
+        layer(x)
+        return bool(taken)
+
+    assert takes()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not takes()
+    with without("matmul"):
+        assert not takes()
+    assert not takes(ours.Linear(8, 8).double(), x.double())
+    assert not takes(ours.Linear(8, 8).bfloat16(), x.bfloat16())
+    assert not takes(x=torch.randn(0, 8))
+    assert not takes(ours.Linear(8, 8, device="meta"), x.to("meta"))
+
+
+def test_switches() -> None:
+    assert all(map(fast, FAST_PATHS))
+    with without():
+        assert not any(map(fast, FAST_PATHS))
+        with without("loss"):
+            assert fast("matmul") and not fast("loss")
+        assert not any(map(fast, FAST_PATHS))
+    assert all(map(fast, FAST_PATHS))
+    with pytest.raises(ValueError, match="no fast path is called speed: give any of matmul, "):
+        switch_off(["matmul", "speed"])
+    assert all(map(fast, FAST_PATHS))
