@@ -11,12 +11,16 @@ from evals.exports import DTYPES, open_export
 from llm.common.arguments import add_command
 from llm.common.errors import UserError, exit_status
 from llm.common.files import write_json
+from llm.common.threads import set_wait_policy, warn_if_busy
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 for input that cannot be used, said in one line on stderr."""
+    set_wait_policy()
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(words, argparse.Namespace(words=words))
+    if hasattr(options, "device"):  # a command that computes
+        warn_if_busy()
     return exit_status(lambda: options.command(options))
 
 

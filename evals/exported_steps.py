@@ -52,6 +52,11 @@ class Run:
         assert self.summary is not None
         return int(self.summary["step"])
 
+    @property
+    def shared_its_cores(self) -> bool:
+        """Whether other processes used the cores while the run trained, so that its time says nothing about cost."""
+        return any(event["event"] == reading.BUSY for event in reading.events(self.folder)[0])
+
     def weights_sha256(self) -> str | None:
         """The digest of the last step's weights; None where its checkpoint is not there any more."""
         try:

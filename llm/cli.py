@@ -12,6 +12,7 @@ import importlib
 import sys
 
 from .common.errors import exit_status
+from .common.threads import set_wait_policy, warn_if_busy
 
 COMMANDS = {  # name: (module, one line for --help)
     "prepare": ("llm.data.preparation.prepare", "text of any source -> token store"),
@@ -45,6 +46,7 @@ HELP = "\n".join(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 for input that cannot be used."""
+    set_wait_policy()
     words = sys.argv[1:] if arguments is None else arguments
     if not words or words[0] in ("-h", "--help"):
         print(HELP, file=sys.stdout if words else sys.stderr)
@@ -67,4 +69,7 @@ def _run(command: str, words: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
-    module.run(parser.parse_args(words))
+    args = parser.parse_args(words)
+    if module.__name__.startswith("llm.bench."):
+        warn_if_busy()
+    module.run(args)

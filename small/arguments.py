@@ -9,6 +9,7 @@ from typing import Any
 
 from llm.common.arguments import add_command
 from llm.common.errors import UserError, exit_status
+from llm.common.threads import set_wait_policy, warn_if_busy
 
 
 def run_command(program: str, parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
@@ -16,8 +17,11 @@ def run_command(program: str, parser: argparse.ArgumentParser, arguments: Sequen
 
     Returns the exit status: 0, or 2 for input that cannot be used, said in one line on stderr.
     """
+    set_wait_policy()
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(words)
+    if hasattr(options, "device"):  # a command that computes
+        warn_if_busy()
     options.line = shlex.join(["python", "-m", program, *words])
     command: Callable[[argparse.Namespace], None] = options.command
     return exit_status(lambda: command(options))

@@ -20,8 +20,22 @@ import yaml
 
 from llm.cli import main
 
+from .real_data import need
+
 hypothesis.settings.register_profile("shared", deadline=None)  # the cores are shared: no example is timed
 hypothesis.settings.load_profile("shared")
+
+
+@pytest.fixture(autouse=True)
+def idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else runs on this machine is not part of a test."""
+    monkeypatch.setattr("llm.common.threads._machine_seconds", lambda: None)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data; skips without it."""
+    return need()
 
 
 @pytest.fixture(scope="session")

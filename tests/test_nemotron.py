@@ -36,13 +36,10 @@ SHRUNK = {  # the model only: the data's settings are those of the config, but f
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shared = ROOT.parent / "shared" / "data"
-    if not shared.is_dir():
-        pytest.skip("needs the real data in ../shared/data, which is not here")
+def store(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("nemotron") / "store"
-    words = ["prepare", str(shared / "nemotron-cc-layout"), "--where", "quality=high", "--where", "kind=actual"]
-    words += ["--id-key", "warc_record_id", "--tokenizer", str(shared / "gpt2-tokenizer"), "--out", str(out)]
+    words = ["prepare", str(real_data / "nemotron-cc-layout"), "--where", "quality=high", "--where", "kind=actual"]
+    words += ["--id-key", "warc_record_id", "--tokenizer", str(real_data / "gpt2-tokenizer"), "--out", str(out)]
     assert main([*words, "--subset-tokens", "900e3", "--deduplicate", "--seed", "1"]) == 0
     assert main(["inspect", str(out), "--verify"]) == 0
     return out

@@ -62,7 +62,7 @@ def find(folders: Sequence[Path], settings: Settings) -> Comparison:
     table_2 = read_table_2(exports, notes)
     how = how_measured(kept_losses(exports[0][0], next(iter(shares))) or {})
     sentence = verdict.sentence(pairs.names, pairs.seeds, findings, savings)
-    notes = [*pairs.notes, *notes]
+    notes = [*pairs.notes, *notes, *efficiency.busy_note(pairs.pairs)]
     return Comparison(pairs, exports, findings, savings, targets, costs, table_2, settings.metric, how, notes, sentence)
 
 

@@ -83,6 +83,9 @@ def flops_per_token(run: Run) -> float | None:
 # ---- Cost ------------------------------------------------------------------------------------------------------------
 
 
+TIMES = ("training time", "tokens per second")
+
+
 class Cost(NamedTuple):
     """One kind of cost, a value a run: without the change and with it, in the order of the seeds."""
 
@@ -113,8 +116,18 @@ def in_percent(value: float) -> str:
     return f"{round(value, 1) + 0.0:+.1f}%"
 
 
+def busy_note(pairs: Sequence[Pair]) -> list[str]:
+    """Say why `costs` leaves out times, if it does: a list of one sentence or none."""
+    busy = [str(run.folder) for pair in pairs for run in pair if run.shared_its_cores]
+    why = "other processes used the cores while these runs trained (event busy_machine)"
+    return [f"training time and tokens per second are not compared: {why}: {', '.join(busy)}"] if busy else []
+
+
 def costs(pairs: Sequence[Pair]) -> list[Cost]:
-    """Time, throughput, memory, parameters and FLOPs of both sides; what some run does not say is left out."""
+    """Time, throughput, memory, parameters and FLOPs of both sides.
+
+    Left out: what a run does not report, and times if the machine was busy while one of the runs trained.
+    """
     kinds: list[tuple[str, str, Any]] = [
         ("parameters", "", lambda run: run.summary["parameters"]),
         ("FLOPs per token", "", flops_per_token),
@@ -126,6 +139,8 @@ def costs(pairs: Sequence[Pair]) -> list[Cost]:
             lambda run: run.summary.get("peak_memory_bytes") and run.summary["peak_memory_bytes"] / 1e9,
         ),
     ]
+    if busy_note(pairs):
+        kinds = [kind for kind in kinds if kind[0] not in TIMES]
     found = []
     for name, unit, of in kinds:
         first, second = ([of(run) for run in side] for side in zip(*pairs, strict=True))

@@ -74,6 +74,9 @@ def number(row: dict[str, str], name: str) -> float | None:
         return None
 
 
+BUSY = "busy_machine"  # the event of a run whose cores other processes used: its time is no measure of its cost
+
+
 def events(run: Path) -> tuple[list[dict[str, Any]], int]:
     """The lines of events.jsonl in their order, and how many cannot be read."""
     try:

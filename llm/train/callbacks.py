@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 
 from .agreement import Agreement
 from .allocator import FreedMemory
+from .busy_machine import BusyMachine
 from .checkpoint import Checkpoint
 from .checkpoint_writer import Writer
 from .checkpointing import Checkpoints
@@ -60,4 +61,4 @@ def callbacks(run: RunFolder, signals: Signals, evaluations: Evaluations | None 
     guard = Guard(run, agreement)
     measurements = Measurements(run, agreement, guard)
     saving = Checkpoints(run, writer, agreement, guard, measurements)
-    return [FreedMemory(), agreement, guard, measurements, ValidationBar(), saving, signals]
+    return [FreedMemory(), agreement, guard, measurements, BusyMachine(run), ValidationBar(), saving, signals]

@@ -1,4 +1,4 @@
-"""What the tests of `llm.data` share: the real data, and a small tokenizer trained on a real text."""
+"""Fixtures of the tests of `llm.data`: a small tokenizer trained on a real text, and a corpus."""
 
 from pathlib import Path
 
@@ -9,15 +9,6 @@ from llm.data.tokenizer import train_bpe
 from .stores import write_lines
 
 TEXT = "The hippocampus turns “where” into when: 3,141 café notes,\n\ta naïve map — and 𝒙 ≤ 42.\n"
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """Real data beside the checkout; absent elsewhere."""
-    folder = Path(__file__).parents[2].parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("needs the real data in ../shared/data, which is not here")
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -50,8 +50,8 @@ def test_a_trained_bpe_opens_with_the_marker_and_all_bytes(bpe):
     assert alphabet == set(pre_tokenizers.ByteLevel.alphabet())
 
 
-def test_training_is_deterministic_and_streams(shared):
-    text = (shared / "tinystories" / "sample.txt").read_text()
+def test_training_is_deterministic_and_streams(real_data):
+    text = (real_data / "tinystories" / "sample.txt").read_text()
     texts = text.split("<|endoftext|>") * 3
     first, second = train_bpe(iter(texts), 1000), train_bpe(iter(texts), 1000)
     assert first.backend_tokenizer.to_str() == second.backend_tokenizer.to_str()
@@ -78,8 +78,8 @@ def test_encoding_does_not_depend_on_earlier_calls_of_transformers(bpe):
 # ---- Loaded ----------------------------------------------------------------------------------------------------------
 
 
-def test_gpt2_from_its_file_or_folder_encodes_as_published(shared):
-    for path in (shared / "gpt2-tokenizer", shared / "gpt2-tokenizer" / "tokenizer.json"):
+def test_gpt2_from_its_file_or_folder_encodes_as_published(real_data):
+    for path in (real_data / "gpt2-tokenizer", real_data / "gpt2-tokenizer" / "tokenizer.json"):
         gpt2 = load_tokenizer(path)
         assert encode_documents(gpt2, ["Hello world"]) == [[15496, 995]]
         assert (end_of_document(gpt2), vocabulary_size(gpt2)) == (50256, 50257)

@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ..real_data import find, need
 from .rows import arc_rows, piqa_rows, write_rows
 
 END = "<|endoftext|>"
@@ -54,7 +55,6 @@ def train_tokenizer(ids: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
 
 
-SHARED = Path(__file__).parents[2].parent / "shared/data"
 MakeExport = Callable[..., Path]
 
 
@@ -62,7 +62,7 @@ MakeExport = Callable[..., Path]
 def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
     """`words`: every name of the IOI task is one token. `bytes`: none is. `gpt2`: the published one, where it is."""
     known = {"words": train_tokenizer(400), "bytes": train_tokenizer(257)}
-    if (file := SHARED / "gpt2-tokenizer/tokenizer.json").is_file():
+    if file := find("gpt2-tokenizer/tokenizer.json"):
         known["gpt2"] = PreTrainedTokenizerFast(tokenizer_file=str(file), eos_token=END)
     return known
 
@@ -100,11 +100,8 @@ def make_export(tmp_path: Path, tokenizers: dict[str, PreTrainedTokenizerFast]) 
 
 @pytest.fixture(scope="session")
 def real_items() -> Path:
-    """Real items of PIQA, HellaSwag and OpenBookQA; they and GPT-2's tokenizer lie beside the checkout, if at all."""
-    for folder in (SHARED / "evals", SHARED / "gpt2-tokenizer"):
-        if not folder.is_dir():
-            pytest.skip(f"the real evaluation data is not there: {folder}")
-    return SHARED / "evals"
+    """Real items of PIQA, HellaSwag and OpenBookQA."""
+    return need("evals")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from llm.cli import main
+from llm.runs import reading
 
 Config = Callable[..., Path]
 
@@ -33,8 +34,10 @@ def measured(run: Path) -> list[dict[str, str]]:
     return [{name: value for name, value in row.items() if name not in clocked} for row in metrics(run)]
 
 
-def events(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+def events(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The events of a kind; without one all but that the machine was busy, as it may be while tests run."""
+    told = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return [event for event in told if (event["event"] == kind if kind else event["event"] != reading.BUSY)]
 
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:

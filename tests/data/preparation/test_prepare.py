@@ -29,7 +29,7 @@ from llm.data.preparation.recipe import Settings
 from llm.data.shard import Manifest
 from llm.data.store import TokenStore
 from llm.data.stories import MARKER, stories
-from llm.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from llm.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_bpe
 
 from ..conftest import TEXT
 from ..stores import SPLITS, children, documents_of, plain_ids, tree, write_lines
@@ -111,11 +111,11 @@ def test_forms_do_not_matter(bpe_folder, tmp_path):
     assert len({store.fingerprint for store in stores}) == 1
 
 
-def test_real_books_with_the_real_tokenizer(shared, tmp_path):
-    gpt2 = shared / "gpt2-tokenizer" / "tokenizer.json"
-    prepare([str(shared / "nemotron-cc-layout")], tmp_path / "out", tokenizer=gpt2, workers=2)
+def test_real_books_with_the_real_tokenizer(real_data, tmp_path):
+    gpt2 = real_data / "gpt2-tokenizer" / "tokenizer.json"
+    prepare([str(real_data / "nemotron-cc-layout")], tmp_path / "out", tokenizer=gpt2, workers=2)
     texts = []
-    for path in sorted((shared / "nemotron-cc-layout").rglob("*.zstd")):
+    for path in sorted((real_data / "nemotron-cc-layout").rglob("*.zstd")):
         texts += [json.loads(line)["text"] for line in zstd.decompress(path.read_bytes()).splitlines()]
     held_out = [int(sha256(text.encode()).hexdigest()[:16], 16) < 0.005 * 2**64 for text in texts]
     tokenizer = Tokenizer.from_file(str(gpt2))
@@ -188,14 +188,15 @@ def test_a_bad_file_is_told_and_the_others_are_finished(workers, corpus, bpe_fol
     assert TokenStore.open(tmp_path / "out").verify() == []
 
 
-def test_other_settings_tokenizers_sources_or_texts_are_refused(corpus, bpe_folder, shared, tmp_path):
+def test_other_settings_tokenizers_sources_or_texts_are_refused(corpus, bpe_folder, tmp_path):
     settings = {"tokenizer": bpe_folder, "validation_fraction": 0.2, "workers": 1}
     out = tmp_path / "out"
     prepare([str(corpus)], out, **settings)
     whole = tree(out)
-    gpt2 = shared / "gpt2-tokenizer"
+    other = tmp_path / "other"
+    train_bpe([TEXT], 300).save_pretrained(other)
     for sources, changed, message in (
-        (corpus, {"tokenizer": gpt2}, "was begun with another tokenizer; name another --out"),
+        (corpus, {"tokenizer": other}, "was begun with another tokenizer; name another --out"),
         (corpus, {"tokenizer": None, "train_tokenizer": 300}, "was begun with another tokenizer"),
         (corpus, {"text_key": "body"}, "was begun with text key: 'text', not 'body'; name another --out"),
         (corpus, {"validation_fraction": 0.1}, r"was begun with validation fraction: 0\.2, not 0\.1"),

@@ -117,15 +117,15 @@ def test_progress_ends_at_the_size_of_the_file(tmp_path):
         assert reads[-1] == source.size
 
 
-def test_real_files(shared):
-    sources = open_sources([str(shared / "nemotron-cc-layout")])
+def test_real_files(real_data):
+    sources = open_sources([str(real_data / "nemotron-cc-layout")])
     for source in sources:
-        raw = zstd.decompress((shared / source.location).read_bytes()).decode()
+        raw = zstd.decompress((real_data / source.location).read_bytes()).decode()
         assert [d.text for d in source.documents(BadDocuments())] == [
             json.loads(line)["text"] for line in raw.splitlines()
         ]
     assert [source.name for source in sources] == ["00000-books-part-00000", "00001-books-part-00001"]
-    sample = shared / "tinystories" / "sample.txt"
+    sample = real_data / "tinystories" / "sample.txt"
     layout = re.compile(rf"\n?{re.escape(MARKER)}\n?")
     assert read(sample) == [text for text in layout.split(sample.read_text()[1:-1]) if text]
 

@@ -22,7 +22,7 @@ from ..rows import arc_rows, piqa_rows, rows_of
 
 # As the hub has them: named configs in the README, a parquet file or several for each split.
 LAYOUT = {
-    "baber/piqa": {"default": ("data", {"train": 14, "validation": 8, "test": 3})},
+    "baber/piqa": {"default": ("data", {"train": 14, "validation": 12, "test": 3})},
     "allenai/ai2_arc": {
         "ARC-Easy": ("ARC-Easy", {"train": 9, "validation": 3, "test": 6}),
         "ARC-Challenge": ("ARC-Challenge", {"train": 8, "validation": 2, "test": 5}),
@@ -58,7 +58,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_rows_are_those_of_the_hub(hub, capsys):
     assert main(["prefetch", "data", "--tasks", "piqa", "arc_easy", "arc_challenge", "stories"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["piqa: fetched 14 train, 8 validation", "arc_easy: fetched 9 train, 3 validation, 6 test"]
+    assert lines[:2] == ["piqa: fetched 14 train, 12 validation", "arc_easy: fetched 9 train, 3 validation, 6 test"]
     assert lines[-1] == "stories: built in, nothing to fetch"
     for task, (repository, config) in {
         "piqa": ("baber/piqa", "default"),
@@ -79,10 +79,10 @@ def test_rows_are_those_of_the_hub(hub, capsys):
 
 def test_what_is_whole_is_not_fetched_again(hub, capsys):
     folder = hub / "data/piqa"
-    assert prefetch(hub / "data", ["piqa"]) == ["piqa: fetched 14 train, 8 validation"]
+    assert prefetch(hub / "data", ["piqa"]) == ["piqa: fetched 14 train, 12 validation"]
     files = {path: path.stat().st_ino for path in folder.glob("*.json*")}
     (hub / "baber/piqa/README.md").rename(hub / "gone")  # nothing is asked of the hub
-    assert prefetch(hub / "data", ["piqa"]) == ["piqa: there already, 14 train, 8 validation"]
+    assert prefetch(hub / "data", ["piqa"]) == ["piqa: there already, 14 train, 12 validation"]
     assert {path: path.stat().st_ino for path in folder.glob("*.json*")} == files
     (hub / "gone").rename(hub / "baber/piqa/README.md")
     content = (folder / "train.jsonl").read_bytes()
@@ -93,7 +93,7 @@ def test_what_is_whole_is_not_fetched_again(hub, capsys):
     ):
         spoil()
         assert not whole(folder, ["train"])
-        assert prefetch(hub / "data", ["piqa"]) == ["piqa: fetched 14 train, 8 validation"]
+        assert prefetch(hub / "data", ["piqa"]) == ["piqa: fetched 14 train, 12 validation"]
         assert (folder / "train.jsonl").read_bytes() == content
 
 
@@ -117,7 +117,7 @@ def test_a_fetch_that_was_killed_leaves_nothing_that_looks_whole(hub, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             prefetch(hub / "data", ["piqa"])
     assert not list((hub / "data/piqa").glob("*.jsonl")) and not whole(hub / "data/piqa", ["train", "validation"])
-    assert prefetch(hub / "data", ["piqa"]) == ["piqa: fetched 14 train, 8 validation"]
+    assert prefetch(hub / "data", ["piqa"]) == ["piqa: fetched 14 train, 12 validation"]
     assert whole(hub / "data/piqa", ["train", "validation"])
     assert not list((hub / "data").rglob("*.part"))
 
@@ -184,9 +184,11 @@ def hippoformer(tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: p
     return tmp_path / "out"
 
 
-def test_the_command_line_of_stock_lm_eval_gives_the_same_numbers(hub, hippoformer):
-    """Official task, official command, on the folder as it is; real items where they are at hand."""
-    if (real := Path(__file__).parents[3].parent / "shared/data/evals/piqa").is_dir():
+@pytest.mark.parametrize("items", ["made up", "real"])
+def test_the_command_line_of_stock_lm_eval_gives_the_same_numbers(hub, hippoformer, items, request):
+    """Official task, official command, on the folder as it is."""
+    if items == "real":
+        real = request.getfixturevalue("real_items") / "piqa"
         rows = {("default", split): rows_of(real / f"{split}.jsonl")[:40] for split in ("train", "validation")}
         write_repository("baber/piqa", rows)
     environment = os.environ | {"HF_DATASETS_CACHE": str(hub / "stock"), "HF_MODULES_CACHE": str(hub / "modules")}

@@ -12,7 +12,17 @@ from scipy.stats import gmean
 
 from evals.exported_steps import Curve, Run
 from evals.exports import Export
-from evals.verdict.efficiency import Cost, Reached, Saving, costs, first_at, flops_per_token, reached, saving
+from evals.verdict.efficiency import (
+    Cost,
+    Reached,
+    Saving,
+    busy_note,
+    costs,
+    first_at,
+    flops_per_token,
+    reached,
+    saving,
+)  # fmt: skip
 from evals.verdict.pair import Pair, Pairs
 from evals.verdict.record import Comparison, record, rows, saving_rows
 from evals.verdict.verdict import cost_sentence
@@ -154,6 +164,20 @@ def test_what_one_run_does_not_say_is_left_out(lacking):
     whole, older = made_run([2.0]), made_run([2.0], rates=(), peak_memory_bytes=None, flops_per_token=None)
     pairs = [Pair(whole, whole), Pair(older, whole) if lacking == "first" else Pair(whole, older)]
     assert [cost.name for cost in costs(pairs)] == ["parameters", "training time"]
+
+
+def test_the_time_of_a_run_that_shared_its_cores_is_no_cost(tmp_path):
+    quiet, busy = made_run([2.0], name=str(tmp_path / "quiet")), made_run([2.0], name=str(tmp_path / "busy"))
+    for run in (quiet, busy):
+        run.folder.mkdir()
+        (run.folder / "events.jsonl").write_text('{"step": 3, "event": "loss spike"}\n')
+    assert not busy_note([Pair(quiet, busy)]) and len(costs([Pair(quiet, busy)])) == 5
+    with (busy.folder / "events.jsonl").open("a") as file:
+        file.write('{"step": 0, "event": "busy_machine", "why": "..."}\n')
+    pairs = [Pair(quiet, quiet), Pair(quiet, busy)]
+    (note,) = busy_note(pairs)
+    assert note.endswith(f": {busy.folder}") and "training time and tokens per second are not compared" in note
+    assert [cost.name for cost in costs(pairs)] == ["parameters", "FLOPs per token", "peak memory"]
 
 
 def test_the_rows_and_the_sentence_of_the_costs():
