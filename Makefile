@@ -1,21 +1,30 @@
-# `make run` is the tutorial: the product's own commands, in order. `make test` is everything CI checks.
+# `make install` sets up .venv to run; `make run` is the tutorial: the product's own commands, in order; `make test` sets
+# up .venv for development too, and is everything CI checks.
 PYTHON ?= python3
 BIN := .venv/bin
 
 RUN := runs/stories
 LAST := exports/step-00002300
 
-.PHONY: run test test-slurm browser lint
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: install run test test-slurm browser lint
 .DELETE_ON_ERROR:
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("$(PYTHON) is too old: give make PYTHON=python3.11 or newer" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -e .
 	touch $@
 
-# A corpus and its tokens; the pair, alike but for the stream of values; every checkpoint as a transformers folder; three
-# kinds of evaluation; one verdict. Every command picks up where it was: a `make run` that was killed goes on.
+.venv/.developing: .venv/.installed
+	$(PIP) -e '.[dev]'
+	touch $@
+
+install: .venv/.installed
+
+# A corpus and its tokens; the pair, which differs in the value stream alone; every checkpoint as a transformers folder;
+# three kinds of evaluation; one verdict. Every command resumes: repeat `make run` after an interruption.
 run: .venv/.installed
 	$(BIN)/python -m llm prepare stories --documents 30000 --train-tokenizer 1024 --out $(RUN)/store
 	$(BIN)/python -m llm fit --config configs/stories_classic.yaml --resume auto
@@ -27,7 +36,7 @@ run: .venv/.installed
 	$(BIN)/python -m evals incontext $(RUN)/classic/$(LAST) $(RUN)/values/$(LAST) --store $(RUN)/store
 	$(BIN)/python -m evals compare $(RUN)/classic $(RUN)/values --out $(RUN)/comparison
 
-lint: .venv/.installed
+lint: .venv/.developing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -35,11 +44,11 @@ lint: .venv/.installed
 test: lint
 	$(BIN)/python -m pytest -n 2
 
-# The sbatch scripts on a Slurm cluster of two nodes, which is set up on this machine (apt-get, as root) and ended again.
-test-slurm: .venv/.installed
+# The sbatch scripts on a two-node Slurm cluster that the tests set up on this machine (apt-get, as root) and stop again.
+test-slurm: .venv/.developing
 	$(BIN)/python -m pytest -m slurm -rs tests/slurm
 
-# The browser that opens the page of a comparison in `make test`, which skips that without one (apt-get, as root).
+# A browser to open a comparison's page in `make test` (apt-get, as root); without one those tests skip.
 browser:
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
 		root="$$([ "$$(id -u)" = 0 ] || echo sudo --non-interactive)"; \

@@ -1,0 +1,141 @@
+"""Pages say what is true: links lead somewhere, commands pass their own parsers, options exist."""
+
+import argparse
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import evals.__main__
+from llm.cli import COMMANDS
+from llm.train.cli import parse
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    page.relative_to(ROOT)
+    for pattern in ("*.md", "docs/**/*.md", "small/*/*.md", "benchmarks/*.md", ".github/**/*.md")
+    for page in ROOT.glob(pattern)
+)
+SCRIPTS = sorted(path.relative_to(ROOT) for pattern in ("Makefile", "slurm/*.sh") for path in ROOT.glob(pattern))
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"python -m (llm|evals|benchmarks(?:\.\w+)?|small\.\w+)\b([^`|>&;)#]*)")
+OPTION = re.compile(r"`(--[\w.-]+)[^`]*`")
+FIT = ("fit", "validate")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall((ROOT / page).read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = ROOT / page.parent / path if path else ROOT / page
+        assert file.exists(), f"{page}: {target}"
+        if anchor:
+            assert anchor in _anchors(file), f"{page}: {target}"
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *SCRIPTS], ids=str)
+def test_commands_pass_their_parsers(page: Path) -> None:
+    for program, words in _commands((ROOT / page).read_text()):
+        assert not (problem := _problem(program, words)), f"{page}: python -m {program} {' '.join(words)}: {problem}"
+
+
+def _commands(text: str) -> Iterator[tuple[str, list[str]]]:
+    """(program, its words) of every command line; prose may name a program alone, or with a command."""
+    text = re.sub(r"\\\n\s*", " ", text)
+    for program, rest in COMMAND.findall(re.sub(r"\$\(BIN\)/python", "python", text)):
+        line = rest.split("\n", 1)[0]
+        try:
+            words = shlex.split(line)
+        except ValueError:  # a quotation mark of the prose around it
+            words = line.split()
+        yield program, [word for word in words if word not in ("...", "[...]", "…")]
+
+
+def _problem(program: str, words: list[str]) -> str | None:
+    """What the program's own parser objects to."""
+    if not words or words[0] in ("--help", "--version", "COMMAND") or program.startswith("benchmarks"):
+        importlib.import_module(program)
+        return None
+    if program == "llm" and words[0] in FIT:
+        return _fit_problem(words[1:])
+    known = _options(program, words[0])
+    if known is None:
+        return "there is no such command"
+    unknown = [word for word in words[1:] if word.startswith("--") and word.partition("=")[0] not in known]
+    return f"unknown {unknown}" if unknown else None
+
+
+def _fit_problem(words: list[str]) -> str | None:
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        if word == "--config" and value.startswith("configs/") and "$" not in value and not (ROOT / value).is_file():
+            return f"there is no {value}"
+    return next((f"unknown {w}" for w in words if w.startswith("--") and w.partition("=")[0] not in _of_fit()), None)
+
+
+@cache
+def _of_fit() -> set[str]:
+    """The options of fit and validate; `evaluation.arguments` and mixtures take any."""
+    parser = parse(["--config", str(ROOT / "configs/stories_values.yaml")], run=False).parser
+    return {"--help", *(option for action in parser._actions for option in action.option_strings)}
+
+
+@cache
+def _options(program: str, command: str) -> set[str] | None:
+    """The options of one command; None where there is no such command."""
+    if program == "llm":
+        if command not in COMMANDS:
+            return None
+        parser = argparse.ArgumentParser()
+        importlib.import_module(COMMANDS[command][0]).add_arguments(parser)
+    else:
+        module = evals.__main__ if program == "evals" else importlib.import_module(f"{program}.cli")
+        (commands,) = [a for a in module._parser()._actions if isinstance(a, argparse._SubParsersAction)]
+        if command not in commands.choices:
+            return None
+        parser = commands.choices[command]
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+@cache
+def _every_option() -> set[str]:
+    """The options of all commands."""
+    found = {"--version", *_of_fit()}
+    for command in COMMANDS.keys() - set(FIT):
+        found |= _options("llm", command) or set()
+    for program in ("evals", "small.icl", "small.grid", "small.tem", "small.vision"):
+        module = evals.__main__ if program == "evals" else importlib.import_module(f"{program}.cli")
+        (commands,) = [a for a in module._parser()._actions if isinstance(a, argparse._SubParsersAction)]
+        for command in commands.choices:
+            found |= _options(program, command) or set()
+    return found
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parts[0] in ("README.md", "docs", "small")], ids=str)
+def test_options_that_are_named_exist(page: Path) -> None:
+    """Those in code spans of the prose; other programs' options stand with their program's name."""
+    named = set(OPTION.findall((ROOT / page).read_text()))
+    foreign = {
+        "--nodes",
+        "--time",
+        "--gpus",
+        "--array",
+        "--export",
+        "--signal",
+        "--requeue",
+        "--account",
+        "--partition",
+    }
+    assert not named - _every_option() - foreign
