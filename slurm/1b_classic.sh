@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The 1B model of the residual-streams paper, classic, on the store of prepare_nemotron.sh: 2 nodes x 8 GPUs.
+# The 1B classic model of Burns et al. 2025 on the store that prepare_nemotron.sh makes: 2 nodes x 8 GPUs.
 #
 #   bash slurm/1b_classic.sh                                               # submits itself
 #   NODES=4 PARTITION=gpu ACCOUNT=mine TIME=24:00:00 bash slurm/1b_classic.sh
-#   sbatch --nodes=4 slurm/1b_classic.sh                                   # the same by sbatch, in the project's root
+#   sbatch --nodes=4 slurm/1b_classic.sh                                   # with sbatch, from the repository root
 #   STORE=/scratch/nemotron RUN=/scratch/runs/classic bash slurm/1b_classic.sh --run.checkpoint_every 250
 #
-# What follows the name of the script goes to `python -m llm fit`. The variables are told in launch.sh, and what becomes
-# of the job at its time limit in docs/cluster.md.
+# Arguments after the script name go to `python -m llm fit`. launch.sh lists the variables; docs/cluster.md explains
+# what happens at the time limit.
 #SBATCH --job-name=1b-classic
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8

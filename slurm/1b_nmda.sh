@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The 1B model of 1b_classic.sh with NMDA, alpha 10, in its gated FFN. No paper has this run: see its config.
+# The 1B model of 1b_classic.sh with NMDA (alpha 10) in its gated FFN. No paper has this run: see its config.
 #
 #   bash slurm/1b_nmda.sh                                                  # submits itself: 2 nodes x 8 GPUs
 #   RUN=runs/1b/nmda2 bash slurm/1b_nmda.sh --decoder.nmda_alpha 2.0
-#   sbatch --nodes=4 slurm/1b_nmda.sh                                      # by sbatch, in the project's root
+#   sbatch --nodes=4 slurm/1b_nmda.sh                                      # with sbatch, from the repository root
 #
-# What follows the name of the script goes to `python -m llm fit`; the variables are told in launch.sh.
+# Arguments after the script name go to `python -m llm fit`. launch.sh lists the variables.
 #SBATCH --job-name=1b-nmda
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8

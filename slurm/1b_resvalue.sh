@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The 1B model of the residual-streams paper with a residual stream of values: the other half of the pair of
-# 1b_classic.sh, on the same data in the same order.
+# The 1B model of Burns et al. 2025 with a residual value stream: the other half of the pair of 1b_classic.sh, on the
+# same data in the same order.
 #
 #   bash slurm/1b_resvalue.sh                                              # submits itself: 2 nodes x 8 GPUs
 #   NODES=4 PARTITION=gpu ACCOUNT=mine bash slurm/1b_resvalue.sh
-#   sbatch --nodes=4 slurm/1b_resvalue.sh --run.checkpoint_every 250       # by sbatch, in the project's root
+#   sbatch --nodes=4 slurm/1b_resvalue.sh --run.checkpoint_every 250       # with sbatch, from the repository root
 #
-# What follows the name of the script goes to `python -m llm fit`; the variables are told in launch.sh.
+# Arguments after the script name go to `python -m llm fit`. launch.sh lists the variables.
 #SBATCH --job-name=1b-resvalue
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# A run's newest checkpoint -> an exported folder -> ARC, PIQA, OpenBookQA and HellaSwag at 0, 1 and 5 shots: the tasks of
-# the residual-streams paper. One GPU.
+# Export a run's newest checkpoint and evaluate it on the tasks of Burns et al. 2025 (ARC, PIQA, OpenBookQA, HellaSwag)
+# at 0, 1 and 5 shots. One GPU.
 #
 #   RUN=runs/1b/values bash slurm/evaluate.sh                              # submits itself
-#   RUN=runs/1b/values DATA=/scratch/evals bash slurm/evaluate.sh          # nodes without a network, see below
+#   RUN=runs/1b/values DATA=/scratch/evals bash slurm/evaluate.sh          # for nodes without a network, see DATA
 #   RUN=runs/1b/values STEP=20000 TASKS=piqa SHOTS=0 sbatch slurm/evaluate.sh --limit 200
 #
-# What follows the name of the script goes to `python -m evals run`. The checkpoint (or that of STEP) is exported to
-# RUN/exports/step-N, and every step that was ever exported there is evaluated and drawn over training; `evals compare`
-# finds the last. With OUT=FOLDER the export goes there and is evaluated alone. Results: evals/lm_eval.json in the export,
-# one after another as they are done; a job that is queued again, or given again, goes on after the last of them. DATA is
-# a folder that `python -m evals prefetch DATA` filled where there is a network. SUITE, TASKS and SHOTS: the options of
-# `evals run`; the suite is `paper`.
+# Arguments after the script name go to `python -m evals run`. The job exports the newest checkpoint, or that of STEP,
+# to RUN/exports/step-N. It then evaluates every step exported there and plots accuracy over training. `evals compare`
+# reads the results of the last step. With OUT=FOLDER, the job exports to FOLDER and evaluates only that.
+#
+# Each result goes to evals/lm_eval.json in the export as soon as it is done; a requeued or repeated job skips finished
+# results. DATA is a folder that `python -m evals prefetch DATA` filled on a machine with a network. SUITE, TASKS and
+# SHOTS are options of `evals run` (default suite: paper).
 #SBATCH --job-name=evaluate
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# GPT-2 124M on OpenWebText with NMDA, alpha 10, as in the NMDA paper's Appendix A.9: 1 node x 8 GPUs.
+# GPT-2 124M on OpenWebText with NMDA (alpha 10), as in Kim et al. 2023, Appendix A.9: 1 node x 8 GPUs.
 #
 #   bash slurm/gpt2_124m_nmda.sh                                           # submits itself
-#   CONFIG=configs/gpt2_124m_gelu.yaml bash slurm/gpt2_124m_nmda.sh        # what it is compared with
-#   GPUS=4 PARTITION=gpu bash slurm/gpt2_124m_nmda.sh                      # fewer GPUs, the same 480 rows a step
-#   sbatch --time=96:00:00 slurm/gpt2_124m_nmda.sh                         # by sbatch, in the project's root
+#   CONFIG=configs/gpt2_124m_gelu.yaml bash slurm/gpt2_124m_nmda.sh        # the baseline
+#   GPUS=4 PARTITION=gpu bash slurm/gpt2_124m_nmda.sh                      # fewer GPUs, still 480 sequences per step
+#   sbatch --time=96:00:00 slurm/gpt2_124m_nmda.sh                         # with sbatch, from the repository root
 #
-# What follows the name of the script goes to `python -m llm fit`; the variables are told in launch.sh.
+# Arguments after the script name go to `python -m llm fit`. launch.sh lists the variables.
 #SBATCH --job-name=gpt2-124m
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8

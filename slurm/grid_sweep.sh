@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# The runs of the NMDA paper's grid experiments, Figures 3 and 4: eight alphas, three numbers of maps, three seeds, shared
-# out over the tasks of an array; a task is one GPU, and trains its share one run after the other.
+# The grid experiments of Kim et al. 2023, Figures 3 and 4: eight alphas, three numbers of maps, three seeds. A job
+# array divides the runs; each task has one GPU and trains its runs one after the other.
 #
-#   sbatch slurm/grid_sweep.sh                                             # 72 runs by 24 tasks
-#   TASKS=72 sbatch --array=1-72 slurm/grid_sweep.sh                       # a run a task
-#   sbatch slurm/grid_sweep.sh --act gelu_sigmoid relu leaky_relu sigmoid tanh --maps 32      # Figure 3c's others
-#   RUNS=/scratch/grid sbatch --array=7 slurm/grid_sweep.sh                # task 7 once more
+#   sbatch slurm/grid_sweep.sh                                             # 72 runs in 24 tasks
+#   TASKS=72 sbatch --array=1-72 slurm/grid_sweep.sh                       # one run per task
+#   sbatch slurm/grid_sweep.sh --act gelu_sigmoid relu leaky_relu sigmoid tanh --maps 32      # the others of Figure 3c
+#   RUNS=/scratch/grid sbatch --array=7 slurm/grid_sweep.sh                # repeat task 7
 #
-# What follows the name of the script takes the place of the alphas and maps and goes to `python -m small.grid sweep`. A
-# task that was killed, requeued or given twice does no harm: a run goes on after its last trial. `python -m small.grid
-# figures RUNS` draws what is there, at any time.
+# Arguments after the script name replace the alphas and maps and go to `python -m small.grid sweep`. Killed, requeued
+# or repeated tasks do no harm: each run resumes after its last finished trial. `python -m small.grid figures RUNS`
+# draws the results so far.
 #SBATCH --job-name=grid-sweep
 #SBATCH --array=1-24
 #SBATCH --nodes=1
@@ -22,7 +22,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%x-%A_%a.log
 set -euo pipefail
-cd "${SLURM_SUBMIT_DIR:-.}"  # the project's root: Slurm runs a copy of this file from elsewhere
+cd "${SLURM_SUBMIT_DIR:-.}"  # the repository root: Slurm runs a copy of this file from elsewhere
 
 PYTHON=${PYTHON:-.venv/bin/python}
 RUNS=${RUNS:-runs/grid/paper}

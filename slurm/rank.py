@@ -1,8 +1,8 @@
-"""One rank of a job, started by srun: `rank.py MARK fit ...` is `python -m llm fit ...` but for two things.
+"""One rank of a job, started by srun: `rank.py MARK fit ...` is `python -m llm fit ...` with two differences.
 
-A fit that was told to stop, and has saved, ends with 0 instead of 75 and leaves the file MARK: at 75 srun would end the
-ranks that are still closing their files, and give back their status instead. And the signals that tell it to stop are
-not deadly while Python is still loading, nor while it leaves.
+1. A fit that stopped on a signal after saving exits with 0 instead of 75, and creates the file MARK. At 75, srun would
+   kill the ranks that are still closing their files and return their status instead.
+2. SIGUSR1 and SIGTERM are ignored while Python starts and exits.
 """
 
 import os

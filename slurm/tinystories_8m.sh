@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The 8M pair of the residual-streams paper on TinyStories, three seeds of each variant: six tasks of one GPU. Tasks 1
-# and 2 are classic and values of seed 1, tasks 3 and 4 of seed 2, tasks 5 and 6 of seed 3.
+# The 8M pair of Burns et al. 2025 on TinyStories, three seeds per variant: six tasks with one GPU each. Tasks 1 and 2
+# are classic and values of seed 1, tasks 3 and 4 of seed 2, tasks 5 and 6 of seed 3.
 #
 #   bash slurm/tinystories_8m.sh                                           # submits itself
-#   sbatch --array=1,2 slurm/tinystories_8m.sh                             # the pair of seed 1 only
+#   sbatch --array=1,2 slurm/tinystories_8m.sh                             # only the pair of seed 1
 #   sbatch --array=1-10 slurm/tinystories_8m.sh                            # five seeds
 #   STORE=/scratch/tinystories RUNS=/scratch/runs PARTITION=gpu bash slurm/tinystories_8m.sh
 #
-# The runs are RUNS/VARIANT-seedN. What follows the name of the script goes to `python -m llm fit`; the other variables
-# are told in launch.sh.
+# The runs are RUNS/VARIANT-seedN. Arguments after the script name go to `python -m llm fit`. launch.sh lists the other
+# variables.
 #SBATCH --job-name=tinystories-8m
 #SBATCH --array=1-6
 #SBATCH --nodes=1
