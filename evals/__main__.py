@@ -127,7 +127,7 @@ def _add_ioi(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         commands,
         "ioi",
         "the indirect-object task: probability of the right and the wrong name",
-        "The indirect-object task of residual-attention-streams, Section 4.2, as in its Table 2: mean ± standard "
+        "The indirect-object task of Burns et al. 2025, Section 4.2, as in its Table 2: mean ± standard "
         "deviation (of the population) over the models of a group. Then the same on a balanced, generated set, with "
         "accuracy and logit difference. Every prompt's values go to EXPORT/evals/ioi.json and ioi_generated.json.",
         "python -m evals ioi classic=out/classic-seed1,out/classic-seed2 values=out/values-seed1,out/values-seed2",

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The 1B model of the residual-streams paper, classic, on the store of prepare_nemotron.sh: 2 nodes x 8 GPUs.
+# The 1B model of Burns et al. 2025, classic, on the store of prepare_nemotron.sh: 2 nodes x 8 GPUs.
 #
 #   bash slurm/1b_classic.sh                                               # submits itself
 #   NODES=4 PARTITION=gpu ACCOUNT=mine TIME=24:00:00 bash slurm/1b_classic.sh

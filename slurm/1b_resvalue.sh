@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The 1B model of the residual-streams paper with a residual stream of values: the other half of the pair of
+# The 1B model of Burns et al. 2025 with a residual stream of values: the other half of the pair of
 # 1b_classic.sh, on the same data in the same order.
 #
 #   bash slurm/1b_resvalue.sh                                              # submits itself: 2 nodes x 8 GPUs

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A run's newest checkpoint -> an exported folder -> ARC, PIQA, OpenBookQA and HellaSwag at 0, 1 and 5 shots: the tasks of
-# the residual-streams paper. One GPU.
+# Burns et al. 2025. One GPU.
 #
 #   RUN=runs/1b/values bash slurm/evaluate.sh                              # submits itself
 #   RUN=runs/1b/values DATA=/scratch/evals bash slurm/evaluate.sh          # nodes without a network, see below

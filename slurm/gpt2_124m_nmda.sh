@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# GPT-2 124M on OpenWebText with NMDA, alpha 10, as in the NMDA paper's Appendix A.9: 1 node x 8 GPUs.
+# GPT-2 124M on OpenWebText with NMDA, alpha 10, as in Kim et al. 2023, Appendix A.9: 1 node x 8 GPUs.
 #
 #   bash slurm/gpt2_124m_nmda.sh                                           # submits itself
 #   CONFIG=configs/gpt2_124m_gelu.yaml bash slurm/gpt2_124m_nmda.sh        # what it is compared with

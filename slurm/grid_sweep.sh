@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The runs of the NMDA paper's grid experiments, Figures 3 and 4: eight alphas, three numbers of maps, three seeds, shared
-# out over the tasks of an array; a task is one GPU, and trains its share one run after the other.
+# The grid experiments of Kim et al. 2023, Figures 3 and 4: eight alphas, three numbers of maps, three seeds, shared out
+# over the tasks of an array; a task is one GPU, and trains its share one run after the other.
 #
 #   sbatch slurm/grid_sweep.sh                                             # 72 runs by 24 tasks
 #   TASKS=72 sbatch --array=1-72 slurm/grid_sweep.sh                       # a run a task

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The 8M pair of the residual-streams paper on TinyStories, three seeds of each variant: six tasks of one GPU. Tasks 1
+# The 8M pair of Burns et al. 2025 on TinyStories, three seeds of each variant: six tasks of one GPU. Tasks 1
 # and 2 are classic and values of seed 1, tasks 3 and 4 of seed 2, tasks 5 and 6 of seed 3.
 #
 #   bash slurm/tinystories_8m.sh                                           # submits itself
