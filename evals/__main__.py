@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evals.exports import DTYPES, open_export
-from llm.common.arguments import add_command
+from llm.common.arguments import add_command, add_version
 from llm.common.errors import UserError, exit_status
 from llm.common.files import write_json
 from llm.common.threads import set_wait_policy, warn_if_busy
@@ -116,6 +116,7 @@ def _incontext(options: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m evals", description=__doc__)
+    add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_ioi, _add_run, _add_prefetch, _add_compare, _add_losses, _add_incontext):
         add(commands)
