@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evals.exports import DTYPES, open_export
-from llm.common.arguments import add_command
+from llm.common.arguments import add_command, add_version
 from llm.common.errors import UserError, exit_status
 from llm.common.files import write_json
 from llm.common.threads import set_wait_policy, warn_if_busy
@@ -116,6 +116,7 @@ def _incontext(options: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m evals", description=__doc__)
+    add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_ioi, _add_run, _add_prefetch, _add_compare, _add_losses, _add_incontext):
         add(commands)
@@ -127,7 +128,7 @@ def _add_ioi(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         commands,
         "ioi",
         "the indirect-object task: probability of the right and the wrong name",
-        "The indirect-object task of residual-attention-streams, Section 4.2, as in its Table 2: mean ± standard "
+        "The indirect-object task of Burns et al. 2025, Section 4.2, as in its Table 2: mean ± standard "
         "deviation (of the population) over the models of a group. Then the same on a balanced, generated set, with "
         "accuracy and logit difference. Every prompt's values go to EXPORT/evals/ioi.json and ioi_generated.json.",
         "python -m evals ioi classic=out/classic-seed1,out/classic-seed2 values=out/values-seed1,out/values-seed2",

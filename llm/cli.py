@@ -11,6 +11,7 @@ import argparse
 import importlib
 import sys
 
+from .common.arguments import version
 from .common.errors import exit_status
 from .common.threads import set_wait_policy, warn_if_busy
 
@@ -38,6 +39,7 @@ HELP = "\n".join(
         "usage: python -m llm COMMAND ...; python -m llm COMMAND --help tells more",
         "",
         *(f"  {name:14}{text}" for name, (_, text) in COMMANDS.items()),
+        f"  {'--version':14}print the version and exit",
         "",
         "example: python -m llm fit --config configs/stories_values.yaml --trainer.max_steps 100",
     ]
@@ -51,6 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(HELP, file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
+    if words[0] == "--version":
+        print(version())
+        return 0
     command, rest = words[0], words[1:]
     if command not in COMMANDS:
         print(f"error: unknown command {command!r}: give one of {', '.join(COMMANDS)}", file=sys.stderr)

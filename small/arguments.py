@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm.common.arguments import add_command
+from llm.common.arguments import add_command, add_version
 from llm.common.errors import UserError, exit_status
 from llm.common.threads import set_wait_policy, warn_if_busy
 
@@ -18,6 +18,7 @@ def run_command(program: str, parser: argparse.ArgumentParser, arguments: Sequen
     Returns the exit status: 0, or 2 for input that cannot be used, said in one line on stderr.
     """
     set_wait_policy()
+    add_version(parser)
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(words)
     if hasattr(options, "device"):  # a command that computes

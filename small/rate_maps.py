@@ -1,6 +1,6 @@
 """What neurons say of places: rate maps, place-cell, grid and band scores, sparsity; thousands of neurons at once.
 
-nmda-transformer.txt, Section 3.2, Appendices A.1 and A.10. The data flow:
+Kim et al. 2023, Section 3.2, Appendices A.1 and A.10. The data flow:
 
     activity along a walk -> rate maps -> place-cell score (Eq. S1, Algorithm 1)
                                        -> autocorrelogram -> grid score, for spaces that are a square

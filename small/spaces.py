@@ -1,6 +1,6 @@
 """Spaces to walk in: cells, and actions that lead from one to another. Squares, lines, cubes, hexagons, a tree, a file.
 
-nmda-transformer.txt, Section 2.1 has squares of 11 x 11; its Appendix A.1.2 has the place cell score for "various graph
+Kim et al. 2023, Section 2.1, has squares of 11 x 11; its Appendix A.1.2 has the place cell score for "various graph
 structures, such as 2D hexagonal grids or 3D grid spaces", and a space here is any of those. A file may be
 
     .txt      a maze: every character but a space and # is a cell, # and spaces are walls; four directions
@@ -156,10 +156,10 @@ def _hexagonal_place(at: tuple[int, int]) -> tuple[float, float]:
 
 
 def family_tree(generations: int) -> Graph:
-    """A full binary tree of people, everyone with a sister or brother; actions are relations (tem-transformer.txt, 3).
+    """A full binary tree of people, everyone with a sister or brother; actions are relations.
 
-    As in the paper's example, parent, sibling and niece lead back to where they began (from a daughter). The first
-    generation has no parent, and the last no children.
+    As in the example of Whittington et al. 2022, Figure 1, parent, sibling and niece lead back to where they began
+    (from a daughter). The first generation has no parent, and the last no children.
     """
     if generations < 2:
         raise UserError(f"a family tree of {generations} has no relations: give at least 2 generations")

@@ -12,7 +12,7 @@ from llm.model.streams import SOURCES, STREAMS, ResidualStream
 
 from .checks import refuse
 
-DEFAULTS = {"nmda": 1.0, "leaky_relu": 0.01}  # alpha (SiLU); slope below 0 (nmda-transformer.txt, Section 3.1)
+DEFAULTS = {"nmda": 1.0, "leaky_relu": 0.01}  # alpha (SiLU); slope below 0 (Kim et al. 2023, Section 3.1)
 TITLES = {"nmda": "NMDA α =", "leaky_relu": "LeakyReLU", "gelu": "GELU"}
 
 

@@ -1,5 +1,6 @@
-"""The front door: help, unknown commands, and the benchmark."""
+"""The front doors: help, unknown commands, versions."""
 
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llm.cli import COMMANDS, main
+from llm.common.arguments import version
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,6 +30,24 @@ def test_no_command_and_an_unknown_one() -> None:
         assert done.returncode == status
         assert "prepare" in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("program", ["llm", "evals", "small.grid", "small.icl", "small.tem", "small.vision"])
+def test_every_program_prints_the_version_without_torch(program: str) -> None:
+    words = [sys.executable, "-X", "importtime", "-m", program, "--version"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == f"hippoformer {importlib.metadata.version('hippoformer')}\n"
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "llm.common.arguments" in imported and "torch" not in imported
+
+
+def test_a_checkout_without_an_install_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert version() == "hippoformer (not installed)"
 
 
 def test_imports_go_one_way() -> None:

@@ -91,7 +91,7 @@ def test_the_readmes_fit_commands_can_be() -> None:
 
 
 def test_the_1b_run_is_the_papers() -> None:
-    """residual-attention-streams.txt, Tables 3 and 4: 40,000 x 512 x 4,096 = 83.9e9 tokens."""
+    """Burns et al. 2025, Tables 3 and 4: 40,000 x 512 x 4,096 = 83.9e9 tokens."""
     config = load("1b_values")
     assert config["trainer"]["max_steps"] * config["data"]["batch_size"] * config["data"]["context"] == 83_886_080_000
     model = DecoderConfig(**config["decoder"])

@@ -72,7 +72,7 @@ class Suite(NamedTuple):
     shots: tuple[int, ...]
 
 
-# paper: the tasks of residual-attention-streams, Section 5.2 (single- and five-shot there), and no examples at all.
+# paper: the tasks of Burns et al. 2025, Section 5.2 (single- and five-shot there), and no examples at all.
 SUITES = {
     "paper": Suite(("arc_easy", "arc_challenge", "piqa", "openbookqa", "hellaswag"), (0, 1, 5)),
     "stories": Suite(("stories",), (0,)),

@@ -90,7 +90,7 @@ def _tasks(found: Comparison) -> Section | None:
 
 
 def _over_training(found: Comparison) -> Section | None:
-    """Figures 5 and 9 of residual-attention-streams, where several exported steps were evaluated."""
+    """Figures 5 and 9 of Burns et al. 2025, where several exported steps were evaluated."""
     try:
         points = curves.accuracy_over_steps([run for pair in found.pairs.pairs for run in pair], found.metric)
     except UserError as error:  # earlier steps were evaluated in another way: that is no reason to hold back a verdict

@@ -1,4 +1,4 @@
-"""Accuracy and training loss over the steps of runs: Figures 4, 5 and 9 of residual-attention-streams.
+"""Accuracy and training loss over the steps of runs: Figures 4, 5 and 9 of Burns et al. 2025.
 
 RUN/exports/step-*/evals/lm_eval.json -> points -> one panel for each number of shots (5), one for each task (9)
 RUN/metrics.csv                       -> training loss (4)

@@ -77,7 +77,7 @@ def draw_intervals(findings: Sequence[Finding], unit: str) -> "Figure":
 
 
 def draw_ioi(sentences: Sequence[dict[str, dict[str, list[float]]]], names: Sequence[str]) -> "Figure":
-    """Table 2 of residual-attention-streams: the right name's probability on each sentence, as bars, a model a colour.
+    """Table 2 of Burns et al. 2025: the right name's probability on each sentence, as bars, a model a colour.
 
     sentences: of either side, {"correct": {"mean": [4], "deviation": [4]}, "incorrect": ...} in [0, 1].
     """

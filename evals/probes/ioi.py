@@ -1,4 +1,4 @@
-"""The indirect-object task of residual-attention-streams, Section 4.2: its Table 2, and a generated set of sentences.
+"""The indirect-object task of Burns et al. 2025, Section 4.2: its Table 2, and a generated set of sentences.
 
 exported folders -> prompts -> probability of the right and the wrong name -> mean, deviation over models
 

@@ -2,7 +2,7 @@
 
 names of one token -> pairs -> frames (template, place, object) -> four sentences a frame -> means -> table
 
-The frames are those of residual-attention-streams, Section 4.2, filled at random as Wang et al. (2023,
+The frames are those of Burns et al. 2025, Section 4.2, filled at random as Wang et al. (2023,
 "Interpretability in the wild") did. Every frame and pair of names makes four sentences: either person is mentioned
 first, and either gives. So each name is the right answer as often as the wrong one, and mentioned first as often as
 second, in any number of quadruples and for each template alone. A model that always repeats the first name that it

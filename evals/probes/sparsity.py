@@ -1,6 +1,6 @@
 """How few of a feed-forward network's neurons carry its activity: the Gini index, layer by layer.
 
-nmda-transformer.txt, Appendix A.10, Eq. S13: 0 where all neurons are equally active, near 1 where a few are.
+Kim et al. 2023, Appendix A.10, Equation S13: 0 where all neurons are equally active, near 1 where a few are.
 
 Dimension letters: B batch, T time, K neurons of a feed-forward network.
 """

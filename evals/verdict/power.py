@@ -16,7 +16,7 @@ import numpy as np
 from llm.common.errors import UserError
 from llm.common.tables import text_table
 
-# The 8M models of residual-attention-streams, Section 4: validation loss ± 0.01 over three seeds on either side.
+# The 8M models of Burns et al. 2025, Section 4: validation loss ± 0.01 over three seeds on either side.
 SEED_DEVIATION = round(0.01 * math.sqrt(2), 4)
 # Measured: 0.039 over 400 validation stories, of 125 tokens in the mean, between configs/stories_classic and _values.
 DOCUMENT_DEVIATION = 0.04

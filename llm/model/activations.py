@@ -1,7 +1,7 @@
 """Activations by name. Adding one is one entry in `ACTIVATIONS`.
 
 NMDA_alpha is the current-voltage curve of the NMDA receptor read as an activation: the input is the voltage, the
-open probability a sigmoid of it, and alpha = [Mg2+] / K_Mg2+ shifts the block (nmda-transformer.txt, Eq. 5 to 7):
+open probability a sigmoid of it, and alpha = [Mg2+] / K_Mg2+ shifts the block (Kim et al. 2023, Equations 5 to 7):
 
     NMDA_{alpha,beta}(x) = x / (1 + alpha exp(-beta x)) = x sigmoid(beta x - ln alpha)
 
@@ -117,7 +117,7 @@ class _Elementwise(nn.Module):
 
 
 def _gelu_sigmoid(x: Tensor) -> Tensor:
-    """x sigmoid(1.702 x), the form of GELU that nmda-transformer.txt compares with."""
+    """x sigmoid(1.702 x), the form of GELU that Kim et al. 2023 compare with."""
     return nmda(x, alpha=1.0, beta=1.702)
 
 
@@ -131,7 +131,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": _gelu_tanh,
     "gelu_sigmoid": _gelu_sigmoid,
     "relu": F.relu,
-    "leaky_relu": F.leaky_relu,  # slope 0.01, as in nmda-transformer.txt
+    "leaky_relu": F.leaky_relu,  # slope 0.01, as in Kim et al. 2023, Section 3.1
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "identity": lambda x: x,

@@ -1,10 +1,11 @@
 """Residual attention streams: queries, keys or values of one layer are added to the next layer's.
 
-residual-attention-streams.txt, Section 3.2: with a stream of values, V_n = W_n^v X + V_{n-1}; Section 4.1: each
-head receives the head of the same index of the layer before. With R_n = W_n X, a layer's own projection, layer n
-attends with R_n + w_n C_n, where what arrives, C_n, depends on the source:
+Burns et al. 2025, Section 3.2: with a stream of values, V_n = W_n^v X + V_{n-1}; Section 4.1: each head receives the
+head of the same index of the layer before. With R_n = W_n X, a layer's own projection, layer n attends with
+R_n + w_n C_n, where what arrives, C_n, depends on the source ("previous" is that of the authors' code,
+github.com/tfburns/AMICL-and-residual-attention-streams):
 
-    previous      C_n = R_{n-1}                  the authors' code: the raw projection, not the summed one
+    previous      C_n = R_{n-1}                  the raw projection, not the summed one
     accumulated   C_n = R_1 + ... + R_{n-1}      the running sum
     first         C_n = R_1
 

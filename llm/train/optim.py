@@ -58,7 +58,7 @@ class Schedule:
 
     Warm-up is a straight line to the peak over `warmup_steps`. Then `shape`: "cosine" falls from the peak to
     `floor` at the last step, "constant" stays. Over the last `cooldown_steps` a straight line leads from where the
-    shape stands to 0 (residual-attention-streams.txt, Section 5.1: 500 steps of warm-up, cosine, 5,000 of cool-down).
+    shape stands to 0 (Burns et al. 2025, Section 5.1: 500 steps of warm-up, cosine, 5,000 of cool-down).
 
     """
 

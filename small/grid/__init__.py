@@ -1,4 +1,4 @@
-"""Grid navigation: two memories, place cells and the NMDA activation (nmda-transformer.txt).
+"""Grid navigation: two memories, place cells and the NMDA activation (Kim et al. 2023).
 
 The data flow:
 

@@ -1,6 +1,6 @@
 """The NMDA receptor's current-voltage curve, in millimolar and millivolt: what alpha and beta of the activation are.
 
-nmda-transformer.txt, Section 2.3 and Appendix A.2. One Mg2+ ion blocks the pore, and its dissociation constant grows
+Kim et al. 2023, Section 2.3 and Appendix A.2. One Mg2+ ion blocks the pore, and its dissociation constant grows
 with the voltage, K_D = K_Mg exp(beta V) (Eq. S6), so that the share of open channels and the current through them are
 
     p(V) = 1 / (1 + [Mg2+] / K_Mg exp(-beta V))        Eq. S7, alpha = [Mg2+] / K_Mg

@@ -170,7 +170,7 @@ def _asked(options: argparse.Namespace) -> list[Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m small.grid",
-        description="Grid navigation with the NMDA activation: working and reference memory (nmda-transformer).",
+        description="Grid navigation with the NMDA activation: working and reference memory (Kim et al. 2023).",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_train, _add_sweep, _add_tables, _add_figures, _add_bench):

@@ -1,4 +1,4 @@
-"""The figures of nmda-transformer.txt; each function returns a matplotlib figure."""
+"""The figures of Kim et al. 2023; each function returns a matplotlib figure."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,6 +1,8 @@
 """Transformer-XL with recurrent positions, which says the letter of the cell that an action leads to.
 
-nmda-transformer.txt, Section 2.4, and NOTES.md. A walk is cut into segments; the letters of the last one are a memory:
+Kim et al. 2023, Section 2.4; what the paper leaves out is as in the authors' code
+(github.com/kdkyum/transformer_memory_consolidation). A walk is cut into segments; the letters of the last one are a
+memory:
 
     actions -> recurrent codes -> positions \\
                                             concatenated -> layers over [memory | letters | queries] -> letters of the
@@ -297,7 +299,7 @@ def _of_rows(stream: ResidualStream, carry: Carry, rows: int) -> Carry:
 
 
 def _start(module: nn.Module) -> None:
-    """Weights N(0, 0.02), biases zero (NOTES.md); norms and transitions have a start of their own."""
+    """Weights N(0, 0.02), biases zero, as in the authors' code; norms and transitions have a start of their own."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:

@@ -1,4 +1,4 @@
-"""Figure 4 of nmda-transformer.txt and those of its appendix that show neurons: S5, S9, S10, S13.
+"""Figure 4 of Kim et al. 2023 and those of its appendix that show neurons: S5, S9, S10, S13.
 
 Each function returns a matplotlib figure of runs and what was measured of their neurons.
 """

@@ -1,6 +1,6 @@
 """What the neurons of a trained navigator do while it walks one map: rate maps, and how sparse they are.
 
-nmda-transformer.txt, Section 3.2, Appendices A.1.3 and A.10: 10^5 steps on one of the training maps, the activity of
+Kim et al. 2023, Section 3.2, Appendices A.1.3 and A.10: 10^5 steps on one of the training maps, the activity of
 the masked observation's token once per segment, and the cell that it asks for. A *neuron* is one of the feed-forward
 network (after the activation) or one weight of a head's softmax, of a place in the context: 65 places of 8 heads in 2
 layers.

@@ -1,7 +1,8 @@
 """Training of one navigator: a gradient step for every walking step, or for every segment; two errors after a trial.
 
-nmda-transformer.txt, Section 2.4, Appendix A.4, and NOTES.md: 200 trials of 2,048 steps, 512 walkers, Adam whose
-learning rate falls linearly, at every segment, from 1e-4 to 0; gradients clipped at 0.25. Stages:
+Kim et al. 2023, Section 2.4 and Appendix A.4: 200 trials of 2,048 steps, 512 walkers, Adam whose learning rate falls
+linearly from 1e-4 to 0; gradients clipped at 0.25. The rate falls at every segment, as in the authors' code
+(github.com/kdkyum/transformer_memory_consolidation). Stages:
 
     trial of the world -> segments -> targets of each step, or of all steps at once -> Adam -> errors on familiar and
     novel maps -> checkpoint

@@ -1,8 +1,8 @@
 """Maps of letters over a space, and walkers on them, many at once; a trial is a pure function of (seed, kind, number).
 
-nmda-transformer.txt, Section 2.1, and NOTES.md: a map has one of ten letters at every cell, N maps are for training and
-N others for testing; a walker starts anywhere and takes, at each step, any action that can be taken, all with one
-probability, to stay among them. Stages:
+Kim et al. 2023, Section 2.1: a map has one of ten letters at every cell, N maps are for training and N others for
+testing, and a walker starts anywhere. At each step it takes any action that can be taken, all with one probability, to
+stay among them, as in the authors' code (github.com/kdkyum/transformer_memory_consolidation). Stages:
 
     space, seed -> letters of all maps -> a trial: which map, where from -> cells and actions -> letters, visits
 

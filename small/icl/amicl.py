@@ -1,6 +1,6 @@
 """AMICL: in-context learning by one step of an associative memory, batched over trials.
 
-residual-attention-streams.txt, Section 2.2. The tokens x_1, ..., x_s of a trial end with an object x_{s-1} and a blank
+Burns et al. 2025, Section 2.2. The tokens x_1, ..., x_s of a trial end with an object x_{s-1} and a blank
 x_s. The memory is universal (Millidge et al., 2022), PROJECTION(SEPARATION(SIMILARITY(K, Q)), V), with fixed
 
     k_i = q_i = (a x_{i-1} + x_i) / (a + 1), x_0 = x_s;    k_s = 0;    v_i = x_i
@@ -8,7 +8,8 @@ x_s. The memory is universal (Millidge et al., 2022), PROJECTION(SEPARATION(SIMI
 and what the last query q_s retrieves is read as the label whose vector it is most like. With dot product and softmax
 it is the language models' attention function at scale 1.
 
-Where the paper and its code differ (NOTES.md), `Convention` says which is meant.
+The paper and the authors' code (github.com/tfburns/AMICL-and-residual-attention-streams) differ in the scale of the
+objects' noise and in the last key; `Convention` says which is meant.
 
 Dimension letters: N trials, S tokens, E components, A values of a, L labels.
 """

@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m small.icl",
         description="In-context learning: the associative memory AMICL, and the two-layer transformer with residual "
-        "attention streams (residual-attention-streams, Sections 2 and 3).",
+        "attention streams (Burns et al. 2025, Sections 2 and 3).",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_amicl, _add_train, _add_tables, _add_sweep, _add_bench):

@@ -1,4 +1,4 @@
-"""The figures of residual-attention-streams.txt that belong to Sections 2 and 3: 3, 6, 7, 8; and the phase plot.
+"""The figures of Burns et al. 2025 that belong to Sections 2 and 3: 3, 6, 7, 8; and the phase plot.
 
 Each function returns a matplotlib figure.
 """

@@ -1,6 +1,6 @@
 """The two-layer transformer of the pair task, classic or with residual attention streams; many runs as one model.
 
-residual-attention-streams.txt, Section 3.2. Each layer is one causal attention head, softmax(Q K^T) V without a scale
+Burns et al. 2025, Section 3.2. Each layer is one causal attention head, softmax(Q K^T) V without a scale
 and without an output projection, added to its input; then the last token passes three ReLU layers and a read-out:
 
     tokens -> [attention + input] x layers -> last token -> 3 x act(W x + b) -> logits of the labels
@@ -44,7 +44,7 @@ class Sizes:
         width: D, of a token; the values are as wide, as nothing projects them back (the paper's text has 128 for them
             too, which could not be added to tokens of 150).
         labels: L.
-        key_width: K; 128 in the paper, 150 in its code (NOTES.md).
+        key_width: K; 128 in the paper, 150 in the authors' code.
         neurons: F, in each of the three layers of the MLP; 128 in the paper, the token's width in its public code.
         layers: of attention.
     """
@@ -118,8 +118,8 @@ class Transformers(nn.Module):
     """R = variants x seeds transformers of equal size, each with weights of its own.
 
     Runs of one seed start from the same weights, whatever their variant, and whatever runs are beside them: attention
-    N(0, 1/E), layers of the MLP N(0, 2/fan-in) (He, as NOTES.md says); their scalar biases and the read-out, of which
-    neither says anything, N(0, 1/F) as in the authors' public code.
+    N(0, 1/E), layers of the MLP N(0, 2/fan-in) (He), their scalar biases and the read-out N(0, 1/F). The paper gives
+    none of these; they are those of the authors' code (github.com/tfburns/AMICL-and-residual-attention-streams).
 
     Args:
         variants, seeds: of the runs.

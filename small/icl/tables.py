@@ -1,4 +1,4 @@
-"""Tables 1, 5 and 6 and the t-tests of residual-attention-streams.txt, Section 3.4, from the snapshots of a training.
+"""Tables 1, 5 and 6 and the t-tests of Burns et al. 2025, Section 3.4, from the snapshots of a training.
 
 snapshots -> the first snapshot of each run whose accuracy exceeds a threshold -> mean and deviation -> tests
 

@@ -1,6 +1,7 @@
 """Sequences of object-label pairs, whose last object's label is asked for; many at once, on any device.
 
-residual-attention-streams.txt, Section 2.1 and 3.3, after Reddy (2024); NOTES.md has the rules that only the code says:
+Burns et al. 2025, Sections 2.1 and 3.3, after Reddy (2024). Some rules are only in the authors' code
+(github.com/tfburns/AMICL-and-residual-attention-streams):
 
     object 1, label 1, ..., object P, label P, query object          T = 2 P + 1 tokens, 2 P + 2 with AMICL's blank
 
@@ -163,7 +164,7 @@ class World:
                 one, the answer too; "iw", known classes, of which none in the context has the query's label.
 
         The paper has label vectors redrawn in "ic" and "ic2"; no read-out could name those, so the known ones stay,
-        as in NOTES.md. The authors' code draws the classes of "iw" freely, so that 22 in 100 have the label.
+        as in the authors' code. That code draws the classes of "iw" freely, so that 22 in 100 have the label.
         """
         rules = {
             "test": _Rules(self.task.bursty, self.task.novel),

@@ -1,7 +1,8 @@
 """Training of many two-layer transformers on the pair task: plain SGD, snapshots, exact resume.
 
-residual-attention-streams.txt, Section 3, and NOTES.md: SGD 0.01, batch 128, weights times (1 - 1e-6) each step, 75,000
-steps, a snapshot every 500. Stages:
+Burns et al. 2025, Section 3: SGD 0.01, batch 128. From the authors' code
+(github.com/tfburns/AMICL-and-residual-attention-streams): weights times (1 - 1e-6) each step, 75,000 steps, a snapshot
+every 500. Stages:
 
     worlds of the seeds -> batches -> one step of all runs of a model -> every so many steps a snapshot -> checkpoint
 

@@ -1,4 +1,4 @@
-"""Path integration and memory: TEM-t, a transformer with recurrent position codes, and TEM (tem-transformer.txt).
+"""Path integration and memory: TEM-t, a transformer with recurrent position codes, and TEM (Whittington et al. 2022).
 
 The data flow:
 

@@ -1,7 +1,7 @@
 """How many memories can be told apart: what is recalled, against how many are stored, by each rule.
 
-tem-transformer.txt, Sections 5 and 6: TEM's memory is linear attention, and so has the capacity of a classical Hopfield
-network, which grows with its width; powers have more, and exponentials more still (Demircigil et al. 2017).
+Whittington et al. 2022, Sections 5 and 6: TEM's memory is linear attention, and so has the capacity of a classical
+Hopfield network, which grows with its width; powers have more, and exponentials more still (Demircigil et al. 2017).
 
     random codes, random symbols -> memories, one after the other -> after each, one of them at random is asked for by
     its code, or by one near it -> share of right symbols

@@ -1,4 +1,4 @@
-"""Figures 1, 2b and 5 of tem-transformer.txt, and the scores beside their shuffles; and the table of these.
+"""Figures 1, 2b and 5 of Whittington et al. 2022, and the scores beside their shuffles; and the table of these.
 
 Each figure is of runs and what was measured of their units.
 """

@@ -33,8 +33,8 @@ HOW = {
     "walkers": "of the codes' room (512)", "steps": "of each (150)", "shuffles": "of each unit (100)",
     "environments": "of the remapping (4)", "probes": "walkers in each (64)",
 }  # fmt: skip
-# What a preset says and the line does not. The paper's is of the reference code where NOTES has its numbers; rooms,
-# and the width of TEM-t's codes, which no source gives, are ours.
+# Options that a preset sets and the command line does not. "paper" has the numbers of TEM's reference code in PyTorch
+# (github.com/jbakermans/torch_tem). Rooms, and the width of TEM-t's codes, which no source gives, are ours.
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"spaces": ("5x5", "6x6", "7x7"), "rule": "paper"},
     "paper": {
@@ -168,7 +168,7 @@ def _bench(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m small.tem",
-        description="Path integration and memory: TEM-t and the Tolman-Eichenbaum Machine (tem-transformer).",
+        description="Path integration and memory: TEM-t and the Tolman-Eichenbaum Machine (Whittington et al. 2022).",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_train, _add_tables, _add_figures, _add_capacity, _add_bench):

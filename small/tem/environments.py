@@ -1,7 +1,8 @@
 """Walks in environments of one structure: the same rules of space everywhere, other symbols in each.
 
-tem-transformer.txt, Section 3, and NOTES.md: a model predicts the symbol of the cell that an action leads to, in many
-environments that share what actions do, of several sizes; every cell of an environment has one of 45 symbols. Stages:
+Whittington et al. 2022, Section 3: a model predicts the symbol of the cell that an action leads to, in many
+environments that share what actions do, of several sizes. Every cell of an environment has one of 45 symbols, as in
+TEM's reference code (github.com/djcrw/generalising-structural-knowledge). Stages:
 
     spaces, seed -> which space each environment has -> walks -> symbols of the cells; which links are new
 

@@ -1,4 +1,4 @@
-"""Figure 4 of tem-transformer.txt, and curves of capacity; each function returns a matplotlib figure."""
+"""Figure 4 of Whittington et al. 2022, and curves of capacity; each function returns a matplotlib figure."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -1,6 +1,7 @@
 """TEM, the Tolman-Eichenbaum Machine: path integration, bound to what is seen in a Hebbian memory.
 
-tem-transformer.txt, Section 4, and NOTES.md:
+Whittington et al. 2022, Section 4. Frequency modules and two-hot symbols are those of TEM's reference code, in
+TensorFlow (github.com/djcrw/generalising-structural-knowledge) and PyTorch (github.com/jbakermans/torch_tem):
 
     actions -> codes g_{t+1} = act(g_t W_a) -> places g W_g \\
                                                              conjunctions -> memory -> retrieved -> summed over places
@@ -28,7 +29,7 @@ from .memory import Rule, recall
 from .model import TRANSITIONS, Codes, Prediction
 from .store import every_time
 
-MODULES = tuple(3 * n for n in (10, 10, 8, 6, 6))  # the reference code's frequency modules (NOTES.md)
+MODULES = tuple(3 * n for n in (10, 10, 8, 6, 6))  # of the reference code: 30, 30, 24, 18, 18, together 120
 
 
 @dataclass(frozen=True)

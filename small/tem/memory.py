@@ -1,6 +1,6 @@
 """Memories of what was seen where: TEM's Hebbian matrix, the same as sums over memories, and attention.
 
-tem-transformer.txt, Sections 4 and 5, and NOTES.md. At every time a sensory vector x and a place g are bound and kept,
+Whittington et al. 2022, Sections 4 and 5. At every time a sensory vector x and a place g are bound and kept,
 
     p = flatten(x^T g),    M <- decay M + rate p^T p                                                     (Eq. 4, 5)
 
@@ -74,7 +74,9 @@ class Rule:
 
 RULES = {
     "paper": Rule(),
-    "code": Rule(decay=0.9999, rate=0.5, keep=0.8, steps=5, act="clipped"),  # NOTES.md: the reference code's numbers
+    # TEM's reference code (github.com/djcrw/generalising-structural-knowledge), whose decay rises to 0.9999 over 200
+    # gradient steps and whose rate rises to 0.5 over 16,000; these are the final values.
+    "code": Rule(decay=0.9999, rate=0.5, keep=0.8, steps=5, act="clipped"),
     "linear": Rule(act="identity", form="factored"),  # Section 5: TEM as attention
 }
 

@@ -1,6 +1,6 @@
 """TEM-t: a transformer whose positions are integrated from actions, and whose memory is of this environment alone.
 
-tem-transformer.txt, Section 3, and NOTES.md:
+Whittington et al. 2022, Section 3; we know of no public code of TEM-t:
 
     actions -> codes e_{t+1} = act(e_t W_a) -> queries = keys = e W_e \\
                                                                       attention to earlier times -> MLP -> symbols

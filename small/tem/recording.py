@@ -1,6 +1,6 @@
 """What units of a trained model do in a room: rate maps, grid and band scores beside shuffles, remapping.
 
-tem-transformer.txt, Sections 3 and 6, Figures 1, 2b, 5. Two recordings:
+Whittington et al. 2022, Sections 3 and 6, Figures 1, 2b, 5. Two recordings:
 
     codes      walkers from the middle of a room, which share the first code, once they are anywhere -> rate maps ->
                grid and band scores, and those of shuffles

@@ -1,4 +1,4 @@
-"""Many runs in one folder, and what Figure 4 of tem-transformer.txt says, in numbers.
+"""Many runs in one folder, and what Figure 4 of Whittington et al. 2022 says, in numbers.
 
 models x seeds -> OUT/tem-t,seed=0/ -> runs that are there -> groups of seeds -> table, comparison
 """

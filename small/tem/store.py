@@ -1,6 +1,6 @@
 """Which moments TEM-t's memory keeps: all, those that surprised it, or those whose code is unlike every kept one.
 
-tem-transformer.txt, Section 3, lets memories grow with every step. In a small room most of them say the same again; a
+In Whittington et al. 2022, Section 3, memories grow with every step. In a small room most of them say the same again; a
 memory that keeps what is new grows with the room, not with the walk. Whether a moment is kept depends on what was kept
 before, so moments are asked one after the other, without a gradient; the answer is then a list of times, over which
 attention is one product as before.

@@ -1,7 +1,7 @@
 """Training of one model on walks in environments of one structure; accuracy on fresh environments as it goes.
 
-tem-transformer.txt, Section 3 and Figure 4: in every gradient step all environments are new, and so are those it is
-tested on; what may be learned is the structure. Stages:
+Whittington et al. 2022, Section 3 and Figure 4: in every gradient step all environments are new, and so are those it
+is tested on; what may be learned is the structure. Stages:
 
     environments of a step, walks as long as the curriculum says -> cross-entropy of every next symbol -> Adam -> every
     so many steps: accuracy at cells seen before, and over zero-shot links -> checkpoint

@@ -96,7 +96,7 @@ def _show(runs: Sequence[Any], folder: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m small.vision",
-        description="The NMDA activation in a Vision Transformer (nmda-transformer, Appendix A.9 and Table S1).",
+        description="The NMDA activation in a Vision Transformer (Kim et al. 2023, Appendix A.9 and Table S1).",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_train, _add_tables):

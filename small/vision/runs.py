@@ -1,4 +1,4 @@
-"""Many runs in one folder, and Table S1 of nmda-transformer.txt from them.
+"""Many runs in one folder, and Table S1 of Kim et al. 2023 from them.
 
     activations x seeds -> OUT/act=nmda:10,seed=0/ -> runs that are there -> groups of seeds -> table, tests
 

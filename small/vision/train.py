@@ -1,6 +1,6 @@
 """Training of one Vision Transformer; the test accuracy after every epoch.
 
-The paper names neither its transformer nor its settings (nmda-transformer.txt, Appendix A.9.2). Epochs, batch, AdamW's
+The paper names neither its transformer nor its settings (Kim et al. 2023, Appendix A.9.2). Epochs, batch, AdamW's
 learning rate and weight decay, warm-up, cosine and smoothing are those with which Lee et al. (2021, "Vision Transformer
 for Small-Size Datasets") trained a ViT of these sizes, as their public code has them; first weights, what decays and
 augmentation are not. Stages:

@@ -14,7 +14,7 @@ from evals.__main__ import main
 from evals.probes import ioi
 from llm.common.errors import UserError
 
-# Section 4.2 of residual-attention-streams, written out: (prompt, correct, incorrect).
+# Burns et al. 2025, Section 4.2, written out: (prompt, correct, incorrect).
 PAPER = [
     ("When John and Mary went to the shops, John gave the bag to", " Mary", " John"),
     ("When John and Mary went to the shops, Mary gave the bag to", " John", " Mary"),

@@ -31,7 +31,7 @@ def small(**changed: object) -> Settings:
 
 
 def test_the_defaults_are_the_papers() -> None:
-    """NOTES.md, toy transformer."""
+    """Burns et al. 2025, and the authors' code: github.com/tfburns/AMICL-and-residual-attention-streams."""
     given = Settings()
     assert (given.lr, given.batch, given.decay, given.steps, given.snapshot_every) == (0.01, 128, 1e-6, 75_000, 500)
     assert (given.evaluation, len(given.seeds)) == (10_000, 4)

@@ -51,7 +51,7 @@ def test_options_reach_the_models(tmp_path: Path) -> None:
 
 
 def test_the_papers_preset_is_the_reference_codes(tmp_path: Path, monkeypatch) -> None:
-    """NOTES: 20,000 walks of 25 to 300 steps, batch 16, 45 symbols, five modules, its rule."""
+    """github.com/jbakermans/torch_tem: 20,000 walks of 25 to 300 steps, batch 16, 45 symbols, five modules, rule."""
     asked = []
     monkeypatch.setattr("small.tem.train.train", lambda path, model, settings, *_: asked.append((model, settings)))
     monkeypatch.setattr("small.tem.runs.read_runs", lambda _: [])
