@@ -1,1 +1,1 @@
-"""Figures that were measured (`results/`), and the page that is made of them."""
+"""Measured results (`results/`) and the Markdown pages made from them."""

@@ -1,29 +1,38 @@
-"""Results of the benchmark commands, in terms of JSON, as Markdown: one function for each kind of result."""
+"""Benchmark results (JSON) as Markdown: one function per kind of place in a template."""
 
 from __future__ import annotations
 
+import re
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
 from typing import Any
 
 Result = dict[str, Any]
 Row = Sequence[str]
 
+WIDTH = 118  # characters per line of a command, without the backslash that continues it
+PRECISIONS = {"32-true": "fp32", "bf16-mixed": "bf16"}
+LOSSES = {"chunks": "chunked", "plain": "all logits at once"}
+CHECKPOINTING = {0: "none", 1: "every block"}
+
+
+# ---- Numbers ---------------------------------------------------------------------------------------------------------
+
 
 def table(head: Row, rows: Iterable[Row]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def number(value: float) -> str:
-    """Three digits, more of large numbers."""
+    """Format with three digits, large numbers with all digits of their integer part."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def seconds(value: float) -> str:
-    """In the unit that suits."""
+    """Format a time in the largest unit below it."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if value >= size:
             return f"{number(value / size)} {unit}"
@@ -31,117 +40,207 @@ def seconds(value: float) -> str:
 
 
 def spread(values: Sequence[float], write: Callable[[float], str] = number) -> str:
-    """Median, and least and greatest."""
+    """Format the median, with minimum and maximum if there are several values."""
     if len(values) == 1:
         return write(values[0])
     return f"{write(statistics.median(values))} ({write(min(values))} to {write(max(values))})"
 
 
+def spread_of(found: dict[str, float]) -> str:
+    """Format a median, minimum and maximum that a result holds ready; the median alone if all are equal."""
+    if found["least"] == found["greatest"]:
+        return number(found["median"])
+    return f"{number(found['median'])} ({number(found['least'])} to {number(found['greatest'])})"
+
+
+def interval(ratio: dict[str, Any]) -> str:
+    """Format a 95% interval; none if there was only one round."""
+    return "none" if ratio["interval"] is None else "{:.3f} to {:.3f}".format(*ratio["interval"])
+
+
 def origin(result: Result) -> str:
-    """Command, device, versions and commit, above every table."""
-    versions = result["versions"]
-    at = f"torch {versions['torch']}, transformers {versions['transformers']}, commit {result['git_commit'][:7]}"
-    changed = " with changes" if "+" in result["git_commit"] else ""
-    return f"    {result['command']}\n\n{result['device']}, {at}{changed}."
+    """Return command, device, versions and commit of a result, which stand above every table."""
+    versions, commit = result["versions"], result["git_commit"]
+    at = f"torch {versions['torch']}, transformers {versions['transformers']}, commit {commit[:7]}"
+    changed = " plus uncommitted changes" if "+" in commit else ""
+    return f"{command(result)}\n\n{result['device']}, {at}{changed}."
 
 
-def ratios(result: Result) -> Iterable[str]:
-    """Those of a `llm bench`, each a sentence."""
-    for name, ratio in result.items():
-        if isinstance(ratio, dict) and "median" in ratio:
-            interval = (
-                "" if ratio["interval"] is None else "; 95 % interval {:.3f} to {:.3f}".format(*ratio["interval"])
-            )
-            between = f"{ratio['least']:.3f} to {ratio['greatest']:.3f}"
-            yield f"**{name.replace('_', ' ')}: {ratio['median']:.3f}** ({between}{interval})"
+def command(result: Result) -> str:
+    """Return the command as an indented block, with lines continued between options."""
+    glued = re.sub(r"( -[\w.-]+) (?!-)", "\\1\0", result["command"])  # an option stays on the line of its value
+    wrap = textwrap.TextWrapper(WIDTH, "    ", "        ", break_long_words=False, break_on_hyphens=False)
+    return " \\\n".join(wrap.wrap(glued)).replace("\0", " ")
+
+
+# ---- The training step: llm bench ------------------------------------------------------------------------------------
 
 
 def speed(result: Result) -> str:
-    """`llm bench`: contenders, ratios, parts of a step."""
-    used, memory = result["model_flop_utilisation"], result["peak_memory_mib"]
-    first = next(name for name in memory if not name.startswith("transformers"))
-    rows, parts = [], []
-    for name, rates in result["tokens_per_second"].items():
-        times = {part: statistics.median(each) for part, each in result["seconds_of_parts"][name].items()}
-        rows.append(
-            [
-                name,
-                spread(rates, "{:,.0f}".format),
-                f"{statistics.median(used[name]):.1%}",
-                f"{memory[name]:,.0f} MiB",
-                f"{memory[first] / memory[name]:.2f}",
-                f"{result['seconds_to_first_step'][name]:.1f} s",
-            ]
-        )
-        parts.append([name, *(f"{1e3 * time:,.1f}" for time in times.values())])
-    head = ["", "tokens/s", "of the matrix rate", "peak memory", f"{first}'s to it", "first step"]
-    names = list(next(iter(result["seconds_of_parts"].values())))
+    """Show `llm bench`: contenders, ratios, parts of a step."""
     rate = statistics.median(result["matrix_flops_per_second"]) / 1e9
-    about = (
-        f"{result['parameters']:,} parameters, {result['rows']} x {result['context']} tokens a step, "
-        f"{result['precision']}, {'compiled' if result['compiled'] else 'eager'}; matrix products {rate:,.0f} GFLOP/s."
+    how = "compiled" if result["compiled"] else "eager"
+    about = f"{sizes(result)}, {how}. Matmul throughput: {rate:,.0f} GFLOP/s."
+    parts = result["seconds_of_parts"]
+    times = [[name, *(f"{1e3 * statistics.median(each):,.1f}" for each in of.values())] for name, of in parts.items()]
+    return "\n\n".join([
+        origin(result), about, contenders(result), ratio_table(result),
+        table(["ms per step", *next(iter(parts.values()))], times),
+    ])  # fmt: skip
+
+
+def sizes(result: Result) -> str:
+    """Return parameters, tokens per step and precision."""
+    return (
+        f"{result['parameters']:,} parameters, {result['rows']} x {result['context']} tokens per step, "
+        f"{result['precision']}"
     )
-    told = [origin(result), about, table(head, rows), *ratios(result), table(["ms of a step", *names], parts)]
-    return "\n\n".join(told)
+
+
+def contenders(result: Result) -> str:
+    """Return one row per contender."""
+    memory, first = result["peak_memory_mib"], first_of_ours(result)
+    rows = [
+        [
+            name,
+            spread(rates, "{:,.0f}".format),
+            f"{statistics.median(result['model_flop_utilisation'][name]):.1%}",
+            f"{memory[name]:,.0f} MiB",
+            f"{memory[first] / memory[name]:.2f}",
+            f"{result['seconds_to_first_step'][name]:.1f} s",
+        ]
+        for name, rates in result["tokens_per_second"].items()
+    ]
+    head = ["contender", "tokens/s", "% of matmul throughput", "peak memory", "memory ratio", "time to first step"]
+    return table(head, rows)
+
+
+def ratio_table(result: Result) -> str:
+    """Return one row per ratio of two contenders' tokens/s."""
+    rows = [
+        [
+            " / ".join(LOSSES.get(part, part) for part in name.split("_to_")),
+            f"**{ratio['median']:.3f}**",
+            f"{ratio['least']:.3f} to {ratio['greatest']:.3f}",
+            interval(ratio),
+        ]
+        for name, ratio in result.items()
+        if isinstance(ratio, dict) and "interval" in ratio
+    ]
+    return table(["ratio of tokens/s", "median", "range", "95% interval"], rows)
+
+
+def first_of_ours(result: Result) -> str:
+    """Return our first contender, the baseline of the others."""
+    return next(name for name in result["tokens_per_second"] if not name.startswith("transformers"))
+
+
+def fastest_transformers(result: Result) -> str:
+    """Return the transformers contender with the highest median throughput."""
+    medians = {
+        name: statistics.median(rates)
+        for name, rates in result["tokens_per_second"].items()
+        if name.startswith("transformers")
+    }
+    return max(medians, key=medians.__getitem__)
+
+
+def to_fastest(result: Result) -> dict[str, Any]:
+    """Return the ratio of our first contender to the fastest of transformers: median, range and interval."""
+    return result[f"{first_of_ours(result)}_to_{fastest_transformers(result)}"]
+
+
+def row(result: Result, label: str, link: str) -> str:
+    """Return a row of the table in BENCHMARKS.md: our first contender."""
+    from llm.train.flops import PEAKS  # imports torch, which --help does not need
+
+    ours, ratio = first_of_ours(result), to_fastest(result)
+    rate = statistics.median(result["tokens_per_second"][ours])
+    peaks = PEAKS.get(result["device"])
+    nominal = ""
+    if peaks:
+        peak = peaks[0] if "bf16" in result["precision"] else peaks[1]
+        nominal = f"{rate * result['model_flops_per_token'] / peak:.1%}"
+    theirs = fastest_transformers(result).removeprefix("transformers").strip("_") or "eager"
+    cells = [
+        f"[{label}]({link})",
+        result["device"],
+        PRECISIONS[result["precision"]],
+        f"{rate:,.0f}",
+        f"{ratio['median']:.3f} ({interval(ratio)}), {theirs}",
+        f"{statistics.median(result['model_flop_utilisation'][ours]):.1%}",
+        nominal,
+        f"{result['peak_memory_mib'][ours]:,.0f} MiB",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+# ---- The other commands ----------------------------------------------------------------------------------------------
 
 
 def growth(result: Result) -> str:
-    """`llm bench-growth`: each size, and how time grew against FLOPs from the size before."""
+    """Show `llm bench-growth`: one row per size, with the growth of time relative to FLOPs."""
     rows = []
     for name, sweep in result["sweeps"].items():
-        times = [statistics.median(each) for each in sweep["seconds_per_token"]]
-        flops = sweep["flops_per_token"]
-        more = [
-            "",
-            *(f"{(b / a) / (d / c):.2f}" for (a, b), (c, d) in zip(pairwise(times), pairwise(flops), strict=True)),
-        ]
-        for size, each, time, count, grown in zip(
-            sweep["size"], sweep["seconds_per_token"], times, flops, more, strict=True
-        ):
-            rows.append(
-                [name, f"{size:,}", spread(each, seconds), f"{count / 1e6:.1f}", f"{count / time / 1e9:.0f}", grown]
-            )
-    head = ["", "size", "time a token", "MFLOP a token", "GFLOP/s", "time to FLOPs, from the size before"]
-    about = f"{result['tokens_per_step']:,} tokens a step, {result['precision']}."
+        before: tuple[float, float] | None = None
+        for size, times, flops in zip(sweep["size"], sweep["seconds_per_token"], sweep["flops_per_token"], strict=True):
+            time = statistics.median(times)
+            grown = f"{(time / before[0]) / (flops / before[1]):.2f}" if before else ""
+            rate = f"{flops / time / 1e9:.0f}"
+            rows.append([name, f"{size:,}", spread(times, seconds), f"{flops / 1e6:.1f}", rate, grown])
+            before = time, flops
+    head = ["", "size", "time per token", "MFLOP per token", "GFLOP/s", "growth of time / FLOPs"]
+    about = f"{result['tokens_per_step']:,} tokens per step, {result['precision']}."
     return "\n\n".join([origin(result), about, table(head, rows)])
 
 
 def fit(result: Result) -> str:
-    """`llm bench --fit`: what was tried."""
-    rows = []
+    """Show `llm bench --fit`: the candidates tried, then the largest of each kind in alternation."""
+    tried = []
     for each in result["tried"]:
         ran = each["measured_mib"] is not None
-        measured = f"{each['measured_mib']:,.0f} MiB" if ran else "out of memory"
-        over = ran and each["measured_mib"] > result["budget_mib"]
+        over = " (over)" if ran and each["measured_mib"] > result["budget_mib"] else ""
+        measured = f"{each['measured_mib']:,.0f} MiB{over}" if ran else "out of memory"
         rate = f"{each['tokens_per_second']:,.0f}" if ran else ""
-        every = {0: "none", 1: "every block"}.get(each["checkpointing"], f"every {each['checkpointing']} blocks one")
-        rows.append([every, str(each["rows"]), f"{each['predicted_mib']:,.0f} MiB", measured + " (over)" * over, rate])
-    head = ["recomputed", "micro-batch", "memory predicted", "measured", "tokens/s"]
-    again = [
-        f"Again, in turn: {each['rows']} rows, checkpointing {each['checkpointing']}: "
-        f"{spread(each['tokens_per_second'])} tokens/s."
+        tried.append([*_candidate(each), f"{each['predicted_mib']:,.0f} MiB", measured, rate])
+    finalists = [
+        [*_candidate(each), spread(each["tokens_per_second"])]
         for each in result["finalists"]
         if each["tokens_per_second"]
     ]
-    chosen = result["chosen"]
-    said = f"Budget {result['budget_mib']:,.0f} MiB, {result['precision']}; taken: {chosen['rows']} rows."
-    return "\n\n".join([origin(result), said, table(head, rows), *again])
+    checkpointing, size = _candidate(result["chosen"])
+    about = f"Budget {result['budget_mib']:,.0f} MiB, {result['precision']}."
+    chosen = f"Fastest: micro-batches of {size} sequences, recomputed blocks: {checkpointing}."
+    head = ["recomputed blocks", "micro-batch"]
+    return "\n\n".join([
+        origin(result), about, table([*head, "predicted memory", "measured", "tokens/s"], tried),
+        table([*head, "tokens/s, alternating"], finalists), chosen,
+    ])  # fmt: skip
+
+
+def _candidate(each: dict[str, Any]) -> list[str]:
+    every = each["checkpointing"]
+    return [CHECKPOINTING.get(every, f"every {every}th" if every > 2 else "every 2nd"), str(each["rows"])]
 
 
 def loss(result: Result) -> str:
-    """`llm bench-loss`: either way."""
+    """Show `llm bench-loss`: the chunked loss and the loss of all logits at once."""
     rows = [
-        [way, spread(rates, "{:,.0f}".format), f"{result['peak_memory_mib'][way]:,.0f} MiB"]
+        [LOSSES[way], spread(rates, "{:,.0f}".format), f"{result['peak_memory_mib'][way]:,.0f} MiB"]
         for way, rates in result["tokens_per_second"].items()
     ]
-    about = f"{result['tokens']:,} tokens, {result['width']} wide, {result['vocabulary']:,} ids, {result['precision']}."
-    to_plain = f"**memory, chunks to plain: {result['peak_memory_chunks_to_plain']:.3f}**"
-    shown = table(["", "tokens/s", "peak memory"], rows)
-    return "\n\n".join([origin(result), about, shown, *ratios(result), to_plain])
+    about = (
+        f"{result['tokens']:,} tokens, width {result['width']}, vocabulary {result['vocabulary']:,}, "
+        f"{result['precision']}."
+    )
+    memory = f"Peak memory, chunked / all logits at once: **{result['peak_memory_chunks_to_plain']:.3f}**"
+    return "\n\n".join(
+        [origin(result), about, table(["", "tokens/s", "peak memory"], rows), ratio_table(result), memory]
+    )
 
 
 def data(result: Result, *wanted: str) -> str:
-    """`llm bench-data`: the tasks whose names begin with one of `wanted`, all where none is given."""
+    """Show `llm bench-data`: the tasks whose names begin with one of `wanted`, or all."""
     rows = []
     for task, figures in result["figures"].items():
         if not wanted or task.startswith(wanted):
@@ -150,53 +249,60 @@ def data(result: Result, *wanted: str) -> str:
         if not wanted or name.startswith(wanted):
             between = f"{ratio['least']:.3g} to {ratio['greatest']:.3g}"
             rows.append([name, "ratio", f"{ratio['median']:.3g} ({between})"])
-    return "\n\n".join([origin(result), table(["", "unit", "median (range)"], rows)])
+    return "\n\n".join([origin(result), table(["task", "unit", "median (range)"], rows)])
 
 
 def ranks(result: Result) -> str:
-    """`llm bench-ranks`: a layout a row."""
+    """Show `llm bench-ranks`: one row per layout."""
     rows = []
     for name, found in result["layouts"].items():
         median = {key: each["median"] for key, each in found.items()}
         rows.append(
             [
                 name,
-                _of(found["tokens_per_second"]),
-                _of(found["to_plain"]) if "to_plain" in found else "",
+                spread_of(found["tokens_per_second"]),
+                spread_of(found["to_plain"]) if "to_plain" in found else "",
                 f"{median['communication_share']:.1%} ({median['alone_share']:.1%})",
                 f"{median['peak_memory_mib']:,.0f}, {median['peak_memory_mib_with_checkpoint']:,.0f}",
-                f"{median['held_up_seconds']:.3f} s",
-                f"{median['checkpoint_share_at_config']:.3%}",
+                f"{median['held_up_seconds']:.3f} s ({median['checkpoint_share_at_config']:.3%})",
                 f"{median['writing_seconds']:.2f} s",
             ]
         )
     head = [
-        "", "tokens/s", "to plain", "in collectives (alone)", "peak MiB: steps, with checkpoint", "holds up",
-        "of the config's interval", "written in",
+        "", "tokens/s", "/ plain", "in collectives (not overlapped)", "peak MiB: steps, with checkpoint",
+        "checkpoint stall (% of training)", "writing",
     ]  # fmt: skip
-    about = (
-        f"{result['parameters']:,} parameters, {result['rows']} x {result['context']} tokens a step, "
-        f"{result['precision']}, {result['processes']} processes of {result['threads']} thread."
-    )
+    about = f"{sizes(result)}, {result['processes']} processes with {result['threads']} thread each."
     return "\n\n".join([origin(result), about, table(head, rows)])
 
 
-def _of(found: dict[str, float]) -> str:
-    return f"{number(found['median'])} ({number(found['least'])} to {number(found['greatest'])})"
-
-
 def timed(result: Result) -> str:
-    """`python -m small.X bench`: times of every part, then ratios within a round."""
+    """Show `python -m small.X bench`: the times of every part, then ratios within a round."""
     rows = []
     for part, found in result.items():
         if not (isinstance(found, dict) and "seconds" in found):
             continue
         name = part.replace("_", " ")
         rows += [[name, what, seconds(time)] for what, time in found["seconds"].items()]
-        rows += [[name, f"*{what}*", spread(each)] for what, each in found["ratios"].items()]
-    return "\n\n".join([origin(result), table(["", "", "time, or *ratio*: median (range)"], rows)])
+        rows += [[name, f"*{what.replace(' to ', ' / ')}*", spread(each)] for what, each in found["ratios"].items()]
+    return "\n\n".join([origin(result), table(["part", "time, or *ratio*", "median (range)"], rows)])
+
+
+def value(result: Result, *keys: str) -> str:
+    """Return one figure for a sentence: a number, the median of a list, or a median with its interval or range."""
+    found: Any = result
+    for key in keys:
+        found = found[key]
+    if isinstance(found, list):
+        return number(statistics.median(found))
+    if not isinstance(found, dict):
+        return number(found)
+    if found.get("interval"):
+        return f"{found['median']:.3f} ({interval(found)})"
+    return spread_of(found)
 
 
 KINDS: dict[str, Callable[..., str]] = {
-    "speed": speed, "growth": growth, "fit": fit, "loss": loss, "data": data, "ranks": ranks, "timed": timed,
+    "row": row, "value": value, "speed": speed, "growth": growth, "fit": fit, "loss": loss, "data": data,
+    "ranks": ranks, "timed": timed,
 }  # fmt: skip

@@ -11,7 +11,8 @@ id of each. Opening reads store.json alone. A shard's size is checked when it is
 `verify`.
 
 Reads are `os.pread` on files opened for random access: windows of a store larger than memory cost the pages they lie
-on, where np.memmap read 200 times as much (see BENCHMARKS.md), and processes share a descriptor but not a position.
+on, where np.memmap read 200 times as much (see benchmarks/data.md), and processes share a descriptor but not a
+position.
 """
 
 from __future__ import annotations
@@ -239,7 +240,7 @@ class TokenStore:
             raise
         if hasattr(os, "posix_fadvise"):
             # Without it Linux reads ahead where the windows before this one happen to be in memory: in the first half
-            # of an epoch 1.9 bytes for each that is used, with it 1.1 (see BENCHMARKS.md).
+            # of an epoch 1.9 bytes for each that is used, with it 1.1 (see benchmarks/data.md).
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         if len(self._files) >= OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
