@@ -33,23 +33,32 @@ def add_bench(commands: Any, program: str, parts: str, rounds: int) -> argparse.
     command = add_command(
         commands,
         "bench",
-        f"speed of {parts}, beside straightforward forms",
-        "Everything and its straightforward form take turns in one run; ratios are medians over the rounds.",
+        f"time {parts}, next to straightforward implementations",
+        "Times each part and a straightforward implementation of it. Both run in every round; the first round is not "
+        "counted. Prints median times, and each ratio as the median over rounds with minimum and maximum.",
         f"python -m {program} bench --json benchmarks/results/{program.removeprefix('small.')}_cpu.json",
     )
-    command.add_argument("--rounds", type=count, default=rounds, metavar="N", help=f"({rounds})")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the whole result here")
+    command.add_argument("--rounds", type=count, default=rounds, metavar="N", help=f"timed rounds (default: {rounds})")
+    command.add_argument("--json", type=Path, metavar="FILE", help="JSON file for the full result (default: none)")
     return command
 
 
 def add_folders(command: argparse.ArgumentParser) -> None:
     """The folders of trainings that a command reads."""
-    command.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a training's --out, or one run in it")
+    command.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="--out folder of a training, or the folder of one run in it",
+    )
 
 
 def add_figures_out(command: argparse.ArgumentParser) -> None:
     """--out of figures, for `check_figures_out`."""
-    command.add_argument("--out", type=Path, metavar="DIR", help="folder of the figures (that of the runs)")
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the figures (default: the folder of the runs)"
+    )
 
 
 def check_figures_out(options: argparse.Namespace) -> None:
@@ -60,7 +69,7 @@ def check_figures_out(options: argparse.Namespace) -> None:
 
 def add_device(command: argparse.ArgumentParser) -> None:
     """--device, for `device_of`."""
-    command.add_argument("--device", help="cpu or cuda (a GPU where there is one)")
+    command.add_argument("--device", help="device: cpu or cuda (default: a GPU if available, else the CPU)")
 
 
 def device_of(options: argparse.Namespace) -> str:

@@ -31,14 +31,26 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SIZES = {
-    "width": "D, of a token", "heads": "of attention", "head_dim": "width of a head",
-    "neurons": "of the feed-forward network", "layers": "of the transformer", "code": "width of the recurrent code",
-    "segment": "steps", "memory": "steps before it", "dropout": "share",
-}  # fmt: skip
+    "width": "token width (default: 512; small: 64)",
+    "heads": "number of attention heads (default: 8; small: 4)",
+    "head_dim": "width of an attention head (default: 64; small: 16)",
+    "neurons": "feed-forward neurons per layer (default: 2048; small: 256)",
+    "layers": "number of transformer layers (default: 2)",
+    "code": "width of the recurrent position code (default: 128; small: 32)",
+    "segment": "steps per segment (default: 32; small: 8)",
+    "memory": "steps of memory before the segment (default: 32; small: 8)",
+    "dropout": "dropout probability (default: 0.1; small: 0)",
+}
 SETTINGS = {
-    "letters": "different ones", "trials": "of training", "steps": "of a trial", "batch": "walkers", "lr": "of Adam",
-    "clip": "greatest norm of a gradient", "walkers": "of an evaluation", "evaluate_every": "trials",
-}  # fmt: skip
+    "letters": "number of different letters (default: 10)",
+    "trials": "number of training trials (default: 200; small: 150)",
+    "steps": "walking steps per trial (default: 2048; small: 256)",
+    "batch": "walkers per training trial (default: 512; small: 128)",
+    "lr": "initial learning rate of Adam (default: 1e-4; small: 2e-3)",
+    "clip": "maximum gradient norm (default: 0.25; small: 1)",
+    "walkers": "walkers per evaluation and kind of maps (default: 512; small: 256)",
+    "evaluate_every": "trials between evaluations (default: 1; small: 5)",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -170,7 +182,7 @@ def _asked(options: argparse.Namespace) -> list[Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m small.grid",
-        description="Grid navigation with the NMDA activation: working and reference memory (Kim et al. 2023).",
+        description="Grid navigation with the NMDA activation: two kinds of memory, place cells (Kim et al. 2023).",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_train, _add_sweep, _add_tables, _add_figures, _add_bench):
@@ -182,11 +194,11 @@ def _add_train(commands: Any) -> None:
     command = add_command(
         commands,
         "train",
-        "navigators: both errors on familiar and novel maps",
-        "Trains a navigator for every activation, number of maps and seed, one after the other, each in a folder of "
-        "its own; after every trial both errors are measured on the maps of training and on as many others. Prints the "
-        "last errors, and writes them to errors.txt and the figures of both errors. A killed training "
-        "goes on from its last trial when the same command is given again.",
+        "train navigators one after the other and measure their memory errors",
+        "Trains one navigator for every activation, number of maps and seed, each in a folder of its own. Every "
+        "--evaluate-every trials, measures working-memory and reference-memory errors on the training maps and on as "
+        "many novel maps. Prints the final errors; writes errors.txt and the error figures. To resume an interrupted "
+        "training, repeat the command.",
         "python -m small.grid train --preset small --out runs/grid/small\n"
         "  python -m small.grid train --alpha 0 1 10 --act gelu_sigmoid relu --maps 32 48 --out runs/grid/paper\n"
         "  python -m small.grid train --preset small --space maze.txt --alpha 10 --out runs/grid/maze",
@@ -199,70 +211,124 @@ def _add_sweep(commands: Any) -> None:
     command = add_command(
         commands,
         "sweep",
-        "many runs at once, on the devices there are or in a Slurm array",
-        "Trains like `train`, as many runs at once as there are GPUs, or cores of a CPU; of an array's task only its "
-        "share. Killed, it goes on with the same command. At the end, one table of all runs that are there.",
+        "train many runs in parallel, or the share of one Slurm array task",
+        "Trains like `train`, with one run per GPU (or per CPU core) at a time. With --task, trains only that share of "
+        "the runs; otherwise ends with a table of all runs in the folder. To resume an interrupted sweep, repeat the "
+        "command.",
         "python -m small.grid sweep --alpha 0 0.01 0.05 0.1 0.5 1 5 10 --maps 32 48 64 --out runs/grid/sweep\n"
         "  python -m small.grid sweep --alpha 0.1 1 10 --maps 64 --vary lr=1e-3,3e-4,1e-4 --out runs/grid/lr\n"
         "  python -m small.grid sweep --preset small --vary position=paper,actions --out runs/grid/positions\n"
         "  sbatch slurm/grid_sweep.sh",
     )
-    command.add_argument("--task", metavar="I/N", help="only the share of task I of N")
-    command.add_argument("--workers", type=count, metavar="N", help="runs at once (one a GPU, or one a core)")
+    command.add_argument("--task", metavar="I/N", help="share of the runs to train: task I of N (default: all runs)")
+    command.add_argument(
+        "--workers", type=count, metavar="N", help="runs in parallel (default: one per GPU, or one per CPU core)"
+    )
     _add_training(command)
     command.set_defaults(command=_sweep)
 
 
 def _add_training(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--out", type=Path, default=Path("runs/grid"), metavar="DIR", help="folder of all runs (runs/grid)"
+        "--out",
+        type=Path,
+        default=Path("runs/grid"),
+        metavar="DIR",
+        help="output folder, with a folder per run (default: runs/grid)",
     )
     command.add_argument(
         "--preset",
         choices=PRESETS,
         default="paper",
-        help="paper (11x11, 32 maps, alpha 10, 3 seeds; default) or small (for two CPU cores: 5x5, 16 maps, alpha 0, 1 "
-        "and 10, 2 seeds, all targets of a segment at once)",
-    )
-    command.add_argument("--space", metavar="S", help="11x11, line:20, hex:9x9, 4x4x4, family:4, or a file")
-    command.add_argument("--alpha", nargs="+", type=float, metavar="A", help="NMDA with these alphas")
-    command.add_argument(
-        "--magnesium", nargs="+", type=float, metavar="MM", help="NMDA with the alphas of these [Mg2+], in mM"
+        help="defaults of the options below: paper, or small for two CPU cores (default: paper)",
     )
     command.add_argument(
-        "--act", nargs="+", metavar="NAME", help="other activations: gelu_sigmoid, leaky_relu:0.1, ..."
+        "--space",
+        metavar="S",
+        help="space to walk in: 11x11, line:20, hex:9x9, 4x4x4, family:4, or a file (default: 11x11; small: 5x5)",
     )
-    command.add_argument("--maps", nargs="+", type=int, metavar="N", help="maps of training, and as many others")
-    command.add_argument("--seeds", type=count, metavar="N", help="how many")
-    command.add_argument("--first-seed", type=int, default=0, metavar="N", help="(0)")
+    command.add_argument(
+        "--alpha",
+        nargs="+",
+        type=float,
+        metavar="A",
+        help="alphas of the NMDA activation (default without --magnesium and --act: 10; small: 0 1 10)",
+    )
+    command.add_argument(
+        "--magnesium",
+        nargs="+",
+        type=float,
+        metavar="MM",
+        help="[Mg2+] in mM, each an NMDA activation with alpha = [Mg2+] / 3.57 mM (default: none)",
+    )
+    command.add_argument(
+        "--act",
+        nargs="+",
+        metavar="NAME",
+        help="further activations: gelu_sigmoid, leaky_relu:0.1, ... (default: none)",
+    )
+    command.add_argument(
+        "--maps",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="numbers of training maps; each run is also tested on as many novel maps (default: 32; small: 16)",
+    )
+    command.add_argument("--seeds", type=count, metavar="N", help="number of seeds (default: 3; small: 2)")
+    command.add_argument("--first-seed", type=int, default=0, metavar="N", help="first seed (default: 0)")
     command.add_argument(
         "--objective",
         choices=("steps", "parallel"),
-        help="a gradient step for every walking step, or for every segment",
+        help="gradient steps: one per walking step, or one per segment (default: steps; small: parallel)",
     )
     command.add_argument(
-        "--position", choices=("paper", "residual", "actions"), default="paper", help="of the recurrent code (paper)"
+        "--position",
+        choices=("paper", "residual", "actions"),
+        default="paper",
+        help="position code: recurrent in one of two equivalent forms, or the last action alone (default: paper)",
     )
     command.add_argument(
-        "--transition", choices=("tanh", "relu", "identity"), default="tanh", help="of the code (tanh)"
+        "--transition",
+        choices=("tanh", "relu", "identity"),
+        default="tanh",
+        help="activation of the recurrent position code (default: tanh)",
     )
-    command.add_argument("--streams", nargs="+", default=(), metavar="S", help="queries, keys, values (none)")
     command.add_argument(
-        "--source", choices=("previous", "accumulated", "first"), default="previous", help="(previous)"
+        "--streams",
+        nargs="+",
+        default=(),
+        metavar="S",
+        help="residual attention streams: any of queries, keys, values (default: none)",
     )
     command.add_argument(
-        "--products", choices=("float32", "bfloat16"), default="float32", help="bfloat16 is autocast to it (float32)"
+        "--source",
+        choices=("previous", "accumulated", "first"),
+        default="previous",
+        help="layers whose projection a stream carries: the previous one, the sum of all earlier ones, or the first "
+        "(default: previous)",
+    )
+    command.add_argument(
+        "--products",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="dtype of matrix products; bfloat16 uses autocast (default: float32)",
     )
     command.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="the transformer through torch.compile, which takes about a minute at the start (on a GPU yes, else no)",
+        help="compile the transformer, which takes about a minute at startup (default: on for a GPU, off for a CPU)",
     )
     fractional = {"dropout": float, "lr": float, "clip": float}
     for name, text in (SIZES | SETTINGS).items():
-        command.add_argument(f"--{name.replace('_', '-')}", type=fractional.get(name, int), metavar="X", help=text)
+        kind = fractional.get(name, int)
+        metavar = "N" if kind is int else "X"
+        command.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
     command.add_argument(
-        "--vary", action="append", metavar="NAME=V,V", help="any field of sizes, variant or settings, as lr=1e-3,1e-4"
+        "--vary",
+        action="append",
+        metavar="NAME=V,V",
+        help="further field of sizes, variant or settings, with the values to compare, e.g. lr=1e-3,1e-4; may be "
+        "repeated (default: none)",
     )
     add_device(command)
 
@@ -271,8 +337,8 @@ def _add_tables(commands: Any) -> None:
     command = add_command(
         commands,
         "tables",
-        "the last errors and the figures of trainings, anew",
-        "Prints the errors and writes errors.txt and the figures; also while runs go on.",
+        "print the latest errors of runs and redraw the error figures",
+        "Prints the latest errors; writes errors.txt and the error figures. Also works during training.",
         "python -m small.grid tables runs/grid/small",
     )
     add_folders(command)
@@ -283,26 +349,33 @@ def _add_figures(commands: Any) -> None:
     command = add_command(
         commands,
         "figures",
-        "all figures that runs allow: errors, rate maps, place-cell scores, sparsity",
-        "Records the neurons of every run along a walk over one map (kept in the run's folder) and draws every figure "
-        "of the paper that the runs allow: 1, 3, 4, S2, S4 to S10, S13.",
+        "draw errors, rate maps, place-cell scores and sparsity of runs",
+        "Records the neurons of every run while it walks one map, keeps the recording in the run's folder, and draws "
+        "every figure of Kim et al. 2023 that the runs allow: 1, 3, 4, S2, S4 to S10, S13.",
         "python -m small.grid figures runs/grid/small",
     )
     add_folders(command)
     add_figures_out(command)
     command.add_argument(
-        "--record-steps", type=count, default=100_000, metavar="N", help="of the walk that is recorded (100000)"
+        "--record-steps",
+        type=count,
+        default=100_000,
+        metavar="N",
+        help="walking steps to record, over all walkers (default: 100000)",
     )
-    command.add_argument("--map", type=int, default=0, metavar="M", help="that is walked; from N on novel ones (0)")
+    command.add_argument(
+        "--map", type=int, default=0, metavar="M", help="map to walk: 0 to N-1 familiar, N to 2N-1 novel (default: 0)"
+    )
     command.add_argument(
         "--normalisation", choices=("walk", "occupancy"), default="walk",
-        help="of rate maps: by the moments of the walk (the paper; default) or by visits (its code)",
+        help="divisor of a rate map: all recorded moments (walk, as in the paper) or the visits to the cell "
+        "(occupancy, as in the authors' code) (default: walk)",
     )  # fmt: skip
     add_device(command)
     command.set_defaults(command=_figures)
 
 
 def _add_bench(commands: Any) -> None:
-    command = add_bench(commands, "small.grid", "walkers, scores and gradient steps", rounds=3)
+    command = add_bench(commands, "small.grid", "walkers, place-cell scores and gradient steps", rounds=3)
     add_device(command)
     command.set_defaults(command=_bench)

@@ -17,9 +17,21 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"variants": ("classic", "queries", "keys", "values"), "seeds": 4},
     "quick": {"variants": ("classic", "values"), "seeds": 2},
 }
-TASK = {"pairs": "in the context", "copies": "of each class in a bursty sequence", "classes": "known classes"}
-RATES = {"bursty": "share of bursty sequences", "novel": "share of novel ones", "noise": "epsilon of the objects"}
-SIZES = {"layers": "of attention", "key-width": "of queries and keys", "neurons": "in each layer of the MLP"}
+TASK = {
+    "pairs": "object-label pairs in the context",
+    "copies": "copies of each class in a bursty sequence",
+    "classes": "number of known classes",
+}
+RATES = {
+    "bursty": "fraction of the known-class sequences that are bursty",
+    "novel": "fraction of sequences with novel classes",
+    "noise": "noise of the objects, epsilon",
+}
+SIZES = {
+    "layers": "number of attention layers",
+    "key-width": "width of queries and keys",
+    "neurons": "neurons per layer of the MLP",
+}
 DEFAULTS = {
     "pairs": 8, "copies": 2, "classes": 512, "bursty": 0.5, "novel": 0.5, "noise": 0.1, "layers": 2, "key-width": 128,
     "neurons": 128,
@@ -145,15 +157,23 @@ def _add_amicl(commands: Any) -> None:
     command = add_command(
         commands,
         "amicl",
-        "the associative memory: Figures 6, 7 and 8 with their numbers",
-        "Accuracy of AMICL against a, length and width, under the paper's convention and that of its code, and of all "
-        "memories (similarity x separation x projection) at a = 2. Writes amicl.json, figure6.png, figure7.png and "
-        "figure8.png.",
+        "measure the associative memory AMICL: Figures 6, 7 and 8",
+        "Measures the accuracy of AMICL against a, sequence length and token width, with noise and last key as in the "
+        "paper and as in the authors' code, and of all memories (similarity x separation x projection) at a = 2. "
+        "Prints tables; writes amicl.json, figure6.png, figure7.png and figure8.png.",
         "python -m small.icl amicl --out runs/icl/amicl",
     )
-    command.add_argument("--out", type=Path, default=Path("runs/icl/amicl"), metavar="DIR", help="(runs/icl/amicl)")
-    command.add_argument("--trials", type=int, default=1000, metavar="N", help="at each point (1000)")
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="of classes and trials (0)")
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/icl/amicl"),
+        metavar="DIR",
+        help="output folder (default: runs/icl/amicl)",
+    )
+    command.add_argument(
+        "--trials", type=int, default=1000, metavar="N", help="trials per point of a curve (default: 1000)"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of classes and trials (default: 0)")
     add_device(command)
     command.set_defaults(command=_amicl)
 
@@ -162,19 +182,21 @@ def _add_train(commands: Any) -> None:
     command = add_command(
         commands,
         "train",
-        "two-layer transformers on the pair task: Figure 3, Tables 1, 5 and 6",
-        "Trains every variant with every seed, takes a snapshot every 500 steps, and stops when all runs have passed "
-        "0.95 on IC and IC2 for good (five snapshots in a row). Prints Tables 1, 5 and 6 with the paper's rows and the "
-        "t-tests, and writes them to tables.txt, the curves to figure3.png, every snapshot to snapshots.csv. A killed "
-        "training goes on from its last snapshot when the same command is given again. A variant is classic, or "
-        "streams joined by + (queries, keys, values), then options: previous, accumulated or first for what a stream "
-        "carries, learned for its weight, nmdaALPHA for NMDA in the MLP.",
+        "train two-layer transformers on the pair task: Figure 3, Tables 1, 5 and 6",
+        "Trains every variant with every seed and evaluates each run every --snapshot-every steps. Stops when all runs "
+        "have exceeded --until on IC and IC2 in five snapshots in a row. Prints Tables 1, 5 and 6 with the paper's "
+        "rows and the t-tests; writes tables.txt, figure3.png and snapshots.csv. To resume an interrupted training, "
+        "repeat the command. A variant is classic, or streams joined by + (queries, keys, values), followed by options "
+        "joined by colons: previous, accumulated or first (what a stream carries), learned (the stream's weight is "
+        "learned), nmdaALPHA (NMDA in the MLP).",
         "python -m small.icl train --preset quick --products bfloat16 --out runs/icl/quick\n"
         "  python -m small.icl train --variants classic queries keys values --seeds 4 --out runs/icl/paper\n"
-        "  python -m small.icl train --variants classic values:accumulated queries+values:learned classic:nmda10 "
-        "--layers 4 --out runs/icl/deep",
+        "  python -m small.icl train --variants classic values:accumulated queries+values:learned classic:nmda10 \\\n"
+        "      --layers 4 --out runs/icl/deep",
     )
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of this training")
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="output folder of the training (required)"
+    )
     _add_training(command)
     command.set_defaults(command=_train)
 
@@ -183,15 +205,18 @@ def _add_tables(commands: Any) -> None:
     command = add_command(
         commands,
         "tables",
-        "tables and Figure 3 of trainings, anew from their snapshots",
-        "Prints the tables and the t-tests, and writes tables.txt and figure3.png; also while a training goes on. "
-        "Trainings of other seeds may be taken as one.",
+        "print the tables of trainings and redraw Figure 3 from their snapshots",
+        "Prints the tables and the t-tests; writes tables.txt and figure3.png. Also works during training. --joint "
+        "merges trainings that differ in their seeds alone.",
         "python -m small.icl tables runs/icl/paper\n"
         "  python -m small.icl tables runs/icl/paper runs/icl/paper_from_seed_4 --joint runs/icl/eight_seeds",
     )
-    command.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a training's folder")
+    command.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output folder of a training")
     command.add_argument(
-        "--joint", type=Path, metavar="DIR", help="take the trainings as one of all their seeds, with its tables here"
+        "--joint",
+        type=Path,
+        metavar="DIR",
+        help="folder for the tables of all trainings merged into one (default: tables of each training, in its folder)",
     )
     command.set_defaults(command=_tables)
 
@@ -200,23 +225,32 @@ def _add_sweep(commands: Any) -> None:
     command = add_command(
         commands,
         "sweep",
-        "trainings over two knobs, and the phase plot of when IC passes",
-        "One training for every pair of values, in DIR/X=VALUE,Y=VALUE; then sweep.csv, and phase.png with the step "
-        "at which IC passes the threshold, a panel a variant. A knob is a number of the task, the sizes, the "
-        "optimizer, or alpha (NMDA's in the MLP). Killed, it goes on where it was.",
-        "python -m small.icl sweep --x noise=0,0.1,0.5 --y bursty=0.25,0.5,1 --variants classic values --seeds 2 "
-        "--steps 30000 --out runs/icl/noise-bursty",
+        "train over the values of two knobs and draw the phase plot",
+        "Runs one training for every pair of values, in DIR/X=VALUE,Y=VALUE. Prints the step at which IC exceeds "
+        "--threshold; writes it to sweep.csv and to phase.png, with one panel per variant. A knob is a number of the "
+        "task, the sizes or the optimizer, or alpha (of NMDA in the MLP). To resume an interrupted sweep, repeat the "
+        "command.",
+        "python -m small.icl sweep --x noise=0,0.1,0.5 --y bursty=0.25,0.5,1 --variants classic values \\\n"
+        "      --seeds 2 --steps 30000 --out runs/icl/noise-bursty",
     )
-    command.add_argument("--x", required=True, metavar="NAME=V,V,...", help="first knob, across")
-    command.add_argument("--y", required=True, metavar="NAME=V,V,...", help="second knob, upwards")
-    command.add_argument("--threshold", type=float, default=0.9, metavar="A", help="accuracy on IC (0.9)")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of all its trainings")
+    command.add_argument(
+        "--x", required=True, metavar="NAME=V,V,...", help="knob on the horizontal axis, with its values (required)"
+    )
+    command.add_argument(
+        "--y", required=True, metavar="NAME=V,V,...", help="knob on the vertical axis, with its values (required)"
+    )
+    command.add_argument(
+        "--threshold", type=float, default=0.9, metavar="A", help="accuracy on IC to exceed (default: 0.9)"
+    )
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="output folder, with a folder per training (required)"
+    )
     _add_training(command)
     command.set_defaults(command=_sweep)
 
 
 def _add_bench(commands: Any) -> None:
-    command = add_bench(commands, "small.icl", "generator, AMICL sweep and training step", rounds=7)
+    command = add_bench(commands, "small.icl", "the generator, the AMICL sweep and a training step", rounds=7)
     _add_machine(command)
     command.set_defaults(command=_bench)
 
@@ -226,35 +260,60 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         "--preset",
         choices=PRESETS,
         default="paper",
-        help="variants and seeds: paper (four variants, 4 seeds; default) or quick (classic and values, 2 seeds)",
+        help="defaults of --variants and --seeds (default: paper)",
     )
-    command.add_argument("--variants", nargs="+", metavar="NAME", help="in place of the preset's")
-    command.add_argument("--seeds", type=int, metavar="N", help="how many, in place of the preset's")
-    command.add_argument("--first-seed", type=int, default=0, metavar="N", help="(0)")
-    command.add_argument("--steps", type=int, default=75_000, metavar="N", help="at most (75000)")
     command.add_argument(
-        "--until", type=float, default=0.95, metavar="A", help="stop when all runs have this accuracy; 0 never (0.95)"
+        "--variants",
+        nargs="+",
+        metavar="NAME",
+        help="variants to train (default: classic queries keys values; quick: classic values)",
     )
-    command.add_argument("--batch", type=int, default=128, metavar="N", help="sequences a step (128)")
-    command.add_argument("--lr", type=float, default=0.01, metavar="X", help="learning rate of plain SGD (0.01)")
-    command.add_argument("--snapshot-every", type=int, default=500, metavar="N", help="steps (500)")
+    command.add_argument("--seeds", type=int, metavar="N", help="number of seeds (default: 4; quick: 2)")
+    command.add_argument("--first-seed", type=int, default=0, metavar="N", help="first seed (default: 0)")
     command.add_argument(
-        "--evaluation", type=int, default=10_000, metavar="N", help="sequences of each of Test, IC, IC2, IW (10000)"
+        "--steps", type=int, default=75_000, metavar="N", help="maximum number of training steps (default: 75000)"
+    )
+    command.add_argument(
+        "--until",
+        type=float,
+        default=0.95,
+        metavar="A",
+        help="accuracy on IC and IC2 that ends the training; 0 trains all --steps (default: 0.95)",
+    )
+    command.add_argument("--batch", type=int, default=128, metavar="N", help="sequences per step (default: 128)")
+    command.add_argument(
+        "--lr", type=float, default=0.01, metavar="X", help="learning rate of plain SGD (default: 0.01)"
+    )
+    command.add_argument(
+        "--snapshot-every", type=int, default=500, metavar="N", help="steps between snapshots (default: 500)"
+    )
+    command.add_argument(
+        "--evaluation",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="sequences in each of the evaluation sets Test, IC, IC2 and IW (default: 10000)",
     )
     for name, text in (TASK | RATES | SIZES).items():
         default: Any = DEFAULTS[name]
-        command.add_argument(f"--{name}", type=type(default), default=default, metavar="X", help=f"{text} ({default})")
+        command.add_argument(
+            f"--{name}",
+            type=type(default),
+            default=default,
+            metavar="N" if isinstance(default, int) else "X",
+            help=f"{text} (default: {default})",
+        )
     command.add_argument(
         "--products",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="dtype of activations and matrix products; weights and softmax stay float32 (float32)",
+        help="dtype of activations and matrix products; weights, softmax and loss stay float32 (default: float32)",
     )
     _add_machine(command)
     command.add_argument(
         "--together",
         action=argparse.BooleanOptionalAction,
-        help="all runs as one batched model (on a GPU yes, on a CPU no)",
+        help="train all runs as one batched model (default: on for a GPU, off for a CPU)",
     )
 
 
@@ -264,5 +323,5 @@ def _add_machine(command: argparse.ArgumentParser) -> None:
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="the step through torch.compile, which takes about 15 s at the start (yes)",
+        help="compile the training step, which takes about 15 s at startup (default: on)",
     )

@@ -23,18 +23,27 @@ from ..arguments import (
 )
 
 SETTINGS = {
-    "symbols": "different ones (45)", "steps": "gradient steps (1000)", "batch": "environments of a step (64)",
-    "walk_from": "steps of a walk in the first gradient step (100)", "walk_to": "and in the last (100)",
-    "lr": "of Adam (1e-3)", "clip": "greatest norm of a gradient (1)", "test_every": "gradient steps (50)",
-    "tested": "environments of a test (96)", "tested_steps": "of their walks (200)",
-}  # fmt: skip
+    "symbols": "number of different symbols (default: 45)",
+    "steps": "number of gradient steps (default: 1000; paper: 20000)",
+    "batch": "environments per gradient step (default: 64; paper: 16)",
+    "walk_from": "walking steps at the first gradient step (default: 100; paper: 25)",
+    "walk_to": "walking steps at the last gradient step (default: 100; paper: 300)",
+    "lr": "learning rate of Adam (default: 1e-3)",
+    "clip": "maximum gradient norm (default: 1)",
+    "test_every": "gradient steps between tests (default: 50; paper: 250)",
+    "tested": "environments per test (default: 96)",
+    "tested_steps": "walking steps per environment of a test (default: 200)",
+}
 OF_ONE_MODEL = {"tem-t": ("separation", "store", "below"), "tem": ("rule", "matrix", "modules", "sensory")}
 HOW = {
-    "walkers": "of the codes' room (512)", "steps": "of each (150)", "shuffles": "of each unit (100)",
-    "environments": "of the remapping (4)", "probes": "walkers in each (64)",
-}  # fmt: skip
-# Options that a preset sets and the command line does not. "paper" has the numbers of TEM's reference code in PyTorch
-# (github.com/jbakermans/torch_tem). Rooms, and the width of TEM-t's codes, which no source gives, are ours.
+    "walkers": "walkers in the room of the codes (default: 512)",
+    "steps": "recorded steps per walker, after 100 that are left out (default: 150)",
+    "shuffles": "shuffles per unit (default: 100)",
+    "environments": "environments for remapping (default: 4)",
+    "probes": "walkers per environment for remapping (default: 64)",
+}
+# Options that a preset sets unless the line does. The paper's appendix is not available: modules, code width, batch,
+# number of gradient steps and the numbers of RULES["code"] are those of github.com/jbakermans/torch_tem, rooms and walk lengths are ours.
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"spaces": ("5x5", "6x6", "7x7"), "rule": "paper"},
     "paper": {
@@ -180,11 +189,11 @@ def _add_train(commands: Any) -> None:
     command = add_command(
         commands,
         "train",
-        "TEM-t and TEM on the same walks: zero-shot accuracy per step and per second (Figure 4)",
+        "train TEM-t and TEM on the same walks: zero-shot accuracy per step and per second (Figure 4)",
         "Trains each model with each seed, one after the other, each in a folder of its own, on walks in fresh "
-        "environments of one structure, and tests it in others: at cells seen before, and over zero-shot links, which "
-        "were never taken and lead to such a cell. Prints a table, and writes it to tables.txt and Figure 4 to "
-        "figure4.png. A killed training goes on from its last test when the same command is given again.",
+        "environments of one structure. Tests it in other environments: on visited cells, and on unvisited transitions "
+        "to visited cells (zero-shot links). Prints a table; writes tables.txt and figure4.png. To resume an "
+        "interrupted training, repeat the command.",
         "python -m small.tem train --out runs/tem/small\n"
         "  python -m small.tem train --preset paper --transition relu --out runs/tem/paper\n"
         "  python -m small.tem train --models tem-t --spaces hex:5x5 hex:6x6 --store surprising --out runs/tem/hex\n"
@@ -192,44 +201,68 @@ def _add_train(commands: Any) -> None:
         "  python -m small.tem train --models tem-t --spaces family:4 --separation linear --out runs/tem/linear",
     )
     command.add_argument(
-        "--out", type=Path, default=Path("runs/tem"), metavar="DIR", help="folder of all runs (runs/tem)"
+        "--out",
+        type=Path,
+        default=Path("runs/tem"),
+        metavar="DIR",
+        help="output folder, with a folder per run (default: runs/tem)",
     )
     command.add_argument(
         "--preset", choices=PRESETS, default="small",
-        help="small (for two CPU cores, minutes; default) or paper (for a GPU: squares of 8 to 11, 20,000 steps)",
+        help="defaults of the options below: small for two CPU cores, or paper for a GPU (default: small)",
     )  # fmt: skip
-    command.add_argument("--models", nargs="+", choices=("tem-t", "tem"), default=("tem-t", "tem"), help="(both)")
-    command.add_argument("--seeds", type=count, default=3, metavar="N", help="how many (3)")
-    command.add_argument("--first-seed", type=int, default=0, metavar="N", help="(0)")
+    command.add_argument(
+        "--models",
+        nargs="+",
+        choices=("tem-t", "tem"),
+        default=("tem-t", "tem"),
+        help="models to train (default: both)",
+    )
+    command.add_argument("--seeds", type=count, default=3, metavar="N", help="number of seeds (default: 3)")
+    command.add_argument("--first-seed", type=int, default=0, metavar="N", help="first seed (default: 0)")
     command.add_argument(
         "--spaces", nargs="+", metavar="S",
-        help="of one structure: 5x5, line:20, hex:5x5, family:4, 3x3x3, or files (5x5 6x6 7x7)",
+        help="spaces of one structure: 5x5, line:20, hex:5x5, family:4, 3x3x3, or files (default: 5x5 6x6 7x7; paper: "
+        "8x8 9x9 10x10 11x11)",
     )  # fmt: skip
-    command.add_argument("--transition", choices=("identity", "relu"), default="identity", help="of codes (identity)")
-    command.add_argument("--code", type=int, metavar="C", help="width of a code (64)")
+    command.add_argument(
+        "--transition", choices=("identity", "relu"), default="identity",
+        help="activation of the position codes (default: identity)",
+    )  # fmt: skip
+    command.add_argument("--code", type=int, metavar="C", help="width of a position code (default: 64; paper: 120)")
     command.add_argument(
         "--separation", choices=("softmax", "linear", "exponential", "polynomial"),
-        help="how TEM-t tells memories apart (softmax)",
+        help="function that separates TEM-t's memories (default: softmax)",
     )  # fmt: skip
     command.add_argument(
         "--store", choices=("all", "surprising", "new"),
-        help="what TEM-t's memory keeps: all, what it did not expect, or what has a code unlike all before (all)",
+        help="moments that TEM-t's memory keeps: all, those with an unexpected symbol (surprising), or those with a "
+        "key unlike all kept ones (new) (default: all)",
     )  # fmt: skip
     command.add_argument(
-        "--below", type=float, metavar="X", help="surprising: a probability below it; new: a cosine of keys (0.5)"
-    )
+        "--below", type=float, metavar="X",
+        help="limit of --store: a moment is kept if the symbol's probability (surprising) or the largest cosine of the "
+        "keys (new) is below it (default: 0.5)",
+    )  # fmt: skip
     command.add_argument(
         "--rule", choices=("paper", "code", "linear"),
-        help="of TEM's memory: one step with ReLU, the reference code's five with decay, or one linear step (paper)",
+        help="recall by TEM's memory: one step with ReLU (paper), five clipped steps with decay (code), or one "
+        "linear step (linear) (default: paper; --preset paper: code)",
     )  # fmt: skip
-    command.add_argument("--sensory", type=int, metavar="X", help="TEM's sensory components (10)")
-    command.add_argument("--matrix", action="store_true", help="TEM's memory as the paper's matrix, not as sums")
+    command.add_argument("--sensory", type=int, metavar="N", help="number of TEM's sensory components (default: 10)")
     command.add_argument(
-        "--modules", action=argparse.BooleanOptionalAction, help="TEM's codes in the reference code's five modules (no)"
+        "--matrix",
+        action="store_true",
+        help="compute TEM's memory as a matrix, as the paper writes it (default: as sums over memories)",
     )
+    command.add_argument(
+        "--modules", action=argparse.BooleanOptionalAction,
+        help="split TEM's codes into five modules, as wide as those of the authors' code (default: off; paper: on)",
+    )  # fmt: skip
     for name, text in SETTINGS.items():
         kind = float if name in ("lr", "clip") else int
-        command.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X", help=text)
+        metavar = "N" if kind is int else "X"
+        command.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
     add_device(command)
     command.set_defaults(command=_train)
 
@@ -238,8 +271,8 @@ def _add_tables(commands: Any) -> None:
     command = add_command(
         commands,
         "tables",
-        "table and Figure 4 of trainings, anew",
-        "Prints the table and writes tables.txt and figure4.png; also while runs go on.",
+        "print the table of runs and redraw Figure 4",
+        "Prints the table; writes tables.txt and figure4.png. Also works during training.",
         "python -m small.tem tables runs/tem/small",
     )
     add_folders(command)
@@ -250,16 +283,21 @@ def _add_figures(commands: Any) -> None:
     command = add_command(
         commands,
         "figures",
-        "rate maps, grid and band scores beside shuffles, remapping (Figures 1, 2b, 4, 5)",
-        "Records the units of every run (kept in the run's folder): its codes in a room, and its hippocampal units in "
-        "several environments, trained and with the first weights. Prints how many units pass each score and how they "
-        "remap, and writes that to cells.txt; draws the maps of the first seed of each group, and the scores of all.",
+        "draw rate maps, grid and band scores, and remapping (Figures 1, 2b, 4, 5)",
+        "Records the units of every run, with trained and with initial weights: its codes in a room, and its "
+        "hippocampal units in several environments. Keeps the recordings in the run's folder. Prints how many units "
+        "pass each score and how they remap; writes cells.txt. Draws maps of the first seed of each group, and the "
+        "scores of all runs.",
         "python -m small.tem figures runs/tem/small\n"
         "  python -m small.tem figures runs/tem/small/tem-t,seed=0 --room 21x21 --out runs/tem/maps",
     )
     add_folders(command)
     add_figures_out(command)
-    command.add_argument("--room", metavar="S", help="where codes are recorded (15x15, or the largest of training)")
+    command.add_argument(
+        "--room",
+        metavar="S",
+        help="room in which codes are recorded (default: 15x15 after squares, else the largest room of training)",
+    )
     for name, text in HOW.items():
         command.add_argument(f"--{name}", type=int, metavar="N", help=text)
     add_device(command)
@@ -270,30 +308,44 @@ def _add_capacity(commands: Any) -> None:
     command = add_command(
         commands,
         "capacity",
-        "memories stored against recall, for each way to separate them",
-        "Stores random codes with random symbols, and asks for one of them after each: recall of softmax, linear, "
-        "exponential and polynomial attention, and of TEM's memory by three rules. Prints how many memories there are "
-        "where recall falls below 0.9, and writes it to capacity.txt and the curves to capacity.png.",
+        "measure recall against the number of stored memories",
+        "Stores random codes with random symbols and queries one of them after each: with softmax, linear, exponential "
+        "and polynomial attention, and with TEM's memory by three rules. Prints the number of memories at which recall "
+        "falls below 0.9; writes capacity.txt and capacity.png.",
         "python -m small.tem capacity --out runs/tem/capacity\n"
         "  python -m small.tem capacity --widths 8 16 --noise 0.5 --out runs/tem/noisy",
     )
     command.add_argument(
-        "--out", type=Path, default=Path("runs/tem/capacity"), metavar="DIR", help="(runs/tem/capacity)"
+        "--out",
+        type=Path,
+        default=Path("runs/tem/capacity"),
+        metavar="DIR",
+        help="output folder (default: runs/tem/capacity)",
     )
     command.add_argument(
-        "--widths", nargs="+", type=count, default=(4, 8, 16, 32), metavar="K", help="of a code (4 8 16 32)"
+        "--widths",
+        nargs="+",
+        type=count,
+        default=(4, 8, 16, 32),
+        metavar="K",
+        help="widths of a code (default: 4 8 16 32)",
     )
-    command.add_argument("--memories", type=count, default=2048, metavar="N", help="at most (2048)")
-    command.add_argument("--repeats", type=count, default=32, metavar="N", help="sets of memories (32)")
     command.add_argument(
-        "--noise", type=float, default=0.0, metavar="X", help="of a query, beside 1 of a code's components (0)"
+        "--memories", type=count, default=2048, metavar="N", help="maximum number of memories (default: 2048)"
     )
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    command.add_argument(
+        "--repeats", type=count, default=32, metavar="N", help="sets of memories to average over (default: 32)"
+    )
+    command.add_argument(
+        "--noise", type=float, default=0.0, metavar="X",
+        help="standard deviation of the noise on each query component; code components have 1 (default: 0)",
+    )  # fmt: skip
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of codes and symbols (default: 0)")
     add_device(command)
     command.set_defaults(command=_capacity)
 
 
 def _add_bench(commands: Any) -> None:
-    command = add_bench(commands, "small.tem", "TEM's memory and gradient steps", rounds=5)
+    command = add_bench(commands, "small.tem", "TEM's memory and gradient steps of both models", rounds=5)
     add_device(command)
     command.set_defaults(command=_bench)

@@ -14,14 +14,21 @@ from llm.common.errors import UserError
 from ..arguments import add_device, add_folders, count, device_of, run_command
 
 SIZES = {
-    "patch": "side of a patch, in pixels (an eighth of the image)", "width": "D, of a token (192)",
-    "heads": "of attention (12)", "neurons": "of the feed-forward network (384)", "layers": "of the transformer (9)",
-    "dropout": "share (0)",
-}  # fmt: skip
+    "patch": "side of a patch in pixels (default: 1/8 of the image's)",
+    "width": "token width (default: 192)",
+    "heads": "number of attention heads (default: 12)",
+    "neurons": "feed-forward neurons per layer (default: 384)",
+    "layers": "number of transformer layers (default: 9)",
+    "dropout": "dropout probability (default: 0)",
+}
 SETTINGS = {
-    "epochs": "over the training images (100)", "batch": "images of a step (128)", "lr": "of AdamW at its peak (1e-3)",
-    "weight_decay": "of matrices (0.05)", "warmup": "epochs (10)", "smoothing": "of the labels (0.1)",
-}  # fmt: skip
+    "epochs": "number of training epochs (default: 100)",
+    "batch": "images per step (default: 128)",
+    "lr": "peak learning rate of AdamW (default: 1e-3)",
+    "weight_decay": "weight decay of matrices (default: 0.05)",
+    "warmup": "warm-up epochs (default: 10)",
+    "smoothing": "label smoothing (default: 0.1)",
+}
 ALPHAS = (10.0, 0.0)  # of Table S1
 
 
@@ -108,44 +115,55 @@ def _add_train(commands: Any) -> None:
     command = add_command(
         commands,
         "train",
-        "Vision Transformers on CIFAR-100 or TinyImageNet: Table S1",
-        "Trains a transformer for every activation and seed, one after the other, each in a folder of its own, and "
-        "measures the test accuracy after every epoch. Prints Table S1 with the paper's row and the tests, and writes "
-        "them to tables.txt and the curves to accuracy.png. The accuracy is that of the last epoch, not of the best. A "
-        "killed training goes on from its last epoch when the same command is given again. CIFAR-100 may be its binary "
-        "archive, its Python archive or parquet, TinyImageNet its folder or its zip archive.",
+        "train Vision Transformers on CIFAR-100 or TinyImageNet: Table S1",
+        "Trains one transformer for every activation and seed, one after the other, each in a folder of its own, and "
+        "measures test accuracy after every epoch. Prints Table S1 with the paper's row and the tests; writes "
+        "tables.txt and accuracy.png. The table has the accuracy of the last epoch, not of the best. To resume an "
+        "interrupted training, repeat the command. CIFAR-100 is read from its binary or Python archive or from "
+        "parquet, TinyImageNet from its folder or zip archive.",
         "python -m small.vision train --dataset cifar100 --data cifar-100-python.tar.gz\n"
         "  python -m small.vision train --dataset tiny-imagenet --data ~/data --act gelu nmda --alpha 10\n"
         "  python -m small.vision train --dataset cifar100 --data ~/data --act gelu --streams values "
         "--out runs/vision/values",
     )
-    command.add_argument("--dataset", choices=("cifar100", "tiny-imagenet"), required=True)
+    command.add_argument("--dataset", choices=("cifar100", "tiny-imagenet"), required=True, help="data set (required)")
     command.add_argument(
         "--data", type=Path, default=Path("data"), metavar="PATH",
-        help="the data set's folder or archive, or a folder that holds it under its published name (data)",
+        help="folder or archive of the data set, or a folder with it under its published name (default: data)",
     )  # fmt: skip
-    command.add_argument("--out", type=Path, metavar="DIR", help="folder of all runs (runs/vision/DATASET)")
     command.add_argument(
-        "--act", nargs="+", default=("gelu", "nmda"), metavar="NAME", help="activations: gelu, nmda, relu, ... (both)"
+        "--out", type=Path, metavar="DIR", help="output folder, with a folder per run (default: runs/vision/DATASET)"
     )
-    command.add_argument("--alpha", nargs="+", type=float, metavar="A", help="of --act nmda (10 and 0)")
-    command.add_argument("--seeds", type=count, default=3, metavar="N", help="how many (3)")
-    command.add_argument("--first-seed", type=int, default=0, metavar="N", help="(0)")
-    command.add_argument("--streams", nargs="+", default=(), metavar="S", help="queries, keys, values (none)")
     command.add_argument(
-        "--source", choices=("previous", "accumulated", "first"), default="previous", help="(previous)"
-    )
+        "--act", nargs="+", default=("gelu", "nmda"), metavar="NAME",
+        help="activations: gelu, nmda, relu, ... (default: gelu nmda)",
+    )  # fmt: skip
+    command.add_argument("--alpha", nargs="+", type=float, metavar="A", help="alphas of --act nmda (default: 10 0)")
+    command.add_argument("--seeds", type=count, default=3, metavar="N", help="number of seeds (default: 3)")
+    command.add_argument("--first-seed", type=int, default=0, metavar="N", help="first seed (default: 0)")
+    command.add_argument(
+        "--streams", nargs="+", default=(), metavar="S",
+        help="residual attention streams: any of queries, keys, values (default: none)",
+    )  # fmt: skip
+    command.add_argument(
+        "--source", choices=("previous", "accumulated", "first"), default="previous",
+        help="layers whose projection a stream carries: the previous one, the sum of all earlier ones, or the first "
+        "(default: previous)",
+    )  # fmt: skip
     command.add_argument(
         "--augmentation", choices=("none", "basic", "strong"), default="strong",
-        help="basic: crops and mirror images; strong: also colours, rotation, shear, erasing (strong)",
+        help="augmentation of training images: none, crops and mirror images (basic), or also colours, rotation, "
+        "shear and erasing (strong) (default: strong)",
     )  # fmt: skip
     command.add_argument(
-        "--products", choices=("float32", "bfloat16"), default="float32", help="bfloat16 is autocast to it (float32)"
-    )
+        "--products", choices=("float32", "bfloat16"), default="float32",
+        help="dtype of matrix products; bfloat16 uses autocast (default: float32)",
+    )  # fmt: skip
     fractional = ("dropout", "lr", "weight_decay", "smoothing")
     for name, text in (SIZES | SETTINGS).items():
         kind = float if name in fractional else int
-        command.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X", help=text)
+        metavar = "N" if kind is int else "X"
+        command.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
     add_device(command)
     command.set_defaults(command=_train)
 
@@ -154,10 +172,12 @@ def _add_tables(commands: Any) -> None:
     command = add_command(
         commands,
         "tables",
-        "Table S1, tests and curves of trainings, anew",
-        "Prints the table and the tests, and writes tables.txt and accuracy.png; also while runs go on.",
+        "print Table S1 and the tests of runs and redraw the curves",
+        "Prints the table and the tests; writes tables.txt and accuracy.png. Also works during training.",
         "python -m small.vision tables runs/vision/cifar100 runs/vision/tiny-imagenet --out runs/vision",
     )
     add_folders(command)
-    command.add_argument("--out", type=Path, metavar="DIR", help="folder of table and curves (the first DIR)")
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the table and the curves (default: the first DIR)"
+    )
     command.set_defaults(command=_tables)
