@@ -28,7 +28,7 @@ SCORES = {"grid": "grid score", "band": "band score"}
 HIPPOCAMPAL = {"tem-t": "memory neurons", "tem": "conjunctions"}
 WORDS = """\
 by place: share of the codes' variance that the cell explains. best: greatest score. pass: share of units whose score at
-most 5 of 100 shuffles reach (by chance 0.05). grids, bands: those of them with a band score up to 1/2, and above it.
+most 4 of 100 shuffles reach (by chance 0.05). grids, bands: those of them with a band score up to 1/2, and above it.
 within, across: correlation of a hippocampal unit's maps in one environment, and in two. pairs: how far units that are
 alike in one environment are alike in another; and so for codes."""
 

@@ -42,8 +42,9 @@ HOW = {
     "environments": "environments for remapping (default: 4)",
     "probes": "walkers per environment for remapping (default: 64)",
 }
-# Options that a preset sets unless the line does. The paper's appendix is not available: modules, code width, batch,
-# number of gradient steps and the numbers of RULES["code"] are those of github.com/jbakermans/torch_tem, rooms and walk lengths are ours.
+# Options that a preset sets unless the command line does. The paper's appendix is not available: modules, code width,
+# batch, number of gradient steps and the numbers of RULES["code"] are those of github.com/jbakermans/torch_tem; rooms
+# and walk lengths are ours.
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"spaces": ("5x5", "6x6", "7x7"), "rule": "paper"},
     "paper": {
