@@ -40,6 +40,7 @@ lint: .venv/.developing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports --no-logo
 
 test: lint
 	$(BIN)/python -m pytest -n 2

@@ -288,6 +288,20 @@ def timed(result: Result) -> str:
     return "\n\n".join([origin(result), table(["part", "time, or *ratio*", "median (range)"], rows)])
 
 
+def threads(result: Result, load: str) -> str:
+    """Show `python -m benchmarks.threads` under one load: the ratio of every wait policy to the default."""
+    models = result["loads"][load]
+    rows = []
+    for policy in next(iter(models.values())):
+        row = [policy.replace("=", " = ")]
+        for rates in models.values():
+            ratios = [a / b for a, b in zip(rates[policy], rates["default"], strict=True)]
+            row += [f"{statistics.median(rates[policy]):.2f}", spread(ratios, "{:.2f}".format)]
+        rows.append(row)
+    head = [heading for model in models for heading in (f"{model}, steps/s", "/ default")]
+    return table(["wait policy", *head], rows)
+
+
 def value(result: Result, *keys: str) -> str:
     """Return one figure for a sentence: a number, the median of a list, or a median with its interval or range."""
     found: Any = result
@@ -304,5 +318,5 @@ def value(result: Result, *keys: str) -> str:
 
 KINDS: dict[str, Callable[..., str]] = {
     "row": row, "value": value, "speed": speed, "growth": growth, "fit": fit, "loss": loss, "data": data,
-    "ranks": ranks, "timed": timed,
+    "ranks": ranks, "timed": timed, "threads": threads, "origin": origin,
 }  # fmt: skip

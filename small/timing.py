@@ -31,13 +31,6 @@ def report(result: dict[str, Any]) -> str:
     return f"{result['device']}\n\n{ratios}\n\n{text_table(['', 'time of', 'ms, median'], times)}"
 
 
-def named(device: str) -> str:
-    """A device in words."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
 def in_turn(rounds: int, contenders: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
     """Seconds of each contender in each round; a round that is not counted comes first."""
     times: dict[str, list[float]] = {name: [] for name in contenders}

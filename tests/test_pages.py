@@ -25,6 +25,7 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"python -m (llm|evals|benchmarks(?:\.\w+)?|small\.\w+)\b([^`|>&;)#]*)")
 OPTION = re.compile(r"`(--[\w.-]+)[^`]*`")
 FIT = ("fit", "validate")
+SLURM = set("--array --cpu-bind --gpus-per-node --no-requeue --ntasks-per-node --signal --nodes --time".split())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
@@ -61,7 +62,7 @@ def _commands(text: str) -> Iterator[tuple[str, list[str]]]:
             words = shlex.split(line)
         except ValueError:  # a quotation mark of the prose around it
             words = line.split()
-        yield program, [word for word in words if word not in ("...", "[...]", "…")]
+        yield program, [word.rstrip(",.:") for word in words if not word.startswith(("...", "[", "…", "$"))]
 
 
 def _problem(program: str, words: list[str]) -> str | None:
@@ -74,8 +75,9 @@ def _problem(program: str, words: list[str]) -> str | None:
     known = _options(program, words[0])
     if known is None:
         return "there is no such command"
-    unknown = [word for word in words[1:] if word.startswith("--") and word.partition("=")[0] not in known]
-    return f"unknown {unknown}" if unknown else None
+    own, _, overrides = " ".join(words[1:]).partition(" -- ")  # behind it the keys of a config, as for fit
+    unknown = [word for word in own.split() if word.startswith("--") and word.partition("=")[0] not in known]
+    return f"unknown {unknown}" if unknown else _fit_problem(overrides.split())
 
 
 def _fit_problem(words: list[str]) -> str | None:
@@ -125,17 +127,6 @@ def _every_option() -> set[str]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.parts[0] in ("README.md", "docs", "small")], ids=str)
 def test_options_that_are_named_exist(page: Path) -> None:
-    """Those in code spans of the prose; other programs' options stand with their program's name."""
+    """Those in code spans of the prose."""
     named = set(OPTION.findall((ROOT / page).read_text()))
-    foreign = {
-        "--nodes",
-        "--time",
-        "--gpus",
-        "--array",
-        "--export",
-        "--signal",
-        "--requeue",
-        "--account",
-        "--partition",
-    }
-    assert not named - _every_option() - foreign
+    assert not named - _every_option() - SLURM

@@ -1,7 +1,9 @@
 """Devices by name, and the libraries that a number may depend on."""
 
 import platform
+import re
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError
@@ -27,3 +29,22 @@ def resolve_device(device: str) -> "torch.device":
     # Unknown names, CUDA that torch was built without (an assertion of its own), devices without any code.
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device} cannot be used here ({first_line(error)}); give --device cpu") from error
+
+
+def device_name(device: str) -> str:
+    """The model of a GPU, or of the CPU with its fastest instructions for bfloat16 products and torch's threads."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def _cpu_name() -> str:
+    try:
+        known = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return platform.processor() or "CPU"
+    name = re.search(r"^model name\s*: (.*)$", known, re.M)
+    fast = next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f" {flag} " in known), None)
+    return (name[1].strip() if name else "CPU") + (f" ({fast})" if fast else "")

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from .devices import device_name
+
 PACKAGES = ("hippoformer", "torch", "lightning", "deepspeed", "transformers", "tokenizers", "numpy")
 
 
@@ -28,11 +30,10 @@ def whereabouts() -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions, git commit, and device: what a reader needs to trust or repeat a figure."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {
         "git_commit": _git_commit(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-        "device": device,
+        "device": device_name("cuda" if torch.cuda.is_available() else "cpu"),
         "platform": platform.platform(),
     }
 

@@ -22,11 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from llm.common.devices import device_name
 from llm.common.environment import environment
 
 from ..rate_maps import place_cell_scores
 from ..spaces import NOWHERE, Graph, space
-from ..timing import compared, in_turn, named, seconds_of
+from ..timing import compared, in_turn, seconds_of
 from .model import Sizes, Variant
 from .train import PRODUCTS, Run, Settings
 from .world import World
@@ -42,7 +43,7 @@ ALPHA = "nmda:10"
 def run(rounds: int, device: str, sizes: Sizes | None = None) -> dict[str, Any]:
     """All comparisons, as a JSON object."""
     sizes = sizes or Sizes()
-    result: dict[str, Any] = {"rounds": rounds, **environment(), "device": named(device), "batch": BATCH}
+    result: dict[str, Any] = {"rounds": rounds, **environment(), "device": device_name(device), "batch": BATCH}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         f"world_{walkers}": partial(_world, rounds, walkers) for walkers in WALKERS
     } | {

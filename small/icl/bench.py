@@ -24,9 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from llm.common.devices import device_name
 from llm.common.environment import environment
 
-from ..timing import compared, in_turn, named, seconds_of
+from ..timing import compared, in_turn, seconds_of
 from .amicl import A_VALUES, CONVENTIONS, SHOWN, Rule, outcomes
 from .model import Sizes
 from .settings import PRODUCTS, Settings
@@ -41,7 +42,7 @@ AMICL_LOOP_TRIALS = 20  # of the loop, at each a; the time of a trial does not d
 
 def run(rounds: int, device: str, compiled: bool) -> dict[str, Any]:
     """All comparisons, as a JSON object."""
-    result: dict[str, Any] = {"rounds": rounds, **environment(), "device": named(device)}
+    result: dict[str, Any] = {"rounds": rounds, **environment(), "device": device_name(device)}
     parts: dict[str, Callable[[], dict[str, Any]]] = {}
     for name in PRODUCTS:
         parts[f"step_{name}"] = partial(_step, rounds, device, name, compiled)

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from llm.common.devices import device_name
 from llm.common.environment import environment
 
-from ..timing import compared, in_turn, named, seconds_of
+from ..timing import compared, in_turn, seconds_of
 from .machine import MachineSizes
 from .memory import FORMS, RULES, Rule, recall
 from .model import Sizes
@@ -41,7 +42,7 @@ def run(rounds: int, device: str, settings: Settings | None = None) -> dict[str,
     }
     parts |= {f"walks_{walk}": partial(_memory, rounds, device, MIDDLE, walk) for walk in WALKS}
     parts["steps"] = partial(_steps, rounds, device, settings)
-    result: dict[str, Any] = {"rounds": rounds, **environment(), "device": named(device), "batch": settings.batch}
+    result: dict[str, Any] = {"rounds": rounds, **environment(), "device": device_name(device), "batch": settings.batch}
     for name, measure in tqdm(parts.items(), desc="bench", dynamic_ncols=True, leave=False):
         result[name] = measure()
     return result

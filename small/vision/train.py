@@ -26,7 +26,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llm.common.errors import UserError
-from llm.train.optim import Optimizer, Schedule
 
 from ..checks import below, refuse
 from ..draws import seed_number
@@ -89,6 +88,13 @@ class Settings:
         refuse(problems)
 
 
+def rate(step: int, warmup: int, steps: int) -> float:
+    """Factor of the peak learning rate at `step` (from 0): a linear warm-up, then a cosine to 0 at the last step."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
 class Row(NamedTuple):
     """What is known after an epoch."""
 
@@ -119,8 +125,10 @@ class Run:
             torch.manual_seed(self._number("weights"))
             model = VisionTransformer(sizes, variant)
         self.model = model.to(self.device)
-        self.schedule = Schedule("cosine", warmup_steps=settings.warmup * self.steps)
-        self.optimizer = Optimizer(settings.lr, (0.9, 0.999), weight_decay=settings.weight_decay).build(self.model)
+        decayed = [weight for weight in self.model.parameters() if weight.ndim == 2]
+        others = [weight for weight in self.model.parameters() if weight.ndim != 2]
+        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
         start_moments(self.optimizer)
         self.right = torch.zeros(len(images.test.labels), dtype=torch.bool, device=self.device)  # when evaluated
 
@@ -166,7 +174,7 @@ class Run:
 
     def _step(self, step: int, images: Tensor, labels: Tensor) -> Tensor:
         """One gradient step, numbered from 0; returns its loss."""
-        factor = self.schedule.factor(step, self.settings.epochs * self.steps)
+        factor = rate(step, self.settings.warmup * self.steps, self.settings.epochs * self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * factor
         logits = self._logits(images)
