@@ -141,6 +141,8 @@ def load_model(
             f"{export.folder} lacks {len(lacking)} of the model's weights (the first: {sorted(lacking)[0]}); "
             "export it again"
         )
+    if hasattr(model, "enable_fast_paths"):  # one of ours
+        model.enable_fast_paths()
     tokenizer = AutoTokenizer.from_pretrained(export.folder, trust_remote_code=True)
     return LoadedModel(export, model.to(target).eval(), tokenizer)
 

@@ -35,7 +35,7 @@ from ..data.shard import SPLITS, ShardWriter, token_dtype
 from ..data.store import write_index
 from ..model import DecoderConfig, DecoderForCausalLM
 from ..model.convert import TO_HF_ACTIVATION, model_to_hf
-from ..model.fast_paths import FAST_PATHS, switch_off
+from ..model.fast_paths import FAST_PATHS
 from ..train.allocator import keep_freed_memory
 from ..train.callbacks import callbacks
 from ..train.checkpointing import Checkpoints
@@ -289,10 +289,7 @@ class Fit:
                 callbacks=[First(watch), *own, Last(watch)],
             )
             trainer.loggers = run.open("", {})
-            try:
-                trainer.fit(self.module, datamodule=self.plan.data())
-            finally:
-                switch_off(())  # the fit has switched this variant's
+            trainer.fit(self.module, datamodule=self.plan.data())
         for hook in hooks:
             hook.remove()
         return Window.of(watch, steps, self.plan.tokens_per_step)

@@ -35,7 +35,7 @@ from ..common.environment import environment
 from ..common.errors import UserError
 from ..common.processes import forget_resident_peak, resident, resident_peak
 from ..data.module import TokenDataModule
-from ..model.fast_linear import matmul
+from ..model.fast_linear import matmul, use_onednn
 from ..plan.plan import read
 from ..train.attention import attention_problems
 from ..train.cli import PRECISIONS, parse
@@ -102,7 +102,7 @@ def matrix_rate(plan: Plan) -> float:
     half = plan.precision.startswith("bf16")
     one, other = (torch.randn(side, side, device=device, dtype=torch.bfloat16 if half else None) for _ in range(2))
     times = []
-    for product in (torch.mm, matmul):
+    for product in (torch.mm, lambda a, b: matmul(a, b, use_onednn(a))):
         product(one, other)  # not counted
         for _ in range(3):
             began = now()

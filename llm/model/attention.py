@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .fast_attention import causal_attention, goes_by_blocks
-from .fast_linear import Linear
 from .positions import rotate
 from .streams import Carry, ResidualStream
 
@@ -75,10 +73,10 @@ class Attention(nn.Module):
         self.num_key_value_groups = num_heads // num_key_value_heads  # transformers' attention functions read it
         self.scaling = head_dim**-0.5 if softmax_scale is None else softmax_scale
         self.dropout = dropout
-        self.q_proj = Linear(hidden_size, num_heads * head_dim, bias=bias)
-        self.k_proj = Linear(hidden_size, num_key_value_heads * head_dim, bias=bias)
-        self.v_proj = Linear(hidden_size, num_key_value_heads * head_dim, bias=bias)
-        self.o_proj = Linear(num_heads * head_dim, hidden_size, bias=bias)
+        self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=bias)
+        self.k_proj = nn.Linear(hidden_size, num_key_value_heads * head_dim, bias=bias)
+        self.v_proj = nn.Linear(hidden_size, num_key_value_heads * head_dim, bias=bias)
+        self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=bias)
         self.stream = stream
 
     def forward(
@@ -100,16 +98,29 @@ class Attention(nn.Module):
             mixed, carry = self.stream({"queries": query, "keys": key, "values": value}, carry)
             query, key, value = mixed["queries"], mixed["keys"], mixed["values"]
         if angles is not None:
-            query, key = rotate(query, angles), rotate(key, angles)
+            query, key = self.rotate(query, angles), self.rotate(key, angles)
         if past_key_values is not None:  # after the stream: the carry must hold the current tokens only
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, G, S, K)
+        cached = past_key_values is not None
+        out, weights = self.attend(query, key, value, attention_mask, implementation, cached, **kwargs)  # (B, T, H, K)
+        return self.o_proj(out.flatten(-2)), weights, carry
 
+    rotate = staticmethod(rotate)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        implementation: str,
+        cached: bool,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, H, T, K), (B, G, S, K) twice -> (B, T, H, K), and the weights (B, H, T, S) where shown.
+
+        `cached`: keys and values come from a cache.
+        """
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         dropout = self.dropout if self.training else 0.0
-        plain = implementation == "sdpa" and attention_mask is None and past_key_values is None and self.is_causal
-        if plain and goes_by_blocks(query, dropout):
-            return self.o_proj(causal_attention(query, key, value, self.scaling, dropout).flatten(-2)), None, carry
-        out, weights = attend(
-            self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs
-        )  # (B, T, H, K)
-        return self.o_proj(out.flatten(-2)), weights, carry
+        return attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import Attention
-from .fast_dropout import dropout
 from .feedforward import FeedForward
 from .streams import Carry
 
@@ -31,7 +30,7 @@ class Block(GradientCheckpointingLayer):
         super().__init__()
         self.attention_norm, self.attention = attention_norm, attention
         self.feedforward_norm, self.feedforward = feedforward_norm, feedforward
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden: Tensor, carry: Carry, **attention_inputs: Any) -> tuple[Tensor, Carry, Tensor | None]:
         """hidden (B, T, D) and the stream's carry -> both for the next block, and attention weights where shown.
@@ -39,6 +38,6 @@ class Block(GradientCheckpointingLayer):
         Both are positional: a recomputed block passes gradients to positional tensors, in tuples too.
         """
         attended, weights, carry = self.attention(self.attention_norm(hidden), carry, **attention_inputs)
-        hidden = hidden + dropout(attended, self.dropout, self.training)
+        hidden = hidden + self.dropout(attended)
         changed = self.feedforward(self.feedforward_norm(hidden))
-        return hidden + dropout(changed, self.dropout, self.training), carry, weights
+        return hidden + self.dropout(changed), carry, weights

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,10 +25,9 @@ from .attention import Attention
 from .block import Block
 from .config import DecoderConfig
 from .convert import config_from_hf, model_to_hf, weights_from_hf, weights_to_hf
-from .fast_dropout import dropout
-from .fast_linear import linear
+from .fast_paths import FAST_PATHS, enable_fast_paths
 from .feedforward import FEEDFORWARDS
-from .loss import IGNORED, linear_next_token_loss, next_token_loss
+from .loss import IGNORED, next_token_loss
 from .norms import norm
 from .positions import inverse_frequencies, rotary_angles
 from .streams import ResidualStream
@@ -69,6 +69,7 @@ class Decoder(nn.Module):
         self.embed_positions = (
             nn.Embedding(config.max_position_embeddings, config.hidden_size) if config.position == "learned" else None
         )
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(build_block(config, index) for index in range(config.num_hidden_layers))
         self.norm = norm(config.norm, config.hidden_size, config.norm_eps)
 
@@ -100,7 +101,7 @@ class Decoder(nn.Module):
 
         if self.embed_positions is not None:
             hidden = hidden + self.embed_positions(position_ids)
-        hidden = dropout(hidden, self.config.embedding_dropout, self.training)
+        hidden = self.embedding_dropout(hidden)
         angles = None if self.embed_positions is not None else self._angles(position_ids, hidden.dtype)
 
         carry, every_hidden, every_attention = None, [], []
@@ -161,25 +162,6 @@ class Decoder(nn.Module):
         return rotary_angles(position_ids, frequencies, scaling, dtype)
 
 
-class OutputHead(nn.Linear):
-    """Hidden states (B, T, D) -> logits (B, T, unpadded V), or the loss of given targets (B, T).
-
-    The rows that only pad the vocabulary are not computed.
-    """
-
-    def __init__(self, hidden_size: int, vocab_size: int, unpadded_vocab_size: int) -> None:
-        super().__init__(hidden_size, vocab_size, bias=False)
-        self.unpadded_vocab_size = unpadded_vocab_size
-        self.compiled_loss = False
-
-    def forward(self, hidden: Tensor, targets: Tensor | None = None, num_items: Tensor | int | None = None) -> Tensor:
-        if targets is None:
-            return linear(hidden, self.weight[: self.unpadded_vocab_size])
-        return linear_next_token_loss(
-            hidden, self.weight, targets, num_items, self.compiled_loss, self.unpadded_vocab_size
-        )
-
-
 class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
     """The decoder with its output head; a transformers model, so `generate`, lm-eval and any HF tool work.
 
@@ -202,7 +184,7 @@ class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
         self.model = Decoder(config)
-        self.lm_head = OutputHead(config.hidden_size, config.vocab_size, config.unpadded_vocab_size)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @classmethod
@@ -273,17 +255,23 @@ class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
             output_attentions=bool(output_attentions or self.config.output_attentions),
             **kwargs,
         )
+        vocabulary = self.config.unpadded_vocab_size
         if shift_labels is not None:
-            return CausalLMOutputWithPast(loss=self.lm_head(out.last_hidden_state, shift_labels, num_items_in_batch))
+            if self.fused_loss:
+                loss = self.lm_head(out.last_hidden_state, shift_labels, num_items_in_batch, vocabulary)
+            else:
+                logits = self.lm_head(out.last_hidden_state)[..., :vocabulary]
+                loss = next_token_loss(logits, shift_labels, num_items_in_batch)
+            return CausalLMOutputWithPast(loss=loss)
         kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(out.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-            loss = next_token_loss(logits, shifted, num_items_in_batch)
-        padding = self.config.vocab_size - logits.shape[-1]
-        if padding:
-            logits = F.pad(logits, (0, padding), value=torch.finfo(logits.dtype).min)
+            loss = next_token_loss(logits[..., :vocabulary], shifted, num_items_in_batch)
+        if vocabulary < logits.shape[-1]:
+            padding = torch.arange(logits.shape[-1], device=logits.device) >= vocabulary
+            logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
         result = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -292,6 +280,15 @@ class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
             attentions=out.attentions,
         )
         return result if return_dict is not False else result.to_tuple()
+
+    def enable_fast_paths(self, names: Iterable[str] = FAST_PATHS) -> None:
+        """Switch faster modules on, and all others off: see `fast_paths.py`. A model is plain torch until then."""
+        enable_fast_paths(self, names)
+
+    @property
+    def fused_loss(self) -> bool:
+        """Whether the output head computes the loss itself, without all logits."""
+        return getattr(self.lm_head, "fuses_loss", False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

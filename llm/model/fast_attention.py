@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .attention import Attention
 from .autocast import product_dtype
-from .fast_dropout import by_bits, keep_factors
-from .fast_paths import fast
+from .fast_dropout import can_use_bits, keep_factors
+from .fast_rotary import fast_rotate
+from .positions import rotate
 
 # Up to this time weights are kept for the backward pass, (T + R) / 2 numbers a query: 288, about as many as q, k, v and
 # the result have for heads of 64, 4 K. Beyond they are computed again.
@@ -28,12 +30,38 @@ def block_rows(time: int) -> int:
     return 64 if time <= KEPT else 256
 
 
-def goes_by_blocks(query: Tensor, dropout: float) -> bool:
-    """Whether this file is for the query: in bfloat16 always, in float32 where weights are dropped by bits."""
-    if query.device.type != "cpu" or not fast("attention"):
-        return False
-    dtype = product_dtype(query)
-    return by_bits(query, dropout, dtype) if dropout else dtype == torch.bfloat16
+class FastAttention(Attention):
+    """`Attention` with those of the fast paths "attention", "dropout" and "rotary" that are on, `fast_paths`."""
+
+    fast_paths: frozenset[str] = frozenset()
+
+    def rotate(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        return fast_rotate(x, angles) if "rotary" in self.fast_paths else rotate(x, angles)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        implementation: str,
+        cached: bool,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        dropout = self.dropout if self.training else 0.0
+        plain = implementation == "sdpa" and attention_mask is None and not cached and self.is_causal
+        if plain and self.use_blocks(query, dropout):
+            return causal_attention(query, key, value, self.scaling, dropout), None
+        return super().attend(query, key, value, attention_mask, implementation, cached, **kwargs)
+
+    def use_blocks(self, query: Tensor, dropout: float) -> bool:
+        """Whether blocks are faster for the query: in bfloat16 always, in float32 where weights are dropped by bits."""
+        if query.device.type != "cpu" or "attention" not in self.fast_paths:
+            return False
+        dtype = product_dtype(query)
+        if dropout:
+            return "dropout" in self.fast_paths and can_use_bits(query, dropout, dtype)
+        return dtype == torch.bfloat16
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:

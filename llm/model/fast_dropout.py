@@ -8,24 +8,23 @@ block draws what it drew before. On other devices, and in compiled code, dropout
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-from .fast_paths import fast
+from torch import Tensor, nn
 
 WHOLE = {torch.bfloat16: torch.int16, torch.float32: torch.int32}  # integers of the same size
 
 
-def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """`torch.nn.functional.dropout`, which draws other elements from the same seed."""
-    if not training or p == 0:
-        return x
-    return x * keep_factors(x, p) if by_bits(x, p, x.dtype) else F.dropout(x, p)
+class FastDropout(nn.Dropout):
+    """`nn.Dropout`, which draws other elements from the same seed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.p > 0 and can_use_bits(x, self.p, x.dtype):
+            return x * keep_factors(x, self.p)
+        return F.dropout(x, self.p, self.training)
 
 
-def by_bits(x: Tensor, p: float, dtype: torch.dtype) -> bool:
+def can_use_bits(x: Tensor, p: float, dtype: torch.dtype) -> bool:
     """Whether the bits of this file are for what is made of x in this dtype."""
-    on_cpu = x.device.type == "cpu" and dtype in WHOLE and fast("dropout")
-    return on_cpu and p < 1 and not torch.compiler.is_compiling()
+    return x.device.type == "cpu" and dtype in WHOLE and p < 1 and not torch.compiler.is_compiling()
 
 
 def keep_factors(x: Tensor, p: float) -> Tensor:

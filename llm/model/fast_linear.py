@@ -8,6 +8,7 @@ Dimension letters: N positions, I width in, O width out.
 """
 
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -16,52 +17,48 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .autocast import product_dtype
-from .fast_paths import fast
 
 PART = 4096  # rows or columns of a large matrix at once
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` by `linear`."""
+class FastLinear(nn.Linear):
+    """`nn.Linear`, with one derivative: x (..., I) -> (..., O)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        if use_onednn(x) and product_dtype(x) == self.weight.dtype == torch.float32 and x.numel():
+            return _Linear.apply(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`: x (..., I), weight (O, I), bias (O,) -> (..., O)."""
-    if by_onednn(x) and product_dtype(x) == weight.dtype == torch.float32 and x.numel():
-        return _Linear.apply(x, weight, bias)
-    return F.linear(x, weight, bias)
+def use_onednn(x: Tensor) -> bool:
+    """Whether oneDNN can multiply x and another float32 matrix."""
+    return HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
 
 
-def by_onednn(x: Tensor) -> bool:
-    """Whether float32 products of x are oneDNN's."""
-    on_cpu = HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
-    return on_cpu and fast("matmul")
+# ---- Products that are not differentiated; by oneDNN where `onednn` says so ------------------------------------------
 
 
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b of two matrices, not to be differentiated."""
-    return _product(a, b.t()) if by_onednn(a) else a @ b
+def matmul(a: Tensor, b: Tensor, onednn: bool) -> Tensor:
+    """a @ b of two matrices."""
+    return _product(a, b.t()) if onednn else a @ b
 
 
-def outer_sum(a: Tensor, b: Tensor) -> Tensor:
-    """a.t() @ b, the sum of N outer products: (N, O), (N, I) -> (O, I), not to be differentiated."""
-    if not by_onednn(a):
+def outer_sum(a: Tensor, b: Tensor, onednn: bool) -> Tensor:
+    """a.t() @ b, the sum of N outer products: (N, O), (N, I) -> (O, I)."""
+    if not onednn:
         return a.t() @ b
     if a.shape[1] > b.shape[1]:  # oneDNN is faster where a row of the result is long
         return _product(b.t(), a.t()).t()
     return _product(a.t(), b.t())
 
 
-def matmul_into(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """out = a @ b of matrices, not to be differentiated.
+def matmul_into(out: Tensor, a: Tensor, b: Tensor, onednn: bool) -> None:
+    """out = a @ b of matrices.
 
     For a product that is made again and again: to get 64 MB from the system takes a CPU as long as to fill them.
     """
-    if not by_onednn(a):
+    if not onednn:
         torch.mm(a, b, out=out)
         return
     for columns in _parts(b.shape[1]):
@@ -69,19 +66,19 @@ def matmul_into(out: Tensor, a: Tensor, b: Tensor) -> None:
             out[rows, columns] = _product(a[rows], b[:, columns].t())
 
 
-def empty_sum(b: Tensor, rows: int) -> Tensor:
+def empty_sum(b: Tensor, rows: int, onednn: bool) -> Tensor:
     """Memory for `add_outer_sum` with b (N, I): (rows, I) float32, in the order that suits the product."""
-    if by_onednn(b):
+    if onednn:
         return b.new_empty(b.shape[1], rows).t()
     return b.new_empty(rows, b.shape[1], dtype=torch.float32)
 
 
-def add_outer_sum(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
-    """total += a.t() @ b in float32, or total = a.t() @ b at first: (N, O), (N, I) -> (O, I), not to be differentiated.
+def add_outer_sum(total: Tensor, a: Tensor, b: Tensor, first: bool, onednn: bool) -> None:
+    """total += a.t() @ b in float32, or total = a.t() @ b at first: (N, O), (N, I) -> (O, I).
 
     On a CPU in parts that stay in its caches: whole, to add takes half as long as to multiply.
     """
-    if a.dtype == torch.float32 and not by_onednn(a):
+    if a.dtype == torch.float32 and not onednn:
         total.addmm_(a.t(), b, beta=0 if first else 1)
         return
     write = Tensor.copy_ if first else Tensor.add_
@@ -91,7 +88,7 @@ def add_outer_sum(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
     for columns in _parts(a.shape[1]):
         part = a[:, columns]
         # oneDNN is faster where a row of the result is long
-        product = _product(b.t(), part.contiguous().t()).t() if by_onednn(a) else part.t() @ b
+        product = _product(b.t(), part.contiguous().t()).t() if onednn else part.t() @ b
         write(total[columns], product.float())
 
 
@@ -105,8 +102,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-# Each copy of this file, an exported model's too, has operators of its own name.
-@torch.library.custom_op(f"{__name__.replace('.', '_')}::product", mutates_args=())
+# Each copy of this file, an exported model's too, has operators of its own name, whatever its folder is called.
+@torch.library.custom_op(f"hippoformer_{sha256(__name__.encode()).hexdigest()[:16]}::product", mutates_args=())
 def _opaque_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
@@ -130,6 +127,6 @@ class _Linear(torch.autograd.Function):
         rows, arriving = (each.reshape(-1, each.shape[-1]) for each in (x, grad))  # (N, I), (N, O)
         return (
             _product(grad, weight.t()) if for_x else None,
-            outer_sum(arriving, rows) if for_weight else None,
+            outer_sum(arriving, rows, onednn=True) if for_weight else None,
             arriving.sum(0) if for_bias else None,
         )

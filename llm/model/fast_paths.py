@@ -1,47 +1,71 @@
-"""Faster ways to the same numbers, each with a plain way beside it and a switch, of the process as in `torch.backends`:
+"""Faster modules for the same numbers, off until `enable_fast_paths` is called, as `fit`, `bench` and `evals` do:
 
     matmul      float32 products on x86 CPUs by oneDNN (`fast_linear.py`); plain: torch's own choice, MKL
     attention   bfloat16 causal attention on CPUs by blocks of queries (`fast_attention.py`); plain: sdpa
     dropout     dropout on CPUs by bits, and attention with it (`fast_dropout.py`); plain: torch's
-    rotary      rotary positions and their gradient in two passes (`positions.py`); plain: autograd's form
-    norm        RMSNorm on CPUs in few passes (`norms.py`); plain: torch's
-    loss        head and cross-entropy by chunks (`loss.py`); plain: all logits at once
+    rotary      rotary positions and their gradient in two passes (`fast_rotary.py`); plain: autograd's form
+    norm        RMSNorm on CPUs in few passes (`fast_norm.py`); plain: torch's
+    loss        head and cross-entropy by chunks (`fast_loss.py`); plain: all logits at once
 
-They differ by rounding alone, dropout in the elements that a seed draws. Each has one derivative, by autograd: for a
-second one, or for `torch.func`, there is `without()`.
+Each is a subclass of a plain module with the same parameters; switching changes the class of the modules in place. They
+differ from the plain modules by rounding alone, dropout in the elements that a seed draws. Each has one derivative, by
+autograd: second ones and `torch.func` need the plain modules.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from torch import nn
+
+from .attention import Attention
+
 FAST_PATHS = ("matmul", "attention", "dropout", "rotary", "norm", "loss")
-_off: set[str] = set()
 
 
-def fast(name: str) -> bool:
-    """Whether the fast path called `name` is on, as all are at first."""
-    return name not in _off
-
-
-def switch_off(names: Iterable[str]) -> None:
-    """Switch these off and all others on.
+def enable_fast_paths(model: nn.Module, names: Iterable[str] = FAST_PATHS) -> None:
+    """Switch these fast paths on in all modules of a model, and all others off. Call it before compiling blocks.
 
     Raises:
         ValueError: no fast path has this name.
     """
-    names = set(names)
+    from .fast_attention import FastAttention
+    from .fast_dropout import FastDropout
+    from .fast_linear import FastLinear
+    from .fast_loss import FastOutputHead
+    from .fast_norm import FastRMSNorm
+
+    names = frozenset(names)
     if unknown := names.difference(FAST_PATHS):
         raise ValueError(f"no fast path is called {', '.join(sorted(unknown))}: give any of {', '.join(FAST_PATHS)}")
-    _off.clear()
-    _off.update(names)
+    kinds: list[tuple[type[nn.Module], type[nn.Module], set[str]]] = [  # plain, fast, the paths that it has
+        (nn.Linear, FastLinear, {"matmul"}),
+        (nn.Dropout, FastDropout, {"dropout"}),
+        (nn.RMSNorm, FastRMSNorm, {"norm"}),
+        (Attention, FastAttention, {"attention", "dropout", "rotary"}),
+    ]
+    head = getattr(model, "lm_head", None)
+    for module in model.modules():
+        if module is head and type(module) in (nn.Linear, FastLinear, FastOutputHead):
+            module.__class__ = FastOutputHead if "loss" in names else nn.Linear
+        if isinstance(module, FastOutputHead):
+            module.fast_paths = names & {"matmul", "loss"}
+            continue
+        for plain, fast, paths in kinds:
+            if type(module) in (plain, fast):
+                module.fast_paths = names & paths  # type: ignore[assignment]
+                module.__class__ = fast if names & paths else plain
+
+
+def disable_fast_paths(model: nn.Module) -> None:
+    """Make all modules of a model plain ones again."""
+    enable_fast_paths(model, ())
 
 
 @contextmanager
-def without(*names: str) -> Iterator[None]:
-    """With these off, all of them where none is named; before and after as it was."""
-    before = set(_off)
-    switch_off(names or FAST_PATHS)
+def fast_paths(model: nn.Module, names: Iterable[str] = FAST_PATHS) -> Iterator[None]:
+    """With these on, and plain again afterwards."""
+    enable_fast_paths(model, names)
     try:
         yield
     finally:
-        switch_off(before)
+        disable_fast_paths(model)

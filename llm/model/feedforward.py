@@ -5,16 +5,14 @@ Dimension letters: B batch, T time, D width, F width inside.
 
 from torch import Tensor, nn
 
-from .fast_linear import Linear
-
 
 class FeedForward(nn.Module):
     """down(act(up(x))): (B, T, D) -> (B, T, D)."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, act: nn.Module, bias: bool = True) -> None:
         super().__init__()
-        self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
-        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
@@ -26,7 +24,7 @@ class GatedFeedForward(FeedForward):
 
     def __init__(self, hidden_size: int, intermediate_size: int, act: nn.Module, bias: bool = False) -> None:
         super().__init__(hidden_size, intermediate_size, act, bias)
-        self.gate_proj = Linear(hidden_size, intermediate_size, bias=bias)
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))  # (B, T, F) inside

@@ -3,13 +3,8 @@
 Dimension letters: B batch, T time, H heads, K width of a head.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-
-from .fast_paths import fast
 
 
 def inverse_frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
@@ -35,33 +30,6 @@ def rotary_angles(
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate the pairs (i, i + K/2) of queries or keys x (B, H, T, K) by their position's angles; in x's dtype."""
-    if fast("rotary") and not torch.compiler.is_compiling():
-        return _Rotation.apply(x, *angles)
-    cos, sin = angles  # a compiler fuses this form
+    cos, sin = angles
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
-
-
-class _Rotation(torch.autograd.Function):
-    """Its gradient is turned back by the same angles. Two passes over x, where autograd's own form makes five."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, 1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        cos, sin = ctx.saved_tensors
-        return _turned(grad, cos, sin, -1), None, None
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
-    half = x.shape[-1] // 2
-    sin = sin[..., :half]
-    wide = x.to(cos.dtype)
-    out = wide * cos
-    out[..., :half].addcmul_(wide[..., half:], sin, value=-direction)
-    out[..., half:].addcmul_(wide[..., :half], sin, value=direction)
-    return out.to(x.dtype)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ..model import DecoderConfig
 from ..model.fast_attention import KEPT, block_rows
 from ..model.fast_linear import PART
-from ..model.loss import WIDE_ELEMENTS, chunk_rows
+from ..model.fast_loss import WIDE_ELEMENTS, chunk_rows
 from .parameters import block_matrices, head_matrix, stream_widths, table
 
 Terms = dict[str, int]  # name of a term -> bytes

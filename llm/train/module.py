@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..model import DecoderConfig, DecoderForCausalLM
-from ..model.fast_paths import FAST_PATHS, switch_off
+from ..model.fast_paths import FAST_PATHS
 from ..model.loss import IGNORED
 from .optim import Optimizer, Schedule
 from .strategy import ZeroStrategy
@@ -60,6 +60,7 @@ class LanguageModule(pl.LightningModule):
         self.schedule = schedule or Schedule()
         self.seed, self.gradient_clip = seed, gradient_clip
         self.model = DecoderForCausalLM(decoder)
+        self.model.enable_fast_paths(name for name in FAST_PATHS if name not in (plain or ()))
         self.parameter_count = self.model.num_parameters()  # ZeRO will leave each rank a part
         self.every_nth = int(activation_checkpointing)
         if self.every_nth > 0:
@@ -70,7 +71,7 @@ class LanguageModule(pl.LightningModule):
         if compile:
             for block in self.model.model.layers:
                 block.compile()
-            self.model.lm_head.compiled_loss = True
+            self.model.lm_head.compiled_loss = True  # read by the fast output head alone
         self.attention, self.plain, self.keep_memory = attention, plain or [], keep_memory
         self.step_loss = torch.zeros(())  # of the step under way: this rank's share of the global mean
         self.gradient_norm = torch.zeros(())  # of the last step, before clipping
@@ -92,7 +93,6 @@ class LanguageModule(pl.LightningModule):
         return problems
 
     def setup(self, stage: str) -> None:
-        switch_off(self.plain)
         self.model.set_attn_implementation(self.attention)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llm.common.errors import UserError
+from llm.model.fast_paths import enable_fast_paths
 
 from ..checks import below, refuse
 from ..draws import seed_number
@@ -141,6 +142,7 @@ class Run:
             torch.manual_seed(self._number("weights"))
             model = Navigator(len(graph.actions), settings.letters, sizes, variant)
         self.model = model.to(self.device)
+        enable_fast_paths(self.model)
         if self.device.type == "cuda" if compiled is None else compiled:
             self.model.read = torch.compile(self.model.read)  # type: ignore[method-assign]
         self.optimizer = torch.optim.Adam(self.model.parameters(), settings.lr, fused=True)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from llm.common.errors import UserError
+from llm.model.fast_paths import enable_fast_paths
 
 from ..checks import below, refuse
 from ..draws import seed_number
@@ -152,6 +153,7 @@ class Run:
             torch.manual_seed(seed_number(settings.seed, "weights"))
             built = model.build(self.environments.actions, settings.symbols)
         self.model = built.to(self.device)
+        enable_fast_paths(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), settings.lr, fused=True)
         start_moments(self.optimizer)
         self.seconds = torch.zeros((), dtype=torch.float64)

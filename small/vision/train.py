@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llm.common.errors import UserError
+from llm.model.fast_paths import enable_fast_paths
 
 from ..checks import below, refuse
 from ..draws import seed_number
@@ -125,6 +126,7 @@ class Run:
             torch.manual_seed(self._number("weights"))
             model = VisionTransformer(sizes, variant)
         self.model = model.to(self.device)
+        enable_fast_paths(self.model)
         decayed = [weight for weight in self.model.parameters() if weight.ndim == 2]
         others = [weight for weight in self.model.parameters() if weight.ndim != 2]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from llm.model import DecoderConfig, DecoderForCausalLM
 from llm.model import fast_attention as ours
 from llm.model.attention import Attention, eager_attention
-from llm.model.fast_paths import without
+from llm.model.fast_paths import FAST_PATHS, enable_fast_paths
 
 
 def drawn(batch: int, heads: int, groups: int, time: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -87,6 +87,7 @@ def test_a_model_trains_with_it_under_autocast(position: str, stream: list[str])
         num_key_value_heads=2, position=position, attention_dropout=0.2, stream=stream, initializer_range=0.2,
     )  # fmt: skip
     model, ids, gradients = DecoderForCausalLM(config).train(), torch.randint(50, (2, 90)), []
+    model.enable_fast_paths()
     before = ours.keep_factors
     ours.keep_factors = lambda x, p: torch.full_like(x, 1.25)  # so that both draw the same
     try:
@@ -106,6 +107,7 @@ def test_a_cached_token_sees_all_before_it_in_training_mode_too() -> None:
         num_key_value_heads=2, attention_dropout=1e-12, initializer_range=0.2,
     )  # fmt: skip
     model, ids = DecoderForCausalLM(config).train(), torch.randint(50, (2, 9))
+    model.enable_fast_paths()
     whole = model(input_ids=ids, use_cache=False).logits
     first = model(input_ids=ids[:, :8], use_cache=True)
     last = model(input_ids=ids[:, 8:], past_key_values=first.past_key_values, use_cache=True).logits
@@ -115,16 +117,16 @@ def test_a_cached_token_sees_all_before_it_in_training_mode_too() -> None:
 def test_where_a_layer_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     monkeypatch.setattr(
-        "llm.model.attention.causal_attention",
+        "llm.model.fast_attention.causal_attention",
         lambda query, *_: taken.append(1) or query.transpose(1, 2),
     )
     inputs = {"carry": None, "angles": None, "attention_mask": None, "past_key_values": None, "implementation": "sdpa"}
 
-    def takes(dropout: float, dtype: torch.dtype, train: bool = True, **others: torch.Tensor) -> bool:
+    def takes(dropout: float, dtype: torch.dtype, train: bool = True, off: str = "", **others: torch.Tensor) -> bool:
         taken.clear()
-        Attention(16, 2, 2, 8, dropout=dropout).to(dtype).train(train)(
-            torch.randn(2, 5, 16, dtype=dtype), **inputs | others
-        )
+        attention = Attention(16, 2, 2, 8, dropout=dropout).to(dtype).train(train)
+        enable_fast_paths(attention, (name for name in FAST_PATHS if name != off))
+        attention(torch.randn(2, 5, 16, dtype=dtype), **inputs | others)
         return bool(taken)
 
     assert takes(0.1, torch.float32) and takes(0.1, torch.bfloat16) and takes(0.0, torch.bfloat16)
@@ -134,5 +136,4 @@ def test_where_a_layer_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not takes(0.1, torch.float32, attention_mask=packed)
     assert not takes(0.0, torch.bfloat16, attention_mask=packed.bfloat16())
     for off in ("attention", "dropout"):
-        with without(off):
-            assert not takes(0.1, torch.float32) and takes(0.0, torch.bfloat16) == (off == "dropout")
+        assert not takes(0.1, torch.float32, off=off) and takes(0.0, torch.bfloat16, off=off) == (off == "dropout")

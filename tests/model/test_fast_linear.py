@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 
 from llm.model import fast_linear as ours
-from llm.model.fast_paths import FAST_PATHS, fast, switch_off, without
 
 SIZES = st.integers(1, 70)
 pytestmark = pytest.mark.skipif(not ours.HAS_ONEDNN, reason="this torch has no oneDNN and MKL")
@@ -16,7 +15,7 @@ pytestmark = pytest.mark.skipif(not ours.HAS_ONEDNN, reason="this torch has no o
 @given(st.lists(SIZES, max_size=2), SIZES, SIZES, st.booleans(), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_value_and_gradients(before: list[int], width: int, out: int, bias: bool, turned: bool) -> None:
-    layer = ours.Linear(width, out, bias)
+    layer = ours.FastLinear(width, out, bias)
     x = torch.randn(width, *before).movedim(0, -1) if turned else torch.randn(*before, width)
     x.requires_grad_()
     parts = [x, *layer.parameters()]
@@ -36,8 +35,8 @@ def test_value_and_gradients(before: list[int], width: int, out: int, bias: bool
 @settings(max_examples=30, deadline=None)
 def test_bare_products(rows: int, width: int, out: int) -> None:
     a, b = torch.randn(rows, width), torch.randn(rows, out)
-    torch.testing.assert_close(ours.matmul(a.t(), b), a.t() @ b, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ours.outer_sum(a, b), a.t() @ b, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.matmul(a.t(), b, True), a.t() @ b, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.outer_sum(a, b, True), a.t() @ b, rtol=1e-4, atol=1e-4)
 
 
 @given(SIZES, SIZES, SIZES, st.integers(1, 80), st.sampled_from([torch.float32, torch.bfloat16]))
@@ -47,14 +46,15 @@ def test_products_by_parts(rows: int, width: int, out: int, part: int, dtype: to
     close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2 * rows**0.5}
     expected = a.double().t() @ b.double()
     whole, ours.PART = ours.PART, part
+    onednn = ours.use_onednn(a)
     try:
-        total = ours.empty_sum(b, out + 2)
+        total = ours.empty_sum(b, out + 2, onednn)
         total.fill_(torch.nan)
-        ours.add_outer_sum(total[:out], a, b, first=True)
+        ours.add_outer_sum(total[:out], a, b, True, onednn)
         torch.testing.assert_close(total[:out].double(), expected, **close)
-        ours.add_outer_sum(total[:out], a, b, first=False)
+        ours.add_outer_sum(total[:out], a, b, False, onednn)
         torch.testing.assert_close(total[:out].double(), 2 * expected, **close)
-        ours.matmul_into(found := torch.full_like(a, torch.nan), b, c.t())
+        ours.matmul_into(found := torch.full_like(a, torch.nan), b, c.t(), onednn)
     finally:
         ours.PART = whole
     assert total.dtype == torch.float32 and total[out:].isnan().all()
@@ -64,7 +64,7 @@ def test_products_by_parts(rows: int, width: int, out: int, part: int, dtype: to
 def test_of_expanded_tensors() -> None:
     """A sum's gradient, and rows that are the same in memory."""
     for width, out in ((8, 16), (16, 8)):
-        layer, row = ours.Linear(width, out), torch.randn(1, width)
+        layer, row = ours.FastLinear(width, out), torch.randn(1, width)
         expected = torch.autograd.grad(F.linear(row.expand(5, -1), layer.weight, layer.bias).sum(), layer.parameters())
         found = torch.autograd.grad(layer(row.expand(5, -1)).sum(), layer.parameters())
         torch.testing.assert_close(found, expected)
@@ -74,7 +74,7 @@ def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     product = ours._product
     monkeypatch.setattr(ours, "_product", lambda *parts: taken.append(1) or product(*parts))
-    layer, x = ours.Linear(8, 8), torch.randn(3, 8)
+    layer, x = ours.FastLinear(8, 8), torch.randn(3, 8)
 
     def takes(layer: torch.nn.Module = layer, x: torch.Tensor = x) -> bool:
         taken.clear()
@@ -84,22 +84,7 @@ def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert takes()
     with torch.autocast("cpu", torch.bfloat16):
         assert not takes()
-    with without("matmul"):
-        assert not takes()
-    assert not takes(ours.Linear(8, 8).double(), x.double())
-    assert not takes(ours.Linear(8, 8).bfloat16(), x.bfloat16())
+    assert not takes(ours.FastLinear(8, 8).double(), x.double())
+    assert not takes(ours.FastLinear(8, 8).bfloat16(), x.bfloat16())
     assert not takes(x=torch.randn(0, 8))
-    assert not takes(ours.Linear(8, 8, device="meta"), x.to("meta"))
-
-
-def test_switches() -> None:
-    assert all(map(fast, FAST_PATHS))
-    with without():
-        assert not any(map(fast, FAST_PATHS))
-        with without("loss"):
-            assert fast("matmul") and not fast("loss")
-        assert not any(map(fast, FAST_PATHS))
-    assert all(map(fast, FAST_PATHS))
-    with pytest.raises(ValueError, match="no fast path is called speed: give any of matmul, "):
-        switch_off(["matmul", "speed"])
-    assert all(map(fast, FAST_PATHS))
+    assert not takes(ours.FastLinear(8, 8, device="meta"), x.to("meta"))

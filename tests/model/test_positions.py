@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import torch
 from hypothesis import given, settings
 
-from llm.model.fast_paths import without
+from llm.model.fast_rotary import fast_rotate
 from llm.model.positions import inverse_frequencies, rotary_angles, rotate
 
 
@@ -20,18 +20,14 @@ def test_value_and_gradient(batch: int, heads: int, time: int, half: int, scalin
     expected = torch.cat((turned.real, turned.imag), dim=-1)
     direction = torch.randn_like(x)
     wanted = torch.autograd.grad((expected * direction).sum(), x)[0]
-    for found in (rotate(x, angles), _plain(x, angles)):
+    for found in (rotate(x, angles), fast_rotate(x, angles)):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(torch.autograd.grad((found * direction).sum(), x)[0], wanted, rtol=1e-4, atol=1e-4)
-
-
-def _plain(x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    with without("rotary"):
-        return rotate(x, angles)
 
 
 def test_half_precision_is_turned_in_float32_and_rounded_once() -> None:
     x = torch.randn(2, 3, 50, 16).bfloat16()
     angles = rotary_angles(torch.arange(50)[None], inverse_frequencies(16, 1e4, x.device), 1.0, torch.float32)
-    assert torch.equal(rotate(x, angles), rotate(x.float(), angles).bfloat16())
-    assert rotate(x, angles).dtype == torch.bfloat16
+    for turn in (rotate, fast_rotate):
+        assert torch.equal(turn(x, angles), turn(x.float(), angles).bfloat16())
+        assert turn(x, angles).dtype == torch.bfloat16

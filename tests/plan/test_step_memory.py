@@ -77,6 +77,7 @@ def test_counts_what_autograd_keeps(config: DecoderConfig, form: Formats, masked
     if masked and config.attention_dropout and form.w == 2:
         pytest.skip("attention with a mask and dropout in half precision: not modelled")
     model = DecoderForCausalLM(config).train().to(torch.bfloat16 if form.weights == 2 else torch.float32)
+    model.enable_fast_paths()
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -115,6 +116,7 @@ def test_peak_of_steps_in_one_process(name: str, precision: str, recompute: int,
     config, rows, context = MODELS[name], 4, 256
     with allocations.recorded() as recording:
         model = DecoderForCausalLM(config).train().to(torch.bfloat16 if precision == "bf16-true" else torch.float32)
+        model.enable_fast_paths()
         if recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             for index, block in enumerate(model.model.layers):

@@ -14,10 +14,16 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
 from llm.cli import main
 from llm.model import DecoderConfig, DecoderForCausalLM
-from llm.model.fast_paths import FAST_PATHS, fast, switch_off, without
+from llm.model.fast_attention import FastAttention
+from llm.model.fast_dropout import FastDropout
+from llm.model.fast_linear import FastLinear
+from llm.model.fast_loss import FastOutputHead
+from llm.model.fast_norm import FastRMSNorm
+from llm.model.fast_paths import FAST_PATHS, enable_fast_paths
 from llm.train.module import LanguageModule
 from llm.train.optim import Optimizer
 
@@ -55,6 +61,7 @@ def curve(
     )  # fmt: skip
     model, losses = DecoderForCausalLM(config).train(), []
     generator = torch.Generator().manual_seed(noise or 0)
+    model.enable_fast_paths(name for name in FAST_PATHS if name not in set(off))
     model.lm_head.compiled_loss = compiled
     if compiled:
         torch._dynamo.reset()  # of what other tests have compiled: after eight forms of a block it would give up
@@ -62,20 +69,18 @@ def curve(
         block.compile()
     optimizer = Optimizer(lr=3e-3).build(model)
     torch.manual_seed(seed)
-    with without("loss"):  # whatever, to come back from
-        switch_off(off)
-        for ids in batches():
-            with torch.no_grad():
-                for parameter in model.parameters() if noise is not None else ():
-                    parameter.mul_(1 + 2**-23 * torch.randint(-1, 2, parameter.shape, generator=generator))
-            with torch.autocast("cpu", torch.bfloat16, enabled=half, cache_enabled=False):
-                inputs = {"input_ids": ids[:, :-1], "shift_labels": ids[:, 1:].contiguous()}
-                loss = model(**inputs, num_items_in_batch=ROWS * TIME).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
+    for ids in batches():
+        with torch.no_grad():
+            for parameter in model.parameters() if noise is not None else ():
+                parameter.mul_(1 + 2**-23 * torch.randint(-1, 2, parameter.shape, generator=generator))
+        with torch.autocast("cpu", torch.bfloat16, enabled=half, cache_enabled=False):
+            inputs = {"input_ids": ids[:, :-1], "shift_labels": ids[:, 1:].contiguous()}
+            loss = model(**inputs, num_items_in_batch=ROWS * TIME).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
     return np.array(losses)
 
 
@@ -101,17 +106,16 @@ def test_a_fast_path_stays_within_the_spread_of_rounding(on: tuple[str, ...], ha
     if set(on) <= set(CHANGES_NOTHING[half]):
         assert far == 0
     else:
-        assert 0 < far <= 2 * spread
+        assert far <= 2 * spread  # 0 on a processor whose plain path runs the same kernel
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
 def test_compiled_blocks_stay_within_the_spread_of_rounding(half: bool) -> None:
-    """With the fast paths off, and on: both switches act there."""
+    """With the fast paths off, and on."""
     plain, spread = plain_and_spread(half)
     compiled, both = curve(half, FAST_PATHS, compiled=True), curve(half, (), compiled=True)
-    assert 0 < distance(compiled, plain) <= 2 * spread
-    assert 0 < distance(both, plain) <= 2 * spread
-    assert distance(both, compiled) > 0
+    assert distance(compiled, plain) <= 2 * spread
+    assert distance(both, plain) <= 2 * spread
 
 
 @pytest.mark.parametrize(("stream", "blocks"), [([], 1), (["values"], 2)], ids=["classic", "values"])
@@ -139,12 +143,63 @@ def test_dropout_by_bits_learns_as_dropout_does(half: bool) -> None:
     assert min(*fast_ends, *plain_ends) > without_dropout  # there was dropout in both
 
 
-def test_a_run_switches_them_off_and_the_next_on_again() -> None:
+FAST = {"matmul": FastLinear, "dropout": FastDropout, "norm": FastRMSNorm, "loss": FastOutputHead}
+
+
+def on(model: nn.Module) -> set[str]:
+    """The fast paths that any module of a model has."""
+    named = {name for name, kind in FAST.items() if any(type(module) is kind for module in model.modules())}
+    return named.union(*(module.fast_paths for module in model.modules() if isinstance(module, FastAttention)))
+
+
+def test_a_model_is_plain_torch_until_they_are_switched_on() -> None:
+    config = DecoderConfig.llama(vocab_size=8, hidden_size=8, num_hidden_layers=2, num_attention_heads=1)
+    model = DecoderForCausalLM(config)
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    assert kinds["lm_head"] is kinds["model.layers.0.feedforward.up_proj"] is nn.Linear
+    assert kinds["model.norm"] is nn.RMSNorm and not on(model) and not model.fused_loss
+    weights = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    for names in ((), *((name,) for name in FAST_PATHS), FAST_PATHS, ("matmul", "loss")):
+        model.enable_fast_paths(names)
+        assert on(model) == set(names) and model.fused_loss == ("loss" in names)
+        assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == weights
+    enable_fast_paths(model, ())
+    assert {name: type(module) for name, module in model.named_modules()} == kinds
+    with pytest.raises(ValueError, match=r"no fast path is called speed: give any of matmul, "):
+        model.enable_fast_paths(["matmul", "speed"])
+
+
+def test_a_run_switches_off_those_that_are_named() -> None:
     decoder = DecoderConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
-    LanguageModule(decoder, plain=["matmul", "loss"]).setup("fit")
-    assert [name for name in FAST_PATHS if not fast(name)] == ["matmul", "loss"]
-    LanguageModule(decoder).setup("fit")
-    assert all(map(fast, FAST_PATHS))
+    assert on(LanguageModule(decoder, plain=["matmul", "loss"]).model) == set(FAST_PATHS) - {"matmul", "loss"}
+    assert on(LanguageModule(decoder).model) == set(FAST_PATHS)
+
+
+def test_a_plain_model_has_second_derivatives_and_functional_transforms() -> None:
+    """As an export that a stranger loads: fast paths have one derivative."""
+    config = DecoderConfig.llama(
+        vocab_size=8, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, stream=["values"]
+    )
+    model, ids = DecoderForCausalLM(config), torch.randint(8, (2, 5))
+    model.set_attn_implementation("eager")
+    weights = dict(model.named_parameters())
+
+    def loss(weights: dict[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(model, weights, (), {"input_ids": ids, "labels": ids}).loss
+
+    one = torch.func.grad(loss)(weights, ids)
+    expected = torch.autograd.grad(loss(weights, ids), list(weights.values()), create_graph=True)
+    for found, wanted in zip(one.values(), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    direction = [torch.randn_like(weight) for weight in weights.values()]
+    second = torch.autograd.grad(expected, list(weights.values()), direction)
+    step = 1e-4
+    moved = [
+        torch.func.grad(loss)({n: w + s * step * d for (n, w), d in zip(weights.items(), direction, strict=True)}, ids)
+        for s in (1, -1)
+    ]
+    for found, ahead, behind in zip(second, moved[0].values(), moved[1].values(), strict=True):
+        torch.testing.assert_close(found, (ahead - behind) / (2 * step), rtol=1e-2, atol=1e-3)  # the loss is float32
 
 
 def test_an_unknown_one_is_refused(tiny_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

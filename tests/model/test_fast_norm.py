@@ -5,8 +5,7 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from llm.model.fast_paths import without
-from llm.model.norms import RMSNorm
+from llm.model.fast_norm import FastRMSNorm
 
 
 @given(
@@ -18,7 +17,7 @@ from llm.model.norms import RMSNorm
 @settings(max_examples=60, deadline=None)
 def test_value_and_gradients(shape: list[int], dtype: torch.dtype, eps: float, scale: float) -> None:
     x = (scale * torch.randn(shape)).to(dtype).requires_grad_()
-    ours, exact = RMSNorm(shape[-1], eps, dtype=dtype), nn.RMSNorm(shape[-1], eps, dtype=torch.float64)
+    ours, exact = FastRMSNorm(shape[-1], eps, dtype=dtype), nn.RMSNorm(shape[-1], eps, dtype=torch.float64)
     with torch.no_grad():
         exact.weight.copy_(ours.weight.normal_())
     wide = x.detach().double().requires_grad_()
@@ -36,5 +35,3 @@ def test_value_and_gradients(shape: list[int], dtype: torch.dtype, eps: float, s
     ):
         size = max(other.abs().max().item(), terms)
         torch.testing.assert_close(one, other.to(dtype), rtol=loose["rtol"], atol=loose["atol"] * size)
-    with without("norm"):
-        torch.testing.assert_close(ours(x), expected.to(dtype), **loose)

@@ -1,15 +1,13 @@
 """The chunked loss against torch's cross-entropy on whole logits: value and gradients."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.model import loss as losses
-from llm.model.fast_paths import without
+from llm.model import fast_loss as losses
+from llm.model.loss import next_token_loss
 
 
 @given(
@@ -46,11 +44,11 @@ def test_value_and_gradients(
     before = losses.chunk_rows, losses.WIDE_ELEMENTS
     losses.chunk_rows, losses.WIDE_ELEMENTS = lambda *_: max(1, chunk // vocabulary), wide
     try:
-        found = losses.linear_next_token_loss(hidden, weight, targets, items)
+        found = losses.fused_linear_cross_entropy(hidden, weight, targets, items)
     finally:
         losses.chunk_rows, losses.WIDE_ELEMENTS = before
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
-    ready = losses.next_token_loss(hidden @ weight.T, targets, items)
+    ready = next_token_loss(hidden @ weight.T, targets, items)
     torch.testing.assert_close(ready.double(), expected, rtol=1e-5, atol=1e-5)
     for a, b in zip(
         torch.autograd.grad(3 * found, (hidden, weight)),
@@ -66,14 +64,13 @@ def test_a_chunk_is_small_or_no_larger_than_the_gradient_of_the_weight(vocabular
     assert logits <= max(2**26, 4 * vocabulary * width, size * vocabulary)
 
 
-@pytest.mark.parametrize("path", [(), ("loss",), ("matmul",)], ids=["fast", "plain", "torch's products"])
-def test_rows_of_the_weight_that_pad_it_get_no_gradient(path: tuple[str, ...], monkeypatch) -> None:
+@pytest.mark.parametrize("onednn", [True, False], ids=["oneDNN's products", "torch's products"])
+def test_rows_of_the_weight_that_pad_it_get_no_gradient(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "chunk_rows", lambda *_: 5)
     empty = losses.empty_sum
     monkeypatch.setattr(losses, "empty_sum", lambda *sizes: empty(*sizes).fill_(torch.nan))
     hidden, weight, targets = torch.randn(12, 4), torch.randn(9, 4, requires_grad=True), torch.randint(7, (12,))
-    with without(*path) if path else nullcontext():
-        found = losses.linear_next_token_loss(hidden, weight, targets, None, vocabulary=7)
+    found = losses.fused_linear_cross_entropy(hidden, weight, targets, None, vocabulary=7, onednn=onednn)
     expected = F.cross_entropy(hidden @ weight[:7].T, targets)
     torch.testing.assert_close(found, expected)
     for one, other in zip(*(torch.autograd.grad(each, weight) for each in (found, expected)), strict=True):
@@ -84,7 +81,7 @@ def test_rows_of_the_weight_that_pad_it_get_no_gradient(path: tuple[str, ...], m
 def test_gradients_are_given_once() -> None:
     """They are multiplied in place: a second backward pass would find other ones, and is refused."""
     hidden, weight = torch.randn(5, 4), torch.randn(9, 4, dtype=torch.bfloat16, requires_grad=True)
-    loss = losses.linear_next_token_loss(hidden.bfloat16(), weight, torch.randint(9, (5,)), None)
+    loss = losses.fused_linear_cross_entropy(hidden.bfloat16(), weight, torch.randint(9, (5,)), None)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
@@ -92,7 +89,7 @@ def test_gradients_are_given_once() -> None:
 
 def test_of_no_rows_at_all() -> None:
     hidden, weight = torch.randn(2, 0, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
-    losses.linear_next_token_loss(hidden, weight, torch.zeros(2, 0, dtype=torch.long), 1).backward()
+    losses.fused_linear_cross_entropy(hidden, weight, torch.zeros(2, 0, dtype=torch.long), 1).backward()
     assert hidden.grad is not None and weight.grad is not None and not weight.grad.any()
 
 
@@ -105,7 +102,7 @@ def test_compiled(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     targets[::5] = -100
     results = []
     for compiled in (False, True):
-        loss = losses.linear_next_token_loss(hidden, weight, targets, None, compiled)
+        loss = losses.fused_linear_cross_entropy(hidden, weight, targets, None, compiled)
         results.append((loss, *torch.autograd.grad(loss, (hidden, weight))))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)
@@ -114,11 +111,11 @@ def test_compiled(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_gradients_and_in_bfloat16() -> None:
     hidden, weight = torch.randn(3, 20, 16, requires_grad=True), torch.randn(64, 16, requires_grad=True)
     targets = torch.randint(64, (3, 20))
-    exact = losses.linear_next_token_loss(hidden, weight, targets, None)
+    exact = losses.fused_linear_cross_entropy(hidden, weight, targets, None)
     with torch.no_grad():
-        assert torch.equal(losses.linear_next_token_loss(hidden, weight, targets, None), exact)
+        assert torch.equal(losses.fused_linear_cross_entropy(hidden, weight, targets, None), exact)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = losses.linear_next_token_loss(hidden, weight, targets, None)
+        rough = losses.fused_linear_cross_entropy(hidden, weight, targets, None)
         plain = F.cross_entropy(F.linear(hidden, weight).float().flatten(0, 1), targets.flatten())
     assert rough.dtype == torch.float32
     torch.testing.assert_close(rough, plain, rtol=1e-3, atol=1e-3)
@@ -133,7 +130,7 @@ def test_no_tensor_as_large_as_all_logits_is_kept() -> None:
     saved: list[int] = []
     hidden, weight = torch.randn(64, 8, requires_grad=True), torch.randn(500, 8, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-        losses.linear_next_token_loss(hidden, weight, torch.randint(500, (64,)), 64)
+        losses.fused_linear_cross_entropy(hidden, weight, torch.randint(500, (64,)), 64)
     assert max(saved) <= 500 * 8 < 64 * 500
 
 
@@ -143,7 +140,7 @@ def test_all_ignored_is_zero_over_the_batch(dtype: torch.dtype) -> None:
         torch.randn(4, 8, dtype=dtype, requires_grad=True),
         torch.randn(9, 8, dtype=dtype, requires_grad=True),
     )
-    loss = losses.linear_next_token_loss(hidden, weight, torch.full((4,), -100), 7)
+    loss = losses.fused_linear_cross_entropy(hidden, weight, torch.full((4,), -100), 7)
     loss.backward()
     assert loss == 0
     assert hidden.grad is not None and (hidden.grad == 0).all()
