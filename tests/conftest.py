@@ -26,6 +26,19 @@ hypothesis.settings.register_profile("shared", deadline=None)  # the cores are s
 hypothesis.settings.load_profile("shared")
 
 
+# Folders and files whose tests take longest, the longest first: what begins last should be short, so that two workers
+# end together.
+LONGEST = ("test_kills.py", "test_ranks.py", "test_nemotron.py", "bench", "plan", "train", "small")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        parts = item.path.relative_to(Path(__file__).parent).parts
+        return next((n for n, name in enumerate(LONGEST) if name in parts), len(LONGEST))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(autouse=True)
 def idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """What else runs on this machine is not part of a test."""

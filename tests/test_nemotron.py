@@ -1,10 +1,7 @@
 """The data path of the 1B runs from end to end, on files laid out as Nemotron-CC is."""
 
 import csv
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +9,8 @@ import pytest
 import yaml
 
 from llm.cli import main
+
+from .train.preloaded import LLM, Python
 
 ROOT = Path(__file__).parents[1]
 SHRUNK = {  # the model only: the data's settings are those of the config, but for the size of a batch
@@ -72,10 +71,9 @@ def test_fifty_steps_killed_and_resumed_with_other_workers_see_the_same_data(
         words = ["fit", "--config", str(tmp_path / "config.yaml"), "--run.folder", str(tmp_path / run)]
         return [*words, "--data.workers", str(workers), "--resume", "auto"]
 
-    def start(run: str, workers: int) -> subprocess.Popen:
+    def start(run: str, workers: int) -> Python:
         """In a process of its own: what this one has compiled before would change how compiled blocks round."""
-        words = [sys.executable, "-m", "llm", *command(run, workers)]
-        return subprocess.Popen(words, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return Python(LLM, command(run, workers))
 
     assert start("whole", 0).wait() == 0
     process = start("broken", 2)

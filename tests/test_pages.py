@@ -81,7 +81,7 @@ def _problem(program: str, words: list[str]) -> str | None:
 
 
 def _fit_problem(words: list[str]) -> str | None:
-    for word, value in zip(words, [*words[1:], ""], strict=True):
+    for word, value in zip(words, [*words[1:], ""], strict=False):
         if word == "--config" and value.startswith("configs/") and "$" not in value and not (ROOT / value).is_file():
             return f"there is no {value}"
     return next((f"unknown {w}" for w in words if w.startswith("--") and w.partition("=")[0] not in _of_fit()), None)

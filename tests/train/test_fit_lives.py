@@ -15,6 +15,7 @@ from llm.cli import main
 from llm.train import checkpoint as checkpoints
 from llm.train.run_folder import MetricsFile
 
+from .preloaded import LLM, Python
 from .runs import Config, assert_same_weights, events, fit, losses, measured
 
 # Runs the command and kills it, as kill -9 does, when a function of the product returns for the n-th time.
@@ -62,14 +63,10 @@ def test_killed_and_resumed_equals_undisturbed(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert fit(tiny_config(**common, run__folder=str(whole))) == 0
     words = ["fit", "--config", str(tiny_config(**common, run__folder=str(broken))), "--resume", "auto"]
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, function, str(times), *words], stderr=subprocess.DEVNULL, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL
+    assert Python(KILLED, [function, str(times), *words]).wait() == -signal.SIGKILL
     before = measured(broken)
     assert 16 <= int(before[-1]["step"]) < 30
-    again = [sys.executable, "-m", "llm", *words]
-    assert subprocess.run(again, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    assert Python(LLM, words).wait() == 0
     assert measured(broken) == measured(whole)
     assert all(len(row["data_digest"]) == 16 for row in measured(whole) if row["train_loss"])
     assert before == measured(whole)[: len(before)]
@@ -154,8 +151,7 @@ def test_two_processes_never_share_a_run_folder(
 ) -> None:
     """A kill lets go of the folder at once, though the loading processes of the run live on for some seconds."""
     config, run = tiny_config(trainer__max_steps=100_000, data__workers=2), tmp_path / "run"
-    command = [sys.executable, "-m", "llm", "fit", "--config", str(config)]
-    other = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    other = Python(LLM, ["fit", "--config", str(config)])
     try:
         while not (run / "metrics.csv").exists() or 6 not in losses(run):
             assert other.poll() is None
@@ -214,12 +210,11 @@ def test_a_signal_while_the_run_starts_ends_it_after_the_first_step(
 ) -> None:
     words = ["fit", "--config", str(tiny_config(data__micro_batch_size=2)), "--resume", "auto"]
     source = KILLED.replace("SIGKILL", "SIGTERM").replace("main(sys", "status = main(sys") + "sys.exit(status)"
-    ended = subprocess.run(
-        [sys.executable, "-c", source, moment, "1", *words], stderr=subprocess.PIPE, text=True, check=False
-    )
-    assert ended.returncode == 75, ended.stderr
+    ended = Python(source, [moment, "1", *words])
+    said = ended.communicate()[1]
+    assert ended.returncode == 75, said
     run = tmp_path / "run"
-    assert f"SIGTERM: {run} stopped at step 1; its newest checkpoint is of step 1: go on with" in ended.stderr
+    assert f"SIGTERM: {run} stopped at step 1; its newest checkpoint is of step 1: go on with" in said
     assert checkpoints.find(run).step == 1
     whole = tmp_path / "whole"
     assert fit(tiny_config(run__folder=str(whole), data__micro_batch_size=2)) == 0

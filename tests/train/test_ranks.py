@@ -2,8 +2,6 @@
 
 import itertools
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from llm.model import DecoderConfig, DecoderForCausalLM
 from llm.train import checkpoint as checkpoints
 
 from .pairs import Command, together
+from .preloaded import LLM, Python
 from .runs import Config, events, fit, losses, measured, metrics, weights
 
 STRATEGIES = {
@@ -155,9 +154,7 @@ def test_a_run_goes_on_with_other_numbers_of_devices_and_stages(
     # ranks other than zero leave it to it to say how the run ended
     assert together(tmp_path / "first", [until("zero1", 10)]) == [(75, 0)]
     assert checkpoints.find(run).step == 10
-    source = tmp_path / "alone.py"
-    source.write_text(STOP.format(step=20) + "\nimport sys\nfrom llm.cli import main\nsys.exit(main(sys.argv[1:]))")
-    assert subprocess.run([sys.executable, source, *words], stderr=subprocess.DEVNULL, check=False).returncode == 75
+    assert Python(f"{STOP.format(step=20)}\n{LLM}", words).wait() == 75
     last = Command([*words, *STRATEGIES["ddp"]])
     ended = together(tmp_path / "rest", [until("zero2", 30), until("zero3", 36), until("offload2", 40), last])
     assert ended == [(75, 0), (75, 0), (75, 0), (0, 0)]
