@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evals.exports import DTYPES, open_export
-from llm.common.arguments import add_command, add_version
+from llm.common.arguments import accept_old_name, add_command, add_version
 from llm.common.errors import UserError, exit_status
 from llm.common.files import write_json
 from llm.common.threads import set_wait_policy, warn_if_busy
@@ -192,7 +192,10 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     command.add_argument("--limit", type=_count(1), metavar="N", help="only the first N items of each task")
     command.add_argument("--batch-size", type=_count(1), default=16, metavar="N", help="requests at once (16)")
-    command.add_argument("--again", action="store_true", help="evaluate what is there already, too")
+    command.add_argument(
+        "--overwrite", dest="again", action="store_true", help="rerun evaluations that already have results"
+    )
+    accept_old_name(command, "--again", "--overwrite")
     command.add_argument(
         "--checkpoints",
         action="store_true",
@@ -244,12 +247,14 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--exports", nargs="+", type=Path, default=[], metavar="EXPORT", help="of the last steps (RUN/exports/step-N)"
     )
     command.add_argument(
-        "--declare",
+        "--allow-difference",
+        dest="declare",
         nargs="+",
         default=[],
         metavar="KEY",
-        help="config keys meant to differ beside streams and activation",
+        help="config keys allowed to differ, in addition to the stream and activation keys",
     )
+    accept_old_name(command, "--declare", "--allow-difference")
     command.add_argument("--store", nargs="+", type=Path, default=[], metavar="DIR", help="(those that the runs name)")
     command.add_argument(
         "--documents", type=_count(0), default=1000, metavar="N", help="of validation; 0: only what is kept (1000)"
@@ -282,7 +287,8 @@ def _add_losses(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     _add_store(command)
     command.add_argument("--documents", type=_count(1), default=1000, metavar="N", help="the split's first N (1000)")
-    command.add_argument("--again", action="store_true", help="measure anew what was kept")
+    command.add_argument("--overwrite", dest="again", action="store_true", help="measure again what has results")
+    accept_old_name(command, "--again", "--overwrite")
     command.set_defaults(command=_losses)
 
 

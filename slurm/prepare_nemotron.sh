@@ -28,7 +28,7 @@ SEED=${SEED:-1}
 TASKS=${TASKS:-100}                               # the last number of --array
 
 where=()
-for part in $WHERE; do where+=(--where "$part"); done
+for part in $WHERE; do where+=(--path-filter "$part"); done
 
 exec "$PYTHON" -m llm prepare "$SOURCE" --out "$STORE" --tokenizer "$TOKENIZER" \
     "${where[@]}" --id-key warc_record_id --subset-tokens "$TOKENS" --seed "$SEED" --validation-fraction 0.0005 \

@@ -8,7 +8,7 @@ from torch import nn
 
 from llm.common.errors import UserError
 from llm.model.activations import NAMES, activation
-from llm.model.streams import SOURCES, STREAMS, ResidualStream
+from llm.model.streams import SOURCES, STREAMS, AttentionStream
 
 from .checks import refuse
 
@@ -94,10 +94,10 @@ class Variant:
         """What `act` names."""
         return Act.parse(self.act)
 
-    def stream(self, heads: int, layer: int) -> ResidualStream | None:
+    def stream(self, heads: int, layer: int) -> AttentionStream | None:
         """The streams of a layer, numbered from 0; None without any."""
         if not self.streams:
             return None
-        return ResidualStream(
+        return AttentionStream(
             self.streams, self.source, "fixed", dict.fromkeys(self.streams, heads), first_layer=layer == 0
         )

@@ -10,7 +10,7 @@ FACES_AT_MOST = 2**22  # entries of each of the two tables of dice: 17 MB, and 1
 BLOCK = 2**16  # rolls at a time, which stay in a core's cache
 
 
-class Dice:
+class ActionSampler:
     """A die for every cell, with as many faces for each action that can be taken there.
 
     Of M faces, M the least common multiple of how many actions the cells have, so that a step is one random integer and

@@ -37,7 +37,14 @@ SHRUNK = {  # the model only: the data's settings are those of the config, but f
 @pytest.fixture(scope="module")
 def store(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("nemotron") / "store"
-    words = ["prepare", str(real_data / "nemotron-cc-layout"), "--where", "quality=high", "--where", "kind=actual"]
+    words = [
+        "prepare",
+        str(real_data / "nemotron-cc-layout"),
+        "--path-filter",
+        "quality=high",
+        "--path-filter",
+        "kind=actual",
+    ]
     words += ["--id-key", "warc_record_id", "--tokenizer", str(real_data / "gpt2-tokenizer"), "--out", str(out)]
     assert main([*words, "--subset-tokens", "900e3", "--deduplicate", "--seed", "1"]) == 0
     assert main(["inspect", str(out), "--verify"]) == 0

@@ -109,11 +109,11 @@ def _plan(export: Export, prepared: Prepared, protocol: Protocol, device: str, d
         if (task, shots) in asked and mine and protocol.limit and protocol.limit < result["n"]:
             raise UserError(
                 f"{export.folder} keeps {task}, {shots}-shot, of {result['n']} items, and --limit {protocol.limit} "
-                "would replace it; give --again if that is meant"
+                "would replace it; give --overwrite if that is meant"
             )
     if found:
         print(
-            f"{label(export)}: {len(found)} of {len(asked)} results are kept from before; --again makes them anew",
+            f"{label(export)}: {len(found)} of {len(asked)} results are kept from before; --overwrite makes them anew",
             file=sys.stderr,
         )
     return Plan(export, label(export), asked, found)

@@ -194,7 +194,7 @@ def read_samples(export: Export, task: str, shots: int) -> dict[str, list[Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read ({' '.join(str(error).split())}); run `python -m evals run {export.folder} "
-            f"--tasks {task} --shots {shots} --again`"
+            f"--tasks {task} --shots {shots} --overwrite`"
         ) from error
 
 

@@ -90,7 +90,7 @@ def read_pairs(folders: Sequence[str | Path], declared: Sequence[str] = ()) -> P
         raise UserError(
             "these runs are no pairs: "
             + "; ".join(problems)
-            + "; train both alike, or name with --declare what is meant "
+            + "; train both alike, or name with --allow-difference what is meant "
             "to differ"
         )
     change = {key: values for key, values in differences(pairs[0], allowed).items() if key in allowed}

@@ -156,14 +156,14 @@ def copy_weights(given: DecoderForCausalLM, model: DecoderForCausalLM) -> None:
         model._init_weights(model.get_submodule(owner))
 
 
-class Stays(SingleDeviceStrategy):
+class KeepOnDevice(SingleDeviceStrategy):
     """Leaves the model on its device: Lightning would take it to the host's memory after every fit."""
 
     def teardown(self) -> None:
         self.precision_plugin.teardown()
 
 
-class Watch:
+class StepTimer:
     """Seconds of the steps under way.
 
     Args:
@@ -201,7 +201,7 @@ class Window:
     peak_mib: float = math.nan  # of the GPU's memory, where it was watched
 
     @classmethod
-    def of(cls, watch: Watch, steps: int, tokens_per_step: int) -> Window:
+    def of(cls, watch: StepTimer, steps: int, tokens_per_step: int) -> Window:
         """Of the last `steps` steps."""
         rate = steps * tokens_per_step / (watch.ends[-1] - watch.ends[UNCOUNTED - 1])
         parts = {part: watch.seconds.get(part, 0.0) / steps for part in PARTS} if watch.parts else {}
@@ -211,7 +211,7 @@ class Window:
 class First(pl.Callback):
     """Tells the watch where parts end; it acts before the run's own callbacks."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: StepTimer) -> None:
         self.watch = watch
 
     def on_train_start(self, *_: Any, **__: Any) -> None:
@@ -230,7 +230,7 @@ class First(pl.Callback):
 class Last(pl.Callback):
     """The same at the end of a step, after all other callbacks."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: StepTimer) -> None:
         self.watch = watch
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -264,15 +264,15 @@ class Fit:
                 activation_checkpointing=given.every_nth,
                 compile=plan.compile or variant.compiled,
                 attention=given.attention,
-                plain=[*given.plain, *variant.plain],
-                keep_memory=given.keep_memory,
+                disable_fast_paths=[*given.disable_fast_paths, *variant.plain],
+                retain_freed_memory=given.retain_freed_memory,
             )
         self.model = self.module.model
         copy_weights(given.model, self.model)
 
     def window(self, steps: int, parts: bool) -> Window:
-        """Train `steps` steps, and UNCOUNTED before; `parts` as in `Watch`."""
-        watch = Watch(parts)
+        """Train `steps` steps, and UNCOUNTED before; `parts` as in `StepTimer`."""
+        watch = StepTimer(parts)
         hooks = [
             self.model.model.register_forward_hook(lambda *_: watch.stop("forward")),
             self.model.lm_head.register_forward_hook(lambda *_: watch.stop("loss")),
@@ -284,7 +284,7 @@ class Fit:
                 **TRAINER_DEFAULTS | {"limit_val_batches": 0},
                 max_steps=steps + UNCOUNTED,
                 accelerator=self.plan.device,
-                strategy=Stays("cuda:0" if self.plan.device == "gpu" else "cpu"),
+                strategy=KeepOnDevice("cuda:0" if self.plan.device == "gpu" else "cpu"),
                 precision=self.plan.precision,  # type: ignore[arg-type]
                 callbacks=[First(watch), *own, Last(watch)],
             )
@@ -295,7 +295,7 @@ class Fit:
         return Window.of(watch, steps, self.plan.tokens_per_step)
 
 
-class Bare:
+class TransformersBaseline:
     """transformers' model of the same sizes in a bare PyTorch loop.
 
     Args:
@@ -338,10 +338,10 @@ class Bare:
         vocabulary = self.model.config.vocab_size
         each = self.plan.micro_batches
         batches = [torch.randint(vocabulary, shape, generator=generator) for _ in range(each * (steps + UNCOUNTED))]
-        keep = self.how == "blocks" and self.device.type == "cpu" and self.plan.module.keep_memory
+        keep = self.how == "blocks" and self.device.type == "cpu" and self.plan.module.retain_freed_memory
         if keep:
             keep_freed_memory(True)
-        watch, hooks = Watch(parts), []
+        watch, hooks = StepTimer(parts), []
         if self.how != "compiled":
             hooks = [self.model.base_model.register_forward_hook(lambda *_: watch.stop("forward"))]
         for index, batch in enumerate(batches):
@@ -366,6 +366,6 @@ class Bare:
         return Window.of(watch, steps, self.plan.tokens_per_step)
 
 
-def contender(name: str, plan: Plan) -> Fit | Bare:
+def contender(name: str, plan: Plan) -> Fit | TransformersBaseline:
     """The contender called `name`, its model built."""
-    return Bare(plan, TRANSFORMERS[name]) if name in TRANSFORMERS else Fit(plan, VARIANTS[name])
+    return TransformersBaseline(plan, TRANSFORMERS[name]) if name in TRANSFORMERS else Fit(plan, VARIANTS[name])

@@ -130,10 +130,10 @@ def waiting(batches: Any, tokens: int) -> Figures:
     in between, as one does whose model is on a GPU."""
     from torch.utils.data import DataLoader
 
-    from ..data.module import Ahead
+    from ..data.module import Prefetcher
 
     steps = max(3, int(SECONDS * DEMAND / tokens))
-    loader = Ahead(DataLoader(batches, batch_size=None, sampler=range(steps)))
+    loader = Prefetcher(DataLoader(batches, batch_size=None, sampler=range(steps)))
     began, waited = time.perf_counter(), 0.0
     source = iter(loader)
     for step in range(steps):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..common.environment import environment
 from ..common.errors import UserError
-from ..common.processes import forget_resident_peak, resident, resident_peak
+from ..common.processes import peak_rss, reset_peak_rss, resident
 from ..model.fast_loss import fused_linear_cross_entropy
 from ..model.loss import next_token_loss
 from .contenders import MIB, Window, now
@@ -75,9 +75,9 @@ def peak_memory(sizes: Sizes, way: str) -> float:
         compute(way)
         return (torch.cuda.max_memory_allocated() - before) / MIB
     before = resident()
-    forget_resident_peak()
+    reset_peak_rss()
     compute(way)
-    return (resident_peak() - before) / MIB
+    return (peak_rss() - before) / MIB
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""`python -m llm bench --fit`: the largest micro-batch in a budget of memory, by activation checkpointing.
+"""`python -m llm bench --find-micro-batch`: the largest micro-batch in a budget of memory, by activation checkpointing.
 
 Stages: budget -> for each activation checkpointing the largest micro-batch that the memory model of `plan` lets in ->
 tried in a process of its own: fewer rows where it needs more than the budget, more where it does not -> the largest of
@@ -37,7 +37,7 @@ CHECKPOINTING = (0, 4, 2, 1)  # every n-th block recomputed: from none to all
 
 
 @dataclass(frozen=True)
-class Tried:
+class Candidate:
     """A setting that was run: rows of a micro-batch, and what it needed; no rate where it did not run to its end."""
 
     checkpointing: int
@@ -59,14 +59,14 @@ def free_memory() -> float:
         found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
         free = int(found[1]) / 1024  # type: ignore[index]
     except (OSError, TypeError) as error:
-        raise UserError("this system does not tell its free memory: give --memory GIB") from error
+        raise UserError("this system does not tell its free memory: give --memory-budget GIB") from error
     with suppress(OSError, ValueError):  # of a Slurm job or a container; "max" is no limit
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
         free = min(free, (limit - used) / MIB)
     return free
 
 
-def climb(rows: int, start: int, fits: Callable[[int], bool]) -> int | None:
+def largest_fitting_divisor(rows: int, start: int, fits: Callable[[int], bool]) -> int | None:
     """The largest divisor of `rows` that fits, sought from `start` upwards or downwards; None where one row does not.
 
     `fits` is asked as seldom as that allows: what it says is the same for fewer rows where it fits, for more where not.
@@ -110,7 +110,7 @@ def seek(
     def micro_batches(size: int) -> int:
         return min(2, rows // size)
 
-    def foreseen(recompute: int, size: int) -> bool:
+    def predicted_to_fit(recompute: int, size: int) -> bool:
         return predicted(size, recompute) <= budget
 
     def fits(recompute: int, size: int) -> bool:
@@ -119,14 +119,14 @@ def seek(
         tell(one, budget)
         return one.within(budget)
 
-    tried: list[Tried] = []
+    tried: list[Candidate] = []
     finalists: list[tuple[int, int]] = []
     for every in CHECKPOINTING:
         if every > run.config.num_hidden_layers:
             continue
 
-        expected = largest_micro_batch(rows, partial(foreseen, every))
-        best = climb(rows, expected or 1, partial(fits, every))
+        expected = largest_micro_batch(rows, partial(predicted_to_fit, every))
+        best = largest_fitting_divisor(rows, expected or 1, partial(fits, every))
         finalists += [] if best is None else [(every, best)]
         if best == rows:
             break  # nothing to gain from recomputing more
@@ -151,21 +151,21 @@ def seek(
     }
 
 
-def attempt(words: list[str], every: int, rows: int, predicted: float) -> Tried:
+def attempt(words: list[str], every: int, rows: int, predicted: float) -> Candidate:
     """Run a setting in a process of its own. One that ends for want of memory is no error."""
     done = subprocess.run([sys.executable, "-m", "llm", "bench", *words], capture_output=True, text=True)
     if done.returncode == 0:
         found = json.loads(done.stdout.splitlines()[-1])
-        return Tried(every, rows, predicted, found["peak_mib"], found["tokens_per_second"])
+        return Candidate(every, rows, predicted, found["peak_mib"], found["tokens_per_second"])
     starved = done.returncode in (-9, 137) or STARVED.search(done.stderr)
     if not starved:
         raise UserError(
             f"{rows} rows could not be tried: {(done.stderr.strip() or 'no reason given').splitlines()[-1]}"
         )
-    return Tried(every, rows, predicted, None, None)
+    return Candidate(every, rows, predicted, None, None)
 
 
-def tell(one: Tried, budget: float) -> None:
+def tell(one: Candidate, budget: float) -> None:
     """One line of progress."""
     said = "ran out of memory"
     if one.measured_mib is not None:

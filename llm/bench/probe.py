@@ -29,7 +29,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ..common.processes import resident, resident_peak
+from ..common.processes import peak_rss, resident
 from ..train import checkpoint
 from ..train.checkpointing import Checkpoints
 from ..train.lightning_loop import whole_step
@@ -91,7 +91,7 @@ class Probe(pl.Callback):
         """MiB so far."""
         if module.device.type == "cuda":
             return torch.cuda.max_memory_allocated(module.device) / MIB
-        return (resident_peak() - self.before) / MIB
+        return (peak_rss() - self.before) / MIB
 
     def _begin_profile(self, trainer: pl.Trainer) -> None:
         """The window begins on all ranks at once: starting a profiler takes one longer than another."""

@@ -102,7 +102,7 @@ class Plan:
             "init_args": {"out": str(self.folder / "out"), "steps": args.steps},
         }
         words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-        words += [*layout_words(name), f"--trainer.callbacks+={json.dumps(probe)}"]
+        words += [*layout_arguments(name), f"--trainer.callbacks+={json.dumps(probe)}"]
         return [sys.executable, "-m", "llm", "fit", "--config", args.config, *args.overrides, *words]
 
     def fit(self, name: str) -> list[dict[str, Any]]:
@@ -115,7 +115,9 @@ class Plan:
         out.mkdir()
         try:
             with log.open("w") as stream:
-                status = run_group(self.words(name), surroundings(self.sizes["threads"], self.args.accelerator), stream)
+                status = run_group(
+                    self.words(name), child_environment(self.sizes["threads"], self.args.accelerator), stream
+                )
             files = sorted(out.glob("rank-*.json"), key=lambda file: int(file.stem.split("-")[1]))
             if status or len(files) != self.processes(name):
                 said = [line for line in log.read_text().splitlines() if line.strip()] or ["it said nothing"]
@@ -127,11 +129,11 @@ class Plan:
             shutil.rmtree(out)
 
 
-def layout_words(name: str) -> list[str]:
+def layout_arguments(name: str) -> list[str]:
     return [word for key, value in LAYOUTS[name].items() for word in (f"--strategy.{key}", str(value).lower())]
 
 
-def surroundings(threads: int, accelerator: str) -> dict[str, str]:
+def child_environment(threads: int, accelerator: str) -> dict[str, str]:
     """The environment of a fit that starts its own processes, also within a job of Slurm."""
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if accelerator == "cpu" else {}
     place = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -307,7 +309,7 @@ def run(args: argparse.Namespace) -> None:
     if args.folder and not args.folder.is_dir():
         raise UserError(f"there is no folder {args.folder}; make it or name another --folder")
     here = [
-        *layout_words("plain"),
+        *layout_arguments("plain"),
         "--trainer.devices",
         "1",
         "--trainer.num_nodes",

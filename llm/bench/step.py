@@ -1,6 +1,6 @@
 """`python -m llm bench --config C`: throughput, parts of a step and peak memory of a config, beside transformers.
 
-With --fit instead the largest micro-batch for a budget of memory (`micro_batch.py`).
+With --find-micro-batch instead the largest micro-batch for a budget of memory (`micro_batch.py`).
 
 Stages: config -> contenders (`contenders.py`) -> windows of steps in turn, A B C C B A -> ratios within each
 round, their median, range and interval -> peak memory: on a CPU of each contender in a process of its own, on a GPU
@@ -31,9 +31,10 @@ import numpy as np
 import torch
 from scipy import stats
 
+from ..common.arguments import accept_old_name
 from ..common.environment import environment
 from ..common.errors import UserError
-from ..common.processes import forget_resident_peak, resident, resident_peak
+from ..common.processes import peak_rss, reset_peak_rss, resident
 from ..data.module import TokenDataModule
 from ..model.fast_linear import matmul, use_onednn
 from ..plan.plan import read
@@ -42,7 +43,7 @@ from ..train.cli import PRECISIONS, parse
 from ..train.flops import flops_per_token
 from ..train.module import LanguageModule
 from . import micro_batch
-from .contenders import MIB, PARTS, TRANSFORMERS, VARIANTS, Bare, Fit, Plan, Window, contender, now
+from .contenders import MIB, PARTS, TRANSFORMERS, VARIANTS, Fit, Plan, TransformersBaseline, Window, contender, now
 
 DEFAULT = ["classic", "values"]
 AGAINST = {
@@ -74,7 +75,7 @@ def measure(plan: Plan, names: list[str], rounds: int, steps: int) -> tuple[dict
     return windows, rates
 
 
-def window_on_gpu(one: Fit | Bare, steps: int) -> Window:
+def window_on_gpu(one: Fit | TransformersBaseline, steps: int) -> Window:
     """The parts of steps, which makes them longer, then throughput and peak memory of as many that nobody looks into.
 
     Raises:
@@ -89,7 +90,7 @@ def window_on_gpu(one: Fit | Bare, steps: int) -> Window:
     except torch.OutOfMemoryError as error:
         raise UserError(
             "the GPU's memory is not enough for a step of one contender beside the weights of the others: give fewer "
-            "--rows, or fewer --contenders, or --against none"
+            "--rows, or fewer --contenders, or --baseline none"
         ) from error
     window.peak_mib = (torch.cuda.max_memory_allocated() - others) / MIB
     window.parts, window.first_step = parts.parts, parts.first_step
@@ -116,9 +117,9 @@ def peak_memory(plan: Plan, name: str, steps: int) -> dict[str, float]:
     throughput."""
     gc.collect()  # what making the config's model has left
     before = resident()
-    forget_resident_peak()
+    reset_peak_rss()
     window = contender(name, plan).window(steps, parts=False)
-    peak = torch.cuda.max_memory_allocated() if plan.device == "gpu" else resident_peak() - before
+    peak = torch.cuda.max_memory_allocated() if plan.device == "gpu" else peak_rss() - before
     return {"peak_mib": peak / MIB, "tokens_per_second": window.tokens_per_second}
 
 
@@ -137,7 +138,7 @@ def peak_memory_elsewhere(args: argparse.Namespace, name: str) -> float:
 def command_line(args: argparse.Namespace) -> list[str]:
     """The options that measure the same again."""
     words = ["--config", args.config, "--rounds", str(args.rounds), "--steps", str(args.steps)]
-    words += ["--against", args.against] if args.against != "hf" else []
+    words += ["--baseline", args.against] if args.against != "hf" else []
     words += ["--contenders", *args.contenders] if args.contenders != DEFAULT else []
     words += ["--rows", str(args.rows)] if args.rows else []
     words += ["--micro-batches", str(args.micro_batches)] if args.micro_batches > 1 else []
@@ -165,7 +166,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m llm bench`."""
     parser.add_argument("--config", required=True, help="YAML of a run")
     parser.add_argument(
-        "--against", choices=AGAINST, default="hf",
+        "--baseline", dest="against", choices=AGAINST, default="hf",
         help="hf, transformers eager, compiled, and its blocks compiled (default); hf-liger, and with Liger-Kernel on "
         "a GPU; hf-eager; none",
     )  # fmt: skip
@@ -180,13 +181,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=10, help="counted steps a turn (default: 10)")
     parser.add_argument("--precision", help="as trainer.precision (default: the config's)")
     parser.add_argument("--compile", action="store_true", help="torch.compile our blocks")
-    parser.add_argument("--fit", action="store_true", help="find the largest micro-batch instead, and what to set")
     parser.add_argument(
-        "--memory", type=float, metavar="GIB", help="with --fit, the budget (default: 0.9 of what is free)"
-    )
+        "--find-micro-batch", dest="fit", action="store_true",
+        help="find the largest micro-batch that fits into memory, and print what to set",
+    )  # fmt: skip
+    parser.add_argument(
+        "--memory-budget", dest="memory", type=float, metavar="GIB",
+        help="memory budget of --find-micro-batch (default: 0.9 of what is free)",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, help="also write the result here")
     parser.add_argument("--memory-of", choices=[*TRANSFORMERS, *VARIANTS], help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="after --, dotted overrides of the config")
+    for old, new in (("--against", "--baseline"), ("--fit", "--find-micro-batch"), ("--memory", "--memory-budget")):
+        accept_old_name(parser, old, new)
     parser.epilog = (
         "example: python -m llm bench --config configs/stories_classic.yaml --rounds 5 -- --data.context 128"
     )
@@ -199,9 +206,11 @@ def run(args: argparse.Namespace) -> None:
     if len(set(args.contenders)) < len(args.contenders):
         raise UserError(f"--contenders has one twice: {' '.join(args.contenders)}")
     if args.memory is not None and not (args.fit and args.memory > 0):
-        raise UserError("--memory goes with --fit and is above 0 GiB")
+        raise UserError("--memory-budget goes with --find-micro-batch and is above 0 GiB")
     if args.fit and (args.rows or args.contenders != DEFAULT or args.against != "hf" or args.micro_batches > 1):
-        raise UserError("--fit measures the config alone: leave out --rows, --micro-batches, --contenders, --against")
+        raise UserError(
+            "--find-micro-batch measures the config alone: leave out --rows, --micro-batches, --contenders, --baseline"
+        )
     if args.fit:
         fit(args)
         return
@@ -284,9 +293,9 @@ def check_liger(module: LanguageModule, device: str) -> None:
     """
     c = module.decoder_config
     if device != "gpu" or importlib.util.find_spec("liger_kernel") is None:
-        raise UserError("--against hf-liger needs a GPU and pip install liger-kernel: give hf")
+        raise UserError("--baseline hf-liger needs a GPU and pip install liger-kernel: give hf")
     if (c.norm, c.position, c.feedforward) != ("rmsnorm", "rope", "gated"):
-        raise UserError("--against hf-liger: Liger-Kernel has Llama's parts only, not GPT-2's: give hf")
+        raise UserError("--baseline hf-liger: Liger-Kernel has Llama's parts only, not GPT-2's: give hf")
 
 
 def fit(args: argparse.Namespace) -> None:
@@ -300,7 +309,10 @@ def fit(args: argparse.Namespace) -> None:
 
     budget = 1024 * args.memory if args.memory else micro_batch.SHARE * micro_batch.free_memory()
     precision = args.precision or run.precision
-    command = ["python -m llm bench --fit", *(["--memory", f"{args.memory:g}"] if args.memory else [])]
+    command = [
+        "python -m llm bench --find-micro-batch",
+        *(["--memory-budget", f"{args.memory:g}"] if args.memory else []),
+    ]
     result = {
         "command": " ".join([*command, *command_line(args)]),
         "precision": precision,

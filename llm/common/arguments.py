@@ -2,7 +2,9 @@
 
 import argparse
 import importlib.metadata
+import sys
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -28,3 +30,26 @@ def add_command(commands: Any, name: str, summary: str, text: str, example: str)
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def accept_old_name(command: argparse.ArgumentParser, old: str, new: str) -> None:
+    """Let an option keep its name of an earlier version, which --help does not show and which says what is new."""
+    option = next(action for action in command._actions if new in action.option_strings)
+    settings: dict[str, Any] = {"nargs": option.nargs, "type": option.type, "choices": option.choices, "default": argparse.SUPPRESS}
+    command.add_argument(
+        old, dest=option.dest, action=_OldName, option=option, new=new, help=argparse.SUPPRESS, **settings
+    )
+
+
+class _OldName(argparse.Action):
+    """Does what `option` does, and prints its name."""
+
+    def __init__(
+        self, option_strings: Sequence[str], dest: str, option: argparse.Action, new: str, **settings: Any
+    ) -> None:
+        super().__init__(option_strings, dest, **settings)
+        self.option, self.new = option, new
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        print(f"note: {option_string} is now called {self.new}; the old name works until version 0.3", file=sys.stderr)
+        self.option(parser, namespace, values, self.new)

@@ -22,7 +22,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def whereabouts() -> dict[str, Any]:
+def process_info() -> dict[str, Any]:
     """Where a run's rank zero is: host, process, and Slurm's job."""
     job = os.environ.get("SLURM_JOB_ID")
     return {"host": platform.node(), "process": os.getpid()} | ({"slurm_job": job} if job else {})

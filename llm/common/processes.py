@@ -37,12 +37,12 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def forget_resident_peak() -> None:
+def reset_peak_rss() -> None:
     """Let the high-water mark begin anew at what is in memory now (proc(5), clear_refs)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def resident_peak() -> int:
+def peak_rss() -> int:
     """Bytes of this process's high-water mark, on Linux. (getrusage would count the parent's, from before exec.)"""
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]

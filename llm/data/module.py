@@ -23,7 +23,7 @@ from .mixture import MixtureOrder, Pattern, mixed_fingerprint, open_stores, shor
 from .rows import KINDS, Rows, TrainingBatches, ValidationBatches
 
 
-class Ahead:
+class Prefetcher:
     """The batches of a loader, each made in a thread while the one before is used: a GPU does not wait for it."""
 
     def __init__(self, loader: DataLoader) -> None:
@@ -213,7 +213,7 @@ class TokenDataModule(pl.LightningDataModule):
         batches = TrainingBatches(self.training, self.order, micro, trainer.global_rank, trainer.world_size)
         indices = range(trainer.global_step * micro, max(trainer.max_steps, trainer.global_step) * micro)
         loader = self._loader(batches, indices)
-        return loader if self.workers else Ahead(loader)
+        return loader if self.workers else Prefetcher(loader)
 
     def val_dataloader(self) -> DataLoader:
         trainer = self._trainer

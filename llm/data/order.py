@@ -53,11 +53,6 @@ class WindowOrder:
         """The items of rows start, ..., stop - 1 of global batch `step`: one rank's share of it."""
         return [self.item(step, row) for row in range(start, stop)]
 
-    def inverse(self, epoch: int, item: int) -> tuple[int, int]:
-        """The (step, row) at which `epoch` visits `item`."""
-        place = unpermute(item, self.items, round_keys(self.seed, epoch))
-        return divmod(epoch * self.items + place, self.batch_size)
-
     def _index(self, step: int, row: int) -> int:
         if step < 0 or not 0 <= row < self.batch_size:
             raise IndexError(f"no row {row} of step {step} in batches of {self.batch_size}")
@@ -86,19 +81,6 @@ def permute(index: int, size: int, keys: tuple[int, ...]) -> int:
         for turn in range(0, ROUNDS, 2):
             row = (row + _hash(column, keys[turn])) % rows
             column = (column + _hash(row, keys[turn + 1])) % columns
-        index = row * columns + column
-        if index < size:
-            return index
-
-
-def unpermute(index: int, size: int, keys: tuple[int, ...]) -> int:
-    """The inverse of `permute`: the rounds undone in reverse, walking the same cycle back."""
-    rows, columns = _table(size)
-    while True:
-        row, column = divmod(index, columns)
-        for turn in reversed(range(0, ROUNDS, 2)):
-            column = (column - _hash(row, keys[turn + 1])) % columns
-            row = (row - _hash(column, keys[turn])) % rows
         index = row * columns + column
         if index < size:
             return index

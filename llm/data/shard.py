@@ -5,8 +5,8 @@
                                        NAME.hashes  only where duplicates are dropped: see HASHES
                                        NAME.json    the manifest: where from, how much, sha256; renamed into place last
 
-A document is its ids followed by the end-of-document id. `is_whole` asks whether the files are those that the manifest
-describes, `shard_problems` also whether they make sense.
+A document is its ids, then the end-of-document id. `is_complete` asks whether the files are those of the manifest,
+`shard_problems` also whether they make sense.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def marks_around(begin_of_document: int | None) -> int:
+def boundary_tokens(begin_of_document: int | None) -> int:
     """How many ids a document has beside those of its text: its end, and its beginning where there is one."""
     return 1 if begin_of_document is None else 2
 
@@ -169,7 +169,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def is_whole(folder: Path, manifest: Manifest) -> bool:
+def is_complete(folder: Path, manifest: Manifest) -> bool:
     """Whether the files of a shard are, byte for byte, those that its manifest describes."""
     for kind, expected in manifest.sha256.items():
         path = folder / f"{manifest.name}.{kind}"
@@ -178,7 +178,7 @@ def is_whole(folder: Path, manifest: Manifest) -> bool:
     return True
 
 
-def has_its_sizes(folder: Path, manifest: Manifest) -> bool:
+def sizes_match(folder: Path, manifest: Manifest) -> bool:
     """Whether the files of a shard have the sizes that its manifest says: a stat each."""
     hashed = manifest.documents + manifest.left_out.get("duplicate", 0)
     sizes = {
@@ -201,7 +201,7 @@ def shard_problems(
     if manifest is None:
         yield f"{folder / name}.json is missing or no manifest"
         return
-    if not {"tokens", "ends"} <= manifest.sha256.keys() or not is_whole(folder, manifest):
+    if not {"tokens", "ends"} <= manifest.sha256.keys() or not is_complete(folder, manifest):
         yield f"{folder / name}: its files are not those that its manifest describes"
     tokens_path, ends_path = folder / f"{name}.tokens", folder / f"{name}.ends"
     if not (tokens_path.is_file() and ends_path.is_file()):

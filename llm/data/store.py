@@ -41,7 +41,6 @@ FORMAT = 2
 OPEN_FILES = 256  # a quarter of the usual limit of 1,024 a process
 PIECE = 1 << 24  # tokens read at a time; Linux reads at most 2 GiB a call
 REMAKE = "run the same prepare command again to make this shard anew"
-ENDS_AT_ONCE = 512  # document ends read at a time after a search: 4 KiB, one page
 ENDS_IN_A_ROW = 1 << 20  # read at a time where all are wanted: 8 MiB
 
 
@@ -117,16 +116,6 @@ class TokenStore:
         """The ids of a document, its end-of-document id last: [length] int64."""
         start, end = self.document(index)
         return self.read(start, end - start)
-
-    def ends_between(self, start: int, stop: int) -> np.ndarray:
-        """The ends e of documents with start < e <= stop, ascending: [n] int64. They are searched for on disk."""
-        self._check_range(start, stop)
-        found = [np.empty(0, dtype=np.int64)]
-        while start < stop:
-            shard, begin, end = self._shard_at(start)
-            found += [begin + ends for ends in self._ends_in_shard(shard, start - begin, min(stop, end) - begin)]
-            start = end
-        return np.concatenate(found)
 
     def document_lengths(self) -> Iterator[np.ndarray]:
         """Tokens of each document, in order, [at most 2^20] int64 at a time. Raises UserError where ends descend."""
@@ -261,15 +250,6 @@ class TokenStore:
         """Ends of the documents first, ..., last - 1 of a shard, counted in the shard: [last - first] int64."""
         width = ENDS.itemsize
         return np.frombuffer(self._pread(shard, "ends", first * width, (last - first) * width), ENDS).astype(np.int64)
-
-    def _ends_in_shard(self, shard: int, start: int, stop: int) -> Iterator[np.ndarray]:
-        documents = self._counts(shard)[1]
-        first = bisect_right(range(documents), start, key=lambda index: int(self._ends(shard, index, index + 1)[0]))
-        for index in range(first, documents, ENDS_AT_ONCE):
-            ends = self._ends(shard, index, min(index + ENDS_AT_ONCE, documents))
-            yield ends[ends <= stop]
-            if ends[-1] >= stop:
-                return
 
     def _check_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.tokens:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from ..common.errors import UserError
-from .shard import Manifest, marks_around
+from .shard import Manifest, boundary_tokens
 from .store import REMAKE, TokenStore
 
 SHORT = 1 << 20  # lengths below it are counted in an array; 84 billion tokens have room for 80,000 longer documents
@@ -61,7 +61,7 @@ class Figures:
     @property
     def bytes_per_token(self) -> float:
         """Of text, without the ids that begin and end documents."""
-        marks = marks_around(self.store.begin_of_document)
+        marks = boundary_tokens(self.store.begin_of_document)
         return self.bytes_in / max(1, self.store.tokens - marks * self.store.documents)
 
     def percentile(self, percent: int) -> int:

@@ -103,6 +103,10 @@ class NMDA(nn.Module):
             return _NMDAFunction.apply(x, self.log_alpha, self.beta)
         return _NMDAFunction.apply(x, self.initial["log_alpha"], self.initial["beta"])
 
+    def learned(self) -> dict[str, Tensor]:
+        """What a training run logs of this module: each learned number by its name."""
+        return {"nmda_alpha": self.log_alpha.exp(), "nmda_beta": self.beta} if self.learnable else {}
+
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v:.4g}" for k, v in self.initial.items()) + f", learnable={self.learnable}"
 

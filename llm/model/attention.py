@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .positions import rotate
-from .streams import Carry, ResidualStream
+from .streams import AttentionStream, Carry
 
 
 def eager_attention(
@@ -66,7 +66,7 @@ class Attention(nn.Module):
         bias: bool = False,
         softmax_scale: float | None = None,
         dropout: float = 0.0,
-        stream: ResidualStream | None = None,
+        stream: AttentionStream | None = None,
     ) -> None:
         super().__init__()
         self.head_dim, self.layer_idx = head_dim, layer_index

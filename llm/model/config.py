@@ -49,6 +49,13 @@ class DecoderConfig(PretrainedConfig):
 
     model_type = "hippoformer"
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (transformers declares it so)
+    base_model_tp_plan = {  # noqa: RUF012 (tensor parallelism by heads; not with a stream weight of each head)
+        **{f"layers.*.attention.{name}_proj": "colwise" for name in "qkv"},
+        "layers.*.attention.o_proj": "rowwise",
+        "layers.*.feedforward.gate_proj": "colwise",
+        "layers.*.feedforward.up_proj": "colwise",
+        "layers.*.feedforward.down_proj": "rowwise",
+    }
 
     vocab_size: int = 50_257
     unpadded_vocab_size: int | None = None

@@ -30,14 +30,14 @@ from .feedforward import FEEDFORWARDS
 from .loss import IGNORED, next_token_loss
 from .norms import norm
 from .positions import inverse_frequencies, rotary_angles
-from .streams import ResidualStream
+from .streams import AttentionStream
 
 
 def build_block(config: DecoderConfig, index: int) -> Block:
     """Layer `index` from the config's parts; the one place that turns switches into modules."""
     c = config
     heads = {"queries": c.num_attention_heads, "keys": c.num_key_value_heads, "values": c.num_key_value_heads}
-    stream = ResidualStream(tuple(c.stream), c.stream_source, c.stream_weight, heads, index == 0) if c.stream else None
+    stream = AttentionStream(tuple(c.stream), c.stream_source, c.stream_weight, heads, index == 0) if c.stream else None
     attention = Attention(
         c.hidden_size,
         c.num_attention_heads,
@@ -59,12 +59,63 @@ def build_block(config: DecoderConfig, index: int) -> Block:
     )
 
 
-class Decoder(nn.Module):
+class DecoderPreTrainedModel(PreTrainedModel):
+    """What the bare decoder and the one with an output head have in common: what transformers may do, and weights.
+
+    Initial weights depend on `config.initializer_seed` and each parameter's name alone: the two models of a pair
+    start equal in every parameter that both have.
+    """
+
+    config_class = DecoderConfig
+    config: DecoderConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012 (transformers declares it so)
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def enable_fast_paths(self, names: Iterable[str] = FAST_PATHS) -> None:
+        """Switch faster modules on, and all others off: see `fast_paths.py`. A model is plain torch until then."""
+        enable_fast_paths(self, names)
+
+    def save_pretrained(self, *words: Any, **settings: Any) -> None:
+        """As transformers has it. The folder loads through AutoModel too, as the bare decoder."""
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), "AutoModel": "decoder.Decoder"}
+        super().save_pretrained(*words, **settings)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fill the module's own parameters; transformers calls this for each module, also for weights that a
+        checkpoint lacks."""
+        prefix = "" if hasattr(self, "lm_head") else f"{self.base_model_prefix}."
+        names = {id(parameter): prefix + name for name, parameter in self.named_parameters()}
+        for own_name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta or getattr(parameter, "_is_hf_initialized", False):
+                continue
+            if isinstance(module, nn.Linear | nn.Embedding) and own_name == "weight":
+                name = names.get(id(parameter), own_name)
+                parameter.copy_(seeded_normal(self.config.initializer_seed, name, parameter.shape) * self._std(name))
+            elif isinstance(module, NMDA):
+                parameter.fill_(module.initial[own_name])
+            else:
+                parameter.fill_(0.0 if own_name == "bias" else 1.0)  # norms and stream weights start at 1
+
+    def _std(self, name: str) -> float:
+        writes_to_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+        if self.config.scale_residual_init and writes_to_residual:
+            return self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
+        return self.config.initializer_range
+
+
+class Decoder(DecoderPreTrainedModel):
     """Token ids (B, T) -> hidden states (B, T, D)."""
 
     def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_positions = (
             nn.Embedding(config.max_position_embeddings, config.hidden_size) if config.position == "learned" else None
@@ -72,6 +123,7 @@ class Decoder(nn.Module):
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(build_block(config, index) for index in range(config.num_hidden_layers))
         self.norm = norm(config.norm, config.hidden_size, config.norm_eps)
+        self.post_init()
 
     def forward(
         self,
@@ -83,9 +135,10 @@ class Decoder(nn.Module):
         use_cache: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        """See `DecoderForCausalLM.forward`."""
+    ) -> BaseModelOutputWithPast | tuple:
+        """See `DecoderForCausalLM.forward`; further arguments are passed down to the attention function."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
@@ -120,12 +173,13 @@ class Decoder(nn.Module):
             if output_attentions:
                 every_attention.append(weights)
         hidden = self.norm(hidden)
-        return BaseModelOutputWithPast(
+        result = BaseModelOutputWithPast(
             last_hidden_state=hidden,
             past_key_values=past_key_values,
             hidden_states=(*every_hidden, hidden) if output_hidden_states else None,
             attentions=tuple(every_attention) if output_attentions else None,
         )
+        return result if return_dict is not False else result.to_tuple()
 
     def _check_positions(
         self, length: int, attention_mask: Tensor | None, position_ids: Tensor | None, seen: int
@@ -135,7 +189,7 @@ class Decoder(nn.Module):
                 f"{length} tokens are more than the {self.config.max_position_embeddings} learned positions: "
                 "cut the input or train with a larger max_position_embeddings"
             )
-        if position_ids is None or seen:
+        if position_ids is None or seen or torch.compiler.is_compiling():  # what follows reads the positions
             return
         restarts = position_ids.diff(dim=-1) != 1
         if attention_mask is not None and attention_mask.ndim == 2:
@@ -162,23 +216,9 @@ class Decoder(nn.Module):
         return rotary_angles(position_ids, frequencies, scaling, dtype)
 
 
-class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
-    """The decoder with its output head; a transformers model, so `generate`, lm-eval and any HF tool work.
+class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
+    """The decoder with its output head; a transformers model, so `generate`, lm-eval and any HF tool work."""
 
-    Initial weights depend on `config.initializer_seed` and each parameter's name alone: the two models of a pair
-    start equal in every parameter that both have.
-    """
-
-    config_class = DecoderConfig
-    config: DecoderConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]  # noqa: RUF012 (transformers declares it so)
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -220,7 +260,6 @@ class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        shift_labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -237,12 +276,14 @@ class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values: key-value cache; made where `use_cache` asks for one.
             labels: (B, T), shifted inside: token t is predicted from the tokens before it. -100 is left out.
             logits_to_keep: compute the logits of the last n positions only (0: all).
-            shift_labels: (B, T), already shifted: entry t is predicted at position t. For training: only the loss is
-                returned, so that no logits need be kept.
             num_items_in_batch: divide the summed loss by this, the number of predicted tokens of the whole global
                 batch, instead of by this micro-batch's own.
             output_attentions: attention weights of each layer, (B, H, T, S); needs `attn_implementation="eager"`.
+            shift_labels (a keyword; transformers' Trainer would ask for every named argument with labels): (B, T),
+                already shifted: entry t is predicted at position t. For training: only the loss is returned, so that
+                no logits need be kept.
         """
+        shift_labels: Tensor | None = kwargs.pop("shift_labels", None)
         training = labels is not None or shift_labels is not None
         out = self.model(
             input_ids,
@@ -281,36 +322,17 @@ class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
         )
         return result if return_dict is not False else result.to_tuple()
 
-    def enable_fast_paths(self, names: Iterable[str] = FAST_PATHS) -> None:
-        """Switch faster modules on, and all others off: see `fast_paths.py`. A model is plain torch until then."""
-        enable_fast_paths(self, names)
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *words: Any, **settings: Any) -> nn.Embedding:
+        """As transformers has it; all `new_num_tokens` rows are tokens then, and what pads them further is not."""
+        embedding = super().resize_token_embeddings(new_num_tokens, *words, **settings)
+        if new_num_tokens is not None:
+            self.config.unpadded_vocab_size = new_num_tokens
+        return embedding
 
     @property
     def fused_loss(self) -> bool:
         """Whether the output head computes the loss itself, without all logits."""
         return getattr(self.lm_head, "fuses_loss", False)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Fill the module's own parameters; transformers calls this for each module, also for weights that a
-        checkpoint lacks."""
-        names = {id(parameter): name for name, parameter in self.named_parameters()}
-        for own_name, parameter in module.named_parameters(recurse=False):
-            if parameter.is_meta or getattr(parameter, "_is_hf_initialized", False):
-                continue
-            if isinstance(module, nn.Linear | nn.Embedding) and own_name == "weight":
-                name = names.get(id(parameter), own_name)
-                parameter.copy_(seeded_normal(self.config.initializer_seed, name, parameter.shape) * self._std(name))
-            elif isinstance(module, NMDA):
-                parameter.fill_(module.initial[own_name])
-            else:
-                parameter.fill_(0.0 if own_name == "bias" else 1.0)  # norms and stream weights start at 1
-
-    def _std(self, name: str) -> float:
-        writes_to_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-        if self.config.scale_residual_init and writes_to_residual:
-            return self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
-        return self.config.initializer_range
 
 
 def seeded_normal(seed: int, name: str, shape: torch.Size) -> Tensor:
@@ -325,4 +347,5 @@ def seeded_normal(seed: int, name: str, shape: torch.Size) -> Tensor:
 
 # An exported folder names these classes and carries the files of this package.
 DecoderConfig.register_for_auto_class()
+Decoder.register_for_auto_class("AutoModel")
 DecoderForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -27,7 +27,7 @@ WEIGHTS = ("fixed", "layer", "head")
 Carry = tuple[Tensor, ...] | None  # C_n of each stream, (B, H, T, K), in the order of STREAMS; None at the first layer
 
 
-class ResidualStream(nn.Module):
+class AttentionStream(nn.Module):
     """Adds what arrives from earlier layers to one layer's queries, keys and values.
 
     Args:
@@ -58,6 +58,11 @@ class ResidualStream(nn.Module):
                 mixed[name] = own + (arriving if weight is None else weight.to(own.dtype) * arriving)
             onward.append(self._onward(own, arriving, mixed[name], weight))
         return mixed, tuple(onward)
+
+    def learned(self) -> dict[str, Tensor]:
+        """What a training run logs of this module: the weights of each stream, one or a number for each head."""
+        weights = {f"stream_{name}": getattr(self, f"{name}_weight") for name in self.streams}
+        return {name: weight.flatten() for name, weight in weights.items() if weight is not None}
 
     def _onward(self, own: Tensor, arriving: Tensor | None, mixed: Tensor, weight: Tensor | None) -> Tensor:
         if self.source == "previous" or arriving is None:

@@ -121,7 +121,7 @@ def read(path: str, overrides: list[str]) -> Run:
         model.every_nth,
         cli.config["model.compile"],
         model.attention,
-        model.plain,
+        model.disable_fast_paths,
         data.mask_documents,
         cli.config["strategy.bucket_elements"],
     )

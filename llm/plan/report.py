@@ -118,8 +118,8 @@ def _remarks(plan: dict[str, Any]) -> str:
         remarks.append("torch.compile fuses and recomputes within blocks: activations are upper bounds.")
     if plan["attention"] == "eager" or plan["plain"]:
         remarks.append(
-            "! model.attention eager and model.plain keep more than is counted here, which is for sdpa and the fast "
-            "paths: leave them out, or measure with `python -m llm bench --fit`"
+            "! model.attention eager and model.disable_fast_paths keep more than is counted here, which is for sdpa "
+            "and the fast paths: leave them out, or measure with `python -m llm bench --find-micro-batch`"
         )
     if any(row["host_bytes"] for row in rows):
         remarks.append("host: memory of one process outside its device, where the optimizer is off-loaded.")

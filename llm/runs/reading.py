@@ -27,6 +27,29 @@ FLOCK = struct.Struct("@hhqqi4x")
 NEEDED = ("config.json", "model", "state.json")  # each the beginning of some file's name
 
 
+# Keys of a config by their names in earlier versions, which are still accepted.
+RENAMED = {
+    "model.plain": "disable_fast_paths",
+    "model.keep_memory": "retain_freed_memory",
+    "model.schedule.floor": "min_lr_ratio",
+    "run.skip_limit": "max_consecutive_skips",
+    "run.spike_deviations": "spike_threshold",
+}
+
+
+def renamed(config: Any) -> Any:
+    """A config with today's names of its keys, in place."""
+    for old, new in RENAMED.items():
+        *parents, name = old.split(".")
+        place = config
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if isinstance(place, dict) and name in place:
+            value = place.pop(name)
+            place.setdefault(new, value)
+    return config
+
+
 class Lock(NamedTuple):
     """Whether a process holds a run folder (None: that cannot be told here), and its id where it is of this machine."""
 
@@ -49,7 +72,7 @@ def record(run: Path) -> dict[str, Any]:
 def config(run: Path) -> dict[str, Any]:
     """The content of config.yaml. Raises UserError where it cannot be read."""
     try:
-        return dict(yaml.safe_load((run / "config.yaml").read_bytes()))
+        return dict(renamed(yaml.safe_load((run / "config.yaml").read_bytes())))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise UserError(f"{run}/config.yaml cannot be read ({why}): put the config of the run there") from error

@@ -28,7 +28,7 @@ def block(status: Status) -> Iterator[str]:
         "tokens": _tokens(status),
         "time": _time(status),
         "end": status.ends_at and f"in about {duration(status.seconds_left)}: {clock(status.ends_at)}",
-        "lives": _told_lives(status.lives),
+        "lives": _format_attempts(status.lives),
         "events": _told_events(status),
         "checkpoints": _told_checkpoints(status.checkpoints),
     }
@@ -75,7 +75,7 @@ def _time(status: Status) -> str:
     return ", ".join(trained)
 
 
-def _told_lives(lives: list[dict[str, Any]]) -> str:
+def _format_attempts(lives: list[dict[str, Any]]) -> str:
     """The starts of a run, those in a row on one device together."""
     groups: list[tuple[str, list[str]]] = []
     for life in lives:

@@ -31,12 +31,12 @@ def keep_freed_memory(keep: bool) -> None:
 
 
 class FreedMemory(pl.Callback):
-    """Keeps it during a fit on a CPU, where `model.keep_memory` says so."""
+    """Keeps it during a fit on a CPU, where `model.retain_freed_memory` says so."""
 
     kept = False
 
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self.kept = module.keep_memory and module.device.type == "cpu"
+        self.kept = module.retain_freed_memory and module.device.type == "cpu"
         if self.kept:
             keep_freed_memory(True)
 

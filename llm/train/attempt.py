@@ -16,15 +16,15 @@ from ..data.module import TokenDataModule
 from ..data.store import check_vocabulary
 from . import checkpoint as checkpoints
 from .attention import attention_problems
-from .callbacks import Opening, callbacks
+from .callbacks import OpenRunFolder, callbacks
 from .evaluation import Evaluations
 from .flops import flops_per_token
 from .loss_guard import NotFiniteError
 from .metrics import ValidationBar
-from .ranks import ToldElsewhereError, lost_contact
+from .ranks import ReportedOnRankZeroError, is_lost_rank_error
 from .run_folder import RunFolder
 from .signals import SAVING, Signals
-from .strategy import end_children
+from .strategy import terminate_children
 
 PARTS = {"seed_everything", "decoder", "model", "data", "trainer", "strategy", "run", "evaluation"}
 
@@ -76,7 +76,7 @@ class Attempt(LightningCLI):
         self.run_folder = RunFolder(self._get(self.config_init, "run"))
         self.signals = Signals()
         self.signals.install()
-        opening = Opening(self.run_folder, self._open, self._get(self.config_init, "strategy").timeout)
+        opening = OpenRunFolder(self.run_folder, self._open, self._get(self.config_init, "strategy").timeout)
         evaluation = self._get(self.config_init, "evaluation")
         self.evaluations = Evaluations(self.run_folder, evaluation) if evaluation.every else None
         trainer.callbacks += [opening, *callbacks(self.run_folder, self.signals, self.evaluations)]
@@ -89,8 +89,8 @@ class Attempt(LightningCLI):
         trainer, data = self.trainer, self.datamodule
         run, resume = self._folder(), self._get(self.config_init, "resume")
         run.identity = self._identity()
-        passed_over = run.find(resume)
-        for sentence in passed_over:
+        skipped = run.find(resume)
+        for sentence in skipped:
             print(f"passed over: {sentence}", file=sys.stderr)
         if run.resumed is not None:
             print(f"continuing from {run.resumed.path}", file=sys.stderr)
@@ -115,7 +115,7 @@ class Attempt(LightningCLI):
             "store_fingerprint": run.identity["store_fingerprint"],
         }
         loggers = run.open(self._config_yaml(), facts, data.tokenizer, list(data.epochs(0)), devices=trainer.world_size)
-        for sentence in passed_over:
+        for sentence in skipped:
             run.event("checkpoint passed over", run.resumed.step if run.resumed else 0, why=sentence)
         if self.evaluations is not None:
             self.evaluations.begin(run.resumed.step if run.resumed else 0, trainer.max_steps)
@@ -165,7 +165,7 @@ class Attempt(LightningCLI):
                 raise self._on_rank_zero(KeyboardInterrupt()) from error
             raise
         except (RuntimeError, OSError) as error:
-            if self.trainer.world_size > 1 and lost_contact(error):
+            if self.trainer.world_size > 1 and is_lost_rank_error(error):
                 self._ended("lost contact to the other ranks")
                 raise UserError(self._lost(error)) from error
             raise
@@ -174,7 +174,7 @@ class Attempt(LightningCLI):
                 if self.evaluations is not None:
                     self.evaluations.end()
             finally:  # also where Ctrl-C came once more
-                end_children(self.trainer, patience=60.0 if sys.exc_info()[0] is None else 5.0)
+                terminate_children(self.trainer, patience=60.0 if sys.exc_info()[0] is None else 5.0)
                 if self.signals is not None:
                     self.signals.restore()
                 if self.run_folder is not None:
@@ -190,7 +190,7 @@ class Attempt(LightningCLI):
 
     def _on_rank_zero(self, error: BaseException) -> BaseException:
         """The error, which all ranks have; those but rank zero leave it to it to say so."""
-        return error if self.trainer.is_global_zero else ToldElsewhereError(str(error))
+        return error if self.trainer.is_global_zero else ReportedOnRankZeroError(str(error))
 
     def _lost(self, error: BaseException) -> str:
         settings = self._get(self.config_init, "strategy")

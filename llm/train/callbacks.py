@@ -19,14 +19,14 @@ from .checkpoint_writer import Writer
 from .checkpointing import Checkpoints
 from .evaluation import Evaluations
 from .lightning_loop import without_lightnings_signals
-from .loss_guard import Guard
+from .loss_guard import LossSpikeMonitor
 from .metrics import Measurements, ValidationBar
-from .ranks import limit_waiting, on_rank_zero
+from .ranks import on_rank_zero, set_collective_timeout
 from .run_folder import RunFolder
 from .signals import Signals
 
 
-class Opening(pl.Callback):
+class OpenRunFolder(pl.Callback):
     """Opens the run's folder on rank zero, and tells the other ranks which checkpoint the run goes on from.
 
     Args:
@@ -49,7 +49,7 @@ class Opening(pl.Callback):
         self.run.resumed = on_rank_zero(trainer.strategy, begin)
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        limit_waiting(self.timeout)
+        set_collective_timeout(self.timeout)
 
 
 def callbacks(run: RunFolder, signals: Signals, evaluations: Evaluations | None = None) -> list[pl.Callback]:
@@ -58,7 +58,7 @@ def callbacks(run: RunFolder, signals: Signals, evaluations: Evaluations | None 
     if evaluations is not None:
         evaluations.exported = writer.rotate
     agreement = Agreement(signals, writer)
-    guard = Guard(run, agreement)
+    guard = LossSpikeMonitor(run, agreement)
     measurements = Measurements(run, agreement, guard)
     saving = Checkpoints(run, writer, agreement, guard, measurements)
     return [FreedMemory(), agreement, guard, measurements, BusyMachine(run), ValidationBar(), saving, signals]

@@ -169,7 +169,7 @@ def _write_files(partial: Path, snapshot: Snapshot) -> None:
         _sync(file)
 
 
-def set_aside_after(folder: Path, step: int) -> list[Path]:
+def archive_after(folder: Path, step: int) -> list[Path]:
     """Rename what is of steps beyond `step` to `superseded-...`: a run that continues from `step` leaves it.
 
     Returns their new paths. An earlier one of that name gives way.
@@ -202,15 +202,15 @@ def newest(folder: Path, before: int | None = None, hashed: bool = True) -> tupl
         before: only steps below this one.
         hashed: read every byte; else only their number is compared.
     """
-    passed_over: list[str] = []
+    skipped: list[str] = []
     for path in reversed(folders(folder)):
         if before is not None and step_of(path) >= before:
             continue
         try:
-            return read(path, hashed), passed_over
+            return read(path, hashed), skipped
         except UserError as error:
-            passed_over.append(str(error))
-    return None, passed_over
+            skipped.append(str(error))
+    return None, skipped
 
 
 def find(run: Path, step: int | None = None) -> Checkpoint:
@@ -221,9 +221,9 @@ def find(run: Path, step: int | None = None) -> Checkpoint:
     """
     if step is not None:
         return read(run / "checkpoints" / f"step-{step:08d}")
-    checkpoint, passed_over = newest(run / "checkpoints")
+    checkpoint, skipped = newest(run / "checkpoints")
     if checkpoint is None:
-        raise UserError(" ".join([*passed_over, f"{run} holds no complete checkpoint: train it first with llm fit"]))
+        raise UserError(" ".join([*skipped, f"{run} holds no complete checkpoint: train it first with llm fit"]))
     return checkpoint
 
 

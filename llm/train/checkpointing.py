@@ -25,7 +25,7 @@ from .state import state_of
 
 if TYPE_CHECKING:
     from .agreement import Agreement
-    from .loss_guard import Guard
+    from .loss_guard import LossSpikeMonitor
     from .metrics import Measurements
 
 PATIENCE = 5.0  # seconds
@@ -38,7 +38,7 @@ class Checkpoints(pl.Callback):
     """
 
     def __init__(
-        self, run: RunFolder, writer: Writer, agreement: Agreement, guard: Guard, measurements: Measurements
+        self, run: RunFolder, writer: Writer, agreement: Agreement, guard: LossSpikeMonitor, measurements: Measurements
     ) -> None:
         self.run, self.writer, self.agreement = run, writer, agreement
         self.guard, self.measurements = guard, measurements

@@ -13,9 +13,12 @@ import difflib
 import inspect
 import logging
 import re
+import sys
 import warnings
+from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -24,10 +27,11 @@ from transformers.configuration_utils import PretrainedConfig
 from ..common.errors import UserError
 from ..data.module import TokenDataModule
 from ..model import DecoderConfig
+from ..runs import reading
 from .attempt import Attempt
 from .evaluation import EvaluationSettings
 from .module import LanguageModule
-from .ranks import ToldElsewhereError
+from .ranks import ReportedOnRankZeroError
 from .run_folder import RunSettings
 from .strategy import StrategySettings, device_count, plugins
 
@@ -134,6 +138,37 @@ class CLI(Attempt):
         return super().instantiate_trainer(**ours, **kwargs)
 
 
+def with_new_names(arguments: list[str]) -> list[str]:
+    """The arguments with today's names of options and of keys in config files; says which old ones it met."""
+    found, met = [], []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        option, equals, value = word.partition("=")
+        if option.removeprefix("--") in reading.RENAMED:
+            *parents, _ = (old := option.removeprefix("--")).split(".")
+            met.append(old)
+            word = "--" + ".".join([*parents, reading.RENAMED[old]]) + equals + value
+        elif before == "--config" or option == "--config":
+            path = value if option == "--config" else word
+            if old_keys := _old_keys(path):
+                met += old_keys if not (Path(path).parent / "run.json").is_file() else []  # an older run's own
+                text = yaml.safe_dump(reading.renamed(yaml.safe_load(Path(path).read_text())), sort_keys=False)
+                word = f"--config={text}" if option == "--config" else text  # jsonargparse reads content too
+        found.append(word)
+    for old in dict.fromkeys(met):
+        new = ".".join([*old.split(".")[:-1], reading.RENAMED[old]])
+        print(f"note: {old} is now called {new}; the old name works until version 0.3", file=sys.stderr)
+    return found
+
+
+def _old_keys(path: str) -> list[str]:
+    """The old names in a config file that are set there; none where it cannot be read: the parser says so."""
+    try:
+        config = dict(reading.flat(yaml.safe_load(Path(path).read_text())))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return []
+    return [old for old in reading.RENAMED if old in config or any(key.startswith(f"{old}.") for key in config)]
+
+
 def main(command: str, arguments: list[str]) -> None:
     """Run `command` ("fit" or "validate").
 
@@ -143,7 +178,7 @@ def main(command: str, arguments: list[str]) -> None:
     """
     try:
         parse([command, *arguments])
-    except ToldElsewhereError as error:
+    except ReportedOnRankZeroError as error:
         raise SystemExit(0) from error  # any other status would have this rank's watchers end rank zero in mid-sentence
 
 
@@ -161,6 +196,6 @@ def parse(arguments: list[str], run: bool = True) -> CLI:
         seed_everything_default=0,
         trainer_defaults=TRAINER_DEFAULTS,
         parser_kwargs=EXAMPLES | {"prog": "python -m llm"} if run else {},
-        args=arguments,
+        args=with_new_names(arguments),
         run=run,
     )

@@ -22,11 +22,11 @@ ENOUGH = 32  # of them, before any is called a spike
 DEVIATION = 1.4826  # standard deviations of a normal distribution in one median absolute deviation
 
 
-class Guard(pl.Callback):
+class LossSpikeMonitor(pl.Callback):
     """Steps that changed nothing because their gradient was not finite, and losses that stand out from those before.
 
     Both go to events.jsonl with the batch, which `python -m llm batch RUN --step N` prints. A loss stands out where it
-    is `run.spike_deviations` robust standard deviations above the median of the last `WINDOW`.
+    is `run.spike_threshold` robust standard deviations above the median of the last `WINDOW`.
     """
 
     def __init__(self, run: RunFolder, agreement: Agreement) -> None:
@@ -58,8 +58,10 @@ class Guard(pl.Callback):
         self.skipped += 1
         self.in_a_row += 1
         facts = {"loss": self.agreement.loss, "gradient_norm": float(module.gradient_norm)}
-        self._tell(trainer, "skipped step", facts, f"loss {facts['loss']}, gradient norm {facts['gradient_norm']}")
-        if self.in_a_row >= self.run.settings.skip_limit:
+        self._record_event(
+            trainer, "skipped step", facts, f"loss {facts['loss']}, gradient norm {facts['gradient_norm']}"
+        )
+        if self.in_a_row >= self.run.settings.max_consecutive_skips:
             raise NotFiniteError(trainer.global_step, self.in_a_row, **facts)
 
     def _look_for_spike(self, trainer: pl.Trainer) -> None:
@@ -68,11 +70,13 @@ class Guard(pl.Callback):
         median = statistics.median(self.recent)
         deviation = DEVIATION * statistics.median(abs(loss - median) for loss in self.recent)
         above = (self.agreement.loss - median) / max(deviation, 1e-9)
-        if above > self.run.settings.spike_deviations:
+        if above > self.run.settings.spike_threshold:
             facts = {"loss": self.agreement.loss, "median": median, "deviations": above}
-            self._tell(trainer, "loss spike", facts, f"loss {self.agreement.loss:.4f}, the median is {median:.4f}")
+            self._record_event(
+                trainer, "loss spike", facts, f"loss {self.agreement.loss:.4f}, the median is {median:.4f}"
+            )
 
-    def _tell(self, trainer: pl.Trainer, what: str, facts: dict[str, float], sentence: str) -> None:
+    def _record_event(self, trainer: pl.Trainer, what: str, facts: dict[str, float], sentence: str) -> None:
         if not trainer.is_global_zero:
             return
         data = trainer.datamodule

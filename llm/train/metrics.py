@@ -6,18 +6,19 @@ import math
 import statistics
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from tqdm import tqdm
 
-from ..common.processes import progress_bar, resident_peak
+from ..common.processes import peak_rss, progress_bar
 from ..data.rows import DIGESTS
 from .agreement import Agreement
 from .flops import device_peak, flops_per_token
 from .lightning_loop import validate_now, whole_step
-from .loss_guard import Guard
+from .loss_guard import LossSpikeMonitor
 from .run_folder import MetricsFile, RunFolder
 
 
@@ -28,14 +29,14 @@ class Measurements(pl.Callback):
     the same steps, without validation and checkpoints; tokens are predicted tokens, padding not counted. mfu is model
     FLOPs per second over the peak of all devices, empty where the device's peak is not known; epochs count how often
     the run went through its store, or each of its stores; skipped_steps are those of the whole run (see
-    `loss_guard.py`).
+    `loss_guard.py`). Learned numbers of switches have a column for each layer: `learned_switches`.
 
     data_digest, in metrics.csv alone as it is no number to plot, is the sum of the digests of all rows of all steps
     since step 0 (see `rows.py`): two runs that agree in it have seen equal data up to there. A run that was begun
     before there were digests has none.
     """
 
-    def __init__(self, run: RunFolder, agreement: Agreement, guard: Guard) -> None:
+    def __init__(self, run: RunFolder, agreement: Agreement, guard: LossSpikeMonitor) -> None:
         self.run, self.agreement, self.guard = run, agreement, guard
         self.bar = tqdm(disable=True)
         self.validated_at = -1
@@ -92,6 +93,7 @@ class Measurements(pl.Callback):
             mfu=rate * self.flops / (self.peak * trainer.world_size) if self.peak else None,
             skipped_steps=self.guard.skipped,
             data_digest=self.data_digest(trainer, module),
+            **learned_switches(module),
         )
         self.bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
         self.losses = []
@@ -128,7 +130,7 @@ class Measurements(pl.Callback):
         """
         if self.memory_before is None or (device.type != "cuda" and not sys.platform.startswith("linux")):
             return None
-        now = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
+        now = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss()
         return max(self.memory_before, now)
 
     def data_digest(self, trainer: pl.Trainer, module: Any) -> str | None:
@@ -154,6 +156,37 @@ class Measurements(pl.Callback):
         numbers = {name: value for name, value in measured.items() if not isinstance(value, str)}
         for logger in trainer.loggers:
             logger.log_metrics(measured if isinstance(logger, MetricsFile) else numbers, trainer.global_step)
+
+
+def learned_switches(module: Any) -> dict[str, float]:
+    """The learned numbers of every layer's parts that have a method `learned`: "NAME/LAYER", or "NAME/LAYER.HEAD".
+
+    Every rank has to ask for it together: ZeRO 3 gathers them.
+    """
+    parts = [
+        (layer, part)
+        for layer, block in enumerate(module.model.model.layers)
+        for part in block.modules()
+        if hasattr(part, "learned")
+    ]
+    parameters = [parameter for _, part in parts for parameter in part.parameters(recurse=False)]
+    values: dict[str, float] = {}
+    with _gathered(parameters):
+        for layer, part in parts:
+            for name, tensor in part.learned().items():
+                numbers = tensor.detach().flatten().tolist()
+                several = len(numbers) > 1
+                values |= {f"{name}/{layer}" + f".{n}" * several: number for n, number in enumerate(numbers)}
+    return values
+
+
+def _gathered(parameters: list[torch.nn.Parameter]) -> AbstractContextManager:
+    """With whole parameters, of which each rank holds a part under ZeRO 3."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return nullcontext()
+    from deepspeed.zero import GatheredParameters
+
+    return GatheredParameters(parameters)
 
 
 class ValidationBar(pl.Callback):

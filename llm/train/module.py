@@ -37,8 +37,8 @@ class LanguageModule(pl.LightningModule):
             every block, a number n every n-th.
         compile: torch.compile the blocks and the loss; the first step takes longer.
         attention: "sdpa", "eager", "flex_attention", "flash_attention_2" or "flash_attention_3" (`attention.py`).
-        plain: fast paths that are switched off, any of those of `llm/model/fast_paths.py`.
-        keep_memory: on a CPU, memory that is freed stays with the process while it trains (`allocator.py`).
+        disable_fast_paths: fast paths that stay off, any of those of `llm/model/fast_paths.py`.
+        retain_freed_memory: on a CPU, memory that is freed stays with the process while it trains (`allocator.py`).
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class LanguageModule(pl.LightningModule):
         activation_checkpointing: bool | int = False,
         compile: bool = False,
         attention: str = "sdpa",
-        plain: list[str] | None = None,
-        keep_memory: bool = True,
+        disable_fast_paths: list[str] | None = None,
+        retain_freed_memory: bool = True,
     ) -> None:
         super().__init__()
         self.decoder_config = decoder
@@ -60,7 +60,7 @@ class LanguageModule(pl.LightningModule):
         self.schedule = schedule or Schedule()
         self.seed, self.gradient_clip = seed, gradient_clip
         self.model = DecoderForCausalLM(decoder)
-        self.model.enable_fast_paths(name for name in FAST_PATHS if name not in (plain or ()))
+        self.model.enable_fast_paths(name for name in FAST_PATHS if name not in (disable_fast_paths or ()))
         self.parameter_count = self.model.num_parameters()  # ZeRO will leave each rank a part
         self.every_nth = int(activation_checkpointing)
         if self.every_nth > 0:
@@ -72,7 +72,8 @@ class LanguageModule(pl.LightningModule):
             for block in self.model.model.layers:
                 block.compile()
             self.model.lm_head.compiled_loss = True  # read by the fast output head alone
-        self.attention, self.plain, self.keep_memory = attention, plain or [], keep_memory
+        self.attention, self.retain_freed_memory = attention, retain_freed_memory
+        self.disable_fast_paths = disable_fast_paths or []
         self.step_loss = torch.zeros(())  # of the step under way: this rank's share of the global mean
         self.gradient_norm = torch.zeros(())  # of the last step, before clipping
         self.skipped = False  # whether the last step changed nothing, its gradient not being finite
@@ -85,8 +86,10 @@ class LanguageModule(pl.LightningModule):
             problems.append(f"model.gradient_clip {self.gradient_clip} must be above 0, or null for none")
         if self.every_nth < 0:
             problems.append(f"model.activation_checkpointing {self.every_nth} must be true, false or every n-th block")
-        if unknown := set(self.plain).difference(FAST_PATHS):
-            problems.append(f"model.plain {sorted(unknown)} is unknown: give any of {', '.join(FAST_PATHS)}")
+        if unknown := set(self.disable_fast_paths).difference(FAST_PATHS):
+            problems.append(
+                f"model.disable_fast_paths {sorted(unknown)} is unknown: give any of {', '.join(FAST_PATHS)}"
+            )
         positions = self.decoder_config.max_position_embeddings
         if self.decoder_config.position == "learned" and context > positions:
             problems.append(f"data.context {context} is beyond decoder.max_position_embeddings {positions}")

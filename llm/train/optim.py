@@ -57,23 +57,24 @@ class Schedule:
     """Learning rate as a factor of the peak, a pure function of the step, so that nothing of it needs saving.
 
     Warm-up is a straight line to the peak over `warmup_steps`. Then `shape`: "cosine" falls from the peak to
-    `floor` at the last step, "constant" stays. Over the last `cooldown_steps` a straight line leads from where the
-    shape stands to 0 (Burns et al. 2025, Section 5.1: 500 steps of warm-up, cosine, 5,000 of cool-down).
-
+    `min_lr_ratio` at the last step, "constant" stays. Over the last `cooldown_steps` a straight line leads from where
+    the shape stands to 0 (Burns et al. 2025, Section 5.1: 500 steps of warm-up, cosine, 5,000 of cool-down).
     """
 
     shape: str = "cosine"
     warmup_steps: int = 0
     cooldown_steps: int = 0
-    floor: float = 0.0
+    min_lr_ratio: float = 0.0
 
     def problems(self, max_steps: int) -> list[str]:
         """Why a run of `max_steps` cannot follow this schedule: each a sentence."""
         problems = []
         if self.shape not in ("cosine", "constant"):
             problems.append(f"model.schedule.shape {self.shape!r} is unknown: give cosine or constant")
-        if min(self.warmup_steps, self.cooldown_steps) < 0 or not 0 <= self.floor <= 1:
-            problems.append("model.schedule needs warmup_steps and cooldown_steps of 0 or more and a floor from 0 to 1")
+        if min(self.warmup_steps, self.cooldown_steps) < 0 or not 0 <= self.min_lr_ratio <= 1:
+            problems.append(
+                "model.schedule needs warmup_steps and cooldown_steps of 0 or more and a min_lr_ratio from 0 to 1"
+            )
         if max_steps < 1:
             problems.append(f"trainer.max_steps {max_steps} must be at least 1: the schedule is a function of it")
         elif self.warmup_steps + self.cooldown_steps > max_steps:
@@ -97,4 +98,4 @@ class Schedule:
         if self.shape == "constant":
             return 1.0
         progress = (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps)
-        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.min_lr_ratio + (1 - self.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -16,7 +16,7 @@ T = TypeVar("T")
 LOST = ("gloo", "nccl", "connection closed by peer")
 
 
-class ToldElsewhereError(UserError):
+class ReportedOnRankZeroError(UserError):
     """Rank zero has this error too, and tells the user; this rank ends without a word."""
 
 
@@ -25,7 +25,7 @@ def on_rank_zero(strategy: Strategy, work: Callable[[], T]) -> T:
 
     Raises:
         Exception: what `work` raised, on rank zero.
-        ToldElsewhereError: on the others, so that none waits for it.
+        ReportedOnRankZeroError: on the others, so that none waits for it.
     """
     result, problem = None, None
     if strategy.is_global_zero:
@@ -37,11 +37,11 @@ def on_rank_zero(strategy: Strategy, work: Callable[[], T]) -> T:
     if problem is not None:
         raise problem
     if sentence is not None:
-        raise ToldElsewhereError(sentence)
+        raise ReportedOnRankZeroError(sentence)
     return result  # type: ignore[return-value]
 
 
-def limit_waiting(seconds: float) -> None:
+def set_collective_timeout(seconds: float) -> None:
     """Let no collective wait longer than this for another rank, in any process group: DeepSpeed makes its own, which
     would wait for torch's default of half an hour."""
     groups = list(distributed_c10d._world.pg_map) if torch.distributed.is_initialized() else []
@@ -49,7 +49,7 @@ def limit_waiting(seconds: float) -> None:
         distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
-def lost_contact(error: BaseException) -> bool:
+def is_lost_rank_error(error: BaseException) -> bool:
     """Whether the error is of a collective that another rank did not take part in."""
     text = str(error).lower()
     return isinstance(error, torch.distributed.DistError) or any(word in text for word in LOST)

@@ -36,11 +36,12 @@ from typing import Any, TextIO
 import yaml
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from ..common.environment import environment, now, whereabouts
+from ..common.environment import environment, now, process_info
 from ..common.errors import UserError
+from ..common.files import write_file
 from ..common.lock import hold
 from ..data.shard import write_json
-from ..runs.reading import finite, flat, metrics
+from ..runs.reading import finite, flat, metrics, renamed
 from . import checkpoint as checkpoints
 
 COLUMNS = (
@@ -62,8 +63,8 @@ class RunSettings:
         keep_checkpoints: how many of the newest stay.
         keep_every: those whose step is a multiple of this stay too, for good.
         on_full_disk: "stop" where a checkpoint cannot be written, or "continue" training without it.
-        skip_limit: a step whose loss or gradient is not finite changes nothing; so many in a row end the run.
-        spike_deviations: a loss so many robust standard deviations above the last 128 is logged with its batch.
+        max_consecutive_skips: steps in a row whose loss or gradient is not finite, which end the run; one is skipped.
+        spike_threshold: a loss so many robust standard deviations above the last 128 is logged with its batch.
         loggers: any of csv, tensorboard, wandb.
         peak_flops: FLOP/s of one device at this precision, for the utilisation of a device that `flops.py` does not
             name.
@@ -74,8 +75,8 @@ class RunSettings:
     keep_checkpoints: int = 2
     keep_every: int | None = None
     on_full_disk: str = "stop"
-    skip_limit: int = 5
-    spike_deviations: float = 10.0
+    max_consecutive_skips: int = 5
+    spike_threshold: float = 10.0
     loggers: list[str] = field(default_factory=lambda: ["csv", "tensorboard"])
     peak_flops: float | None = None
 
@@ -83,7 +84,7 @@ class RunSettings:
         """UserError naming every setting that cannot be used."""
         problems = [
             f"run.{name} {getattr(self, name)} must be at least 1"
-            for name in ("checkpoint_every", "keep_checkpoints", "keep_every", "skip_limit")
+            for name in ("checkpoint_every", "keep_checkpoints", "keep_every", "max_consecutive_skips")
             if getattr(self, name) is not None and getattr(self, name) < 1
         ]
         if self.keep_every and self.keep_every % max(1, self.checkpoint_every):
@@ -92,8 +93,8 @@ class RunSettings:
             )
         if self.on_full_disk not in ON_FULL_DISK:
             problems.append(f"run.on_full_disk {self.on_full_disk!r} is unknown: give {' or '.join(ON_FULL_DISK)}")
-        if not self.spike_deviations > 0:
-            problems.append(f"run.spike_deviations {self.spike_deviations} must be above 0")
+        if not self.spike_threshold > 0:
+            problems.append(f"run.spike_threshold {self.spike_threshold} must be above 0")
         if unknown := sorted(set(self.loggers) - set(LOGGERS)):
             problems.append(f"run.loggers {unknown} is unknown: give any of {', '.join(LOGGERS)}")
         if "wandb" in self.loggers and importlib.util.find_spec("wandb") is None:
@@ -128,7 +129,7 @@ class RunFolder:
         Raises:
             UserError: the folder holds another run, or the checkpoint is of a different one.
         """
-        passed_over: list[str] = []
+        skipped: list[str] = []
         occupied = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
         if resume is None:
             if occupied:
@@ -139,10 +140,10 @@ class RunFolder:
         elif resume == "auto":
             if occupied and not (self.path / "run.json").is_file():
                 raise UserError(f"{self.path} is not empty and holds no run (no run.json): give another --run.folder")
-            self.resumed, passed_over = checkpoints.newest(self.path / "checkpoints")
-            if passed_over and self.resumed is None:  # to begin anew here would throw away what may still be mended
+            self.resumed, skipped = checkpoints.newest(self.path / "checkpoints")
+            if skipped and self.resumed is None:  # to begin anew here would throw away what may still be mended
                 raise UserError(
-                    f"no checkpoint of {self.path} can be used ({'; '.join(passed_over)}): mend one, or give another "
+                    f"no checkpoint of {self.path} can be used ({'; '.join(skipped)}): mend one, or give another "
                     "--run.folder"
                 )
         elif (Path(resume) / "checkpoints").is_dir():
@@ -156,7 +157,7 @@ class RunFolder:
                     "another run from it"
                 )
             self.check_identity(self.resumed, list(self.identity))
-        return passed_over
+        return skipped
 
     def check_identity(self, checkpoint: checkpoints.Checkpoint, keys: list[str]) -> None:
         """UserError naming those of `keys` in which the checkpoint's run is another than this one."""
@@ -196,7 +197,7 @@ class RunFolder:
         self.hold()
         step = self.resumed.step if self.resumed else 0
         for kind in ("checkpoints", "exports"):
-            for aside in checkpoints.set_aside_after(self.path / kind, step):
+            for aside in checkpoints.archive_after(self.path / kind, step):
                 print(f"set aside: {aside}", file=sys.stderr)
         (self.path / "summary.json").unlink(missing_ok=True)
         self._print_changes(config_yaml)
@@ -204,7 +205,7 @@ class RunFolder:
         record = {"name": self.path.name, **facts, "identity": self.identity, **environment(), "lives": []}
         if self.resumed is not None and known.is_file():
             record = json.loads(known.read_text())
-        life = {"from_step": step, "began": now(), "devices": devices, **whereabouts(), **environment()}
+        life = {"from_step": step, "began": now(), "devices": devices, **process_info(), **environment()}
         write_json(known, record | {"lives": [*record["lives"], life]})
         (self.path / "config.yaml").write_text(config_yaml)
         if tokenizer is not None:
@@ -248,7 +249,7 @@ class RunFolder:
         before = self.path / "config.yaml"
         if self.resumed is None or not before.is_file():
             return
-        old, new = (dict(flat(yaml.safe_load(text))) for text in (before.read_text(), config_yaml))
+        old, new = (dict(flat(renamed(yaml.safe_load(text)))) for text in (before.read_text(), config_yaml))
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 print(f"changed: {key} was {old.get(key)}, is {new.get(key)}", file=sys.stderr)
@@ -262,7 +263,8 @@ class RunFolder:
 class MetricsFile(Logger):
     """metrics.csv: one row a call, flushed at once; rows after `step` are dropped, a resumed run makes them again.
 
-    `columns` come after `COLUMNS`; those that an earlier life had beside them stay.
+    `columns` come after `COLUMNS`, then those that an earlier attempt had in addition. A metric with a new name adds
+    its column to the file.
     """
 
     name, version = "csv", ""
@@ -273,17 +275,30 @@ class MetricsFile(Logger):
         rows = metrics(path.parent)
         found = rows[0] if rows else ()
         self.columns = list(dict.fromkeys([*COLUMNS, *columns, *found]))
-        partial = path.with_suffix(".partial")
-        with partial.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, self.columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(row for row in rows if int(row["step"]) <= step)
-        partial.replace(path)
+        self._write([row for row in rows if int(row["step"]) <= step], self.columns)
+
+    def _write(self, rows: Sequence[dict[str, str]], columns: Sequence[str]) -> None:
+        """Write the whole file, atomically."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_file(self.path, text.getvalue())
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        if new := [name for name in metrics if name not in self.columns]:
+            self._add_columns(new)
         row = io.StringIO(newline="")
-        csv.DictWriter(row, self.columns).writerow({"step": step, **metrics})
+        csv.DictWriter(row, self.columns, extrasaction="ignore").writerow({"step": step, **metrics})
         _append(self.path, row.getvalue())
+
+    def _add_columns(self, new: Sequence[str]) -> None:
+        try:
+            self._write(metrics(self.path.parent), [*self.columns, *new])
+        except UserError as error:  # a full disk: the rows go on without them
+            print(f"{', '.join(new)} are not logged: {error}", file=sys.stderr)
+        else:
+            self.columns += new
 
     def sync(self) -> None:
         """Have the rows on the disk, before a checkpoint says that they need not be made again."""

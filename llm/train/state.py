@@ -31,7 +31,7 @@ def state_of(model: nn.Module, strategy: Any, optimizer: torch.optim.Optimizer) 
     """The state of `model` under Lightning's `strategy`."""
     if hasattr(strategy, "deepspeed_engine"):
         return sharded_state(model, strategy)
-    return WholeState(model, optimizer)
+    return ReplicatedState(model, optimizer)
 
 
 def sharded_state(model: nn.Module, strategy: Any) -> ShardedState | PartitionedState:
@@ -40,7 +40,7 @@ def sharded_state(model: nn.Module, strategy: Any) -> ShardedState | Partitioned
     return kind(model, strategy.deepspeed_engine.optimizer)
 
 
-class WholeState:
+class ReplicatedState:
     """Every rank holds all of it: one device, and DDP."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -72,7 +72,9 @@ class StrategySettings:
         Raises:
             UserError: deepspeed is asked for and not installed.
         """
-        timeout = timedelta(seconds=max(STARTING, self.timeout))  # `ranks.limit_waiting` makes it what it should be
+        timeout = timedelta(
+            seconds=max(STARTING, self.timeout)
+        )  # `ranks.set_collective_timeout` makes it what it should be
         if self.name == "deepspeed":
             return ZeroStrategy(self, gradient_clip, half_precision, timeout)
         if self.name == "ddp" or devices > 1:
@@ -195,7 +197,7 @@ def plugins() -> list[Any]:
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
-def end_children(trainer: pl.Trainer, patience: float) -> None:
+def terminate_children(trainer: pl.Trainer, patience: float) -> None:
     """Wait for the processes that Lightning started on this machine, and after `patience` seconds end them.
 
     One that hangs in a collective would outlive the run.

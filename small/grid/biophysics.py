@@ -53,11 +53,6 @@ class Receptor:
         """[Mg2+] / K_Mg, dimensionless: the activation's alpha."""
         return self.magnesium / self.k_mg
 
-    @classmethod
-    def of_alpha(cls, alpha: float, k_mg: float = K_MG, beta: float = BETA) -> "Receptor":
-        """The concentration at which receptors have this alpha."""
-        return cls(alpha * k_mg, k_mg, beta)
-
     def open_probability(self, voltage: np.ndarray) -> np.ndarray:
         """Share of open channels at voltages in mV, Eq. S7."""
         exponent = math.log(self.alpha) - self.beta * np.asarray(voltage, float) if self.alpha else -np.inf

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm.common.arguments import add_command
+from llm.common.arguments import accept_old_name, add_command
 from llm.common.errors import UserError
 
 from ..arguments import (
@@ -308,11 +308,13 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         "(default: previous)",
     )
     command.add_argument(
-        "--products",
+        "--dtype",
+        dest="products",
         choices=("float32", "bfloat16"),
         default="float32",
         help="dtype of matrix products; bfloat16 uses autocast (default: float32)",
     )
+    accept_old_name(command, "--products", "--dtype")
     command.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,

@@ -31,7 +31,7 @@ from llm.model.activations import activation
 from llm.model.attention import eager_attention
 from llm.model.feedforward import FeedForward
 from llm.model.norms import norm
-from llm.model.streams import Carry, ResidualStream
+from llm.model.streams import AttentionStream, Carry
 
 from .. import variants
 from ..checks import below, refuse
@@ -208,7 +208,7 @@ class MemoryAttention(nn.Module):
     the tables' last on share its entry.
     """
 
-    def __init__(self, width: int, heads: int, head_dim: int, reach: int, stream: ResidualStream | None) -> None:
+    def __init__(self, width: int, heads: int, head_dim: int, reach: int, stream: AttentionStream | None) -> None:
         super().__init__()
         self.head_dim = head_dim
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, heads * head_dim, bias=False) for _ in range(3))
@@ -290,7 +290,7 @@ def _made_plan(
     return distances.clamp(0, reach - 1), mask
 
 
-def _of_rows(stream: ResidualStream, carry: Carry, rows: int) -> Carry:
+def _of_rows(stream: AttentionStream, carry: Carry, rows: int) -> Carry:
     """The carry of a layer whose last tokens alone ask: of the queries', (B, H, T, K), the last rows."""
     if carry is None or "queries" not in stream.streams:
         return carry

@@ -28,7 +28,7 @@ SHOWN = ("working", "reference", "first")
 NAMED = ("act", "maps", "cells")  # what a group's name has anyway, or never
 
 
-class Asked(NamedTuple):
+class RunSpec(NamedTuple):
     """One run, as it is asked for."""
 
     label: str  # name of its folder
@@ -71,7 +71,7 @@ class Done:
 
 def combinations(
     graph: Graph, sizes: Sizes, variant: Variant, settings: Settings, knobs: dict[str, Sequence[Any]]
-) -> list[Asked]:
+) -> list[RunSpec]:
     """Every combination of the knobs' values.
 
     Args:
@@ -97,7 +97,7 @@ def combinations(
         facts = {name: value for part in made for name, value in asdict(part).items()}
         named = [*ALWAYS[:-1], *(n for n, v in knobs.items() if len(v) > 1 and n not in ALWAYS), ALWAYS[-1]]
         label = ",".join(f"{name}={word(facts[name])}" for name in named)
-        found.append(Asked(label, graph, *made))  # type: ignore[arg-type]
+        found.append(RunSpec(label, graph, *made))  # type: ignore[arg-type]
     return found
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from llm.common.errors import UserError
 
 from .model import Sizes, Variant
-from .runs import Asked
+from .runs import RunSpec
 from .train import Settings, train
 
 
@@ -55,7 +55,7 @@ def _streams(text: str) -> tuple[str, ...]:
     return () if text == "none" else tuple(text.split("+"))
 
 
-def share(runs: Sequence[Asked], task: str) -> list[Asked]:
+def share(runs: Sequence[RunSpec], task: str) -> list[RunSpec]:
     """The runs of task I of N, given as I/N: every Nth from the Ith on.
 
     Raises:
@@ -80,7 +80,9 @@ def places(device: str, workers: int | None) -> list[str]:
     return [found[n % len(found)] for n in range(count)]
 
 
-def sweep(runs: Sequence[Asked], out: Path, devices: Sequence[str], command: str, compiled: bool | None = None) -> None:
+def sweep(
+    runs: Sequence[RunSpec], out: Path, devices: Sequence[str], command: str, compiled: bool | None = None
+) -> None:
     """Train the runs in folders of `out`, as many at once as there are devices, each in a process of its own.
 
     Raises:
@@ -89,7 +91,7 @@ def sweep(runs: Sequence[Asked], out: Path, devices: Sequence[str], command: str
     context = multiprocessing.get_context("spawn")
     threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
     free, waiting, failed = list(devices), list(runs), []
-    running: dict[int, tuple[Any, Any, str, Asked]] = {}  # by the sentinel of its process
+    running: dict[int, tuple[Any, Any, str, RunSpec]] = {}  # by the sentinel of its process
     try:
         with tqdm(total=len(runs), desc="sweep", unit=" runs", dynamic_ncols=True) as bar:
             while waiting or running:
@@ -127,7 +129,7 @@ def _why(code: int, receiver: Any) -> str:
 
 
 def _train(
-    run: Asked, folder: Path, device: str, threads: int, command: str, compiled: bool | None, sender: Any
+    run: RunSpec, folder: Path, device: str, threads: int, command: str, compiled: bool | None, sender: Any
 ) -> None:
     """In a process of its own, which ends with the sweep's: a run whose sweep is gone would hold its folder."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the sweep ends them

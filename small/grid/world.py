@@ -21,7 +21,7 @@ from llm.common.errors import UserError
 
 from ..draws import seeds_of
 from ..spaces import Graph
-from ..walks import Dice, gaps_of
+from ..walks import ActionSampler, gaps_of
 
 
 class Walks(NamedTuple):
@@ -68,7 +68,7 @@ class World:
         self.graph, self.maps, self.seed, self.device = graph, maps, seed, torch.device(device)
         random = np.random.default_rng(seeds_of(seed, "letters"))
         self.letters = random.integers(letters, size=(2 * maps, len(graph.cells)))  # (2 N, S)
-        self._dice = Dice(graph)
+        self._dice = ActionSampler(graph)
 
     def trial(self, kind: str, number: int, walkers: int, steps: int, only: int | None = None) -> Walks:
         """Walks of one trial: B = walkers, T = steps + 1.

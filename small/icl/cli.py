@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm.common.arguments import add_command
+from llm.common.arguments import accept_old_name, add_command
 from llm.common.files import write_json
 
 from ..arguments import add_bench, add_device, device_of, run_command
@@ -35,6 +35,12 @@ SIZES = {
 DEFAULTS = {
     "pairs": 8, "copies": 2, "classes": 512, "bursty": 0.5, "novel": 0.5, "noise": 0.1, "layers": 2, "key-width": 128,
     "neurons": 128,
+}  # fmt: skip
+
+
+OLD_NAMES = {
+    "--until": "--stop-accuracy", "--snapshot-every": "--evaluate-every", "--products": "--dtype",
+    "--together": "--batch-runs",
 }  # fmt: skip
 
 
@@ -183,13 +189,13 @@ def _add_train(commands: Any) -> None:
         commands,
         "train",
         "train two-layer transformers on the pair task: Figure 3, Tables 1, 5 and 6",
-        "Trains every variant with every seed and evaluates each run every --snapshot-every steps. Stops when all runs "
-        "have exceeded --until on IC and IC2 in five snapshots in a row. Prints Tables 1, 5 and 6 with the paper's "
-        "rows and the t-tests; writes tables.txt, figure3.png and snapshots.csv. To resume an interrupted training, "
+        "Trains every variant with every seed and evaluates each run every --evaluate-every steps. Stops when all runs "
+        "have exceeded --stop-accuracy on IC and IC2 in five snapshots in a row. Prints Tables 1, 5 and 6 with the "
+        "paper's rows and the t-tests; writes tables.txt, figure3.png and snapshots.csv. To resume a training, "
         "repeat the command. A variant is classic, or streams joined by + (queries, keys, values), followed by options "
         "joined by colons: previous, accumulated or first (what a stream carries), learned (the stream's weight is "
         "learned), nmdaALPHA (NMDA in the MLP).",
-        "python -m small.icl train --preset quick --products bfloat16 --out runs/icl/quick\n"
+        "python -m small.icl train --preset quick --dtype bfloat16 --out runs/icl/quick\n"
         "  python -m small.icl train --variants classic queries keys values --seeds 4 --out runs/icl/paper\n"
         "  python -m small.icl train --variants classic values:accumulated queries+values:learned classic:nmda10 \\\n"
         "      --layers 4 --out runs/icl/deep",
@@ -274,7 +280,8 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         "--steps", type=int, default=75_000, metavar="N", help="maximum number of training steps (default: 75000)"
     )
     command.add_argument(
-        "--until",
+        "--stop-accuracy",
+        dest="until",
         type=float,
         default=0.95,
         metavar="A",
@@ -285,7 +292,12 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         "--lr", type=float, default=0.01, metavar="X", help="learning rate of plain SGD (default: 0.01)"
     )
     command.add_argument(
-        "--snapshot-every", type=int, default=500, metavar="N", help="steps between snapshots (default: 500)"
+        "--evaluate-every",
+        dest="snapshot_every",
+        type=int,
+        default=500,
+        metavar="N",
+        help="steps between snapshots (default: 500)",
     )
     command.add_argument(
         "--evaluation",
@@ -304,17 +316,22 @@ def _add_training(command: argparse.ArgumentParser) -> None:
             help=f"{text} (default: {default})",
         )
     command.add_argument(
-        "--products",
+        "--dtype",
+        dest="products",
         choices=("float32", "bfloat16"),
         default="float32",
         help="dtype of activations and matrix products; weights, softmax and loss stay float32 (default: float32)",
     )
     _add_machine(command)
     command.add_argument(
-        "--together",
+        "--batch-runs",
+        dest="together",
         action=argparse.BooleanOptionalAction,
         help="train all runs as one batched model (default: on for a GPU, off for a CPU)",
     )
+    for old, new in OLD_NAMES.items():
+        accept_old_name(command, old, new)
+    accept_old_name(command, "--no-together", "--no-batch-runs")
 
 
 def _add_machine(command: argparse.ArgumentParser) -> None:

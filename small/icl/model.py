@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from llm.common.errors import UserError
 from llm.model.activations import activation
 from llm.model.attention import eager_attention
-from llm.model.streams import SOURCES, STREAMS, Carry, ResidualStream
+from llm.model.streams import SOURCES, STREAMS, AttentionStream, Carry
 
 from ..checks import below, refuse
 from ..draws import Draws
@@ -212,7 +212,7 @@ class Transformers(nn.Module):
             own = slice(variant * self.each, (variant + 1) * self.each)
             q, k, v = query[own], key[own], value[own]  # (S, B T, K or D)
             stream = self.streams[n * len(carries) + variant]
-            if isinstance(stream, ResidualStream):
+            if isinstance(stream, AttentionStream):
                 carry = _of_last(stream, carry, batch, time) if last else carry
                 mixed, carry = stream({"queries": q, "keys": k, "values": v}, carry)
                 q, k, v = mixed["queries"], mixed["keys"], mixed["values"]
@@ -243,10 +243,10 @@ def _stream(variant: Variant, seeds: int, first_layer: bool) -> nn.Module:
     if not variant.streams:
         return nn.Identity()
     heads = dict.fromkeys(variant.streams, seeds)
-    return ResidualStream(variant.streams, variant.source, "head" if variant.learned else "fixed", heads, first_layer)
+    return AttentionStream(variant.streams, variant.source, "head" if variant.learned else "fixed", heads, first_layer)
 
 
-def _of_last(stream: ResidualStream, carry: Carry, batch: int, time: int) -> Carry:
+def _of_last(stream: AttentionStream, carry: Carry, batch: int, time: int) -> Carry:
     """The carry of a layer that asks for the last token alone: its queries' part (S, B T, K) -> (S, B, K)."""
     if carry is None or "queries" not in stream.streams:
         return carry

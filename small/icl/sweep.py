@@ -69,7 +69,9 @@ def points(x: Knob, y: Knob, task: Task, sizes: Sizes, settings: Settings, thres
     if x.name == y.name:
         raise UserError(f"--x and --y are both {x.name!r}: give two different knobs")
     if not 0 < threshold < 1 or (settings.until is not None and settings.until < threshold):
-        raise UserError(f"--threshold {threshold} must be between 0 and 1, and not above --until {settings.until}")
+        raise UserError(
+            f"--threshold {threshold} must be between 0 and 1, and not above --stop-accuracy {settings.until}"
+        )
     made = []
     for row, column in product(y.values, x.values):
         parts: tuple[Any, ...] = (task, sizes, settings)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm.common.arguments import add_command
+from llm.common.arguments import accept_old_name, add_command
 from llm.common.errors import UserError
 
 from ..arguments import (
@@ -263,7 +263,9 @@ def _add_train(commands: Any) -> None:
     for name, text in SETTINGS.items():
         kind = float if name in ("lr", "clip") else int
         metavar = "N" if kind is int else "X"
-        command.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
+        option = "--evaluate-every" if name == "test_every" else f"--{name.replace('_', '-')}"
+        command.add_argument(option, dest=name, type=kind, metavar=metavar, help=text)
+    accept_old_name(command, "--test-every", "--evaluate-every")
     add_device(command)
     command.set_defaults(command=_train)
 

@@ -21,7 +21,7 @@ from llm.common.errors import UserError
 
 from ..draws import seeds_of
 from ..spaces import Graph
-from ..walks import Dice, gaps_of
+from ..walks import ActionSampler, gaps_of
 
 SYMBOLS = 45
 
@@ -71,7 +71,7 @@ class Environments:
         if seed < 0 or symbols < 2:
             raise UserError(f"seed {seed} must be at least 0, and symbols {symbols} at least 2")
         self.spaces, self.seed, self.symbols, self.device = tuple(spaces), seed, symbols, torch.device(device)
-        self._dice = [Dice(space) for space in spaces]
+        self._dice = [ActionSampler(space) for space in spaces]
 
     @property
     def actions(self) -> int:

@@ -32,7 +32,7 @@ from ..folder import copy_into
 from ..rate_maps import RateMaps, band_scores, grid_scores
 from ..spaces import Graph, space
 from ..state import measured_once
-from ..walks import Dice
+from ..walks import ActionSampler
 from .machine import Machine
 from .memory import attention, conjunction
 from .model import TemTransformer
@@ -151,7 +151,7 @@ def record(run: Run, room: Graph, how: How) -> Units:
 def _codes(run: Run, room: Graph, how: How) -> tuple[Tensor, ...]:
     random = np.random.default_rng(seeds_of(run.settings.seed, "record codes"))
     start, steps = np.full(how.walkers, _middle(room)), SETTLE + how.steps
-    cells, actions = (torch.from_numpy(each).to(run.device) for each in Dice(room).walks(start, steps, random))
+    cells, actions = (torch.from_numpy(each).to(run.device) for each in ActionSampler(room).walks(start, steps, random))
     codes, cells = run.model.codes(actions)[:, SETTLE + 1 :], cells[:, SETTLE + 1 :]  # type: ignore[operator]
     rates = _rates(codes, cells, room)
     if missed := int(rates.isnan().any(0).sum()):
@@ -221,7 +221,7 @@ def _in_environment(run: Run, room: Graph, how: How, number: int) -> tuple[Tenso
     """(2, M, S) and (2, C, S) of one environment."""
     random = np.random.default_rng(seeds_of(run.settings.seed, "record environment", number))
     symbols = random.integers(run.settings.symbols, size=len(room.cells))  # (S,)
-    dice, steps = Dice(room), run.settings.tested_steps
+    dice, steps = ActionSampler(room), run.settings.tested_steps
     filling = dice.walks(random.integers(len(room.cells), size=1), steps, random)
     # Probes have walked the filling walk too: so their codes have come from the same start.
     after = dice.walks(np.repeat(filling[0][:, -1], how.probes), steps, random)

@@ -22,7 +22,7 @@ REACHED = 0.9  # zero-shot accuracy
 NAMES = {"tem-t": "TEM-t", "tem": "TEM"}
 
 
-class Asked(NamedTuple):
+class RunSpec(NamedTuple):
     """One run, as it is asked for."""
 
     label: str  # name of its folder
@@ -57,9 +57,9 @@ class Done:
         return next((row for row in self.rows if row.zero_shot >= REACHED), None)
 
 
-def combinations(models: Sequence[Model], settings: Settings, seeds: Sequence[int]) -> list[Asked]:
+def combinations(models: Sequence[Model], settings: Settings, seeds: Sequence[int]) -> list[RunSpec]:
     """A run of each model with each seed, seed by seed."""
-    return [Asked(f"{model.name},seed={s}", model, replace(settings, seed=s)) for s in seeds for model in models]
+    return [RunSpec(f"{model.name},seed={s}", model, replace(settings, seed=s)) for s in seeds for model in models]
 
 
 def read_runs(out: Path) -> list[Done]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm.common.arguments import add_command
+from llm.common.arguments import accept_old_name, add_command
 from llm.common.errors import UserError
 
 from ..arguments import add_device, add_folders, count, device_of, run_command
@@ -156,9 +156,10 @@ def _add_train(commands: Any) -> None:
         "shear and erasing (strong) (default: strong)",
     )  # fmt: skip
     command.add_argument(
-        "--products", choices=("float32", "bfloat16"), default="float32",
+        "--dtype", dest="products", choices=("float32", "bfloat16"), default="float32",
         help="dtype of matrix products; bfloat16 uses autocast (default: float32)",
     )  # fmt: skip
+    accept_old_name(command, "--products", "--dtype")
     fractional = ("dropout", "lr", "weight_decay", "smoothing")
     for name, text in (SIZES | SETTINGS).items():
         kind = float if name in fractional else int

@@ -34,7 +34,7 @@ PAPER = {  # (data set, activation): top-1 test accuracy in %, mean and deviatio
 }  # fmt: skip
 
 
-class Asked(NamedTuple):
+class RunSpec(NamedTuple):
     """One run, as it is asked for."""
 
     label: str  # name of its folder
@@ -65,12 +65,12 @@ class Done:
         return {name: value for part in (self.data, *parts) for name, value in part.items() if name != "seed"}
 
 
-def combinations(variant: Variant, settings: Settings, acts: Sequence[str], seeds: Sequence[int]) -> list[Asked]:
+def combinations(variant: Variant, settings: Settings, acts: Sequence[str], seeds: Sequence[int]) -> list[RunSpec]:
     """A run of each activation with each seed, seed by seed; UserError where one is unknown or there twice."""
     variants = [replace(variant, act=act) for act in acts]
     if len(set(variants)) < len(variants):
         raise UserError(f"an activation is asked for twice: {', '.join(each.act for each in variants)}")
-    return [Asked(f"act={v.act},seed={seed}", v, replace(settings, seed=seed)) for seed in seeds for v in variants]
+    return [RunSpec(f"act={v.act},seed={seed}", v, replace(settings, seed=seed)) for seed in seeds for v in variants]
 
 
 def read_runs(outs: Sequence[Path]) -> list[Done]:

@@ -1,4 +1,4 @@
-"""`llm bench`, its --fit and `llm bench-growth`: what they measure, and how they end."""
+"""`llm bench`, its --find-micro-batch and `llm bench-growth`: what they measure, and how they end."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from scipy import stats
 
 from llm.bench.contenders import Plan, Window, contender, random_store
 from llm.bench.growth import SIZES, growth, variants
-from llm.bench.micro_batch import climb
+from llm.bench.micro_batch import largest_fitting_divisor
 from llm.bench.step import figures, ratio
 from llm.cli import main
 from llm.model import DecoderConfig
@@ -29,7 +29,7 @@ def test_bench_prints_both_ratios_and_memory(tiny_config: Callable[..., Path], t
     """In a process of its own: it measures, so it must not share this one's threads."""
     out = tmp_path / "bench.json"
     words = ["--config", str(tiny_config(decoder__softmax_scale=1.0)), "--rounds", "2", "--steps", "2"]
-    words += ["--against", "hf-eager"]
+    words += ["--baseline", "hf-eager"]
     done = subprocess.run(
         [sys.executable, "-m", "llm", "bench", *words, "--json", str(out), "--", "--data.context", "16"],
         cwd=tmp_path,
@@ -86,7 +86,7 @@ def test_time_is_told_of_the_part_that_takes_it(part: str, name: str, tiny_confi
 
 
 def test_bench_compares_the_contenders_that_are_asked_for(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
-    words = ["--config", str(tiny_config()), "--rounds", "1", "--steps", "1", "--against", "none"]
+    words = ["--config", str(tiny_config()), "--rounds", "1", "--steps", "1", "--baseline", "none"]
     words += ["--contenders", "silu", "nmda", "queries_keys"]
     done = subprocess.run([sys.executable, "-m", "llm", "bench", *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -100,21 +100,17 @@ def test_bench_refuses_what_cannot_be(tiny_config: Callable[..., Path], capsys: 
     assert "--contenders has one twice" in capsys.readouterr().err
     assert main([*words, "--rounds", "0"]) == 2
     assert "--rounds, --steps, --rows and --micro-batches must be at least 1" in capsys.readouterr().err
-    assert main([*words, "--against", "hf-liger"]) == 2
-    assert "--against hf-liger needs a GPU and pip install liger-kernel: give hf" in capsys.readouterr().err
-    for bad in (["--memory", "3"], ["--fit", "--memory", "0"]):
+    assert main([*words, "--baseline", "hf-liger"]) == 2
+    assert "--baseline hf-liger needs a GPU and pip install liger-kernel: give hf" in capsys.readouterr().err
+    for bad in (["--memory-budget", "3"], ["--find-micro-batch", "--memory-budget", "0"]):
         assert main([*words, *bad]) == 2
-        assert "--memory goes with --fit and is above 0 GiB" in capsys.readouterr().err
-    assert main([*words, "--fit", "--rows", "2"]) == 2
-    assert "--fit measures the config alone: leave out --rows" in capsys.readouterr().err
-    assert main([*words, "--", "--model.attention", "flash_attention_2", "--model.plain", "[speed]"]) == 2
+        assert "--memory-budget goes with --find-micro-batch and is above 0 GiB" in capsys.readouterr().err
+    assert main([*words, "--find-micro-batch", "--rows", "2"]) == 2
+    assert "--find-micro-batch measures the config alone: leave out --rows" in capsys.readouterr().err
+    assert main([*words, "--", "--model.attention", "flash_attention_2", "--model.disable_fast_paths", "[speed]"]) == 2
     said = capsys.readouterr().err
-    assert "model.attention flash_attention_2 needs a GPU" in said and "model.plain ['speed'] is unknown" in said
-    assert main([*words, "--fit", "--rows", "2"]) == 2
-    assert "--fit measures the config alone: leave out --rows" in capsys.readouterr().err
-    assert main([*words, "--", "--model.attention", "flash_attention_2", "--model.plain", "[speed]"]) == 2
-    said = capsys.readouterr().err
-    assert "model.attention flash_attention_2 needs a GPU" in said and "model.plain ['speed'] is unknown" in said
+    assert "model.attention flash_attention_2 needs a GPU" in said
+    assert "model.disable_fast_paths ['speed'] is unknown" in said
 
 
 def test_a_contender_has_the_weights_of_the_config(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
@@ -167,7 +163,7 @@ def test_the_search_for_a_micro_batch_finds_the_largest(rows: int, data: st.Data
         asked.append(size)
         return size <= limit
 
-    found = climb(rows, data.draw(st.integers(1, 100)), fits)
+    found = largest_fitting_divisor(rows, data.draw(st.integers(1, 100)), fits)
     assert found == max((size for size in divisors if size <= limit), default=None)
     assert len(set(asked)) == len(asked) and set(asked) <= set(divisors)
 
@@ -175,7 +171,19 @@ def test_the_search_for_a_micro_batch_finds_the_largest(rows: int, data: st.Data
 def test_fit_says_what_to_set_and_the_run_takes_it(tiny_config: Callable[..., Path], tmp_path: Path, capsys) -> None:
     """A budget between the needs of many rows and of few: a context of 256 on a tiny model."""
     out, config = tmp_path / "fit.json", str(tiny_config())
-    words = ["--config", config, "--fit", "--memory", "0.28", "--steps", "1", "--rounds", "1", "--json", str(out)]
+    words = [
+        "--config",
+        config,
+        "--find-micro-batch",
+        "--memory-budget",
+        "0.28",
+        "--steps",
+        "1",
+        "--rounds",
+        "1",
+        "--json",
+        str(out),
+    ]
     sizes = ["--data.context", "256", "--data.batch_size", "64", "--decoder.max_position_embeddings", "256"]
     sizes += ["--decoder.hidden_size", "64", "--decoder.num_hidden_layers", "8"]  # far more memory than noise
     assert main(["bench", *words, "--", *sizes]) == 0
@@ -194,7 +202,7 @@ def test_fit_says_what_to_set_and_the_run_takes_it(tiny_config: Callable[..., Pa
 
 
 def test_fit_refuses_a_budget_below_one_row(tiny_config: Callable[..., Path], capsys) -> None:
-    words = ["bench", "--config", str(tiny_config()), "--fit", "--memory", "0.0001", "--steps", "1"]
+    words = ["bench", "--config", str(tiny_config()), "--find-micro-batch", "--memory-budget", "0.0001", "--steps", "1"]
     assert main([*words, "--", "--data.batch_size", "1"]) == 2
     assert "not one row fits into 0 MiB, with every block recomputed: shorten data.context" in capsys.readouterr().err
 

@@ -38,7 +38,15 @@ def prepared(bpe_folder, tmp_path_factory):
         texts[number] = [f"{number} {i} " + TEXT * (1 + (number + i) ** 3 % 17) for i in range(40)]
         lines = [json.dumps({"text": text}) for text in [*texts[number], "", "", *texts[number][:3]]]
         (folder / f"{number}.jsonl").write_text("\n".join([*lines[:5], "{broken", *lines[5:], "[1]"]) + "\n")
-    words = ["--tokenizer", str(bpe_folder), "--validation-fraction", "0.2", "--deduplicate", "--skip-bad", "5"]
+    words = [
+        "--tokenizer",
+        str(bpe_folder),
+        "--validation-fraction",
+        "0.2",
+        "--deduplicate",
+        "--max-bad-documents",
+        "5",
+    ]
     assert main(["prepare", str(folder), "--out", str(folder / "store"), *words, "--workers", "1"]) == 0
     return folder / "store", [text for number in range(FILES) for text in texts[number]]
 

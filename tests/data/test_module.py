@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from llm.common.errors import UserError
-from llm.data.module import Ahead, TokenDataModule
+from llm.data.module import Prefetcher, TokenDataModule
 from llm.data.store import TokenStore
 
 from .random_stores import random_store
@@ -165,7 +165,7 @@ def test_batches_are_made_ahead_in_their_order_and_their_errors_come_when_asked_
             return index
 
     numbers = Numbers()
-    source = iter(Ahead(DataLoader(numbers, batch_size=None, sampler=range(5))))
+    source = iter(Prefetcher(DataLoader(numbers, batch_size=None, sampler=range(5))))
     assert next(source) == 0
     deadline = time.monotonic() + 60
     while numbers.asked != [0, 1] and time.monotonic() < deadline:
@@ -174,5 +174,5 @@ def test_batches_are_made_ahead_in_their_order_and_their_errors_come_when_asked_
     assert [next(source), next(source)] == [1, 2]
     with pytest.raises(RuntimeError, match="damaged"):
         next(source)
-    whole = Ahead(DataLoader(Numbers(), batch_size=None, sampler=range(3)))
+    whole = Prefetcher(DataLoader(Numbers(), batch_size=None, sampler=range(3)))
     assert len(whole) == 3 and list(whole) == [0, 1, 2] == list(whole)

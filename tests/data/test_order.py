@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.data.order import WindowOrder, permute, round_keys, unpermute
+from llm.data.order import WindowOrder, permute, round_keys
 
 WINDOWS = 20_500_000  # of 4,096 tokens, in the 84 billion of the real run
 
@@ -18,7 +18,6 @@ def test_every_epoch_visits_every_item_once(items, seed, epoch):
     keys = round_keys(seed, epoch)
     visited = [permute(index, items, keys) for index in range(items)]
     assert sorted(visited) == list(range(items))
-    assert [unpermute(item, items, keys) for item in visited] == list(range(items))
 
 
 @given(items=st.integers(1, 300), batch_size=st.integers(1, 40), seed=st.integers(0, 9))
@@ -38,15 +37,13 @@ def test_batches_run_through_the_epochs_without_a_gap(items, batch_size, seed):
     step=st.integers(0, 10**9),
     data=st.data(),
 )
-def test_rows_items_and_inverse_agree(items, batch_size, seed, step, data):
+def test_rows_and_items_agree(items, batch_size, seed, step, data):
     order = WindowOrder(items, batch_size, seed)
     start = data.draw(st.integers(0, batch_size - 1))
     stop = data.draw(st.integers(start, min(batch_size, start + 5)))
     rows = order.rows(step, start, stop)
     assert rows == [WindowOrder(items, batch_size, seed).item(step, row) for row in range(start, stop)]
-    for row, item in zip(range(start, stop), rows, strict=True):
-        assert 0 <= item < items
-        assert order.inverse(order.epoch(step, row), item) == (step, row)
+    assert all(0 <= item < items for item in rows)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
@@ -58,12 +55,11 @@ def test_ranks_only_share_out_one_order(ranks):
 
 
 def test_the_real_size_is_a_bijection():
-    """All 20.5 million windows by `permute_all`, which is `permute` as far as 10,000 of them are drawn; and back."""
+    """All 20.5 million windows by `permute_all`, which is `permute` as far as 10,000 of them are drawn."""
     keys = round_keys(1234, 0)
     drawn = [0, WINDOWS - 1, *random.Random(0).sample(range(WINDOWS), 10_000)]
     images = [permute(index, WINDOWS, keys) for index in drawn]
     assert permute_all(np.array(drawn), WINDOWS, keys).tolist() == images
-    assert [unpermute(image, WINDOWS, keys) for image in images] == drawn
     visits = np.zeros(WINDOWS, np.uint8)
     for start in range(0, WINDOWS, 1 << 18):  # as many as a cache holds
         visits[permute_all(np.arange(start, min(start + (1 << 18), WINDOWS)), WINDOWS, keys)] = 1

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 import llm.data.store
 from llm.common.errors import UserError
-from llm.data.shard import Manifest, ShardWriter, is_whole, token_dtype
+from llm.data.shard import Manifest, ShardWriter, is_complete, token_dtype
 from llm.data.store import TokenStore, check_tokenizer, check_vocabulary
 from llm.data.tokenizer import load_tokenizer, train_bpe
 
@@ -37,9 +37,6 @@ def test_reads_are_slices_of_the_whole(shards, vocab_size, data, tmp_path_factor
     read = store.read(start, count)
     assert read.dtype == np.int64
     assert read.tolist() == whole[start : start + count].tolist()
-    between = store.ends_between(start, start + count)
-    assert between.dtype == np.int64
-    assert between.tolist() == [end for end in ends if start < end <= start + count]
     spans = [store.document(index) for index in range(store.documents)]
     assert spans == list(zip([0, *ends][:-1], ends, strict=True)) if len(ends) else spans == []
     for index, (first, last) in enumerate(spans):
@@ -53,13 +50,10 @@ def test_few_files_stay_open_and_pieces_are_put_together(tmp_path, monkeypatch):
     whole, ends = joined(shards)
     monkeypatch.setattr(llm.data.store, "OPEN_FILES", 3)
     monkeypatch.setattr(llm.data.store, "PIECE", 7)
-    monkeypatch.setattr(llm.data.store, "ENDS_AT_ONCE", 2)
     monkeypatch.setattr(llm.data.store, "ENDS_IN_A_ROW", 3)
     store = TokenStore.open(write_store(tmp_path / "store", shards))
     for start in random.Random(1).sample(range(store.tokens - 257), 200):
         assert np.array_equal(store.read(start, 257), whole[start : start + 257])
-        expected = ends[(ends > start) & (ends <= start + 257)]
-        assert np.array_equal(store.ends_between(start, start + 257), expected)
         assert len(store._files) <= 3
     assert np.array_equal(np.concatenate(list(store.document_lengths())), np.diff(ends, prepend=0))
     opened = list(store._files.values())
@@ -159,7 +153,7 @@ def test_the_writer_writes_what_numpy_writes(batches, vocab_size, tmp_path_facto
     assert np.fromfile(folder / "train" / "a.ends", "<u8").tolist() == ends.tolist()
     assert sorted(path.name for path in (folder / "train").iterdir()) == ["a.ends", "a.json", "a.tokens"]
     assert Manifest.read(folder / "train", "a") == manifest
-    assert is_whole(folder / "train", manifest)
+    assert is_complete(folder / "train", manifest)
     assert (dtype.itemsize == 2) == (vocab_size <= 65_536)
 
 

@@ -55,7 +55,7 @@ def test_it_is_kept_during_fit(
     monkeypatch.setattr(allocator, "keep_freed_memory", found.append)
     if broken:
         monkeypatch.setattr(LanguageModule, "training_step", lambda *_: 1 / 0)
-    config = tiny_config(model__keep_memory=keep, trainer__max_steps=2)
+    config = tiny_config(model__retain_freed_memory=keep, trainer__max_steps=2)
     with pytest.raises(ZeroDivisionError) if broken else nullcontext():
         assert fit(config) == 0
     assert found == calls

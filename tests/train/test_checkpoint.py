@@ -10,7 +10,7 @@ from llm.common.errors import UserError
 from llm.model import DecoderConfig, DecoderForCausalLM
 from llm.train import checkpoint as checkpoints
 from llm.train.optim import Optimizer
-from llm.train.state import WholeState
+from llm.train.state import ReplicatedState
 
 
 def small(**settings: object) -> DecoderForCausalLM:
@@ -26,7 +26,7 @@ def step(model: DecoderForCausalLM, optimizer: torch.optim.Optimizer, seed: int)
 
 
 def save(folder: Path, model: DecoderForCausalLM, optimizer: torch.optim.Optimizer, step: int, **kept: int) -> Path:
-    weights, state = WholeState(model, optimizer).snapshot(keep=True)
+    weights, state = ReplicatedState(model, optimizer).snapshot(keep=True)
     return checkpoints.write(folder, checkpoints.Snapshot(weights, state, model.config, {"step": step}), **kept)
 
 
@@ -38,7 +38,7 @@ def test_a_restored_run_continues_bit_for_bit(tmp_path: Path) -> None:
     save(tmp_path, model, optimizer, 3, keep=2)
     other = small(initializer_seed=9)
     restored = Optimizer().build(other)
-    checkpoints.restore(checkpoints.newest(tmp_path)[0], other, WholeState(other, restored))
+    checkpoints.restore(checkpoints.newest(tmp_path)[0], other, ReplicatedState(other, restored))
     for seed in range(3, 6):
         step(model, optimizer, seed)
         step(other, restored, seed)
@@ -58,9 +58,9 @@ def three(tmp_path: Path) -> Path:
 
 def test_the_newest_are_kept(three: Path) -> None:
     assert sorted(path.name for path in three.iterdir()) == ["step-00000002", "step-00000010", "step-00000011"]
-    checkpoint, passed_over = checkpoints.newest(three)
+    checkpoint, skipped = checkpoints.newest(three)
     assert checkpoint.step == 11
-    assert passed_over == []
+    assert skipped == []
 
 
 @pytest.mark.parametrize(
@@ -75,11 +75,11 @@ def test_a_torn_checkpoint_is_named_and_passed_over(three: Path, file: str, dama
     else:
         content[len(content) // 2] ^= 1 if file != "manifest.json" else 0x80  # no longer UTF-8
         path.write_bytes(content if damage == "flip" else content[:-1])
-    checkpoint, passed_over = checkpoints.newest(three)
+    checkpoint, skipped = checkpoints.newest(three)
     assert checkpoint.step == 10
-    assert len(passed_over) == 1
-    assert str(path.parent) in passed_over[0]
-    assert file in passed_over[0]
+    assert len(skipped) == 1
+    assert str(path.parent) in skipped[0]
+    assert file in skipped[0]
 
 
 def test_every_nth_is_kept_for_good(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_large_one_is_in_shards_and_none_may_be_missing(
     reloaded = DecoderForCausalLM.from_pretrained(path)  # as any transformers folder
     other = small()
     restored = Optimizer().build(other)
-    checkpoints.restore(found, other, WholeState(other, restored))
+    checkpoints.restore(found, other, ReplicatedState(other, restored))
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, dict(reloaded.named_parameters())[name])
         assert torch.equal(parameter, dict(other.named_parameters())[name])
@@ -114,9 +114,9 @@ def test_a_large_one_is_in_shards_and_none_may_be_missing(
             assert torch.equal(value, restored.state[dict(other.named_parameters())[name]][kind])
     for shard in shards:
         kept = shard.rename(three / "elsewhere")
-        checkpoint, passed_over = checkpoints.newest(three)
+        checkpoint, skipped = checkpoints.newest(three)
         assert checkpoint.step == 11
-        assert f"{shard.name} is missing" in passed_over[0]
+        assert f"{shard.name} is missing" in skipped[0]
         kept.rename(shard)
     assert checkpoints.newest(three)[0].step == 12
 
@@ -125,9 +125,9 @@ def test_a_half_written_one_is_not_seen(three: Path) -> None:
     (three / "step-00000011").rename(three / "step-00000012.partial")
     assert checkpoints.newest(three)[0].step == 10
     (three / "step-00000010" / "manifest.json").unlink()
-    checkpoint, passed_over = checkpoints.newest(three)
+    checkpoint, skipped = checkpoints.newest(three)
     assert checkpoint.step == 2
-    assert "manifest.json" in passed_over[0]
+    assert "manifest.json" in skipped[0]
 
 
 def test_another_models_checkpoint_is_refused(three: Path) -> None:

@@ -171,7 +171,10 @@ def test_a_model_is_plain_torch_until_they_are_switched_on() -> None:
 
 def test_a_run_switches_off_those_that_are_named() -> None:
     decoder = DecoderConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
-    assert on(LanguageModule(decoder, plain=["matmul", "loss"]).model) == set(FAST_PATHS) - {"matmul", "loss"}
+    assert on(LanguageModule(decoder, disable_fast_paths=["matmul", "loss"]).model) == set(FAST_PATHS) - {
+        "matmul",
+        "loss",
+    }
     assert on(LanguageModule(decoder).model) == set(FAST_PATHS)
 
 
@@ -203,5 +206,5 @@ def test_a_plain_model_has_second_derivatives_and_functional_transforms() -> Non
 
 
 def test_an_unknown_one_is_refused(tiny_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", "--config", str(tiny_config()), "--model.plain", "[matmul, speed]"]) == 2
-    assert "model.plain ['speed'] is unknown: give any of matmul, " in capsys.readouterr().err
+    assert main(["fit", "--config", str(tiny_config()), "--model.disable_fast_paths", "[matmul, speed]"]) == 2
+    assert "model.disable_fast_paths ['speed'] is unknown: give any of matmul, " in capsys.readouterr().err

@@ -16,6 +16,7 @@ from llm.data.order import WindowOrder
 from llm.data.store import TokenStore
 from llm.model import DecoderConfig, DecoderForCausalLM
 from llm.train.module import LanguageModule
+from llm.train.run_folder import MetricsFile
 
 from .runs import Config, events, fit, losses, metrics, weights
 
@@ -153,7 +154,7 @@ def test_the_stream_is_the_only_difference_of_a_pair(tiny_config: Config, tmp_pa
 def test_losses_that_are_not_finite_end_the_run(
     tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    settings = {"model__schedule": {"shape": "constant"}, "run__checkpoint_every": 1, "run__skip_limit": 3}
+    settings = {"model__schedule": {"shape": "constant"}, "run__checkpoint_every": 1, "run__max_consecutive_skips": 3}
     assert fit(tiny_config(**settings, trainer__max_steps=4)) == 0
     capsys.readouterr()
     assert fit(tiny_config(**settings, model__optimizer__lr=1e30), "--resume", "auto") == 2
@@ -200,7 +201,7 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing(
     assert (last["skipped_steps"], last["train_loss"]) == ("1", "nan")  # no loss of the row's steps counts
     calls.clear()
     capsys.readouterr()
-    assert fit(tiny_config(run__folder=str(tmp_path / "strict"), run__skip_limit=1)) == 2
+    assert fit(tiny_config(run__folder=str(tmp_path / "strict"), run__max_consecutive_skips=1)) == 2
     assert "gradient norm inf at step 9" in capsys.readouterr().err
 
 
@@ -306,3 +307,33 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         assert part in message, (name, message)
         if name != "id beyond":  # seen when it is read
             assert not (tmp_path / "run").exists(), name
+
+
+def test_learned_switches_have_a_column_for_each_layer(tiny_config: Config, tmp_path: Path) -> None:
+    """They are those of the checkpoint of the same step."""
+    settings: dict = {"hidden_act": "nmda", "nmda_alpha": 4.0, "nmda_learnable": True, "stream_weight": "head"}
+    config = tiny_config(**{f"decoder__{name}": value for name, value in settings.items()}, trainer__max_steps=5)
+    assert fit(config) == 0
+    row = next(row for row in metrics(tmp_path / "run") if row["step"] == "5" and row["train_loss"])
+    saved = weights(tmp_path / "run", 5)
+    for layer in range(2):
+        act = f"model.layers.{layer}.feedforward.act"
+        assert float(row[f"nmda_alpha/{layer}"]) == pytest.approx(saved[f"{act}.log_alpha"].exp().item(), rel=1e-6)
+        assert float(row[f"nmda_beta/{layer}"]) == pytest.approx(saved[f"{act}.beta"].item(), rel=1e-6)
+    heads = saved["model.layers.1.attention.stream.values_weight"].flatten().tolist()
+    assert [float(row[f"stream_values/1.{head}"]) for head in range(2)] == pytest.approx(heads, rel=1e-6)
+    assert "stream_values/0.0" not in row  # nothing arrives in the first layer
+
+
+def test_a_metric_of_a_new_name_adds_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = MetricsFile(tmp_path / "metrics.csv", 0)
+    log.log_metrics({"train_loss": 2.0}, 1)
+    log.log_metrics({"train_loss": 1.0, "mine": 3.0}, 2)
+    log.log_metrics({"mine": 4.0, "other, with a comma": 5.0}, 3)
+    rows = metrics(tmp_path)
+    assert [row["train_loss"] for row in rows] == ["2.0", "1.0", ""]
+    assert [row["mine"] for row in rows] == ["", "3.0", "4.0"]
+    assert [row["other, with a comma"] for row in rows] == ["", "", "5.0"]
+    resumed = MetricsFile(tmp_path / "metrics.csv", 2)
+    resumed.log_metrics({"mine": 6.0}, 3)
+    assert [row["mine"] for row in metrics(tmp_path)] == ["", "3.0", "6.0"]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ...common.errors import UserError
-from ..shard import ENDS, HASHES, Manifest, ShardWriter, is_whole, write_json
+from ..shard import ENDS, HASHES, Manifest, ShardWriter, is_complete, write_json
 from ..workers import Report
 from .encode import held
 
@@ -58,7 +58,7 @@ def rewrite(folder: Path, item: tuple[str, np.ndarray], report: Report) -> Manif
         manifest = Manifest.read(folder, name)
         if manifest is not None and "duplicate" in manifest.left_out:  # another process was here
             return manifest
-        if manifest is None or not is_whole(folder, manifest):  # `drop` is of the whole shard
+        if manifest is None or not is_complete(folder, manifest):  # `drop` is of the whole shard
             raise UserError(
                 f"{folder / name} was damaged while the store was made; run the same command without --task"
             )

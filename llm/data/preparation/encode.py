@@ -25,7 +25,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ...common.errors import UserError
-from ..shard import HASHES, SPLITS, Manifest, ShardWriter, is_whole, marks_around, token_dtype
+from ..shard import HASHES, SPLITS, Manifest, ShardWriter, boundary_tokens, is_complete, token_dtype
 from ..stories import Split
 from ..tokenizer import encode_documents
 from ..workers import Report
@@ -52,7 +52,7 @@ class Recipe:
 
     def lengths(self, texts: list[str]) -> list[int]:
         """Tokens of each text as a document, ids that begin and end it included."""
-        around = marks_around(self.begin_of_document)
+        around = boundary_tokens(self.begin_of_document)
         return [len(ids) + around for ids in encode_documents(_backend(self.out, self.tokenizer_fingerprint), texts)]
 
 
@@ -89,7 +89,7 @@ def _shards_of(recipe: Recipe, source: Source, report: Report) -> list[Manifest]
     splits, stamp = splits_of(source), source.stamp()
     described = source.description()
     there = [Manifest.read(recipe.out / split, source.name) for split in splits]
-    kept = [manifest for manifest in there if manifest and is_whole(recipe.out / manifest.split, manifest)]
+    kept = [manifest for manifest in there if manifest and is_complete(recipe.out / manifest.split, manifest)]
     kept = [manifest for manifest in kept if manifest.tokenizer_fingerprint == recipe.tokenizer_fingerprint]
     if any(manifest.source != described for manifest in kept):
         raise UserError(f"{source.location} has changed since its shard was made; restore it or prepare another --out")

@@ -35,9 +35,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...common.arguments import accept_old_name
 from ...common.errors import UserError
 from ...common.processes import available_cores
-from ..shard import SPLITS, Manifest, has_its_sizes, marks_around
+from ..shard import SPLITS, Manifest, boundary_tokens, sizes_match
 from ..store import write_index
 from ..stories import MARKER, Split
 from ..tokenizer import load_tokenizer
@@ -161,7 +162,7 @@ def _make_shards(sources: Sequence[Source], recipe: Recipe, workers: int) -> Non
         results = run_all(partial(shards_of, recipe), sources, workers, progress)
     failures = [result for result in results if isinstance(result, UserError)]
     if failures:
-        raise _all_told(failures, len(sources))
+        raise _combined_error(failures, len(sources))
 
 
 def _state(source: Source, out: Path) -> str:
@@ -171,7 +172,7 @@ def _state(source: Source, out: Path) -> str:
         if not (out / split / f"{source.name}.json").is_file():
             return "missing"
         manifest = Manifest.read(out / split, source.name)
-        states.add(manifest is not None and has_its_sizes(out / split, manifest))
+        states.add(manifest is not None and sizes_match(out / split, manifest))
     return "there" if states == {True} else "damaged"
 
 
@@ -219,7 +220,7 @@ def _deduplicate(folder: Path, manifests: list[Manifest], workers: int) -> None:
                 raise result
 
 
-def _all_told(failures: Sequence[UserError], sources: int) -> UserError:
+def _combined_error(failures: Sequence[UserError], sources: int) -> UserError:
     if sources == 1:
         return failures[0]
     told = [str(failure) for failure in failures[:FAILURES_TOLD]]
@@ -237,7 +238,7 @@ def _summary(recipe: Recipe, manifests: dict[Split, list[Manifest]], seconds: fl
     every = [manifest for split in SPLITS for manifest in manifests[split]]
     tokens = {split: sum(manifest.tokens for manifest in manifests[split]) for split in SPLITS}
     documents = sum(manifest.documents for manifest in every)
-    around = marks_around(recipe.begin_of_document)
+    around = boundary_tokens(recipe.begin_of_document)
     of_text = sum(tokens.values()) - around * documents
     left_out = {"bad": sum(len(manifest.bad) for manifest in every)}
     for manifest in every:
@@ -283,10 +284,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="I/N",
         help="make the shards of every N-th source only, from the I-th on (1/N to N/N), as a Slurm job array does",
     )
-    choose("--where", action="append", default=[], metavar="PART", help=WHERE_HELP)
+    choose("--path-filter", dest="where", action="append", default=[], metavar="PART", help=WHERE_HELP)
     choose("--text-key", default="text", metavar="KEY", help="key or column of the text (default: text)")
     choose("--id-key", metavar="KEY", help="key or column of the document's id (default: the text stands for it)")
-    choose("--marker", default=MARKER, help=f"what stands between the documents of a .txt (default: {MARKER})")
+    choose(
+        "--separator", dest="marker", default=MARKER, help=f"separator of the documents in a .txt (default: {MARKER})"
+    )
     choose("--documents", type=int, metavar="N", help=f"training stories of the corpus (default: {DEFAULT_STORIES:,})")
     choose("--subset-fraction", type=float, metavar="F", help="a random part of the documents, by seed and id")
     choose(
@@ -295,7 +298,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="a random part of about so many tokens (84e9, say), likewise",
     )
-    choose("--skip-bad", type=int, default=0, metavar="N", help=SKIP_HELP)
+    choose("--max-bad-documents", dest="skip_bad", type=int, default=0, metavar="N", help=SKIP_HELP)
     choose("--deduplicate", action="store_true", help="of documents with equal text keep the first")
     choose("--seed", type=int, default=0, help="of the subset, and of the corpus without one in its name (default: 0)")
     form("--bos", action="store_true", help="begin each document with the tokenizer's begin-of-sequence id")
@@ -306,9 +309,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help=f"of the documents of files, held out (default: {HELD_OUT}); of stories 5 %% as many are added",
     )
+    for old, new in OLD_NAMES.items():
+        accept_old_name(parser, old, new)
     parser.epilog = EPILOG
 
 
+OLD_NAMES = {"--where": "--path-filter", "--marker": "--separator", "--skip-bad": "--max-bad-documents"}
 WHERE_HELP = (
     "only files with this part in their path, as quality=high; given again with another name both must hold, with the "
     "same name either"
@@ -317,7 +323,7 @@ SKIP_HELP = (
     "leave out up to N broken documents of a source, listed in its manifest, instead of the whole source (default: 0)"
 )
 EPILOG = """examples:
-  python -m llm prepare 'nemotron/**/*.jsonl.zstd' --where quality=high --id-key warc_record_id \\
+  python -m llm prepare 'nemotron/**/*.jsonl.zstd' --path-filter quality=high --id-key warc_record_id \\
       --subset-tokens 84e9 --tokenizer meta-llama/Llama-3.1-8B --out stores/nemotron --task 3/100
   python -m llm prepare roneneldan/TinyStories --tokenizer gpt2 --out stores/tinystories"""
 

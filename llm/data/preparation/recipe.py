@@ -54,7 +54,7 @@ class Settings:
         if self.subset_fraction is not None and self.subset_tokens is not None:
             problems.append("give either --subset-fraction or --subset-tokens")
         if self.skip_bad < 0:
-            problems.append(f"--skip-bad {self.skip_bad} must be 0 or more")
+            problems.append(f"--max-bad-documents {self.skip_bad} must be 0 or more")
         return problems
 
     def open(self, patterns: Sequence[str]) -> list[Source]:

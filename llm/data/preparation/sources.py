@@ -83,7 +83,7 @@ def open_sources(
     Raises UserError for a pattern that matches nothing, a file of unknown form and a source that is named twice.
     """
     if not marker:
-        raise UserError("the marker between documents is empty; name one with --marker")
+        raise UserError("the marker between documents is empty; name one with --separator")
     corpora = [pattern for pattern in patterns if re.fullmatch(r"stories(:\d+)?", pattern)]
     if documents is not None and (not corpora or documents < 1):
         raise UserError("--documents is the number of stories (at least 1) and goes with the source `stories`")
@@ -120,10 +120,10 @@ def _chosen(paths: list[Path], where: Sequence[str]) -> list[Path]:
         wanted.setdefault(part.partition("=")[0], set()).add(part)
     chosen = [path for path in paths if all(not parts.isdisjoint(path.parts) for parts in wanted.values())]
     if where and not paths:
-        raise UserError("--where chooses among files, and no source is a file; leave it out")
+        raise UserError("--path-filter chooses among files, and no source is a file; leave it out")
     if paths and not chosen:
         raise UserError(
-            f"none of {len(paths)} files has {' and '.join(where)} in its path, as {paths[0]}; change --where"
+            f"none of {len(paths)} files has {' and '.join(where)} in its path, as {paths[0]}; change --path-filter"
         )
     return chosen
 

@@ -244,7 +244,7 @@ def test_what_is_broken_stops_its_file_or_is_counted(case, bpe, bpe_folder, tmp_
     assert [path.stem for path in (tmp_path / "strict" / "train").glob("*.json")] == ["00001-whole"]
     assert not list((tmp_path / "strict").rglob("*.partial"))
 
-    assert main([*words, "--out", str(tmp_path / "skipped"), "--skip-bad", "1"]) == 0
+    assert main([*words, "--out", str(tmp_path / "skipped"), "--max-bad-documents", "1"]) == 0
     assert "left out: 1 bad" in capsys.readouterr().out
     [manifest] = [
         manifest
@@ -284,7 +284,7 @@ def test_path_parts_choose_files(bpe, bpe_folder, tmp_path):
     assert taken("quality=high", "kind=actual") == Counter(["high actual"])
     assert taken("quality=high", "quality=low", "kind=actual") == Counter(["high actual", "low actual"])
     assert sum(taken().values()) == 6
-    with pytest.raises(UserError, match=r"none of 6 files has quality=best in its path, as .*; change --where"):
+    with pytest.raises(UserError, match=r"none of 6 files has quality=best in its path, as .*; change --path-filter"):
         taken("quality=best")
     with pytest.raises(UserError, match="none of 6 files"):
         taken("quality=hig")  # a whole part, not a piece of one

@@ -185,7 +185,7 @@ def large(tmp_path):
 
 def command(sources, out, bpe_folder):
     words = ["prepare", str(sources), "--validation-fraction", "0.2", "--tokenizer", str(bpe_folder), "--out", str(out)]
-    return [*words, "--deduplicate", "--skip-bad", "1", "--subset-tokens", "600000"]
+    return [*words, "--deduplicate", "--max-bad-documents", "1", "--subset-tokens", "600000"]
 
 
 def test_tasks_at_once_make_the_store_of_one(launcher, large, bpe_folder, tmp_path):

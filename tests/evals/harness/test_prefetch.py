@@ -170,7 +170,7 @@ def test_fetched_rows_give_the_numbers_of_the_hub(hub, make_export):
     assert main(["prefetch", "data", "--tasks", "piqa", "arc_challenge"]) == 0
     for name in ("baber", "allenai"):
         (hub / name).rename(hub / f"{name} is gone")
-    assert main([*words, "--data", "data", "--again"]) == 0
+    assert main([*words, "--data", "data", "--overwrite"]) == 0
     assert {name: results_of(folder, name) for name in found} == found
 
 

@@ -58,13 +58,13 @@ def test_what_is_kept_is_not_made_again(make_export, run, capsys, monkeypatch):
     assert run(folder) == []
     captured = capsys.readouterr()
     assert captured.out in table and len(captured.out.splitlines()) == 2 + len(ALL)  # the whole table again
-    assert "4 of 4 results are kept from before; --again makes them anew" in captured.err
+    assert "4 of 4 results are kept from before; --overwrite makes them anew" in captured.err
     assert (folder / "evals/lm_eval.json").read_bytes() == before
 
 
 def test_again_makes_all_of_it(make_export, run):
     folder = make_export()
-    assert run(folder, shots=(0,)) == run(folder, "--again", shots=(0,)) == [("piqa", 0), ("arc_easy", 0)]
+    assert run(folder, shots=(0,)) == run(folder, "--overwrite", shots=(0,)) == [("piqa", 0), ("arc_easy", 0)]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def reformat(folder: Path, data: Path) -> None:
         (tear_samples, [], [0]),
         (older_library, [], [0, 1]),
         (change_tokenizer, [], [0, 1]),
-        (None, ["--limit", "5", "--again"], [0, 1]),
+        (None, ["--limit", "5", "--overwrite"], [0, 1]),
         (None, ["--batch-size", "4"], [0, 1]),
         (None, ["--dtype", "bfloat16"], [0, 1]),
         (None, ["--dtype", "float32"], []),  # what `auto` was
@@ -153,8 +153,8 @@ def test_what_a_result_rests_on(evaluated, make_export, run, data, monkeypatch, 
 def test_a_trial_does_not_replace_a_larger_result(make_export, data, capsys):
     words = ["run", str(make_export()), "--tasks", "piqa", "--data", str(data), "--device", "cpu"]
     assert main(words) == 0 and main([*words, "--limit", "2"]) == 2
-    assert "keeps piqa, 0-shot, of 6 items, and --limit 2 would replace it; give --again" in capsys.readouterr().err
-    assert main([*words, "--limit", "2", "--again"]) == 0
+    assert "keeps piqa, 0-shot, of 6 items, and --limit 2 would replace it; give --overwrite" in capsys.readouterr().err
+    assert main([*words, "--limit", "2", "--overwrite"]) == 0
 
 
 def test_the_fingerprint_of_a_model(make_export, tmp_path, monkeypatch):

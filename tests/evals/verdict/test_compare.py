@@ -239,7 +239,7 @@ def refused(capsys: pytest.CaptureFixture[str], out: Path, *messages: str) -> No
 def test_runs_that_are_no_pair(tmp_path, capsys):
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", ["values"], config={"model.optimizer.lr": 0.5})]
     assert compare([str(run) for run in runs], tmp_path / "out") == 2
-    refused(capsys, tmp_path / "out", "model.optimizer.lr (0.001 and 0.5)", "--declare")
+    refused(capsys, tmp_path / "out", "model.optimizer.lr (0.001 and 0.5)", "--allow-difference")
 
 
 @pytest.mark.parametrize("changes", [{"dtype": "bfloat16"}, {"batch_size": 4}, {"device": "cuda:0"}, {"limit": 7}])
@@ -261,7 +261,7 @@ def test_results_of_other_items(tmp_path, capsys):
     refused(capsys, tmp_path / "out", "piqa, 1-shot was measured on different items (prompt_hash)")
     samples.write_text("{}\n")
     assert compare(runs, tmp_path / "out") == 2
-    refused(capsys, tmp_path / "out", "piqa-1shot.jsonl cannot be read", "--again")
+    refused(capsys, tmp_path / "out", "piqa-1shot.jsonl cannot be read", "--overwrite")
 
 
 def test_losses_of_other_documents(tmp_path, capsys):
@@ -287,7 +287,17 @@ def test_the_command_is_told_whole(tmp_path, capsys):
     """As it was typed, every option of it, in the file and on the page."""
     runs = make_pairs(tmp_path, gain=0.1)
     out = tmp_path / "the <page>"  # to be quoted for a shell, and for HTML
-    options = ["--declare", "model.optimizer.lr", "--target-loss", "2.5", "3", "--level", "0.9", "--metric", "acc"]
+    options = [
+        "--allow-difference",
+        "model.optimizer.lr",
+        "--target-loss",
+        "2.5",
+        "3",
+        "--level",
+        "0.9",
+        "--metric",
+        "acc",
+    ]
     options += ["--batch-size", "4", "--device", "cpu", "--dtype", "float32"]
     assert compare(runs, out, *options) == 0
     made_by = results(out)["made_by"]

@@ -60,7 +60,7 @@ def test_where_and_how_a_run_is_kept_does_not_matter(tmp_path):
         ({"steps": 30}, ["step (40 and 30)", "tokens_seen (40000 and 30000)", "trainer.max_steps (40 and 30)"]),
         ({"seed": 2, "store": "f2"}, ["store_fingerprint (f1 and f2)", "seed (1 and 2)"]),
         ({"digest": "e"}, ["not seen the same batches: their data digests differ from step 1 on"]),
-        ({"config": {"model.optimizer.lr": 0.002}}, ["model.optimizer.lr (0.001 and 0.002)", "--declare"]),
+        ({"config": {"model.optimizer.lr": 0.002}}, ["model.optimizer.lr (0.001 and 0.002)", "--allow-difference"]),
         (
             {"config": {"decoder.intermediate_size": 96, "data.batch_size": 4}},
             ["intermediate_size (64 and 96)", "(8 and 4)"],

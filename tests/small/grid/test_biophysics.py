@@ -8,7 +8,7 @@ import torch
 
 from llm.common.errors import UserError
 from llm.model.activations import nmda
-from small.grid.biophysics import Receptor
+from small.grid.biophysics import K_MG, Receptor
 
 VOLTAGES = np.linspace(-100, 60, 81)
 
@@ -23,7 +23,7 @@ def test_open_probability_is_that_of_jahr_and_stevens(magnesium: float) -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.05, 1.0, 10.0])
 def test_the_activation_is_the_current_in_units_of_one_over_beta(alpha: float) -> None:
-    receptor = Receptor.of_alpha(alpha)
+    receptor = Receptor(alpha * K_MG)
     assert receptor.alpha == pytest.approx(alpha)
     activation = nmda(torch.from_numpy(VOLTAGES * receptor.beta), alpha=alpha).numpy()
     np.testing.assert_allclose(activation / receptor.beta, receptor.current(VOLTAGES), rtol=1e-9, atol=1e-9)

@@ -79,7 +79,7 @@ def test_every_option_reaches_the_run(tmp_path: Path) -> None:
     words = [
         "train", *TINY, "--act", "leaky_relu:0.2", "--seeds", "1", "--first-seed", "3", "--position", "residual",
         "--transition", "identity", "--streams", "values", "keys", "--source", "first", "--objective", "steps",
-        "--segment", "4", "--lr", "0.01", "--products", "bfloat16",
+        "--segment", "4", "--lr", "0.01", "--dtype", "bfloat16",
     ]  # fmt: skip
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
     (run,) = read_runs(tmp_path / "out")

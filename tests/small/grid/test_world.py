@@ -40,7 +40,7 @@ def test_transitions_and_stationary_distribution_are_within_one_percent(text, re
     graph = space(text)
     faces = math.lcm(*(graph.targets != NOWHERE).sum(1).tolist())
     monkeypatch.setattr(small_walks, "FACES_AT_MOST", len(graph.cells) * faces**reach if reach else 1)
-    assert small_walks.Dice(graph).reach == reach
+    assert small_walks.ActionSampler(graph).reach == reach
     walks = World(graph, 1, 0).trial("train", 0, 4000, 1000)
     pairs = walks.cells[:, :-1] * len(graph.cells) + walks.cells[:, 1:]
     counts = torch.bincount(pairs.flatten(), minlength=len(graph.cells) ** 2).view(len(graph.cells), -1).numpy()
@@ -59,7 +59,7 @@ def test_every_roll_of_two_dice_counts_the_walks_of_two_steps(text: str, monkeyp
     """Exactly: all rolls from a cell together hold every walk as often as its probability says."""
     graph = space(text)
     monkeypatch.setattr(small_walks, "BLOCK", 2**30)
-    dice = small_walks.Dice(graph)
+    dice = small_walks.ActionSampler(graph)
     assert dice.reach == 2
 
     class EveryRoll:
@@ -83,7 +83,7 @@ def test_every_roll_of_two_dice_counts_the_walks_of_two_steps(text: str, monkeyp
 def test_walks_on_rings_of_any_size(cells: int, reach: int) -> None:
     """Cells of one, two and four bytes; everyone goes on by one or stays."""
     cells_of = np.arange(cells)
-    dice = small_walks.Dice(Ring(np.stack([cells_of, (cells_of + 1) % cells], axis=1)))  # type: ignore[arg-type]
+    dice = small_walks.ActionSampler(Ring(np.stack([cells_of, (cells_of + 1) % cells], axis=1)))  # type: ignore[arg-type]
     assert dice.reach == reach
     start = np.arange(cells - 50, cells)
     walked, actions = dice.walks(start, 21, np.random.default_rng(0))
@@ -103,7 +103,9 @@ def test_actions_may_outnumber_cells_of_a_byte() -> None:
     targets[:, 0] = np.arange(301)
     targets[0, 1:301] = np.arange(1, 301)
     targets[1:, 301] = 0
-    walked, actions = small_walks.Dice(Ring(targets)).walks(np.zeros(400, np.int64), 9, np.random.default_rng(0))  # type: ignore[arg-type]
+    walked, actions = small_walks.ActionSampler(Ring(targets)).walks(
+        np.zeros(400, np.int64), 9, np.random.default_rng(0)
+    )  # type: ignore[arg-type]
     assert (targets[walked[:, :-1], actions[:, 1:]] == walked[:, 1:]).all() and actions.max() == 301
 
 

@@ -26,7 +26,7 @@ from small.icl.train import Machine
 
 from ..pictures import is_a_picture
 
-TINY = ["--batch", "8", "--snapshot-every", "10", "--evaluation", "20", "--no-compile", "--device", "cpu"]
+TINY = ["--batch", "8", "--evaluate-every", "10", "--evaluation", "20", "--no-compile", "--device", "cpu"]
 
 
 def test_amicl_writes_its_figures_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,7 +61,19 @@ def test_train_prints_tables_and_draws_figure_3(tmp_path: Path, capsys: pytest.C
 
 def test_a_training_killed_from_outside_goes_on(tmp_path: Path) -> None:
     through, killed = tmp_path / "through", tmp_path / "killed"
-    words = ["train", "--variants", "classic", "values", "--seeds", "1", "--steps", "400", *TINY, "--until", "0"]
+    words = [
+        "train",
+        "--variants",
+        "classic",
+        "values",
+        "--seeds",
+        "1",
+        "--steps",
+        "400",
+        *TINY,
+        "--stop-accuracy",
+        "0",
+    ]
     assert main([*words, "--out", str(through)]) == 0
     process = subprocess.Popen(
         [sys.executable, "-m", "small.icl", *words, "--out", str(killed)], stderr=subprocess.DEVNULL
@@ -88,7 +100,7 @@ def test_ctrl_c_ends_with_130_and_the_last_snapshot(tmp_path: Path) -> None:
         "--steps",
         "100000",
         *TINY,
-        "--until",
+        "--stop-accuracy",
         "0",
         "--out",
         str(out),

@@ -20,7 +20,7 @@ from ..pictures import is_a_picture
 
 WORDS = [
     "--spaces", "3x3", "3x4", "--symbols", "6", "--steps", "6", "--batch", "4", "--walk-from", "8", "--walk-to", "12",
-    "--test-every", "2", "--tested", "4", "--tested-steps", "20", "--device", "cpu",
+    "--evaluate-every", "2", "--tested", "4", "--tested-steps", "20", "--device", "cpu",
 ]  # fmt: skip
 
 

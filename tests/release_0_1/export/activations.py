@@ -1,0 +1,152 @@
+"""Activations by name. Adding one is one entry in `ACTIVATIONS`.
+
+NMDA_alpha is the current-voltage curve of the NMDA receptor read as an activation: the input is the voltage, the
+open probability a sigmoid of it, and alpha = [Mg2+] / K_Mg2+ shifts the block (nmda-transformer.txt, Eq. 5 to 7):
+
+    NMDA_{alpha,beta}(x) = x / (1 + alpha exp(-beta x)) = x sigmoid(beta x - ln alpha)
+
+The second form is the one computed: the first overflows, and its autograd gradient is NaN for x <= -100.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+class _NMDAFunction(torch.autograd.Function):
+    """y = x p with p = sigmoid(beta x - ln alpha); keeps x alone for the backward pass, as SiLU does.
+
+    Half-precision inputs are computed in float32: near p = 0 an error in beta x - ln alpha is a relative error in y.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, log_alpha: Tensor | float, beta: Tensor | float) -> Tensor:
+        wide = x.float() if x.dtype in HALF else x
+        return (torch.sigmoid(wide * beta - log_alpha) * wide).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, log_alpha, beta = inputs
+        learned = [v for v in (log_alpha, beta) if isinstance(v, Tensor)]
+        ctx.save_for_backward(x, *learned)
+        ctx.constants = None if learned else (log_alpha, beta)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        x, *learned = ctx.saved_tensors
+        log_alpha, beta = learned or ctx.constants
+        wide, wide_grad = (x.float(), grad.float()) if x.dtype in HALF else (x, grad)
+        p = torch.sigmoid(wide * beta - log_alpha)
+        bend = wide * (1 - p)  # x (1 - p), the part of dy/dx that comes from the gate
+        grad_x = (wide_grad * p * (1 + beta * bend)).to(x.dtype)
+        if not learned:
+            return grad_x, None, None
+        slope = wide_grad * p * bend  # dy/d(ln alpha) = -x p (1 - p), dy/d(beta) = x^2 p (1 - p)
+        return grad_x, -slope.sum().reshape(log_alpha.shape), (slope * wide).sum().reshape(beta.shape)
+
+
+def nmda(x: Tensor, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
+    """NMDA_{alpha,beta}(x), elementwise, any shape and floating dtype; the identity for alpha = 0.
+
+    Raises:
+        ValueError: alpha is negative or not finite.
+    """
+    return _NMDAFunction.apply(x, log_of_alpha(alpha), float(beta))
+
+
+def log_of_alpha(alpha: float) -> float:
+    """ln alpha, with ln 0 = -inf (then the gate is open everywhere). ValueError if alpha is negative or not finite."""
+    if not (alpha >= 0 and math.isfinite(alpha)):
+        raise ValueError(f"nmda_alpha must be a finite number >= 0, got {alpha}")
+    return math.log(alpha) if alpha > 0 else -math.inf
+
+
+class NMDA(nn.Module):
+    """NMDA_{alpha,beta} as a module.
+
+    Args:
+        alpha: [Mg2+] / K_Mg2+, dimensionless, >= 0; the papers use 0, 0.01, 0.05, 0.1, 0.5, 1, 5, 10.
+        beta: inverse width of the voltage dependence, dimensionless.
+        learnable: train ln alpha (so that alpha stays positive) and beta, one number each, of shape (1,): DeepSpeed
+            cannot broadcast parameters without a dimension.
+
+    Raises:
+        ValueError: alpha is negative or not finite, or zero and learnable (ln 0 has no gradient).
+    """
+
+    def __init__(self, alpha: float = 1.0, beta: float = 1.0, learnable: bool = False) -> None:
+        super().__init__()
+        self.initial = {"log_alpha": log_of_alpha(alpha), "beta": float(beta)}
+        self.learnable = learnable
+        if not learnable:
+            return
+        if alpha == 0:
+            raise ValueError("a learnable nmda_alpha must start above 0: give nmda_alpha > 0 or nmda_learnable false")
+        self.log_alpha = nn.Parameter(torch.tensor([self.initial["log_alpha"]]))
+        self.beta = nn.Parameter(torch.tensor([self.initial["beta"]]))
+
+    @property
+    def alpha(self) -> float:
+        """alpha now: exp of the learned logarithm, or the fixed value."""
+        return self.log_alpha.exp().item() if self.learnable else math.exp(self.initial["log_alpha"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.learnable:
+            return _NMDAFunction.apply(x, self.log_alpha, self.beta)
+        return _NMDAFunction.apply(x, self.initial["log_alpha"], self.initial["beta"])
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v:.4g}" for k, v in self.initial.items()) + f", learnable={self.learnable}"
+
+
+class _Elementwise(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def _gelu_sigmoid(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x), the form of GELU that nmda-transformer.txt compares with."""
+    return nmda(x, alpha=1.0, beta=1.702)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_sigmoid": _gelu_sigmoid,
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,  # slope 0.01, as in nmda-transformer.txt
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "identity": lambda x: x,
+}
+NAMES = (*ACTIVATIONS, "nmda")
+
+
+def activation(name: str, *, alpha: float = 1.0, beta: float = 1.0, learnable: bool = False) -> nn.Module:
+    """The activation called `name`; alpha, beta and learnable are read by "nmda" alone.
+
+    Raises:
+        ValueError: no activation has this name.
+    """
+    if name == "nmda":
+        return NMDA(alpha, beta, learnable)
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}: give one of {', '.join(NAMES)}")
+    return _Elementwise(ACTIVATIONS[name])

@@ -1,0 +1,44 @@
+"""The pre-norm block.
+
+Dimension letters: B batch, T time, D width.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .attention import Attention
+from .dropout import dropout
+from .feedforward import FeedForward
+from .streams import Carry
+
+
+class Block(GradientCheckpointingLayer):
+    """x + attention(norm(x)), then x + feedforward(norm(x)); composed from ready parts.
+
+    The base class recomputes the block in the backward pass when activation checkpointing is on.
+    """
+
+    def __init__(
+        self,
+        attention_norm: nn.Module,
+        attention: Attention,
+        feedforward_norm: nn.Module,
+        feedforward: FeedForward,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = attention_norm, attention
+        self.feedforward_norm, self.feedforward = feedforward_norm, feedforward
+        self.dropout = dropout
+
+    def forward(self, hidden: Tensor, carry: Carry, **attention_inputs: Any) -> tuple[Tensor, Carry, Tensor | None]:
+        """hidden (B, T, D) and the stream's carry -> both for the next block, and attention weights where shown.
+
+        Both are positional: a recomputed block passes gradients to positional tensors, in tuples too.
+        """
+        attended, weights, carry = self.attention(self.attention_norm(hidden), carry, **attention_inputs)
+        hidden = hidden + dropout(attended, self.dropout, self.training)
+        changed = self.feedforward(self.feedforward_norm(hidden))
+        return hidden + dropout(changed, self.dropout, self.training), carry, weights

@@ -1,0 +1,195 @@
+"""DecoderConfig: the sizes and switches of a decoder.
+
+Field names are those of the transformers library. The defaults are Llama-style parts; GPT-2-style parts are a choice
+of `norm`, `position`, `feedforward` and biases in the same decoder (`DecoderConfig.gpt2`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.configuration_utils import PretrainedConfig
+
+from .activations import NAMES as ACTIVATION_NAMES
+from .feedforward import FEEDFORWARDS
+from .norms import NORMS
+from .streams import SOURCES, STREAMS, WEIGHTS
+
+POSITIONS = ("rope", "learned")
+ROPE_TYPES = ("default", "linear", "llama3")  # those whose frequencies do not depend on the sequence at hand
+
+
+class DecoderConfig(PretrainedConfig):
+    """Sizes and switches of `DecoderForCausalLM`.
+
+    Sizes:
+        vocab_size: rows of the embedding. `unpadded_vocab_size`: ids the tokenizer has, where the rows were padded
+            beyond them for speed; the logits of the padding can never win. None: no padding.
+        hidden_size, intermediate_size: width of the model and inside the FFN; None is 4 D for a plain FFN and 8/3 D
+            for a gated one (as many parameters), rounded up to a multiple of 64.
+        num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim: None is as many key-value heads as
+            query heads, and hidden_size / num_attention_heads.
+        max_position_embeddings: longest context; a hard limit for learned positions.
+    Parts:
+        norm ("rmsnorm", "layernorm"), norm_eps; position ("rope" with `rope_parameters`, "learned");
+        feedforward ("gated", "plain"); attention_bias, mlp_bias; tie_word_embeddings.
+    Switches:
+        hidden_act: see `activations.py`; with "nmda": nmda_alpha, nmda_beta, nmda_learnable.
+        stream, stream_source, stream_weight: residual attention streams, see `streams.py`. Empty: none.
+        softmax_scale: factor of the attention scores; None is head_dim^-0.5.
+        attention_dropout, residual_dropout, embedding_dropout: probabilities.
+    Initial weights:
+        initializer_range: standard deviation of every matrix. initializer_seed: each tensor is drawn from a
+            generator named by (seed, parameter name). scale_residual_init: divide the deviation of the projections
+            that write to the residual stream by sqrt(2 layers), as GPT-2 does.
+
+    Raises:
+        ValueError: the settings contradict each other; one message names every problem and its fix.
+    """
+
+    model_type = "hippoformer"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (transformers declares it so)
+
+    vocab_size: int = 50_257
+    unpadded_vocab_size: int | None = None
+    hidden_size: int = 512
+    intermediate_size: int | None = None
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int = 2048
+
+    norm: str = "rmsnorm"
+    norm_eps: float = 1e-5
+    position: str = "rope"
+    rope_parameters: dict[str, Any] | None = None
+    feedforward: str = "gated"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+
+    hidden_act: str = "silu"
+    nmda_alpha: float = 1.0
+    nmda_beta: float = 1.0
+    nmda_learnable: bool = False
+    stream: list[str] | None = None
+    stream_source: str = "previous"
+    stream_weight: str = "fixed"
+    softmax_scale: float | None = None
+    attention_dropout: float = 0.0
+    residual_dropout: float = 0.0
+    embedding_dropout: float = 0.0
+
+    initializer_range: float = 0.02
+    initializer_seed: int = 0
+    scale_residual_init: bool = False
+    use_cache: bool = True
+
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.stream = list(self.stream or [])
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None and self.num_attention_heads > 0:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.intermediate_size is None:
+            wanted = 4 * self.hidden_size if self.feedforward == "plain" else 8 * self.hidden_size // 3
+            self.intermediate_size = -(-wanted // 64) * 64
+        if self.unpadded_vocab_size is None:
+            self.unpadded_vocab_size = self.vocab_size
+        if self.position == "rope":
+            self.rope_parameters = {"rope_type": "default", "rope_theta": 10_000.0} | (self.rope_parameters or {})
+        super().__post_init__(**kwargs)
+        problems = [*self._size_problems(), *self._name_problems(), *self._number_problems()]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @classmethod
+    def llama(cls, **settings: Any) -> DecoderConfig:
+        """Llama-style parts: RMSNorm, RoPE, SwiGLU, no biases. `settings` overrides any field."""
+        return cls(**settings)
+
+    @classmethod
+    def gpt2(cls, **settings: Any) -> DecoderConfig:
+        """GPT-2-style parts: LayerNorm, learned positions, GELU (tanh form) MLP, biases, tied embeddings."""
+        parts: dict[str, Any] = {
+            "norm": "layernorm",
+            "position": "learned",
+            "feedforward": "plain",
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+            "hidden_act": "gelu_new",
+            "max_position_embeddings": 1024,
+            "scale_residual_init": True,
+        }
+        return cls(**(parts | settings))
+
+    def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Transformers fills `rope_parameters` in here; learned positions have none to fill."""
+        return super().convert_rope_params_to_dict(**kwargs) if self.position == "rope" else kwargs
+
+    def _size_problems(self) -> list[str]:
+        names = (
+            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+            "head_dim max_position_embeddings unpadded_vocab_size"
+        )
+        bad = [name for name in names.split() if not getattr(self, name) or getattr(self, name) < 1]
+        if bad:
+            return [f"{', '.join(bad)} must be at least 1"]
+        problems = []
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        if self.hidden_size % heads and self.head_dim * heads == self.hidden_size // heads * heads:
+            problems.append(
+                f"num_attention_heads {heads} does not divide hidden_size {self.hidden_size}: change one of them or "
+                "give head_dim"
+            )
+        if heads % groups:
+            problems.append(f"num_key_value_heads {groups} does not divide num_attention_heads {heads}")
+        if self.position == "rope" and self.head_dim % 2:
+            problems.append(f"head_dim {self.head_dim} is odd: rope turns pairs, give an even head_dim")
+        if self.unpadded_vocab_size > self.vocab_size:
+            problems.append(
+                f"unpadded_vocab_size {self.unpadded_vocab_size} is larger than vocab_size {self.vocab_size}: "
+                "vocab_size counts the padding too"
+            )
+        return problems
+
+    def _name_problems(self) -> list[str]:
+        choices: dict[str, Any] = {
+            "norm": NORMS,
+            "position": POSITIONS,
+            "feedforward": FEEDFORWARDS,
+            "hidden_act": ACTIVATION_NAMES,
+            "stream_source": SOURCES,
+            "stream_weight": WEIGHTS,
+        }
+        problems = [
+            f"{name} {getattr(self, name)!r} is unknown: give one of {', '.join(known)}"
+            for name, known in choices.items()
+            if getattr(self, name) not in known
+        ]
+        if unknown := [name for name in self.stream if name not in STREAMS]:
+            problems.append(f"stream {unknown} is unknown: give any of {', '.join(STREAMS)}")
+        if len(set(self.stream)) < len(self.stream):
+            problems.append(f"stream {self.stream} names one twice")
+        if self.position == "rope" and self.rope_parameters["rope_type"] not in ROPE_TYPES:
+            problems.append(
+                f"rope_type {self.rope_parameters['rope_type']!r} is unknown: give one of {', '.join(ROPE_TYPES)}"
+            )
+        return problems
+
+    def _number_problems(self) -> list[str]:
+        problems = []
+        for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                problems.append(f"{name} {getattr(self, name)} is not a probability below 1")
+        if not 0 <= self.nmda_alpha < float("inf"):
+            problems.append(f"nmda_alpha {self.nmda_alpha} must be a finite number >= 0")
+        elif self.nmda_learnable and self.nmda_alpha == 0:
+            problems.append("a learnable nmda_alpha must start above 0")
+        return problems

@@ -1,0 +1,331 @@
+"""The decoder: embedding, layer loop, logits and loss.
+
+Dimension letters: B batch, T time, D width, V vocabulary, H query heads, G key-value heads, K width of a head.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation.utils import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.modeling_utils import PreTrainedModel
+
+from .activations import NMDA, activation
+from .attention import Attention
+from .block import Block
+from .config import DecoderConfig
+from .convert import config_from_hf, model_to_hf, weights_from_hf, weights_to_hf
+from .dropout import dropout
+from .feedforward import FEEDFORWARDS
+from .linear import linear
+from .loss import IGNORED, linear_next_token_loss, next_token_loss
+from .norms import norm
+from .positions import inverse_frequencies, rotary_angles
+from .streams import ResidualStream
+
+
+def build_block(config: DecoderConfig, index: int) -> Block:
+    """Layer `index` from the config's parts; the one place that turns switches into modules."""
+    c = config
+    heads = {"queries": c.num_attention_heads, "keys": c.num_key_value_heads, "values": c.num_key_value_heads}
+    stream = ResidualStream(tuple(c.stream), c.stream_source, c.stream_weight, heads, index == 0) if c.stream else None
+    attention = Attention(
+        c.hidden_size,
+        c.num_attention_heads,
+        c.num_key_value_heads,
+        c.head_dim,
+        index,
+        bias=c.attention_bias,
+        softmax_scale=c.softmax_scale,
+        dropout=c.attention_dropout,
+        stream=stream,
+    )
+    act = activation(c.hidden_act, alpha=c.nmda_alpha, beta=c.nmda_beta, learnable=c.nmda_learnable)
+    return Block(
+        norm(c.norm, c.hidden_size, c.norm_eps),
+        attention,
+        norm(c.norm, c.hidden_size, c.norm_eps),
+        FEEDFORWARDS[c.feedforward](c.hidden_size, c.intermediate_size, act, bias=c.mlp_bias),
+        c.residual_dropout,
+    )
+
+
+class Decoder(nn.Module):
+    """Token ids (B, T) -> hidden states (B, T, D)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_positions = (
+            nn.Embedding(config.max_position_embeddings, config.hidden_size) if config.position == "learned" else None
+        )
+        self.layers = nn.ModuleList(build_block(config, index) for index in range(config.num_hidden_layers))
+        self.norm = norm(config.norm, config.hidden_size, config.norm_eps)
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool = False,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """See `DecoderForCausalLM.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        self._check_positions(hidden.shape[1] + seen, attention_mask, position_ids, seen)
+        mask = create_causal_mask(  # before an empty cache is made: with one, packed documents would not be seen
+            self.config, hidden, attention_mask, past_key_values, position_ids=position_ids
+        )
+        if position_ids is None:
+            position_ids = self._positions(hidden.shape[1], seen, attention_mask, hidden.device)  # (B or 1, T)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        if self.embed_positions is not None:
+            hidden = hidden + self.embed_positions(position_ids)
+        hidden = dropout(hidden, self.config.embedding_dropout, self.training)
+        angles = None if self.embed_positions is not None else self._angles(position_ids, hidden.dtype)
+
+        carry, every_hidden, every_attention = None, [], []
+        for layer in self.layers:
+            if output_hidden_states:
+                every_hidden.append(hidden)
+            hidden, carry, weights = layer(
+                hidden,
+                carry,
+                angles=angles,
+                attention_mask=mask,
+                past_key_values=past_key_values,
+                implementation=self.config._attn_implementation,
+                **kwargs,
+            )
+            if output_attentions:
+                every_attention.append(weights)
+        hidden = self.norm(hidden)
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden,
+            past_key_values=past_key_values,
+            hidden_states=(*every_hidden, hidden) if output_hidden_states else None,
+            attentions=tuple(every_attention) if output_attentions else None,
+        )
+
+    def _check_positions(
+        self, length: int, attention_mask: Tensor | None, position_ids: Tensor | None, seen: int
+    ) -> None:
+        if self.embed_positions is not None and length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"{length} tokens are more than the {self.config.max_position_embeddings} learned positions: "
+                "cut the input or train with a larger max_position_embeddings"
+            )
+        if position_ids is None or seen:
+            return
+        restarts = position_ids.diff(dim=-1) != 1
+        if attention_mask is not None and attention_mask.ndim == 2:
+            both = attention_mask[:, 1:].bool() & attention_mask[:, :-1].bool()
+            if (both & restarts).any():  # documents would leak into each other silently
+                raise ValueError("position_ids restart inside a row: packed documents need attention_mask=None")
+        elif "flash" in str(self.config._attn_implementation) and restarts.any():
+            raise ValueError("flash attention lets packed documents see each other: use sdpa or flex_attention")
+
+    @staticmethod
+    def _positions(length: int, seen: int, attention_mask: Tensor | None, device: torch.device) -> Tensor:
+        """0, 1, 2 ... after `seen` cached tokens; with left padding the first real token has position 0."""
+        if attention_mask is not None and attention_mask.ndim == 2:
+            return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        return torch.arange(seen, seen + length, device=device)[None]
+
+    def _angles(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of the rotary positions, each (B or 1, 1, T, K)."""
+        rope = self.config.rope_parameters
+        if rope["rope_type"] == "default":
+            frequencies = inverse_frequencies(self.config.head_dim, rope["rope_theta"], position_ids.device)
+            return rotary_angles(position_ids, frequencies, 1.0, dtype)
+        frequencies, scaling = ROPE_INIT_FUNCTIONS[rope["rope_type"]](self.config, position_ids.device)
+        return rotary_angles(position_ids, frequencies, scaling, dtype)
+
+
+class OutputHead(nn.Linear):
+    """Hidden states (B, T, D) -> logits (B, T, unpadded V), or the loss of given targets (B, T).
+
+    The rows that only pad the vocabulary are not computed.
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int, unpadded_vocab_size: int) -> None:
+        super().__init__(hidden_size, vocab_size, bias=False)
+        self.unpadded_vocab_size = unpadded_vocab_size
+        self.compiled_loss = False
+
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, num_items: Tensor | int | None = None) -> Tensor:
+        if targets is None:
+            return linear(hidden, self.weight[: self.unpadded_vocab_size])
+        return linear_next_token_loss(
+            hidden, self.weight, targets, num_items, self.compiled_loss, self.unpadded_vocab_size
+        )
+
+
+class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
+    """The decoder with its output head; a transformers model, so `generate`, lm-eval and any HF tool work.
+
+    Initial weights depend on `config.initializer_seed` and each parameter's name alone: the two models of a pair
+    start equal in every parameter that both have.
+    """
+
+    config_class = DecoderConfig
+    config: DecoderConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012 (transformers declares it so)
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
+        self.model = Decoder(config)
+        self.lm_head = OutputHead(config.hidden_size, config.vocab_size, config.unpadded_vocab_size)
+        self.post_init()
+
+    @classmethod
+    def from_hf(cls, hf_model: PreTrainedModel) -> DecoderForCausalLM:
+        """The same model as a `LlamaForCausalLM` or `GPT2LMHeadModel`; its weights are copied.
+
+        Raises:
+            ValueError: another class, or a setting that this decoder does not have.
+        """
+        if not isinstance(hf_model, PreTrainedModel):
+            raise ValueError(f"from_hf takes a model, not {hf_model!r}: load it with AutoModelForCausalLM first")
+        model = cls(config_from_hf(hf_model.config))
+        model.load_state_dict(weights_from_hf(hf_model), strict=True)
+        return model.to(hf_model.dtype).train(hf_model.training)  # type: ignore[arg-type]  # transformers hides overloads
+
+    def to_hf(self) -> PreTrainedModel:
+        """The same model as a `LlamaForCausalLM` or `GPT2LMHeadModel`; its weights are copied.
+
+        Raises:
+            ValueError: a switch is on that those models do not have; the message names it.
+        """
+        hf_model = model_to_hf(self.config)
+        hf_model.load_state_dict(weights_to_hf(self, hf_model), strict=True)
+        return hf_model.to(self.dtype).train(self.training)  # type: ignore[arg-type]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        shift_labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple:
+        """Logits (B, T, V) and, with labels, the next-token loss.
+
+        Args:
+            input_ids: (B, T), or `inputs_embeds` (B, T, D).
+            attention_mask: (B, S), 1 for tokens and 0 for padding, on either side.
+            position_ids: (B, T); restarting at 0 inside a row packs several documents into it, and then none sees
+                another (needs attention_mask None).
+            past_key_values: key-value cache; made where `use_cache` asks for one.
+            labels: (B, T), shifted inside: token t is predicted from the tokens before it. -100 is left out.
+            logits_to_keep: compute the logits of the last n positions only (0: all).
+            shift_labels: (B, T), already shifted: entry t is predicted at position t. For training: only the loss is
+                returned, so that no logits need be kept.
+            num_items_in_batch: divide the summed loss by this, the number of predicted tokens of the whole global
+                batch, instead of by this micro-batch's own.
+            output_attentions: attention weights of each layer, (B, H, T, S); needs `attn_implementation="eager"`.
+        """
+        training = labels is not None or shift_labels is not None
+        out = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache=(self.config.use_cache and not training) if use_cache is None else use_cache,
+            output_hidden_states=bool(output_hidden_states or self.config.output_hidden_states),
+            output_attentions=bool(output_attentions or self.config.output_attentions),
+            **kwargs,
+        )
+        if shift_labels is not None:
+            return CausalLMOutputWithPast(loss=self.lm_head(out.last_hidden_state, shift_labels, num_items_in_batch))
+        kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(out.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+            loss = next_token_loss(logits, shifted, num_items_in_batch)
+        padding = self.config.vocab_size - logits.shape[-1]
+        if padding:
+            logits = F.pad(logits, (0, padding), value=torch.finfo(logits.dtype).min)
+        result = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=out.past_key_values,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )
+        return result if return_dict is not False else result.to_tuple()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fill the module's own parameters; transformers calls this for each module, also for weights that a
+        checkpoint lacks."""
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        for own_name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta or getattr(parameter, "_is_hf_initialized", False):
+                continue
+            if isinstance(module, nn.Linear | nn.Embedding) and own_name == "weight":
+                name = names.get(id(parameter), own_name)
+                parameter.copy_(seeded_normal(self.config.initializer_seed, name, parameter.shape) * self._std(name))
+            elif isinstance(module, NMDA):
+                parameter.fill_(module.initial[own_name])
+            else:
+                parameter.fill_(0.0 if own_name == "bias" else 1.0)  # norms and stream weights start at 1
+
+    def _std(self, name: str) -> float:
+        writes_to_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+        if self.config.scale_residual_init and writes_to_residual:
+            return self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
+        return self.config.initializer_range
+
+
+def seeded_normal(seed: int, name: str, shape: torch.Size) -> Tensor:
+    """Standard normal numbers, float32, that depend on (seed, name, shape) alone: not on the order in which tensors
+    are made, nor on the device."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator("cpu").manual_seed(
+        int.from_bytes(digest[:8], "little") >> 1
+    )  # 63 bits: seeds are signed
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
+# An exported folder names these classes and carries the files of this package.
+DecoderConfig.register_for_auto_class()
+DecoderForCausalLM.register_for_auto_class("AutoModelForCausalLM")

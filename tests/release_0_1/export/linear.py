@@ -1,0 +1,135 @@
+"""Linear layers, whose float32 products on x86 CPUs are oneDNN's.
+
+torch gives float32 products to MKL, which on AMD's CPUs leaves half of AVX-512 unused; bfloat16 goes to oneDNN already.
+Both round as float32 does. The product is the one that torch.compile calls on CPUs for weights that stay; for trained
+ones it has no such call, so that in compiled code it is an operator of our own.
+
+Dimension letters: N positions, I width in, O width out.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .autocast import product_dtype
+from .fast_paths import fast
+
+PART = 4096  # rows or columns of a large matrix at once
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`: x (..., I), weight (O, I), bias (O,) -> (..., O)."""
+    if by_onednn(x) and product_dtype(x) == weight.dtype == torch.float32 and x.numel():
+        return _Linear.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def by_onednn(x: Tensor) -> bool:
+    """Whether float32 products of x are oneDNN's."""
+    on_cpu = HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
+    return on_cpu and fast("matmul")
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of two matrices, not to be differentiated."""
+    return _product(a, b.t()) if by_onednn(a) else a @ b
+
+
+def outer_sum(a: Tensor, b: Tensor) -> Tensor:
+    """a.t() @ b, the sum of N outer products: (N, O), (N, I) -> (O, I), not to be differentiated."""
+    if not by_onednn(a):
+        return a.t() @ b
+    if a.shape[1] > b.shape[1]:  # oneDNN is faster where a row of the result is long
+        return _product(b.t(), a.t()).t()
+    return _product(a.t(), b.t())
+
+
+def matmul_into(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """out = a @ b of matrices, not to be differentiated.
+
+    For a product that is made again and again: to get 64 MB from the system takes a CPU as long as to fill them.
+    """
+    if not by_onednn(a):
+        torch.mm(a, b, out=out)
+        return
+    for columns in _parts(b.shape[1]):
+        for rows in _parts(len(a)):
+            out[rows, columns] = _product(a[rows], b[:, columns].t())
+
+
+def empty_sum(b: Tensor, rows: int) -> Tensor:
+    """Memory for `add_outer_sum` with b (N, I): (rows, I) float32, in the order that suits the product."""
+    if by_onednn(b):
+        return b.new_empty(b.shape[1], rows).t()
+    return b.new_empty(rows, b.shape[1], dtype=torch.float32)
+
+
+def add_outer_sum(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """total += a.t() @ b in float32, or total = a.t() @ b at first: (N, O), (N, I) -> (O, I), not to be differentiated.
+
+    On a CPU in parts that stay in its caches: whole, to add takes half as long as to multiply.
+    """
+    if a.dtype == torch.float32 and not by_onednn(a):
+        total.addmm_(a.t(), b, beta=0 if first else 1)
+        return
+    write = Tensor.copy_ if first else Tensor.add_
+    if a.device.type != "cpu":
+        write(total, a.t() @ b)
+        return
+    for columns in _parts(a.shape[1]):
+        part = a[:, columns]
+        # oneDNN is faster where a row of the result is long
+        product = _product(b.t(), part.contiguous().t()).t() if by_onednn(a) else part.t() @ b
+        write(total[columns], product.float())
+
+
+def _parts(size: int) -> Iterator[slice]:
+    return (slice(start, start + PART) for start in range(0, size, PART))
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _opaque_product(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+# Each copy of this file, an exported model's too, has operators of its own name.
+@torch.library.custom_op(f"{__name__.replace('.', '_')}::product", mutates_args=())
+def _opaque_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@_opaque_product.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        rows, arriving = (each.reshape(-1, each.shape[-1]) for each in (x, grad))  # (N, I), (N, O)
+        return (
+            _product(grad, weight.t()) if for_x else None,
+            outer_sum(arriving, rows) if for_weight else None,
+            arriving.sum(0) if for_bias else None,
+        )
