@@ -143,7 +143,8 @@ class Decoder(DecoderPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        self._check_positions(hidden.shape[1] + seen, attention_mask, position_ids, seen)
+        if not torch.compiler.is_compiling():  # a graph has no branch on data
+            self._check_positions(hidden.shape[1] + seen, attention_mask, position_ids, seen)
         mask = create_causal_mask(  # before an empty cache is made: with one, packed documents would not be seen
             self.config, hidden, attention_mask, past_key_values, position_ids=position_ids
         )
@@ -189,7 +190,7 @@ class Decoder(DecoderPreTrainedModel):
                 f"{length} tokens are more than the {self.config.max_position_embeddings} learned positions: "
                 "cut the input or train with a larger max_position_embeddings"
             )
-        if position_ids is None or seen or torch.compiler.is_compiling():  # what follows reads the positions
+        if position_ids is None or seen:
             return
         restarts = position_ids.diff(dim=-1) != 1
         if attention_mask is not None and attention_mask.ndim == 2:

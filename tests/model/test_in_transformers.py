@@ -1,0 +1,157 @@
+"""What transformers, its Trainer and engines on top of it expect of a model: see also `test_parity.py`."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModel, AutoModelForCausalLM, CompileConfig, Trainer, TrainingArguments
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+
+from llm.model import DecoderConfig, DecoderForCausalLM
+from llm.model.attention import eager_attention
+
+SIZES = {
+    "vocab_size": 96, "unpadded_vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "max_position_embeddings": 64, "initializer_range": 0.2,
+}  # fmt: skip
+KINDS = {
+    "classic": DecoderConfig.llama(**SIZES, num_key_value_heads=2),
+    "streams": DecoderConfig.llama(**SIZES, stream=["queries", "values"], hidden_act="nmda", nmda_learnable=True),
+    "gpt2": DecoderConfig.gpt2(**SIZES, stream=["values"], stream_weight="head"),
+}
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def made(kind: str) -> DecoderForCausalLM:
+    return DecoderForCausalLM(DecoderConfig.from_dict(KINDS[kind].to_dict())).eval()
+
+
+def tokens(rows: int = 2, length: int = 12, vocabulary: int = 90) -> Tensor:
+    return torch.randint(vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+@kinds
+def test_auto_model_loads_the_bare_decoder(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = made(kind)
+    model.save_pretrained(tmp_path / "saved")
+    bare, report = AutoModel.from_pretrained(tmp_path / "saved", trust_remote_code=True, output_loading_info=True)
+    assert not report["missing_keys"] and not report["mismatched_keys"] and type(bare).__name__ == "Decoder"
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", trust_remote_code=True)
+    expected = model.model(tokens()).last_hidden_state
+    for found in (bare, whole.model):
+        assert torch.equal(found(tokens()).last_hidden_state, expected)
+    assert torch.equal(bare(tokens(), return_dict=False)[0], expected)
+
+
+@kinds
+def test_a_bare_decoder_starts_with_the_weights_of_the_one_with_a_head(kind: str) -> None:
+    from llm.model.decoder import Decoder
+
+    bare, whole = Decoder(KINDS[kind]), made(kind).model
+    assert all(torch.equal(a, b) for a, b in zip(bare.parameters(), whole.parameters(), strict=True))
+
+
+@kinds
+def test_what_vllm_asks_of_a_model_for_its_transformers_backend(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its documentation, "Writing custom models": a base model, attention by the interface, keywords passed down to it,
+    `is_causal`, and a plan for tensor parallelism that names linear layers."""
+    model = made(kind)
+    assert isinstance(model.model, PreTrainedModel) and model.base_model is model.model
+    assert model._supports_attention_backend and all(layer.attention.is_causal for layer in model.model.layers)
+    given = []
+
+    def attention(module: torch.nn.Module, *tensors: Tensor, **keywords: object) -> tuple[Tensor, Tensor]:
+        given.append((module.layer_idx, keywords.pop("attention_instances")))
+        return eager_attention(module, *tensors, **keywords)  # type: ignore[arg-type]
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "mine", attention)
+    expected = model.model(tokens()).last_hidden_state
+    model.config._attn_implementation = "mine"
+    mask = torch.full((12, 12), torch.finfo(torch.float32).min).triu(1)[None, None]
+    found = model.model(tokens(), attention_mask=mask, attention_instances="theirs", use_cache=False, return_dict=False)
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
+    assert given == [(layer, "theirs") for layer in range(3)]
+    names = [name for name, module in model.model.named_modules() if isinstance(module, torch.nn.Linear)]
+    planned = {name.replace("*", str(layer)) for name in model.config.base_model_tp_plan for layer in range(3)}
+    assert set(names) <= planned
+
+
+@kinds
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_graph_without_a_break(kind: str, padded: bool) -> None:
+    model, ids, mask = made(kind), tokens(), torch.ones(2, 12, dtype=torch.long)
+    mask[0, :3] = 0 if padded else 1
+    inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    torch._dynamo.reset()
+    with torch.no_grad():
+        found = torch.compile(model, fullgraph=True, backend="eager")(ids, **inputs).logits
+        torch.testing.assert_close(found[mask.bool()], model(ids, **inputs).logits[mask.bool()], rtol=1e-4, atol=1e-4)
+
+
+@kinds
+def test_a_static_cache_compiled_whole_gives_the_tokens_of_the_dynamic_one(kind: str) -> None:
+    model, ids, mask = made(kind), tokens(), torch.ones(2, 12, dtype=torch.long)
+    mask[0, :3] = 0
+    settings = {"attention_mask": mask, "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(ids, **settings)
+    assert torch.equal(model.generate(ids, cache_implementation="static", **settings), expected)
+    torch._dynamo.reset()
+    compiled = CompileConfig(backend="eager", fullgraph=True)
+    compiled._compile_all_devices = True  # else transformers compiles on GPUs alone
+    found = model.generate(ids, cache_implementation="static", compile_config=compiled, **settings)
+    assert torch.equal(found, expected)
+
+
+@kinds
+def test_the_trainer_evaluates_to_the_loss_of_the_labels(kind: str, tmp_path: Path) -> None:
+    model, ids = made(kind), tokens(4, 16)
+    some = ids.clone()
+    some[:, :6] = -100
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, per_device_eval_batch_size=4)
+    for labels in (ids, some):
+        rows = [{"input_ids": row, "labels": label} for row, label in zip(ids, labels, strict=True)]
+        found = Trainer(model=model, args=arguments, eval_dataset=rows).evaluate()
+        logits = model(ids).logits[:, :-1].flatten(0, 1)
+        assert found["eval_loss"] == pytest.approx(F.cross_entropy(logits, labels[:, 1:].flatten()).item(), abs=1e-4)
+    without = Trainer(model=model, args=arguments, eval_dataset=[{"input_ids": row} for row in ids]).evaluate()
+    assert "eval_loss" not in without
+    assert [name for name in inspect.signature(model.forward).parameters if "label" in name] == ["labels"]
+
+
+@kinds
+@pytest.mark.parametrize("size", [70, 93, 120])
+@pytest.mark.parametrize("fast", [False, True])
+def test_resized_embeddings_are_tokens(kind: str, size: int, fast: bool, tmp_path: Path) -> None:
+    model = made(kind)
+    if fast:
+        model.enable_fast_paths()
+    with torch.no_grad():  # else its graph would hold the old weights
+        before = model(tokens(vocabulary=70)).logits
+    model.resize_token_embeddings(size)
+    ids = tokens(vocabulary=size)
+    assert model.config.vocab_size == model.config.unpadded_vocab_size == size
+    logits = model(ids).logits
+    assert logits.shape[-1] == size and logits.isfinite().all() and logits.min() > -1e4
+    kept = min(size, 90)
+    torch.testing.assert_close(model(tokens(vocabulary=70)).logits[..., :kept], before[..., :kept])
+    targets = tokens(vocabulary=size)
+    loss = model(input_ids=ids, shift_labels=targets).loss
+    torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+    loss.backward()
+    model.save_pretrained(tmp_path)
+    again = DecoderForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(again.eval()(ids).logits, logits)
+
+
+@kinds
+def test_padding_of_the_vocabulary_never_wins(kind: str) -> None:
+    model = made(kind)
+    with torch.no_grad():
+        model.lm_head.weight[90:] = 100.0
+    logits = model(tokens()).logits
+    assert logits.shape[-1] == 96 and (logits[..., :90].min() > logits[..., 90:].max())
+    assert logits.isfinite().all()
