@@ -21,11 +21,6 @@ MADE = Path(__file__).parent / "release_0_1"
 SAME = ("train_loss", "validation_loss", "gradient_norm", "learning_rate")
 
 
-@pytest.fixture(autouse=True)
-def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-
-
 def test_its_run_resumes(story_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     shutil.copytree(MADE / "run", run)

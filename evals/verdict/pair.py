@@ -23,10 +23,7 @@ DECLARED = (
     "decoder.stream_source",
     "decoder.stream_weight",
     "decoder.hidden_act",
-    "decoder.nmda_alpha",
-    "decoder.nmda_beta",
-    "decoder.nmda_learnable",
-)
+)  # and the parameters of the runs' activations, decoder.ACTIVATION_NAME
 # Where a run is kept, how it is watched and how fast it reads: none of it reaches a weight. `data.store` is a path, and
 # what lies under it has a fingerprint.
 WITHOUT_EFFECT = ("run.", "evaluation.", "data.store", "data.workers", "trainer.default_root_dir")
@@ -78,7 +75,7 @@ def read_pairs(folders: Sequence[str | Path], declared: Sequence[str] = ()) -> P
     runs = [read_run(folder) for folder in folders]
     for run in runs:
         check_finished(run)
-    allowed = {*DECLARED, *declared}
+    allowed = {*DECLARED, *_of_activations(runs), *declared}
     _check_declared(runs, declared)
     sides = _sides(runs, allowed)
     pairs = _by_seed(*sides)
@@ -95,6 +92,13 @@ def read_pairs(folders: Sequence[str | Path], declared: Sequence[str] = ()) -> P
         )
     change = {key: values for key, values in differences(pairs[0], allowed).items() if key in allowed}
     return Pairs(pairs, _names(pairs), change, _notes(pairs, change))
+
+
+def _of_activations(runs: Sequence[Run]) -> set[str]:
+    """The keys of the parameters that the runs' activations have, as decoder.nmda_alpha."""
+    keys = [dict(reading.flat(run.config)) for run in runs]
+    prefixes = tuple(f"{key['decoder.hidden_act']}_" for key in keys if key.get("decoder.hidden_act"))
+    return {name for key in keys for name in key if name.startswith(tuple(f"decoder.{prefix}" for prefix in prefixes))}
 
 
 def check_finished(run: Run) -> None:

@@ -35,7 +35,12 @@ def add_command(commands: Any, name: str, summary: str, text: str, example: str)
 def accept_old_name(command: argparse.ArgumentParser, old: str, new: str) -> None:
     """Let an option keep its name of an earlier version, which --help does not show and which says what is new."""
     option = next(action for action in command._actions if new in action.option_strings)
-    settings: dict[str, Any] = {"nargs": option.nargs, "type": option.type, "choices": option.choices, "default": argparse.SUPPRESS}
+    settings: dict[str, Any] = {
+        "nargs": option.nargs,
+        "type": option.type,
+        "choices": option.choices,
+        "default": argparse.SUPPRESS,
+    }
     command.add_argument(
         old, dest=option.dest, action=_OldName, option=option, new=new, help=argparse.SUPPRESS, **settings
     )

@@ -1,4 +1,6 @@
-"""Activations by name. Adding one is one entry in `ACTIVATIONS`.
+"""Activations by name. To add one, add an entry to `ACTIVATIONS`; if it has parameters, a class to `PARAMETRIC`. From
+what the class declares follow the fields of the config, their checks, initial weights, `plan` and the keys in which a
+pair may differ.
 
 NMDA_alpha is the current-voltage curve of the NMDA receptor read as an activation: the input is the voltage, the
 open probability a sigmoid of it, and alpha = [Mg2+] / K_Mg2+ shifts the block (Kim et al. 2023, Equations 5 to 7):
@@ -10,7 +12,7 @@ The second form is the one computed: the first overflows, and its autograd gradi
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +71,34 @@ def log_of_alpha(alpha: float) -> float:
     return math.log(alpha) if alpha > 0 else -math.inf
 
 
-class NMDA(nn.Module):
+class Parametric(nn.Module):
+    """An activation with parameters.
+
+    defaults: name -> default of each argument of the constructor; the config has them as ACTIVATION_NAME.
+    in_float32: it computes in float32 in several kernels, which needs more memory in the backward pass.
+    initial: name -> first value of each learned parameter of the module, all of shape (1,).
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {}
+    in_float32: ClassVar[bool] = False
+    initial: dict[str, float]
+
+    @classmethod
+    def problems(cls, **settings: Any) -> list[str]:
+        """What cannot be among the config's values, a sentence each."""
+        return []
+
+    @classmethod
+    def learned_sizes(cls, **settings: Any) -> list[int]:
+        """Elements of each learned parameter."""
+        return []
+
+    def learned(self) -> dict[str, Tensor]:
+        """What a training run logs of this module: learned numbers by name."""
+        return {}
+
+
+class NMDA(Parametric):
     """NMDA_{alpha,beta} as a module.
 
     Args:
@@ -82,6 +111,9 @@ class NMDA(nn.Module):
         ValueError: alpha is negative or not finite, or zero and learnable (ln 0 has no gradient).
     """
 
+    defaults: ClassVar[dict[str, Any]] = {"alpha": 1.0, "beta": 1.0, "learnable": False}
+    in_float32 = True
+
     def __init__(self, alpha: float = 1.0, beta: float = 1.0, learnable: bool = False) -> None:
         super().__init__()
         self.initial = {"log_alpha": log_of_alpha(alpha), "beta": float(beta)}
@@ -92,6 +124,17 @@ class NMDA(nn.Module):
             raise ValueError("a learnable nmda_alpha must start above 0: give nmda_alpha > 0 or nmda_learnable false")
         self.log_alpha = nn.Parameter(torch.tensor([self.initial["log_alpha"]]))
         self.beta = nn.Parameter(torch.tensor([self.initial["beta"]]))
+
+    @classmethod
+    def problems(cls, **settings: Any) -> list[str]:
+        alpha = settings["alpha"]
+        if not 0 <= alpha < math.inf:
+            return [f"nmda_alpha {alpha} must be a finite number >= 0"]
+        return ["a learnable nmda_alpha must start above 0"] if settings["learnable"] and alpha == 0 else []
+
+    @classmethod
+    def learned_sizes(cls, **settings: Any) -> list[int]:
+        return [1, 1] if settings["learnable"] else []
 
     @property
     def alpha(self) -> float:
@@ -104,7 +147,6 @@ class NMDA(nn.Module):
         return _NMDAFunction.apply(x, self.initial["log_alpha"], self.initial["beta"])
 
     def learned(self) -> dict[str, Tensor]:
-        """What a training run logs of this module: each learned number by its name."""
         return {"nmda_alpha": self.log_alpha.exp(), "nmda_beta": self.beta} if self.learnable else {}
 
     def extra_repr(self) -> str:
@@ -140,17 +182,25 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "identity": lambda x: x,
 }
-NAMES = (*ACTIVATIONS, "nmda")
+PARAMETRIC: dict[str, type[Parametric]] = {"nmda": NMDA}
+NAMES = (*ACTIVATIONS, *PARAMETRIC)
+IN_FLOAT32 = ("gelu_sigmoid", *(name for name, kind in PARAMETRIC.items() if kind.in_float32))
+FIELDS = {f"{name}_{key}": value for name, kind in PARAMETRIC.items() for key, value in kind.defaults.items()}
 
 
-def activation(name: str, *, alpha: float = 1.0, beta: float = 1.0, learnable: bool = False) -> nn.Module:
-    """The activation called `name`; alpha, beta and learnable are read by "nmda" alone.
+def settings_of(name: str, config: Any) -> dict[str, Any]:
+    """The arguments of the activation called `name` that a config holds."""
+    return {key: getattr(config, f"{name}_{key}") for key in PARAMETRIC[name].defaults} if name in PARAMETRIC else {}
+
+
+def activation(name: str, **settings: Any) -> nn.Module:
+    """The activation called `name`; `settings` are arguments of a parametric one, which others leave unread.
 
     Raises:
         ValueError: no activation has this name.
     """
-    if name == "nmda":
-        return NMDA(alpha, beta, learnable)
+    if name in PARAMETRIC:
+        return PARAMETRIC[name](**settings)
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}: give one of {', '.join(NAMES)}")
     return _Elementwise(ACTIVATIONS[name])

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers.configuration_utils import PretrainedConfig
 
+from .activations import FIELDS, PARAMETRIC, settings_of
 from .activations import NAMES as ACTIVATION_NAMES
 from .feedforward import FEEDFORWARDS
 from .norms import NORMS
@@ -77,9 +78,8 @@ class DecoderConfig(PretrainedConfig):
     tie_word_embeddings: bool = False
 
     hidden_act: str = "silu"
-    nmda_alpha: float = 1.0
-    nmda_beta: float = 1.0
-    nmda_learnable: bool = False
+    __annotations__.update({name: type(value) for name, value in FIELDS.items()})  # nmda_alpha, nmda_beta, ...
+    vars().update(FIELDS)
     stream: list[str] | None = None
     stream_source: str = "previous"
     stream_weight: str = "fixed"
@@ -195,8 +195,6 @@ class DecoderConfig(PretrainedConfig):
         for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"{name} {getattr(self, name)} is not a probability below 1")
-        if not 0 <= self.nmda_alpha < float("inf"):
-            problems.append(f"nmda_alpha {self.nmda_alpha} must be a finite number >= 0")
-        elif self.nmda_learnable and self.nmda_alpha == 0:
-            problems.append("a learnable nmda_alpha must start above 0")
+        for name, kind in PARAMETRIC.items():
+            problems += kind.problems(**settings_of(name, self))
         return problems

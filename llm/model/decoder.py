@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import PreTrainedModel
 
-from .activations import NMDA, activation
+from .activations import Parametric, activation, settings_of
 from .attention import Attention
 from .block import Block
 from .config import DecoderConfig
@@ -49,7 +49,7 @@ def build_block(config: DecoderConfig, index: int) -> Block:
         dropout=c.attention_dropout,
         stream=stream,
     )
-    act = activation(c.hidden_act, alpha=c.nmda_alpha, beta=c.nmda_beta, learnable=c.nmda_learnable)
+    act = activation(c.hidden_act, **settings_of(c.hidden_act, c))
     return Block(
         norm(c.norm, c.hidden_size, c.norm_eps),
         attention,
@@ -99,7 +99,7 @@ class DecoderPreTrainedModel(PreTrainedModel):
             if isinstance(module, nn.Linear | nn.Embedding) and own_name == "weight":
                 name = names.get(id(parameter), own_name)
                 parameter.copy_(seeded_normal(self.config.initializer_seed, name, parameter.shape) * self._std(name))
-            elif isinstance(module, NMDA):
+            elif isinstance(module, Parametric):
                 parameter.fill_(module.initial[own_name])
             else:
                 parameter.fill_(0.0 if own_name == "bias" else 1.0)  # norms and stream weights start at 1

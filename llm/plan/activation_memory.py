@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..model import DecoderConfig
+from ..model.activations import IN_FLOAT32
 from ..model.fast_attention import KEPT, block_rows
 from ..model.fast_linear import PART
 from ..model.fast_loss import WIDE_ELEMENTS, chunk_rows
@@ -24,7 +25,6 @@ from .parameters import block_matrices, head_matrix, stream_widths, table
 Terms = dict[str, int]  # name of a term -> bytes
 
 KEEPS_ITS_OUTPUT = ("relu", "sigmoid", "tanh", "identity")  # backward needs the result, which the next product keeps
-COMPUTED_IN_FLOAT32 = ("nmda", "gelu_sigmoid")  # elementwise in several kernels, see `_NMDAFunction`
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def backward_work(work: Work) -> int:
         work.inside + (work.entering + f.w * c.hidden_size * c.intermediate_size if f.autocast else 0),  # down_proj's
         (2 if gated else 1) * work.inside,  # of two factors, or of the activation; the product itself is gone
     ]
-    if c.hidden_act in COMPUTED_IN_FLOAT32:  # 5 fp32 tensors, and in half precision x and its gradient widened
+    if c.hidden_act in IN_FLOAT32:  # 5 fp32 tensors, and in half precision x and its gradient widened
         at_work.append(4 * (5 if f.w == 4 else 7) * n * c.intermediate_size - (work.inside if gated else 0))
     return work.hidden + max(at_work)
 

@@ -6,6 +6,7 @@ Dimension letters: D width, F width inside the FFN, H query heads, G key-value h
 from __future__ import annotations
 
 from ..model import DecoderConfig
+from ..model.activations import PARAMETRIC, settings_of
 
 
 def stream_widths(config: DecoderConfig) -> list[int]:
@@ -31,7 +32,7 @@ def block_matrices(config: DecoderConfig) -> list[int]:
 
 
 def block_vectors(config: DecoderConfig, index: int) -> list[int]:
-    """Numbers in each other parameter of block `index`: norms, biases, stream weights, a learned NMDA's two scalars."""
+    """Numbers in each other parameter of block `index`: norms, biases, stream weights, a learned activation's."""
     c = config
     sizes = 2 * norm_vectors(c)
     if c.attention_bias:
@@ -41,7 +42,9 @@ def block_vectors(config: DecoderConfig, index: int) -> list[int]:
         sizes += [c.intermediate_size] * (len(ffn_matrices(c)) - 1) + [c.hidden_size]
     if index > 0 and c.stream_weight != "fixed":
         sizes += [width // c.head_dim if c.stream_weight == "head" else 1 for width in stream_widths(c)]
-    return sizes + ([1, 1] if c.hidden_act == "nmda" and c.nmda_learnable else [])
+    if c.hidden_act in PARAMETRIC:
+        sizes += PARAMETRIC[c.hidden_act].learned_sizes(**settings_of(c.hidden_act, c))
+    return sizes
 
 
 def norm_vectors(config: DecoderConfig) -> list[int]:

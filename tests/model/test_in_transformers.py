@@ -34,8 +34,7 @@ def tokens(rows: int = 2, length: int = 12, vocabulary: int = 90) -> Tensor:
 
 
 @kinds
-def test_auto_model_loads_the_bare_decoder(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+def test_auto_model_loads_the_bare_decoder(kind: str, tmp_path: Path) -> None:
     model = made(kind)
     model.save_pretrained(tmp_path / "saved")
     bare, report = AutoModel.from_pretrained(tmp_path / "saved", trust_remote_code=True, output_loading_info=True)
