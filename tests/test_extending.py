@@ -1,0 +1,41 @@
+"""The walk-throughs of docs/extending.md: their diffs are applied to a copy, and their commands run as written."""
+
+import csv
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+
+
+def test_each_walk_through_as_it_is_written(tmp_path: Path) -> None:
+    for name in ("llm", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    diffs = re.findall(r"^```diff\n(.*?)^```", PAGE, re.M | re.S)
+    assert len(diffs) == 3
+    for diff in diffs:
+        words = ["git", "apply", "--unidiff-zero", "-"]
+        applied = subprocess.run(words, cwd=tmp_path, input=diff, capture_output=True, text=True)
+        assert applied.returncode == 0, applied.stderr
+    commands = re.findall(r"^    python -m ((?:.*\\\n)*.*)", PAGE, re.M)
+    assert [command.split()[1] for command in commands] == ["prepare", "fit", "fit", "export"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    for command in commands:
+        words = [sys.executable, "-m", *shlex.split(command.replace("\\\n", " "))]
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    run = tmp_path / "runs" / "softcap"
+    with (run / "metrics.csv").open(newline="") as stream:
+        last = next(row for row in csv.DictReader(stream) if row["step"] == "5" and row["train_loss"])
+    saved = load_file(run / "checkpoints" / "step-00000005" / "model.safetensors")
+    for layer in range(4):
+        limit = saved[f"model.layers.{layer}.feedforward.act.limit"].item()
+        assert float(last[f"softcap_limit/{layer}"]) == limit != 3
+    assert "class Softcap" in (run / "export" / "activations.py").read_text()
