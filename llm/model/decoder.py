@@ -297,31 +297,36 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             output_attentions=bool(output_attentions or self.config.output_attentions),
             **kwargs,
         )
-        vocabulary = self.config.unpadded_vocab_size
         if shift_labels is not None:
-            if self.fused_loss:
-                loss = self.lm_head(out.last_hidden_state, shift_labels, num_items_in_batch, vocabulary)
-            else:
-                logits = self.lm_head(out.last_hidden_state)[..., :vocabulary]
-                loss = next_token_loss(logits, shift_labels, num_items_in_batch)
-            return CausalLMOutputWithPast(loss=loss)
+            return CausalLMOutputWithPast(loss=self._loss(out.last_hidden_state, shift_labels, num_items_in_batch))
         kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(out.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-            loss = next_token_loss(logits[..., :vocabulary], shifted, num_items_in_batch)
-        if vocabulary < logits.shape[-1]:
-            padding = torch.arange(logits.shape[-1], device=logits.device) >= vocabulary
-            logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+            loss = next_token_loss(logits[..., : self.config.unpadded_vocab_size], shifted, num_items_in_batch)
         result = CausalLMOutputWithPast(
             loss=loss,
-            logits=logits,
+            logits=self._without_padding(logits),
             past_key_values=out.past_key_values,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
         )
         return result if return_dict is not False else result.to_tuple()
+
+    def _loss(self, hidden: Tensor, targets: Tensor, num_items: Tensor | int | None) -> Tensor:
+        """Hidden states (B, T, D) and what is predicted at each position, (B, T) -> the next-token loss."""
+        vocabulary = self.config.unpadded_vocab_size
+        if self.fused_loss:
+            return self.lm_head(hidden, targets, num_items, vocabulary)
+        return next_token_loss(self.lm_head(hidden)[..., :vocabulary], targets, num_items)
+
+    def _without_padding(self, logits: Tensor) -> Tensor:
+        """Logits (..., V) whose padding of the vocabulary can never win."""
+        if self.config.unpadded_vocab_size == logits.shape[-1]:
+            return logits
+        padding = torch.arange(logits.shape[-1], device=logits.device) >= self.config.unpadded_vocab_size
+        return logits.masked_fill(padding, torch.finfo(logits.dtype).min)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *words: Any, **settings: Any) -> nn.Embedding:
         """As transformers has it; all `new_num_tokens` rows are tokens then, and what pads them further is not."""
