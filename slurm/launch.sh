@@ -24,7 +24,7 @@ as_a_job() {
 }
 
 fit() {
-    local job=$SLURM_JOB_ID pattern=%x-%j life=${SLURM_RESTART_COUNT:-0}
+    local job=$SLURM_JOB_ID pattern=%x-%j attempt=${SLURM_RESTART_COUNT:-0}
     if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
         job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID pattern=%x-%A_%a  # scontrol's name for an array task
     fi
@@ -34,13 +34,13 @@ fit() {
     # If a collective fails or exceeds strategy.timeout, each rank writes down its last 2,000 collectives, then torch
     # ends the process (3, its default; 0 would wait forever).
     export TORCH_NCCL_ASYNC_ERROR_HANDLING=3 TORCH_NCCL_DUMP_ON_TIMEOUT=1 TORCH_FR_BUFFER_SIZE=2000
-    export TORCH_FR_DUMP_TEMP_FILE=$logs-life$life-collectives-rank
-    local mark=$logs-life$life-stopped  # see rank.py
+    export TORCH_FR_DUMP_TEMP_FILE=$logs-attempt$attempt-collectives-rank
+    local mark=$logs-attempt$attempt-stopped  # see rank.py
 
-    echo "$(date '+%F %T') job $job, life $life: $SLURM_NNODES nodes x $ranks ranks, logs in $logs-rank*.log"
+    echo "$(date '+%F %T') job $job, attempt $attempt: $SLURM_NNODES nodes x $ranks ranks, logs in $logs-rank*.log"
     local words=(fit --config "$CONFIG" --resume auto --trainer.num_nodes "$SLURM_NNODES" --trainer.devices "$ranks")
     words+=(${RUN:+--run.folder "$RUN"} ${STORE:+--data.store "$STORE"} ${TIMEOUT:+--strategy.timeout "$TIMEOUT"} "$@")
-    ((life == 0)) || words+=(--resume auto)  # a checkpoint named in "$@" is only for the first attempt
+    ((attempt == 0)) || words+=(--resume auto)  # a checkpoint named in "$@" is only for the first attempt
     trap : USR1 TERM  # meant for the ranks; this shell must outlive them
     local status=0
     # Since Slurm 22.05, srun does not inherit --cpus-per-task from sbatch.

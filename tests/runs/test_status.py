@@ -221,7 +221,7 @@ def test_young_and_old_runs(tmp_path: Path, shown: Callable) -> None:
     (young / "events.jsonl").write_text("")
     text, status = shown(young)
     assert (status["state"], status["step"], status["tokens"], status["checkpoints"]) == ("stopped", 0, None, [])
-    assert "no row in this life yet, which began" in text
+    assert "no row in this attempt yet, which started" in text
     assert "from step 0 on 8 x A" in text
     assert shown(made(young, ""))[1]["train_loss"] is None  # a header alone
     (young / "metrics.csv").write_text("ste")
@@ -233,7 +233,7 @@ def test_young_and_old_runs(tmp_path: Path, shown: Callable) -> None:
     assert "an unknown device" in text
 
 
-def test_lives_of_a_run(tmp_path: Path, shown: Callable) -> None:
+def test_attempts_of_a_run(tmp_path: Path, shown: Callable) -> None:
     """The speed is that of the last life, and its first row is still to come."""
     devices = {0: "CPU", 40: "CPU", 20: "GPU"}
     lives = [{"from_step": step, "device": device} for step, device in devices.items()]
@@ -242,7 +242,7 @@ def test_lives_of_a_run(tmp_path: Path, shown: Callable) -> None:
     text, status = shown(run)
     assert (status["step"], status["steps_per_second"]) == (20, 1)
     assert "3: from steps 0, 40 on CPU; from step 20 on GPU" in text
-    assert "no row in this life yet" in text
+    assert "no row in this attempt yet" in text
     (run / "metrics.csv").write_text(f"{HEADER}\r\n{rows}30,30,2,40,,22.5\r\n", newline="")
     assert shown(run)[1]["steps_per_second"] == 4
 
