@@ -4,11 +4,20 @@ from collections.abc import Mapping, Sequence
 
 from llm.common.errors import UserError
 
+# Fields of settings that the command line calls otherwise; run.json has them by these names.
+OPTIONS = {
+    "snapshot_every": "evaluate-every", "test_every": "evaluate-every", "until": "stop-accuracy", "products": "dtype",
+}  # fmt: skip
+
 
 def below(owner: object, least: Mapping[str, float]) -> list[str]:
     """A sentence for each field of `owner` that is below its least."""
     values = {name: getattr(owner, name) for name in least}
-    return [f"{name} {value} must be at least {least[name]}" for name, value in values.items() if value < least[name]]
+    return [
+        f"{OPTIONS.get(name, name)} {value} must be at least {least[name]}"
+        for name, value in values.items()
+        if value < least[name]
+    ]
 
 
 def refuse(problems: Sequence[str]) -> None:

@@ -8,6 +8,9 @@ from torch import nn
 
 from llm.common.errors import UserError
 from llm.model.activations import NAMES, activation
+from llm.model.block import Block
+from llm.model.fast_paths import enable_fast_paths
+from llm.model.feedforward import FeedForward
 from llm.model.streams import SOURCES, STREAMS, AttentionStream
 
 from .checks import refuse
@@ -101,3 +104,10 @@ class Variant:
         return AttentionStream(
             self.streams, self.source, "fixed", dict.fromkeys(self.streams, heads), first_layer=layer == 0
         )
+
+
+def enable_fast_parts(model: nn.Module) -> None:
+    """Switch the fast paths on in the parts of a model that are those of the language models."""
+    for part in model.modules():
+        if isinstance(part, Block | FeedForward | nn.RMSNorm):
+            enable_fast_paths(part)

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before torch is imported: two test processes share two cores, and OpenMP threads that spin for each other's core
@@ -21,6 +21,7 @@ import yaml
 from llm.cli import main
 
 from .real_data import need
+from .train.preloaded import end_all
 
 hypothesis.settings.register_profile("shared", deadline=None)  # the cores are shared: no example is timed
 hypothesis.settings.load_profile("shared")
@@ -43,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """What else runs on this machine is not part of a test."""
     monkeypatch.setattr("llm.common.threads._machine_seconds", lambda: None)
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    yield
+    end_all()
 
 
 @pytest.fixture(scope="session")

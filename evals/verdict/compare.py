@@ -58,11 +58,12 @@ def find(folders: Sequence[Path], settings: Settings) -> Comparison:
     findings = verdict.find(measures, settings.level)
     savings = [efficiency.saving(pair) for pair in pairs.pairs]
     targets = {target: [efficiency.saving(pair, target) for pair in pairs.pairs] for target in settings.targets}
-    costs = efficiency.costs(pairs.pairs)
+    busy = efficiency.busy_note(pairs.pairs)
+    costs = efficiency.costs(pairs.pairs, times=not busy)
     table_2 = read_table_2(exports, notes)
     how = how_measured(kept_losses(exports[0][0], next(iter(shares))) or {})
     sentence = verdict.sentence(pairs.names, pairs.seeds, findings, savings)
-    notes = [*pairs.notes, *notes, *efficiency.busy_note(pairs.pairs)]
+    notes = [*pairs.notes, *notes, *busy]
     return Comparison(pairs, exports, findings, savings, targets, costs, table_2, settings.metric, how, notes, sentence)
 
 

@@ -123,10 +123,10 @@ def busy_note(pairs: Sequence[Pair]) -> list[str]:
     return [f"training time and tokens per second are not compared: {why}: {', '.join(busy)}"] if busy else []
 
 
-def costs(pairs: Sequence[Pair]) -> list[Cost]:
-    """Time, throughput, memory, parameters and FLOPs of both sides.
+def costs(pairs: Sequence[Pair], times: bool = True) -> list[Cost]:
+    """Time, throughput, memory, parameters and FLOPs of both sides; without what a run does not report.
 
-    Left out: what a run does not report, and times if the machine was busy while one of the runs trained.
+    `times`: False leaves out time and throughput, as `busy_note` advises.
     """
     kinds: list[tuple[str, str, Any]] = [
         ("parameters", "", lambda run: run.summary["parameters"]),
@@ -139,7 +139,7 @@ def costs(pairs: Sequence[Pair]) -> list[Cost]:
             lambda run: run.summary.get("peak_memory_bytes") and run.summary["peak_memory_bytes"] / 1e9,
         ),
     ]
-    if busy_note(pairs):
+    if not times:
         kinds = [kind for kind in kinds if kind[0] not in TIMES]
     found = []
     for name, unit, of in kinds:

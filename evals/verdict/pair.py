@@ -75,6 +75,7 @@ def read_pairs(folders: Sequence[str | Path], declared: Sequence[str] = ()) -> P
     runs = [read_run(folder) for folder in folders]
     for run in runs:
         check_finished(run)
+    declared = [reading.new_name(key) for key in declared]
     allowed = {*DECLARED, *_of_activations(runs), *declared}
     _check_declared(runs, declared)
     sides = _sides(runs, allowed)

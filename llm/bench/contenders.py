@@ -275,7 +275,7 @@ class Fit:
         watch = StepTimer(parts)
         hooks = [
             self.model.model.register_forward_hook(lambda *_: watch.stop("forward")),
-            self.model.lm_head.register_forward_hook(lambda *_: watch.stop("loss")),
+            self.model.register_forward_hook(lambda *_: watch.stop("loss")),
         ]
         with tempfile.TemporaryDirectory() as folder:
             run = RunFolder(RunSettings(f"{folder}/run", checkpoint_every=10**9), {})

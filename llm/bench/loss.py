@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.environment import environment
 from ..common.errors import UserError
 from ..common.processes import peak_rss, reset_peak_rss, resident
+from ..model.fast_linear import linear
 from ..model.fast_loss import fused_linear_cross_entropy
 from ..model.loss import next_token_loss
 from .contenders import MIB, Window, now
@@ -28,7 +28,7 @@ from .step import ratio, settled, write
 
 
 def _plain(hidden: Tensor, weight: Tensor, targets: Tensor, items: int) -> Tensor:
-    return next_token_loss(F.linear(hidden, weight), targets, items)
+    return next_token_loss(linear(hidden, weight), targets, items)
 
 
 WAYS: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {

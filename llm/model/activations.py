@@ -74,7 +74,8 @@ def log_of_alpha(alpha: float) -> float:
 class Parametric(nn.Module):
     """An activation with parameters.
 
-    defaults: name -> default of each argument of the constructor; the config has them as ACTIVATION_NAME.
+    defaults: name -> default (float, bool or str) of each argument of the constructor; the config has them as
+        ACTIVATION_NAME.
     in_float32: it computes in float32 in several kernels, which needs more memory in the backward pass.
     initial: name -> first value of each learned parameter of the module, all of shape (1,).
     """

@@ -78,9 +78,21 @@ class DecoderPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    fast_paths: tuple[str, ...] = ()  # those that are on
+
     def enable_fast_paths(self, names: Iterable[str] = FAST_PATHS) -> None:
         """Switch faster modules on, and all others off: see `fast_paths.py`. A model is plain torch until then."""
+        names = tuple(names)
         enable_fast_paths(self, names)
+        self.fast_paths = names
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *words: Any, **settings: Any) -> nn.Embedding:
+        """As transformers has it; all `new_num_tokens` rows are tokens then, and what pads them further is not."""
+        embedding = super().resize_token_embeddings(new_num_tokens, *words, **settings)
+        if new_num_tokens is not None:
+            self.config.unpadded_vocab_size = new_num_tokens
+        self.enable_fast_paths(self.fast_paths)  # the new head is a plain one
+        return embedding
 
     def save_pretrained(self, *words: Any, **settings: Any) -> None:
         """As transformers has it. The folder loads through AutoModel too, as the bare decoder."""
@@ -127,20 +139,23 @@ class Decoder(DecoderPreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor | None,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
-        use_cache: bool = False,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple:
         """See `DecoderForCausalLM.forward`; further arguments are passed down to the attention function."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        output_hidden_states = output_hidden_states or self.config.output_hidden_states
+        output_attentions = output_attentions or self.config.output_attentions
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
         if not torch.compiler.is_compiling():  # a graph has no branch on data
@@ -292,22 +307,22 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             position_ids,
             past_key_values,
             inputs_embeds,
-            use_cache=(self.config.use_cache and not training) if use_cache is None else use_cache,
-            output_hidden_states=bool(output_hidden_states or self.config.output_hidden_states),
-            output_attentions=bool(output_attentions or self.config.output_attentions),
+            use_cache=False if training and use_cache is None else use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
             **kwargs,
         )
         if shift_labels is not None:
             return CausalLMOutputWithPast(loss=self._loss(out.last_hidden_state, shift_labels, num_items_in_batch))
         kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(out.last_hidden_state[:, kept])
+        logits = self._without_padding(self.lm_head(out.last_hidden_state[:, kept]))
         loss = None
         if labels is not None:
             shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-            loss = next_token_loss(logits[..., : self.config.unpadded_vocab_size], shifted, num_items_in_batch)
+            loss = next_token_loss(logits, shifted, num_items_in_batch)
         result = CausalLMOutputWithPast(
             loss=loss,
-            logits=self._without_padding(logits),
+            logits=logits,
             past_key_values=out.past_key_values,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
@@ -316,10 +331,9 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
 
     def _loss(self, hidden: Tensor, targets: Tensor, num_items: Tensor | int | None) -> Tensor:
         """Hidden states (B, T, D) and what is predicted at each position, (B, T) -> the next-token loss."""
-        vocabulary = self.config.unpadded_vocab_size
         if self.fused_loss:
-            return self.lm_head(hidden, targets, num_items, vocabulary)
-        return next_token_loss(self.lm_head(hidden)[..., :vocabulary], targets, num_items)
+            return self.lm_head(hidden, targets, num_items, self.config.unpadded_vocab_size)
+        return next_token_loss(self._without_padding(self.lm_head(hidden)), targets, num_items)
 
     def _without_padding(self, logits: Tensor) -> Tensor:
         """Logits (..., V) whose padding of the vocabulary can never win."""
@@ -327,13 +341,6 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             return logits
         padding = torch.arange(logits.shape[-1], device=logits.device) >= self.config.unpadded_vocab_size
         return logits.masked_fill(padding, torch.finfo(logits.dtype).min)
-
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *words: Any, **settings: Any) -> nn.Embedding:
-        """As transformers has it; all `new_num_tokens` rows are tokens then, and what pads them further is not."""
-        embedding = super().resize_token_embeddings(new_num_tokens, *words, **settings)
-        if new_num_tokens is not None:
-            self.config.unpadded_vocab_size = new_num_tokens
-        return embedding
 
     @property
     def fused_loss(self) -> bool:

@@ -26,9 +26,14 @@ class FastLinear(nn.Linear):
     """`nn.Linear`, with one derivative: x (..., I) -> (..., O)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if use_onednn(x) and product_dtype(x) == self.weight.dtype == torch.float32 and x.numel():
-            return _Linear.apply(x, self.weight, self.bias)
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`: x (..., I), weight (O, I), bias (O,) -> (..., O)."""
+    if use_onednn(x) and product_dtype(x) == weight.dtype == torch.float32 and x.numel():
+        return _Linear.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
 def use_onednn(x: Tensor) -> bool:

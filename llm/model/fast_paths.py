@@ -12,8 +12,7 @@ differ from the plain modules by rounding alone, dropout in the elements that a 
 autograd: second ones and `torch.func` need the plain modules.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -43,29 +42,21 @@ def enable_fast_paths(model: nn.Module, names: Iterable[str] = FAST_PATHS) -> No
         (nn.RMSNorm, FastRMSNorm, {"norm"}),
         (Attention, FastAttention, {"attention", "dropout", "rotary"}),
     ]
-    head = getattr(model, "lm_head", None)
+    heads = [module.lm_head for module in model.modules() if hasattr(module, "lm_head")]
     for module in model.modules():
-        if module is head and type(module) in (nn.Linear, FastLinear, FastOutputHead):
+        if any(module is head for head in heads) and type(module) in (nn.Linear, FastLinear, FastOutputHead):
             module.__class__ = FastOutputHead if "loss" in names else nn.Linear
         if isinstance(module, FastOutputHead):
             module.fast_paths = names & {"matmul", "loss"}
             continue
         for plain, fast, paths in kinds:
-            if type(module) in (plain, fast):
+            if type(module) in (plain, fast) and _is_usual(module):
                 module.fast_paths = names & paths  # type: ignore[assignment]
                 module.__class__ = fast if names & paths else plain
 
 
-def disable_fast_paths(model: nn.Module) -> None:
-    """Make all modules of a model plain ones again."""
-    enable_fast_paths(model, ())
-
-
-@contextmanager
-def fast_paths(model: nn.Module, names: Iterable[str] = FAST_PATHS) -> Iterator[None]:
-    """With these on, and plain again afterwards."""
-    enable_fast_paths(model, names)
-    try:
-        yield
-    finally:
-        disable_fast_paths(model)
+def _is_usual(module: nn.Module) -> bool:
+    """Whether a module has a form that the fast one knows: all of this package's do."""
+    if isinstance(module, nn.RMSNorm):
+        return module.eps is not None and module.weight is not None and len(module.normalized_shape) == 1
+    return not (isinstance(module, nn.Dropout) and module.inplace)

@@ -60,9 +60,9 @@ class AttentionStream(nn.Module):
         return mixed, tuple(onward)
 
     def learned(self) -> dict[str, Tensor]:
-        """What a training run logs of this module: the weights of each stream, one or a number for each head."""
+        """What a training run logs of this module: the weight of each stream, of several heads the mean."""
         weights = {f"stream_{name}": getattr(self, f"{name}_weight") for name in self.streams}
-        return {name: weight.flatten() for name, weight in weights.items() if weight is not None}
+        return {name: weight.mean() for name, weight in weights.items() if weight is not None}
 
     def _onward(self, own: Tensor, arriving: Tensor | None, mixed: Tensor, weight: Tensor | None) -> Tensor:
         if self.source == "previous" or arriving is None:

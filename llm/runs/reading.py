@@ -37,6 +37,11 @@ RENAMED = {
 }
 
 
+def new_name(key: str) -> str:
+    """Today's name of a dotted key."""
+    return ".".join([*key.split(".")[:-1], RENAMED[key]]) if key in RENAMED else key
+
+
 def renamed(config: Any) -> Any:
     """A config with today's names of its keys, in place."""
     for old, new in RENAMED.items():

@@ -70,7 +70,8 @@ def _tokens(status: Status) -> str:
 def _time(status: Status) -> str:
     trained = [f"{duration(status.seconds)} of training"] if status.seconds is not None else []
     if status.written_seconds_ago is not None:
-        what = "no row in this attempt yet, which started" if status.step <= status.lives[-1]["from_step"] else "last row"
+        new = status.step <= status.lives[-1]["from_step"]
+        what = "no row in this attempt yet, which started" if new else "last row"
         trained.append(f"{what} {duration(status.written_seconds_ago)} ago")
     return ", ".join(trained)
 

@@ -37,7 +37,8 @@ class BusyMachine(pl.Callback):
             self._record(trainer.global_step, sentence)
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        self.before = CpuClock.now()
+        if self.watches and not self.noticed:
+            self.before = CpuClock.now()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.batches += 1

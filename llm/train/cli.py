@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import inspect
 import logging
+import os
 import re
 import sys
 import warnings
@@ -144,19 +145,20 @@ def with_new_names(arguments: list[str]) -> list[str]:
     found, met = [], []
     for before, word in zip(["", *arguments], arguments, strict=False):
         option, equals, value = word.partition("=")
-        if option.removeprefix("--") in reading.RENAMED:
-            *parents, _ = (old := option.removeprefix("--")).split(".")
-            met.append(old)
-            word = "--" + ".".join([*parents, reading.RENAMED[old]]) + equals + value
-        elif before == "--config" or option == "--config":
+        key = option.removeprefix("--").removesuffix("+")
+        if option.startswith("--") and key in reading.RENAMED:
+            met.append(key)
+            word = f"--{reading.new_name(key)}{'+' * option.endswith('+')}{equals}{value}"
+        elif before in ("--config", "-c") or option == "--config":
             path = value if option == "--config" else word
             if old_keys := _old_keys(path):
                 met += old_keys if not (Path(path).parent / "run.json").is_file() else []  # an older run's own
                 text = yaml.safe_dump(reading.renamed(yaml.safe_load(Path(path).read_text())), sort_keys=False)
                 word = f"--config={text}" if option == "--config" else text  # jsonargparse reads content too
         found.append(word)
-    for old in dict.fromkeys(met):
-        new = ".".join([*old.split(".")[:-1], reading.RENAMED[old]])
+    first_rank = os.environ.get("LOCAL_RANK", "0") == os.environ.get("SLURM_PROCID", "0") == "0"
+    for old in dict.fromkeys(met) if first_rank else ():
+        new = reading.new_name(old)
         print(f"note: {old} is now called {new}; the old name works until version 0.3", file=sys.stderr)
     return found
 

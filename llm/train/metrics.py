@@ -159,7 +159,7 @@ class Measurements(pl.Callback):
 
 
 def learned_switches(module: Any) -> dict[str, float]:
-    """The learned numbers of every layer's parts that have a method `learned`: "NAME/LAYER", or "NAME/LAYER.HEAD".
+    """The learned numbers of every layer's parts that have a method `learned`, as "NAME/LAYER".
 
     Every rank has to ask for it together: ZeRO 3 gathers them.
     """
@@ -173,10 +173,7 @@ def learned_switches(module: Any) -> dict[str, float]:
     values: dict[str, float] = {}
     with _gathered(parameters):
         for layer, part in parts:
-            for name, tensor in part.learned().items():
-                numbers = tensor.detach().flatten().tolist()
-                several = len(numbers) > 1
-                values |= {f"{name}/{layer}" + f".{n}" * several: number for n, number in enumerate(numbers)}
+            values |= {f"{name}/{layer}": tensor.item() for name, tensor in part.learned().items()}
     return values
 
 

@@ -275,6 +275,7 @@ class MetricsFile(Logger):
         rows = metrics(path.parent)
         found = rows[0] if rows else ()
         self.columns = list(dict.fromkeys([*COLUMNS, *columns, *found]))
+        self.without_column: set[str] = set()  # metrics for which there was no room on the disk
         self._write([row for row in rows if int(row["step"]) <= step], self.columns)
 
     def _write(self, rows: Sequence[dict[str, str]], columns: Sequence[str]) -> None:
@@ -286,7 +287,7 @@ class MetricsFile(Logger):
         write_file(self.path, text.getvalue())
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        if new := [name for name in metrics if name not in self.columns]:
+        if new := [name for name in metrics if name not in self.columns and name not in self.without_column]:
             self._add_columns(new)
         row = io.StringIO(newline="")
         csv.DictWriter(row, self.columns, extrasaction="ignore").writerow({"step": step, **metrics})
@@ -297,6 +298,7 @@ class MetricsFile(Logger):
             self._write(metrics(self.path.parent), [*self.columns, *new])
         except UserError as error:  # a full disk: the rows go on without them
             print(f"{', '.join(new)} are not logged: {error}", file=sys.stderr)
+            self.without_column.update(new)
         else:
             self.columns += new
 

@@ -25,13 +25,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llm.common.errors import UserError
-from llm.model.fast_paths import enable_fast_paths
 
 from ..checks import below, refuse
 from ..draws import seed_number
 from ..folder import RECORD, TableFolder, as_csv, copy_into, read_record
 from ..spaces import Graph
 from ..state import start_moments, training_state
+from ..variants import enable_fast_parts
 from .model import Memory, Navigator, Sizes, Variant
 from .world import Walks, World
 
@@ -87,7 +87,7 @@ class Settings:
             f"{name} {value!r} is unknown: give {' or '.join(known)}"
             for name, value, known in (
                 ("objective", self.objective, OBJECTIVES),
-                ("products", self.products, PRODUCTS),
+                ("dtype", self.products, PRODUCTS),
             )
             if value not in known
         ]
@@ -142,7 +142,7 @@ class Run:
             torch.manual_seed(self._number("weights"))
             model = Navigator(len(graph.actions), settings.letters, sizes, variant)
         self.model = model.to(self.device)
-        enable_fast_paths(self.model)
+        enable_fast_parts(self.model)
         if self.device.type == "cuda" if compiled is None else compiled:
             self.model.read = torch.compile(self.model.read)  # type: ignore[method-assign]
         self.optimizer = torch.optim.Adam(self.model.parameters(), settings.lr, fused=True)

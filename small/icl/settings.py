@@ -52,11 +52,11 @@ class Settings:
         if not 0 <= self.decay < 1:
             problems.append(f"decay {self.decay} must be at least 0 and below 1")
         if self.until is not None and not 0 < self.until < 1:
-            problems.append(f"until {self.until} must be between 0 and 1")
+            problems.append(f"stop-accuracy {self.until} must be between 0 and 1")
         if self.products not in PRODUCTS:
-            problems.append(f"products {self.products!r} is unknown: give {' or '.join(PRODUCTS)}")
+            problems.append(f"dtype {self.products!r} is unknown: give {' or '.join(PRODUCTS)}")
         elif self.snapshot_every > 0 and self.steps % self.snapshot_every:
-            problems.append(f"steps {self.steps} must be a multiple of snapshot_every {self.snapshot_every}")
+            problems.append(f"steps {self.steps} must be a multiple of evaluate-every {self.snapshot_every}")
         if len(set(self.variants)) < len(self.variants) or not self.variants:
             problems.append("give at least one variant, and none twice")
         if not self.seeds or min(self.seeds) < 0:

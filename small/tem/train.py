@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from llm.common.errors import UserError
-from llm.model.fast_paths import enable_fast_paths
 
 from ..checks import below, refuse
 from ..draws import seed_number
 from ..folder import TableFolder, read_rows
 from ..spaces import Graph, space
 from ..state import start_moments, training_state
+from ..variants import enable_fast_parts
 from .environments import SYMBOLS, Environments, Episode, accuracy
 from .machine import Machine, MachineSizes
 from .memory import Rule
@@ -153,7 +153,7 @@ class Run:
             torch.manual_seed(seed_number(settings.seed, "weights"))
             built = model.build(self.environments.actions, settings.symbols)
         self.model = built.to(self.device)
-        enable_fast_paths(self.model)
+        enable_fast_parts(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), settings.lr, fused=True)
         start_moments(self.optimizer)
         self.seconds = torch.zeros((), dtype=torch.float64)

@@ -26,13 +26,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llm.common.errors import UserError
-from llm.model.fast_paths import enable_fast_paths
 
 from ..checks import below, refuse
 from ..draws import seed_number
 from ..folder import RECORD, TableFolder, copy_into, read_rows
 from ..state import start_moments, training_state
-from ..variants import Variant
+from ..variants import Variant, enable_fast_parts
 from .augmentation import AUGMENTATIONS, augmentation
 from .datasets import Images
 from .model import Sizes, VisionTransformer
@@ -82,7 +81,7 @@ class Settings:
         problems += [
             f"{name} {value!r} is unknown: give {', '.join(known)}"
             for name, value, known in (
-                ("augmentation", self.augmentation, AUGMENTATIONS), ("products", self.products, PRODUCTS)
+                ("augmentation", self.augmentation, AUGMENTATIONS), ("dtype", self.products, PRODUCTS)
             )
             if value not in known
         ]  # fmt: skip
@@ -126,7 +125,7 @@ class Run:
             torch.manual_seed(self._number("weights"))
             model = VisionTransformer(sizes, variant)
         self.model = model.to(self.device)
-        enable_fast_paths(self.model)
+        enable_fast_parts(self.model)
         decayed = [weight for weight in self.model.parameters() if weight.ndim == 2]
         others = [weight for weight in self.model.parameters() if weight.ndim != 2]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -12,6 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from llm.model import DecoderConfig, DecoderForCausalLM
 from llm.model.attention import eager_attention
+from llm.model.decoder import Decoder
 
 SIZES = {
     "vocab_size": 96, "unpadded_vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -48,8 +49,6 @@ def test_auto_model_loads_the_bare_decoder(kind: str, tmp_path: Path) -> None:
 
 @kinds
 def test_a_bare_decoder_starts_with_the_weights_of_the_one_with_a_head(kind: str) -> None:
-    from llm.model.decoder import Decoder
-
     bare, whole = Decoder(KINDS[kind]), made(kind).model
     assert all(torch.equal(a, b) for a, b in zip(bare.parameters(), whole.parameters(), strict=True))
 
@@ -144,6 +143,17 @@ def test_resized_embeddings_are_tokens(kind: str, size: int, fast: bool, tmp_pat
     model.save_pretrained(tmp_path)
     again = DecoderForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(again.eval()(ids).logits, logits)
+
+
+@pytest.mark.parametrize("size", [70, 120])
+def test_a_bare_decoder_is_resized_too(size: int, tmp_path: Path) -> None:
+    bare = Decoder(DecoderConfig.llama(**SIZES))
+    bare.resize_token_embeddings(size)
+    bare.save_pretrained(tmp_path)
+    again = Decoder.from_pretrained(tmp_path)
+    assert again.config.vocab_size == again.config.unpadded_vocab_size == size
+    ids = tokens(vocabulary=size)
+    assert torch.equal(again(inputs_embeds=bare.embed_tokens(ids))[0], bare(ids)[0])
 
 
 @kinds

@@ -10,10 +10,24 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 _context = multiprocessing.get_context("forkserver")
 # deepspeed imports its Muon where it builds any optimizer, and compiles there
 _context.set_forkserver_preload(["llm.train.cli", "deepspeed", "deepspeed.runtime.zero.muon.original_muon"])
 LLM = "import sys\nfrom llm.cli import main\nsys.exit(main(sys.argv[1:]))"
+
+
+_made: list["Python"] = []
+
+
+def end_all() -> None:
+    """Kill what a test has left running, and remove what its processes wrote."""
+    for process in _made:
+        process.kill()
+        process.wait()
+        process.log.unlink(missing_ok=True)
+    _made.clear()
 
 
 class Python:
@@ -28,6 +42,7 @@ class Python:
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
+        _made.append(self)
 
     @property
     def returncode(self) -> int:
@@ -52,9 +67,7 @@ class Python:
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Wait for the end; what it wrote comes second, as stderr."""
         self.wait(timeout)
-        said = self.log.read_text()
-        self.log.unlink()
-        return "", said
+        return "", self.log.read_text()
 
 
 def two_ranks(code: str, words: Sequence[str]) -> list[Python]:
@@ -74,5 +87,6 @@ def _run(code: str, words: list[str], environment: dict[str, str], log: Path) ->
     for descriptor in (1, 2):
         os.dup2(sys.stderr.fileno(), descriptor)
     os.environ.update(environment)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # torch has read the variable already
     sys.argv = ["-c", *words]
     exec(code, {"__name__": "__main__"})

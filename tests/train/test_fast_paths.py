@@ -183,7 +183,8 @@ def test_a_plain_model_has_second_derivatives_and_functional_transforms() -> Non
     config = DecoderConfig.llama(
         vocab_size=8, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, stream=["values"]
     )
-    model, ids = DecoderForCausalLM(config), torch.randint(8, (2, 5))
+    torch.manual_seed(0)
+    model, ids = DecoderForCausalLM(config).double(), torch.randint(8, (2, 5))
     model.set_attn_implementation("eager")
     weights = dict(model.named_parameters())
 

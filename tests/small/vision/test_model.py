@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
 
 from llm.common.errors import UserError
-from llm.model.fast_paths import fast_paths
+from llm.model.fast_paths import enable_fast_paths
 from small.variants import Variant
 from small.vision.model import EPS, Sizes, VisionTransformer
 
@@ -123,8 +123,9 @@ def test_bfloat16_looks_both_ways_too() -> None:
     model, images = scattered(SIZES, Variant()).eval(), torch.randn(4, 3, 16, 16)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         plain = model(images).float()
-        with fast_paths(model, ["attention"]):
-            half = model(images).float()
+        enable_fast_paths(model, ["attention"])
+        half = model(images).float()
+    enable_fast_paths(model, ())
     with torch.no_grad():
         exact = model(images)
     assert (half - plain).abs().max() < 0.02 * exact.abs().max()
