@@ -195,7 +195,7 @@ def growth(result: Result) -> str:
 
 
 def fit(result: Result) -> str:
-    """Show `llm bench --fit`: the candidates tried, then the largest of each kind in alternation."""
+    """Show `llm bench --find-micro-batch`: the candidates tried, then the largest of each kind in alternation."""
     tried = []
     for each in result["tried"]:
         ran = each["measured_mib"] is not None
