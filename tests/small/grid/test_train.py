@@ -278,7 +278,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     [
         ({"maps": 0, "lr": 0.0}, "maps 0 must be at least 1; lr 0.0"),
         ({"objective": "both"}, "objective 'both'"),
-        ({"products": "float16"}, "products 'float16'"),
+        ({"products": "float16"}, "dtype 'float16'"),
         ({"clip": math.inf}, "clip inf"),
     ],
 )

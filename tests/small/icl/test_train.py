@@ -268,7 +268,7 @@ def test_a_full_disk_keeps_the_snapshot_before(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"steps": 70}, "multiple of snapshot_every"),
+        ({"steps": 70}, "multiple of evaluate-every"),
         ({"batch": 0, "lr": -1.0}, "batch 0.*lr"),
         ({"variants": ("values", "values")}, "none twice"),
         ({"variants": ()}, "at least one variant"),

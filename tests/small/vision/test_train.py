@@ -266,7 +266,7 @@ def test_a_diverged_training_says_so(tmp_path: Path) -> None:
         ({"weight_decay": math.nan}, "weight_decay nan must be a finite number of at least 0"),
         ({"lr": 0.0, "smoothing": 1.0}, "lr 0.0 must be a finite number above 0; smoothing 1.0"),
         ({"augmentation": "mixup"}, "augmentation 'mixup' is unknown: give none, basic, strong"),
-        ({"products": "float16"}, "products 'float16' is unknown"),
+        ({"products": "float16"}, "dtype 'float16' is unknown"),
         ({"epochs": 0}, "epochs 0 must be at least 1"),
     ],
 )
