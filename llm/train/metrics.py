@@ -181,9 +181,9 @@ def _gathered(parameters: list[torch.nn.Parameter]) -> AbstractContextManager:
     """With whole parameters, of which each rank holds a part under ZeRO 3."""
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    return GatheredParameters(parameters)
+    return deepspeed.zero.GatheredParameters(parameters)
 
 
 class ValidationBar(pl.Callback):

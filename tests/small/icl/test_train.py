@@ -273,7 +273,7 @@ def test_a_full_disk_keeps_the_snapshot_before(tmp_path: Path, monkeypatch: pyte
         ({"variants": ("values", "values")}, "none twice"),
         ({"variants": ()}, "at least one variant"),
         ({"seeds": ()}, "at least one seed"),
-        ({"until": 1.5}, "until"),
+        ({"until": 1.5}, "stop-accuracy"),
         ({"products": "fp8"}, "float32 or bfloat16"),
         ({"lr": float("inf")}, "lr inf"),
         ({"variants": ("vales", "keys:best")}, "vales.*best"),
