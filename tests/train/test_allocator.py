@@ -38,7 +38,7 @@ for keep in (False, True, False):
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
 def test_freed_memory_is_kept_and_given_back() -> None:
-    """In one of a few processes: where the heap begins is drawn, and a small piece may come to lie above a large one."""
+    """In one of a few processes: the heap begins anywhere, and a small piece may come to lie above a large one."""
     for _ in range(6):
         said = subprocess.run([sys.executable, "-c", USES], capture_output=True, text=True, check=True).stdout
         given, kept, again = (tuple(map(int, line.split())) for line in said.splitlines())
