@@ -18,7 +18,7 @@ from .common.threads import set_wait_policy, warn_if_busy
 COMMANDS = {  # name: (module, one line for --help)
     "prepare": ("llm.data.preparation.prepare", "text of any source -> token store"),
     "inspect": ("llm.data.inspect", "what a token store holds, and whether it is whole"),
-    "bench-data": ("llm.bench.data", "speed of the data path, beside plain tokenizers and np.memmap"),
+    "bench-data": ("llm.bench.data", "speed of the data path, compared with plain tokenizers and np.memmap"),
     "fit": ("llm.train.cli", "train a model: --config FILE, then dotted overrides"),
     "validate": ("llm.train.cli", "loss of a run's checkpoint on its validation split"),
     "export": ("llm.export", "run -> a folder that transformers and lm-eval load"),

@@ -1,1 +1,1 @@
-"""lm-eval on official tasks: tasks, rows, and the results kept beside the model."""
+"""lm-eval on official tasks: tasks, rows, and results stored next to the model."""

@@ -113,7 +113,7 @@ def _plan(export: Export, prepared: Prepared, protocol: Protocol, device: str, d
             )
     if found:
         print(
-            f"{label(export)}: {len(found)} of {len(asked)} results are kept from before; --overwrite makes them anew",
+            f"{label(export)}: {len(found)} of {len(asked)} results are kept from before; --overwrite reruns them",
             file=sys.stderr,
         )
     return Plan(export, label(export), asked, found)

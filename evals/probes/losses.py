@@ -151,7 +151,7 @@ def measure(
         if alike and result["n"] > documents:
             raise UserError(
                 f"{export.folder} keeps the losses of {result['n']} documents, and {documents} would replace them; ask "
-                f"for as many, or measure anew with `python -m evals losses ... --documents {documents} --overwrite`"
+                f"for as many, or measure again with `python -m evals losses ... --documents {documents} --overwrite`"
             )
     loaded = load_model(export, device, dtype)
     losses = document_losses(loaded, opened, documents, batch_size, length)

@@ -58,7 +58,7 @@ def test_what_is_kept_is_not_made_again(make_export, run, capsys, monkeypatch):
     assert run(folder) == []
     captured = capsys.readouterr()
     assert captured.out in table and len(captured.out.splitlines()) == 2 + len(ALL)  # the whole table again
-    assert "4 of 4 results are kept from before; --overwrite makes them anew" in captured.err
+    assert "4 of 4 results are kept from before; --overwrite reruns them" in captured.err
     assert (folder / "evals/lm_eval.json").read_bytes() == before
 
 
