@@ -1,17 +1,19 @@
 """The state of training by parameter name, whole tensors in fp32, however the strategy has cut it up.
 
-Stages: every rank asks for each tensor in turn (ZeRO gathers it) -> rank zero keeps a copy in host memory. Loading goes
+Stages: the parts of all ranks go to rank zero (`gathering.py`) -> it puts them together in host memory. Loading goes
 the other way: every rank reads each tensor and keeps its own part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .gathering import gathered, to_host
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, beside its count of steps
 
@@ -50,9 +52,9 @@ class ReplicatedState:
     def snapshot(self, keep: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if not keep:
             return {}, {}
-        weights = {name: _copy(parameter) for name, parameter in self.parameters.items()}
+        weights = {name: to_host(parameter) for name, parameter in self.parameters.items()}
         moments = {
-            f"{kind}/{name}": _copy(tensor)
+            f"{kind}/{name}": to_host(tensor)
             for name, parameter in self.parameters.items()
             for kind, tensor in self.optimizer.state.get(parameter, {}).items()
         }
@@ -69,6 +71,16 @@ class ReplicatedState:
             self.optimizer.state[parameter][kind] = tensor.to(parameter.device, dtype)
 
 
+class Part(NamedTuple):
+    """The elements `first` to `last` of a rank's flat tensor: those of a parameter from its `place`-th on."""
+
+    name: str
+    shape: torch.Size
+    first: int
+    last: int
+    place: int
+
+
 class _Zero:
     """What ZeRO's stages have in common: flat fp32 tensors, each with AdamW's state, of which a rank holds a part."""
 
@@ -77,25 +89,36 @@ class _Zero:
         self.optimizer = optimizer
 
     def snapshot(self, keep: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
+        kinds = []
+        for group, flat in enumerate(self._flat()):
+            self._take(weights, "", group, flat, keep)
+            kinds = list(self.optimizer.optimizer.state.get(flat, {}))
+            for kind in kinds:
+                self._take(moments, f"{kind}/", group, self.optimizer.optimizer.state[flat][kind], keep)
+        names = list(self.parameters) if keep else []  # in the order that every strategy has
+        keys = [f"{kind}/{name}" for name in names for kind in kinds]
+        return {name: weights[name] for name in names}, {key: moments[key] for key in keys}
 
-        def take(kept: dict[str, Tensor], key: str, whole: Tensor) -> None:
-            if keep:
-                kept[key] = _copy(whole)
+    def _take(self, kept: dict[str, Tensor], prefix: str, group: int, held: Tensor, keep: bool) -> None:
+        """On rank zero, put together the parameters of a group, of which each rank's flat tensor `held` has a part."""
+        ranks = range(torch.distributed.get_world_size() if keep else 0)
+        parts = [self._parts(group, rank) for rank in ranks]
+        if held.shape != self._flat()[group].shape:  # one number for all: AdamW's count of steps
+            kept |= {prefix + part.name: to_host(held) for part in (parts[0] if keep else ())}
+            return
+        kept |= {prefix + part.name: torch.empty(part.shape) for part in (parts[0] if keep else ())}
+        for start, pieces in gathered(held, next(iter(self.parameters.values())).device, keep):
+            for part, piece in ((part, piece) for of, piece in zip(parts, pieces, strict=True) for part in of):
+                first, last = max(part.first, start), min(part.last, start + len(piece))
+                if first < last:
+                    place, whole = part.place + first - part.first, kept[prefix + part.name].view(-1)
+                    whole[place : place + last - first] = piece[first - start : last - start]
 
-        counted = self._steps()
-        if counted is not None:
-            self._link_moments()
-        for name, parameter in self.parameters.items():
-            take(weights, name, safe_get_full_fp32_param(parameter))
-            if counted is not None:
-                take(moments, f"step/{name}", counted)
-                for kind in MOMENTS:
-                    take(moments, f"{kind}/{name}", safe_get_full_optimizer_state(parameter, kind))
-        return weights, moments
+    def _parts(self, group: int, rank: int) -> list[Part]:
+        """What a rank's flat tensor of a group holds, of every parameter of the group."""
+        raise TypeError("of a stage")
 
     def load(self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
         self.load_weights(weights)
@@ -116,10 +139,6 @@ class _Zero:
         for name, parameter in self.parameters.items():
             self._set(parameter, weights[name], None)
         self._refresh()
-
-    def _steps(self) -> Tensor | None:
-        """AdamW's count of steps, equal for all parameters; None before the first."""
-        return next((state["step"] for state in self.optimizer.optimizer.state.values() if "step" in state), None)
 
     def _flat(self) -> list[Tensor]:
         """This rank's flat fp32 tensors."""
@@ -142,6 +161,19 @@ class ShardedState(_Zero):
 
     def _flat(self) -> list[Tensor]:
         return [group["params"][0] for group in self.optimizer.optimizer.param_groups]
+
+    def _parts(self, group: int, rank: int) -> list[Part]:
+        """The master weights lie in the flat tensor where DeepSpeed has put the working weights in one of theirs."""
+        zero = self.optimizer
+        working = (zero.bf16_groups_flat if hasattr(zero, "bf16_groups_flat") else zero.bit16_groups_flat)[group]
+        size = len(self._flat()[group])
+        parts = []
+        for name, parameter in self.parameters.items():
+            if parameter.untyped_storage().data_ptr() == working.untyped_storage().data_ptr():
+                begin = parameter.storage_offset() - working.storage_offset() - rank * size
+                first, last = max(0, begin), min(size, begin + parameter.numel())
+                parts.append(Part(name, parameter.shape, first, last, first - begin))
+        return parts
 
     def _link_moments(self) -> None:
         """DeepSpeed's first step does so when only the first of several parameter groups has moments."""
@@ -166,6 +198,16 @@ class PartitionedState(_Zero):
     def _flat(self) -> list[Tensor]:
         return self.optimizer.fp32_partitioned_groups_flat
 
+    def _parts(self, group: int, rank: int) -> list[Part]:
+        names = {parameter: name for name, parameter in self.parameters.items()}
+        parts, first = [], 0
+        for parameter in self.optimizer.fp16_groups[group]:
+            size = parameter.ds_tensor.numel()
+            last = first + min(size, parameter.ds_numel - rank * size)
+            parts.append(Part(names[parameter], parameter.ds_shape, first, last, rank * size))
+            first += size
+        return parts
+
     def _set(self, parameter: nn.Parameter, whole: Tensor, kind: str | None) -> None:
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
@@ -186,8 +228,3 @@ class PartitionedState(_Zero):
             zero._reassign_or_swap_out_partitioned_parameters(group)
         if zero.persistent_parameters:
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    """A copy in host memory, fp32, that nobody else writes to."""
-    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()

@@ -14,7 +14,7 @@ from llm.train import checkpoint as checkpoints
 
 from .pairs import Command, together
 from .preloaded import LLM, Python
-from .runs import Config, events, fit, losses, measured, metrics, weights
+from .runs import Config, assert_same_weights, events, fit, losses, measured, metrics, weights
 
 STRATEGIES = {
     "ddp": ["--strategy.name", "ddp"],
@@ -52,6 +52,30 @@ def validated(run: Path) -> list[float]:
     return [float(row["validation_loss"]) for row in metrics(run) if row["validation_loss"]]
 
 
+# What rank zero puts together, from pieces smaller than most parameters, is what DeepSpeed itself puts together.
+GATHERED = """
+import torch
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+from llm.train import gathering, state
+piece, snapshot = gathering.PIECE, state._Zero.snapshot
+gathering.PIECE = 1000
+def compared(self, keep):
+    weights, moments = snapshot(self, keep)
+    assert bool(weights) == bool(moments) == keep
+    self._link_moments()
+    for name, parameter in self.parameters.items():
+        whole = safe_get_full_fp32_param(parameter)
+        halves = {kind: safe_get_full_optimizer_state(parameter, kind) for kind in state.MOMENTS}
+        if keep:
+            assert torch.equal(weights[name], whole.cpu()), name
+            assert all(torch.equal(moments[f"{kind}/{name}"], half.cpu()) for kind, half in halves.items()), name
+    return weights, moments
+state._Zero.snapshot = compared
+def after():
+    gathering.PIECE, state._Zero.snapshot = piece, snapshot
+"""
+
+
 def test_two_processes_train_as_one(tiny_config: Config, tmp_path: Path) -> None:
     """fp32, every strategy and stream: losses within 1e-5 of one process, same data, tied embeddings still tied."""
     commands, runs = [], {}
@@ -62,10 +86,11 @@ def test_two_processes_train_as_one(tiny_config: Config, tmp_path: Path) -> None
             if variant in ("values", "learned") or not strategy.startswith("offload"):
                 runs[variant, strategy] = tmp_path / f"{variant}-{strategy}"
                 config = tiny_config(**COMMON, **settings, run__folder=str(runs[variant, strategy]))
-                commands.append(Command(["fit", "--config", str(config), *words]))
+                before = "" if strategy == "ddp" else GATHERED
+                commands.append(Command(["fit", "--config", str(config), *words], before))
     runs["values", "compiled"] = run = tmp_path / "values-compiled"
     config = tiny_config(**COMMON, **VARIANTS["values"], run__folder=str(run), model__compile=True)
-    commands.append(Command(["fit", "--config", str(config), *STRATEGIES["zero3"]]))
+    commands.append(Command(["fit", "--config", str(config), *STRATEGIES["zero2"]]))
     assert set(together(tmp_path / "pair", commands)) == {(0, 0)}
     for (variant, strategy), run in runs.items():
         alone = tmp_path / f"{variant}-alone"
@@ -121,6 +146,71 @@ def test_bf16_has_fp32_master_weights_in_every_stage(tiny_config: Config, tmp_pa
     for stage, (name, parameter) in itertools.product((1, 2, 3), start.named_parameters()):
         found = weights(tmp_path / f"still-{stage}", 3)[name]
         torch.testing.assert_close(found, parameter.detach(), rtol=0, atol=1e-7)  # not those of a bf16 copy
+
+
+# Lightning validates in `inference_mode` under NCCL, in `no_grad` under gloo; checkpoints are written within.
+UNDER_NCCL = """
+import torch
+from types import SimpleNamespace
+from lightning.pytorch.loops import utilities
+from llm.train.checkpointing import Checkpoints
+dist, write, seen = utilities.dist, Checkpoints._write, []
+utilities.dist = SimpleNamespace(get_backend=lambda: "nccl")
+def watched(self, trainer, module):
+    seen.append(torch.is_inference_mode_enabled())
+    return write(self, trainer, module)
+Checkpoints._write = watched
+def after():
+    utilities.dist, Checkpoints._write = dist, write
+    assert any(seen)
+"""
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_validation_and_checkpoints_as_under_nccl_change_nothing(
+    tiny_config: Config, tmp_path: Path, precision: str
+) -> None:
+    """Bit for bit, also where the run goes on from such a checkpoint."""
+    common = {**COMMON, "trainer__precision": precision, "data__validate_every": 5}
+    kinds = {"zero1": STRATEGIES["zero1"], "zero3": STRATEGIES["zero3"], "ddp": STRATEGIES["ddp"]}
+    kinds["compiled"] = [*STRATEGIES["zero1"], "--model.compile", "true", "--model.disable_fast_paths", "[loss]"]
+    commands = []
+    for kind, words in kinds.items():
+        for where, before in (("gloo", TRACED), ("nccl", TRACED + UNDER_NCCL)):
+            config = str(tiny_config(**common, run__folder=str(tmp_path / f"{kind}-{where}")))
+            commands += [Command(["fit", "--config", config, *words], before)]
+        config = str(tiny_config(**common, run__folder=str(tmp_path / f"{kind}-resumed")))
+        start = ["--resume", str(tmp_path / f"{kind}-nccl" / "checkpoints" / "step-00000010")]
+        commands += [Command(["fit", "--config", config, *words, *start], TRACED + UNDER_NCCL)]
+    together(tmp_path / "pair", commands)
+    for kind in kinds:
+        gloo, nccl, resumed = (tmp_path / f"{kind}-{where}" for where in ("gloo", "nccl", "resumed"))
+        assert measured(nccl) == measured(gloo), kind
+        assert validated(resumed)[-1] == validated(gloo)[-1], kind
+        assert_same_weights(gloo, nccl, 12)
+        assert_same_weights(gloo, resumed, 12)
+
+
+# torch traces blocks as ever, and runs what it has traced as it stands.
+TRACED = """
+from torch import nn
+compile_ = getattr(nn.Module, "untraced_compile", nn.Module.compile)
+nn.Module.untraced_compile = compile_
+nn.Module.compile = lambda self: compile_(self, backend="eager")
+"""
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2"])
+def test_deepspeed_never_waits_for_the_device(
+    tiny_config: Config, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    waited = []
+    monkeypatch.setattr(get_accelerator(), "synchronize", lambda *_: waited.append(1))
+    config = tiny_config(trainer__precision="bf16-mixed", data__micro_batch_size=4, trainer__max_steps=6)
+    assert fit(config, *STRATEGIES[strategy]) == 0
+    assert not waited
 
 
 # Rank zero is asked to end the run, as Slurm does before a time limit, while it writes the row of the step before.
