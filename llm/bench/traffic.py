@@ -50,7 +50,7 @@ class BackwardPasses:
 
 def recorded() -> list[dict[str, Any]]:
     """The collectives of this process that the recorder still has: the last `TORCH_FR_BUFFER_SIZE`."""
-    c10d = torch._C._distributed_c10d
+    c10d: Any = torch._C._distributed_c10d
     dump = c10d._dump_nccl_trace_json if torch.cuda.is_available() else c10d._dump_fr_trace_json
     return json.loads(dump()).get("entries", [])
 

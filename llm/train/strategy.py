@@ -108,8 +108,9 @@ class RoundingDDPStrategy(DDPStrategy):
     """Lightning's DDP strategy, whose gradients travel in bf16."""
 
     def _register_ddp_hooks(self) -> None:
-        """Lightning registers hooks on GPUs alone."""
-        self.model.register_comm_hook(None, bf16_compress_hook)
+        """Lightning registers hooks on GPUs alone, and torch this one by its name; gloo sums bf16 as well."""
+        model: Any = self.model
+        model.register_comm_hook(None, lambda state, bucket: bf16_compress_hook(state, bucket))
 
 
 class ZeroStrategy(DeepSpeedStrategy):

@@ -17,7 +17,7 @@ from llm.train import checkpoint as checkpoints
 from llm.train import compilation
 from llm.train.module import LanguageModule
 
-from .preloaded import LLM, Python
+from .preloaded import LLM, Python, two_ranks
 from .runs import Config, events, fit
 
 
@@ -109,18 +109,20 @@ def members(group: int) -> list[str]:
 
 
 def test_a_run_that_is_told_to_stop_while_it_compiles_saves_and_stops(tiny_config: Config, tmp_path: Path) -> None:
-    """The signal goes to all its processes, as Slurm sends it: to the compiler too."""
+    """Two ranks; the signal goes to all their processes, as Slurm sends it: to the compilers too."""
     config = tiny_config(model__compile=True, decoder__num_hidden_layers=1)
-    fresh = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
-    run = Python(f"import os\nos.setpgrp()\n{LLM}", ["fit", "--config", str(config)], fresh)
-    deadline = time.monotonic() + 300
-    while "cc1plus" not in members(run.pid):
-        assert run.poll() is None, run.communicate()[1]
+    apart = f"import os\nos.setpgrp()\nos.environ['TORCHINDUCTOR_CACHE_DIR'] = '{tmp_path}/inductor'\n{LLM}"
+    ranks = two_ranks(apart, ["fit", "--config", str(config), "--trainer.devices", "2"])
+    deadline = time.monotonic() + 600
+    while not any("cc1plus" in members(rank.pid) for rank in ranks):
+        for rank in ranks:
+            assert rank.poll() is None, rank.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.killpg(run.pid, signal.SIGUSR1)
-    said = run.communicate(timeout=300)[1]
-    assert run.returncode == os.EX_TEMPFAIL, said
+    for rank in ranks:
+        os.killpg(rank.pid, signal.SIGUSR1)
+    said = "".join(rank.communicate(timeout=600)[1] for rank in ranks)
+    assert [rank.returncode for rank in ranks] == [os.EX_TEMPFAIL, 0], said
     assert checkpoints.find(tmp_path / "run").step == 1
 
 
