@@ -7,8 +7,10 @@ tasks, each in its turn, round after round  ->  medians, ranges and ratios withi
     read      random windows of a store that lies in memory: bare, as rows, as a trainer's micro-batches
     cold      random windows of a store that does not: bytes read from disk for each that is used, beside np.memmap
     start     from the store's path to the first batch of a far step, with 31,279 shards
+    stalls    (with --stalls STORE, and nothing else) random micro-batches of a store of yours, where it lies: how long
+              they take to read, and how long a GPU that takes --step-ms for each would wait
 
-The last three are in `llm.bench.data_read`.
+The last four are in `llm.bench.data_read`.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from ..data.preparation.settle import identity_with, settle
 from ..data.preparation.sources import open_sources
 from ..data.tokenizer import load_tokenizer
 from ..data.workers import Progress, run_all
-from .data_read import Figures, Task, cold_tasks, read_tasks, start_tasks
+from .data_read import Figures, Task, cold_tasks, read_tasks, stall_tasks, start_tasks
 
 MIB = 2**20
 FILES = 2  # of text: one for each of two workers
@@ -155,6 +157,9 @@ def table(result: dict[str, Any]) -> Iterator[str]:
 
 def command_line(args: argparse.Namespace) -> str:
     """The words that measure the same again."""
+    if args.stalls:
+        words = ["--stalls", str(args.stalls), "--step-ms", f"{args.step_ms:g}"]
+        return shlex.join([*words, "--rounds", str(args.rounds)])
     words = [*args.sources, "--tokenizer", args.tokenizer, "--text-mib", f"{args.text_mib:g}"]
     words += ["--cold", f"{args.cold:g}"] if args.cold else []
     return shlex.join([*words, "--shards", str(args.shards), "--rounds", str(args.rounds)])
@@ -162,8 +167,18 @@ def command_line(args: argparse.Namespace) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m llm bench-data`."""
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="text, as prepare takes it")
-    parser.add_argument("--tokenizer", required=True, metavar="T", help="as prepare takes it")
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help="text, as prepare takes it")
+    parser.add_argument("--tokenizer", metavar="T", help="as prepare takes it")
+    parser.add_argument(
+        "--stalls", type=Path, metavar="STORE", help="only read random micro-batches of this store, where it lies"
+    )
+    parser.add_argument(
+        "--step-ms",
+        type=float,
+        default=280,
+        metavar="MS",
+        help="with --stalls: computing time per micro-batch (default: 280, of 4 sequences at 1B on one H200)",
+    )
     parser.add_argument(
         "--text-mib", type=float, default=40, metavar="N", help="of text a file, repeated (default: 40)"
     )
@@ -175,6 +190,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: python -m llm bench-data data/*.jsonl.zstd --tokenizer gpt2 --cold 8 --folder /scratch"
 
 
+def all_tasks(args: argparse.Namespace, folder: Path) -> dict[str, Task]:
+    """Everything but --stalls."""
+    tasks = encode_tasks(args.sources, args.tokenizer, int(args.text_mib * MIB), folder)
+    tasks |= read_tasks(folder / "warm")
+    tasks |= cold_tasks(folder / "cold", args.cold) if args.cold else {}
+    return tasks | start_tasks(folder / "many", args.shards)
+
+
 def run(args: argparse.Namespace) -> None:
     """Measure and print; with --out write the figures too. Raises UserError for input that cannot be used."""
     from ..common.environment import environment
@@ -183,16 +206,17 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--rounds and --shards must be at least 1, --text-mib and --cold above 0")
     if args.folder and not args.folder.is_dir():
         raise UserError(f"there is no folder {args.folder}; make it or name another --folder")
+    if args.stalls and args.step_ms <= 0:
+        raise UserError(f"--step-ms {args.step_ms:g} must be above 0")
+    if not args.stalls and not (args.sources and args.tokenizer):
+        raise UserError("give SOURCE and --tokenizer to measure everything, or --stalls STORE for a store of yours")
     with tempfile.TemporaryDirectory(dir=args.folder) as name, one_thread():
         folder = Path(name)
-        tasks = encode_tasks(args.sources, args.tokenizer, int(args.text_mib * MIB), folder)
-        tasks |= read_tasks(folder / "warm")
-        tasks |= cold_tasks(folder / "cold", args.cold) if args.cold else {}
-        tasks |= start_tasks(folder / "many", args.shards)
+        tasks = stall_tasks(args.stalls, args.step_ms / 1000) if args.stalls else all_tasks(args, folder)
         figures = measure(tasks, args.rounds)
     result = {
         "command": "python -m llm bench-data " + command_line(args),
-        "text": f"{FILES} files of {args.text_mib:g} MiB of text, the sources repeated",
+        "text": str(args.stalls or f"{FILES} files of {args.text_mib:g} MiB of text, the sources repeated"),
         "cores": available_cores(),
         "figures": figures,
         "ratios": ratios(figures),

@@ -10,6 +10,7 @@ import os
 import random
 import re
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..common.errors import UserError
+from ..common.processes import raise_open_file_limit
 from ..data.shard import SPLITS, Manifest, ShardWriter, token_dtype
 from ..data.store import TokenStore, write_index
 from ..data.stories import Split
@@ -31,6 +33,7 @@ WINDOWS = (257, 4097)  # tokens: of a small model and of a large one, a context 
 ROWS = 8  # of a micro-batch
 DRAWN = 20_000  # windows, in an order that was found before the clock starts: `rows` and `micro-batches` find theirs
 DEMAND = 1_000_000  # tokens a second
+READS = 500  # micro-batches whose reading is timed one by one
 SECONDS = 1.0  # that a reading task goes on for
 WARM_TOKENS, WARM_SHARDS = 1 << 26, 16  # 256 MiB
 COLD_SHARD = 1 << 26  # tokens: 256 MiB
@@ -142,6 +145,63 @@ def waiting(batches: Any, tokens: int) -> Figures:
         waited += time.perf_counter() - asked
         time.sleep(max(0.0, began + (step + 1) * tokens / DEMAND - time.perf_counter()))
     return {"share of the time": waited / (time.perf_counter() - began)}
+
+
+# ---- Stalls ----------------------------------------------------------------------------------------------------------
+
+
+def stall_tasks(folder: Path, step: float) -> dict[str, Task]:
+    """Random micro-batches of a user's store, where it lies, and what a trainer would wait for them.
+
+    Args:
+        step: seconds that the trainer computes for each.
+
+    Raises:
+        UserError: there is no store, or it has too few tokens.
+    """
+    from ..data.mixture import MixtureOrder
+    from ..data.module import AHEAD
+    from ..data.rows import Rows, TrainingBatches
+
+    raise_open_file_limit()  # as a run does
+    rows = Rows([TokenStore.open(folder)], WINDOWS[-1] - 1)
+    first = random.randrange(FAR)  # other rows than the last time, which may still be in memory
+    batches, places = TrainingBatches(rows, MixtureOrder(rows.counts, [1000], ROWS, 0), 1, 0, 1), itertools.count(first)
+
+    def turn() -> Figures:
+        seconds = []
+        for place in itertools.islice(places, READS):
+            began = time.perf_counter()
+            batches[place]
+            seconds.append(time.perf_counter() - began)
+        work = READS * step
+        waited = {ahead: 100 * (run_seconds(seconds, step, ahead) / work - 1) for ahead in (1, AHEAD)}
+        return {
+            "ms, the median": 1000 * statistics.median(seconds),
+            "ms, the slowest of a hundred": 1000 * sorted(seconds)[-READS // 100],
+            "ms, the slowest": 1000 * max(seconds),
+            **{f"% longer, {ahead} read ahead": percent for ahead, percent in waited.items()},
+        }
+
+    return {f"a micro-batch of {ROWS} x {WINDOWS[-1] - 1:,} tokens, {rows.stores[0].files // 2:,} shards": turn}
+
+
+def run_seconds(reads: Sequence[float], step: float, ahead: int) -> float:
+    """Seconds that a trainer takes for micro-batches that take so many seconds each to read, by `Prefetcher`.
+
+    Args:
+        reads: [micro-batches] seconds of reading, one after the other.
+        step: seconds of computing with each.
+        ahead: how many are read before they are used; the next one begins when one is taken.
+    """
+    read = now = 0.0  # until when the thread reads, and the trainer computes
+    taken: list[float] = []
+    for number, seconds in enumerate(reads):
+        begins = taken[number - ahead] if number >= ahead else 0.0
+        read = max(read, begins) + seconds
+        taken.append(max(read, now))
+        now = taken[-1] + step
+    return now
 
 
 # ---- Cold ------------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from ..train import checkpoint
 from ..train.checkpointing import Checkpoints
 from ..train.lightning_loop import whole_step
 from .contenders import MIB, now
+from .traffic import BackwardPasses, recorded, traffic
 
 WARM_UP = PROFILED = 3  # as many, so that the second checkpoint is that of the run's end
 WINDOW = "bench-ranks window"
@@ -53,6 +54,7 @@ class Probe(pl.Callback):
         self.ends: list[float] = []  # of each step
         self.written: list[dict[str, Any]] = []  # checkpoints, on rank zero
         self.memory: dict[str, float] = {}
+        self.passes: BackwardPasses | None = None  # those of the profiled steps
 
     def setup(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
         self.before = resident() - sum(parameter.nbytes for parameter in module.parameters())
@@ -83,9 +85,9 @@ class Probe(pl.Callback):
             for thread in threading.enumerate():
                 if thread.name == "checkpoint":  # `train/checkpointing.py` writes there; what follows is without it
                     thread.join()
-            self._begin_profile(trainer)
+            self._begin_profile(trainer, module)
         elif step == trainer.max_steps:
-            self._write(trainer, self._end_profile())
+            self._write(trainer, self._end_profile(trainer.world_size))
 
     def _peak(self, module: Any) -> float:
         """MiB so far."""
@@ -93,18 +95,28 @@ class Probe(pl.Callback):
             return torch.cuda.max_memory_allocated(module.device) / MIB
         return (peak_rss() - self.before) / MIB
 
-    def _begin_profile(self, trainer: pl.Trainer) -> None:
+    def _begin_profile(self, trainer: pl.Trainer, module: Any) -> None:
         """The window begins on all ranks at once: starting a profiler takes one longer than another."""
         kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
         self.profile, self.window = profile(activities=kinds), record_function(WINDOW)
         self.profile.start()
+        self.passes = BackwardPasses(module.model.get_input_embeddings())
         trainer.strategy.barrier()
+        self.since = time.time_ns()
         self.window.__enter__()
 
-    def _end_profile(self) -> dict[str, Any]:
+    def on_before_backward(self, trainer: pl.Trainer, module: Any, loss: torch.Tensor) -> None:
+        if self.passes is not None:
+            self.passes.begin()
+
+    def _end_profile(self, ranks: int) -> dict[str, Any]:
         self.window.__exit__(None, None, None)
         self.profile.stop()
-        return communication(self.profile.events() or [])
+        sent = dict.fromkeys(("sent_bytes", "sent_in_backward_bytes"), 0.0)
+        if ranks > 1 and self.passes is not None:
+            sent = traffic(recorded(), self.passes.spans, self.since, ranks)
+            self.passes.end()
+        return communication(self.profile.events() or []) | sent
 
     def _write(self, trainer: pl.Trainer, profiled: dict[str, Any]) -> None:
         took = [b - a for a, b in zip(self.ends, self.ends[1:], strict=False)]  # of step 2 and on

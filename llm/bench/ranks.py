@@ -9,6 +9,8 @@ processes work with twice the cores of one. What is measured inside a process, a
     throughput      is that of the steps without checkpoint and profiler, after a warm-up
     communication   is the share of time in collectives: sending, and waiting for a slower rank; `alone` the part of it
                     in which nothing was computed beside
+    sent            are the bytes of a step from each process, and the share of them that a backward pass can hide, by
+                    the collectives' sizes and times (`traffic.py`)
     a checkpoint    holds training up while the state is gathered and copied (`Checkpoints.seconds` of rank zero); its
                     writing goes on beside the steps (of one process on a core of its own) and shows in their throughput
     peak memory     is that of the rank that needs most
@@ -45,11 +47,14 @@ from .contenders import random_store
 from .data import spread
 from .probe import PROFILED, WARM_UP
 
+FP32, BF16 = {"communication_dtype": "fp32"}, {"communication_dtype": "bf16"}
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "plain": {"name": "auto", "offload_optimizer": False},
-    "ddp": {"name": "ddp", "offload_optimizer": False},
-    **{f"zero{stage}": {"name": "deepspeed", "stage": stage} for stage in (1, 2, 3)},
+    "plain": {"name": "auto", "offload_optimizer": False, **FP32},
+    "ddp": {"name": "ddp", "offload_optimizer": False, **FP32},
+    **{f"zero{stage}": {"name": "deepspeed", "stage": stage, **FP32} for stage in (1, 2, 3)},
 }
+DEFAULT = list(LAYOUTS)
+LAYOUTS |= {f"{name}-bf16": LAYOUTS[name] | BF16 for name in ("ddp", "zero1", "zero2", "zero3")}  # gradients sent so
 
 
 # ---- The fits --------------------------------------------------------------------------------------------------------
@@ -138,7 +143,8 @@ def child_environment(threads: int, accelerator: str) -> dict[str, str]:
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if accelerator == "cpu" else {}
     place = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") and key not in place}
-    return kept | hidden | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    given = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TORCH_FR_BUFFER_SIZE": "20000"}
+    return kept | hidden | given
 
 
 def run_group(words: list[str], environment: dict[str, str], log: Any) -> int:
@@ -195,6 +201,8 @@ def figures(ranks: list[dict[str, Any]], tokens: int, steps: int, every: int) ->
         **{name: each[0] for name, each in shares.items()},
         **{f"{name}_of_any_rank": max(each) for name, each in shares.items()},
         "communication_seconds_a_step": profiled[0]["communication_seconds"] / PROFILED,
+        "sent_bytes_a_step": profiled[0]["sent_bytes"] / PROFILED,
+        "sent_in_backward_share": profiled[0]["sent_in_backward_bytes"] / max(1.0, profiled[0]["sent_bytes"]),
         "profiled_to_plain": (profiled[0]["seconds"] / PROFILED) / (plain / steps),
         "peak_memory_mib": max(rank["peak_memory_mib"]["plain"] for rank in ranks),
         "peak_memory_mib_with_checkpoint": max(rank["peak_memory_mib"]["with_checkpoint"] for rank in ranks),
@@ -220,7 +228,8 @@ def table(result: dict[str, Any]) -> Iterator[str]:
     def ranged(values: dict[str, float], digits: int) -> str:
         return f"{values['median']:,.{digits}f} ({values['least']:,.{digits}f} to {values['greatest']:,.{digits}f})"
 
-    speed = [["", "tokens/s", "to one process", "communication", "most of a rank", "alone", "peak MiB", "saving too"]]
+    speed = [["", "tokens/s", "to one process", "communication", "most of a rank", "alone"]]
+    speed[0] += ["sent MB a step", "in backward", "peak MiB", "saving too"]
     steps, every = result["steps"], result["checkpoint_every_of_config"]
     saving = [["a checkpoint", "holds up, s", f"of {steps} steps", f"of {every:,}", "written in, s", "MB", "tokens/s"]]
     for name, of in result["layouts"].items():
@@ -229,6 +238,7 @@ def table(result: dict[str, Any]) -> Iterator[str]:
         shares = ("communication_share", "communication_share_of_any_rank", "alone_share")
         memory = ("peak_memory_mib", "peak_memory_mib_with_checkpoint")
         speed.append([name, ranged(of["tokens_per_second"], 0), to, *(f"{median[key]:.1%}" for key in shares)])
+        speed[-1] += [f"{median['sent_bytes_a_step'] / 1e6:,.1f}", f"{median['sent_in_backward_share']:.0%}"]
         speed[-1] += [f"{median[key]:,.0f}" for key in memory]
         saving.append([name, f"{median['held_up_seconds']:.3f}", f"{median['checkpoint_share']:.2%}"])
         saving[-1] += [f"{median['checkpoint_share_at_config']:.4%}", f"{median['writing_seconds']:.3f}"]
@@ -257,7 +267,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m llm bench-ranks`."""
     parser.add_argument("--config", required=True, help="YAML of a run")
     parser.add_argument(
-        "--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="plain is one process (default: all)"
+        "--layouts",
+        nargs="+",
+        choices=LAYOUTS,
+        default=DEFAULT,
+        help="plain is one process; -bf16 sends gradients in bf16 (default: plain, ddp, zero1, zero2, zero3)",
     )
     parser.add_argument("--processes", type=int, default=2, help="of every layout but plain (default: 2)")
     parser.add_argument("--threads", type=int, help="of each process (default: the cores over the processes)")
@@ -283,7 +297,7 @@ def command_line(args: argparse.Namespace) -> str:
     return shlex.join([*words, *(["--", *args.overrides] if args.overrides else [])])
 
 
-def check(args: argparse.Namespace, precision: str) -> None:
+def check(args: argparse.Namespace, precision: str, compiled: bool) -> None:
     """UserError naming all that cannot be."""
     problems = []
     if min(args.rounds, args.steps, args.rows or 1, args.threads or 1) < 1 or args.processes < 2:
@@ -297,7 +311,9 @@ def check(args: argparse.Namespace, precision: str) -> None:
     if sharded and importlib.util.find_spec("deepspeed") is None:
         problems.append(f"{', '.join(sharded)} need deepspeed: pip install 'hippoformer[deepspeed]', or --layouts")
     of_strategies = [
-        sentence for name in args.layouts for sentence in StrategySettings(**LAYOUTS[name]).problems(precision)
+        sentence
+        for name in args.layouts
+        for sentence in StrategySettings(**LAYOUTS[name]).problems(precision, compiled)
     ]
     if problems := [*problems, *dict.fromkeys(of_strategies)]:
         raise UserError("; ".join(problems))
@@ -320,7 +336,7 @@ def run(args: argparse.Namespace) -> None:
     cli = parse(["--config", args.config, *args.overrides, *here], run=False)
     data: TokenDataModule = cli.datamodule
     precision = args.precision or str(cli.trainer.precision)
-    check(args, precision)
+    check(args, precision, cli.model.compiled)
     data.batch_size = args.rows or data.batch_size
     data.micro_batches(args.processes)  # raises UserError where the rows do not divide
     cores = available_cores()

@@ -9,6 +9,7 @@ every number of ranks and workers sees the same global batches.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,9 +23,11 @@ from ..common.errors import UserError
 from .mixture import MixtureOrder, Pattern, mixed_fingerprint, open_stores, short_names, weight_problems
 from .rows import KINDS, Rows, TrainingBatches, ValidationBatches
 
+AHEAD = 16  # micro-batches, of 0.5 MB each at 1B: a file system may answer seconds late before a GPU waits for it
+
 
 class Prefetcher:
-    """The batches of a loader, each made in a thread while the one before is used: a GPU does not wait for it."""
+    """The batches of a loader, made in a thread up to `AHEAD` before they are used."""
 
     def __init__(self, loader: DataLoader) -> None:
         self.loader = loader
@@ -34,11 +37,14 @@ class Prefetcher:
 
     def __iter__(self) -> Iterator[Any]:
         batches, end = iter(self.loader), object()
-        with ThreadPoolExecutor(1) as thread:
-            made = thread.submit(next, batches, end)
-            while (batch := made.result()) is not end:
-                made = thread.submit(next, batches, end)
+        thread = ThreadPoolExecutor(1)
+        try:
+            made = deque(thread.submit(next, batches, end) for _ in range(AHEAD))
+            while (batch := made.popleft().result()) is not end:
+                made.append(thread.submit(next, batches, end))
                 yield batch
+        finally:
+            thread.shutdown(cancel_futures=True)
 
 
 class TokenDataModule(pl.LightningDataModule):
@@ -61,7 +67,8 @@ class TokenDataModule(pl.LightningDataModule):
         seed: of the order.
         validate_every: optimizer steps between validations.
         validation_rows: the first n rows of the validation split only; None is all of it.
-        workers: loading processes; 0 is fastest, reading is far quicker than any model.
+        workers: loading processes; 0 is fastest, reading is far quicker than any model. Either way up to `AHEAD`
+            micro-batches are read before they are used.
 
     Raises:
         UserError: no store, one too small, stores of different tokenizers, or a batch that does not divide (from
@@ -124,6 +131,11 @@ class TokenDataModule(pl.LightningDataModule):
         )
         self.order = MixtureOrder(self.training.counts, [s.share for s in components], self.batch_size, self.seed)
         self.components = components
+
+    @property
+    def files(self) -> int:
+        """How many files the stores have."""
+        return sum(store.files for component in self.components for store in (component.train, component.validation))
 
     def check_sizes(self) -> None:
         """Compare the size of every file of the stores with their indexes, before a run of days rather than within it.
@@ -230,6 +242,7 @@ class TokenDataModule(pl.LightningDataModule):
             batch_size=None,
             sampler=indices,
             num_workers=self.workers,
+            prefetch_factor=max(2, AHEAD // self.workers) if self.workers else None,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
         )

@@ -23,6 +23,8 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +32,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..common.errors import UserError
+from ..common.processes import open_file_limit
 from .shard import ENDS, SPLITS, Manifest, shard_problems, token_dtype, write_json
 from .stories import Split
 from .tokenizer import load_tokenizer, tokenizer_fingerprint
@@ -38,7 +41,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = 2
-OPEN_FILES = 256  # a quarter of the usual limit of 1,024 a process
+OPEN_FILES = 1 << 15  # all 31,279 shards of Nemotron-CC's high-quality part; at most a quarter of the process's limit
+STAT_THREADS, STATS = 16, 500  # files that a thread is given at a time
 PIECE = 1 << 24  # tokens read at a time; Linux reads at most 2 GiB a call
 REMAKE = "run the same prepare command again to make this shard anew"
 ENDS_IN_A_ROW = 1 << 20  # read at a time where all are wanted: 8 MiB
@@ -133,24 +137,36 @@ class TokenStore:
         """The tokenizer that made the store, from the store."""
         return load_tokenizer(self.path / "tokenizer")
 
+    @property
+    def files(self) -> int:
+        """How many files the shards of the split are: tokens and ends."""
+        return 2 * len(self._names)
+
     def check_sizes(self) -> None:
         """Compare the size of every file with the index: a stat each, what a run does before its first step.
 
+        A network file system takes milliseconds for a stat, and as long for `STAT_THREADS` at once.
+
         Raises UserError for a shard that is missing or truncated.
         """
+        with ThreadPoolExecutor(STAT_THREADS) as threads:
+            for kind, counted, width in (
+                ("tokens", self._token_ends, self.dtype.itemsize),
+                ("ends", self._document_ends, ENDS.itemsize),
+            ):
+                expected = (np.diff(counted, prepend=0) * width).tolist()
+                parts = [range(first, len(expected))[:STATS] for first in range(0, len(expected), STATS)]
+                list(threads.map(partial(self._check_sizes, kind, expected), parts))
+
+    def _check_sizes(self, kind: str, expected: list[int], shards: range) -> None:
         folder = str(self.path / self.split)  # plain strings: a Path takes twice as long as the stat itself
-        for kind, counted, width in (
-            ("tokens", self._token_ends, self.dtype.itemsize),
-            ("ends", self._document_ends, ENDS.itemsize),
-        ):
-            expected = (np.diff(counted, prepend=0) * width).tolist()
-            for shard, (name, size) in enumerate(zip(self._names, expected, strict=True)):
-                try:
-                    found = os.stat(f"{folder}/{name}.{kind}").st_size  # noqa: PTH116
-                except OSError as error:
-                    raise self._missing(shard, kind, error) from error
-                if found != size:
-                    self._check_size(shard, kind, found)
+        for shard in shards:
+            try:
+                found = os.stat(f"{folder}/{self._names[shard]}.{kind}").st_size  # noqa: PTH116
+            except OSError as error:
+                raise self._missing(shard, kind, error) from error
+            if found != expected[shard]:
+                self._check_size(shard, kind, found)
 
     def verify(self) -> list[str]:
         """Read everything again: each sentence names one shard and what is wrong with it; none means all is well."""
@@ -218,6 +234,8 @@ class TokenStore:
 
     def _open(self, shard: int, kind: str) -> int:
         """Open a file of a shard, check its size against the index, and make room among the open files."""
+        while len(self._files) >= min(OPEN_FILES, open_file_limit() // 4):  # a run may have several stores
+            os.close(self._files.popitem(last=False)[1])
         try:
             descriptor = os.open(self._file(shard, kind), os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -231,8 +249,6 @@ class TokenStore:
             # Without it Linux reads ahead where the windows before this one happen to be in memory: in the first half
             # of an epoch 1.9 bytes for each that is used, with it 1.1 (see benchmarks/data.md).
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        if len(self._files) >= OPEN_FILES:
-            os.close(self._files.popitem(last=False)[1])
         self._files[shard, kind] = descriptor
         return descriptor
 

@@ -15,6 +15,8 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -197,21 +199,29 @@ def checkpoint_problems(checkpoint: Path, hashed: Callable[[int], object] | None
         for start in NEEDED
         if not any(name.startswith(start) for name in manifest)
     ]
-    for name, (size, sha256) in manifest.items():
-        try:
-            found = (checkpoint / name).stat().st_size
-            if found != size:
-                problems.append(f"{name} has {found:,} of {size:,} bytes")
-            elif hashed is not None:
-                with (checkpoint / name).open("rb") as stream:
-                    if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
-                        problems.append(f"{name} has not the sha256 of its manifest")
+    files = [(checkpoint / name, *facts) for name, facts in manifest.items()]
+    with ThreadPoolExecutor(max(1, len(files))) as threads:  # hashing leaves Python's lock to the others
+        for (path, size, _), problem in zip(files, threads.map(partial(_file_problem, hashed), files), strict=True):
+            problems += [f"{path.name} {problem}"] if problem else []
+            if hashed is not None:
                 hashed(size)
-        except FileNotFoundError:
-            problems.append(f"{name} is missing")
-        except OSError as error:
-            problems.append(f"{name} cannot be read ({error.strerror})")
     return problems
+
+
+def _file_problem(hashed: object | None, file: tuple[Path, int, str]) -> str | None:
+    path, size, sha256 = file
+    try:
+        if (found := path.stat().st_size) != size:
+            return f"has {found:,} of {size:,} bytes"
+        if hashed is not None:
+            with path.open("rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
+                    return "has not the sha256 of its manifest"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None
 
 
 def hashes(checkpoint: Path, kind: str) -> dict[str, str]:

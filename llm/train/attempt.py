@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import Logger
 
 from ..common.errors import StoppedError, UserError
+from ..common.processes import raise_open_file_limit
 from ..data.module import TokenDataModule
 from ..data.store import check_vocabulary
 from . import checkpoint as checkpoints
@@ -26,6 +27,7 @@ from .run_folder import RunFolder
 from .signals import SAVING, Signals
 from .strategy import terminate_children
 
+MANY_FILES = 1000  # whose sizes take a second where each takes a millisecond
 PARTS = {"seed_everything", "decoder", "model", "data", "trainer", "strategy", "run", "evaluation"}
 
 
@@ -39,6 +41,8 @@ class Attempt(LightningCLI):
     def _identity(self) -> dict[str, Any]:
         data: TokenDataModule = self.datamodule
         data.open()
+        if data.files > MANY_FILES:
+            print(f"checking the size of {data.files:,} files of {data.named}", file=sys.stderr)
         data.check_sizes()
         check_vocabulary(data.components[0].train, self.model.decoder_config.unpadded_vocab_size)
         decoder = self.model.decoder_config.to_diff_dict()
@@ -77,6 +81,7 @@ class Attempt(LightningCLI):
         if problems:
             raise UserError("; ".join(problems))
         self.datamodule.micro_batches(trainer.world_size)
+        raise_open_file_limit()  # each shard of a store is a file
         self.run_folder = RunFolder(self._get(self.config_init, "run"))
         self.signals = Signals()
         self.signals.install()
@@ -93,6 +98,8 @@ class Attempt(LightningCLI):
         trainer, data = self.trainer, self.datamodule
         run, resume = self._folder(), self._get(self.config_init, "resume")
         run.identity = self._identity()
+        if resume is not None:
+            print("verifying the checkpoint to continue from", file=sys.stderr)
         skipped = run.find(resume)
         for sentence in skipped:
             print(f"passed over: {sentence}", file=sys.stderr)

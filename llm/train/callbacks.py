@@ -17,6 +17,7 @@ from .busy_machine import BusyMachine
 from .checkpoint import Checkpoint
 from .checkpoint_writer import Writer
 from .checkpointing import Checkpoints
+from .compilation import Compilation
 from .evaluation import Evaluations
 from .lightning_loop import without_lightnings_signals
 from .loss_guard import LossSpikeMonitor
@@ -61,4 +62,5 @@ def callbacks(run: RunFolder, signals: Signals, evaluations: Evaluations | None 
     guard = LossSpikeMonitor(run, agreement)
     measurements = Measurements(run, agreement, guard)
     saving = Checkpoints(run, writer, agreement, guard, measurements)
-    return [FreedMemory(), agreement, guard, measurements, BusyMachine(run), ValidationBar(), saving, signals]
+    kept, watched = [FreedMemory(), Compilation(run)], [BusyMachine(run), ValidationBar()]
+    return [*kept, agreement, guard, measurements, *watched, saving, signals]

@@ -119,7 +119,7 @@ class CLI(Attempt):
             names = ", ".join(name for name in PRECISIONS if isinstance(name, str))
             problems.append(f"trainer.precision must be one of {names}")
         strategy = StrategySettings(**vars(given["strategy"]))
-        problems += strategy.problems(str(given["trainer.precision"]))
+        problems += strategy.problems(str(given["trainer.precision"]), bool(given["model.compile"]))
         problems += EvaluationSettings(**vars(given["evaluation"])).problems(given["run.checkpoint_every"])
         if problems:
             raise UserError("; ".join(problems))

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..model import DecoderConfig, DecoderForCausalLM
 from ..model.fast_paths import FAST_PATHS
 from ..model.loss import IGNORED
+from .compilation import configure_compiler
 from .lightning_loop import is_logged
 from .optim import Optimizer, Schedule
 from .strategy import ZeroStrategy
@@ -72,6 +73,7 @@ class LanguageModule(pl.LightningModule):
                 block.gradient_checkpointing = index % self.every_nth == 0
         self.compiled = compile
         if compile:
+            configure_compiler()
             for block in self.model.model.layers:
                 block.compile()
             self.model.lm_head.compiled_loss = True  # read by the fast output head alone

@@ -1,18 +1,19 @@
 """The state of training by parameter name, whole tensors in fp32, however the strategy has cut it up.
 
-Stages: every rank asks for each tensor in turn (ZeRO gathers it) -> rank zero keeps a copy in host memory. Loading goes
+Stages: the parts of all ranks go to rank zero (`gathering.py`) -> it puts them together in host memory. Loading goes
 the other way: every rank reads each tensor and keeps its own part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .gathering import gathered, to_host
 
 
 class State(Protocol):
@@ -52,9 +53,9 @@ class ReplicatedState:
     def snapshot(self, keep: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if not keep:
             return {}, {}
-        weights = {name: _copy(parameter) for name, parameter in self.parameters.items()}
+        weights = {name: to_host(parameter) for name, parameter in self.parameters.items()}
         moments = {
-            f"{kind}/{name}": _copy(tensor)
+            f"{kind}/{name}": to_host(tensor)
             for name, parameter in self.parameters.items()
             for kind, tensor in self.optimizer.state.get(parameter, {}).items()
         }
@@ -76,19 +77,22 @@ class ReplicatedState:
             self.optimizer.state[parameter][kind] = tensor.to(parameter.device, dtype)
 
 
-@dataclass
-class FlatGroup:
-    """A flat fp32 tensor of which this rank holds a part.
-
-    Args:
-        flat: this rank's part, with which the optimizer works.
-        parameters: what it is made of.
-        state_names: what the optimizer keeps for each (`optim.py`).
-    """
+class FlatGroup(NamedTuple):
+    """A flat fp32 tensor of which this rank holds a part, and what the optimizer keeps for it (`optim.py`)."""
 
     flat: Tensor
     parameters: list[nn.Parameter]
     state_names: tuple[str, ...]
+
+
+class Part(NamedTuple):
+    """The elements `first` to `last` of a rank's flat tensor: those of a parameter from its `place`-th on."""
+
+    name: str
+    shape: torch.Size
+    first: int
+    last: int
+    place: int
 
 
 class _Zero:
@@ -99,26 +103,34 @@ class _Zero:
         self.optimizer = optimizer
 
     def snapshot(self, keep: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
+        for index, group in enumerate(self._flat()):
+            self._take(weights, "", index, group.flat, keep)
+            for kind, held in self.optimizer.optimizer.state.get(group.flat, {}).items():
+                self._take(moments, f"{kind}/", index, held, keep)
+        order = {name: place for place, name in enumerate(self.parameters)}  # that every strategy has
+        moments = {key: moments[key] for key in sorted(moments, key=lambda key: order[key.split("/", 1)[1]])}
+        return {name: weights[name] for name in order if keep}, moments
 
-        def take(kept: dict[str, Tensor], key: str, whole: Tensor) -> None:
-            if keep:
-                kept[key] = _copy(whole)
+    def _take(self, kept: dict[str, Tensor], prefix: str, group: int, held: Tensor, keep: bool) -> None:
+        """On rank zero, put together the parameters of a group, of which each rank's flat tensor `held` has a part."""
+        ranks = range(torch.distributed.get_world_size() if keep else 0)
+        parts = [self._parts(group, rank) for rank in ranks]
+        if held.shape != self._flat()[group].flat.shape:  # one number for all: AdamW's count of steps
+            kept |= {prefix + part.name: to_host(held) for part in (parts[0] if keep else ())}
+            return
+        kept |= {prefix + part.name: torch.empty(part.shape) for part in (parts[0] if keep else ())}
+        for start, pieces in gathered(held, next(iter(self.parameters.values())).device, keep):
+            for part, piece in ((part, piece) for of, piece in zip(parts, pieces, strict=True) for part in of):
+                first, last = max(part.first, start), min(part.last, start + len(piece))
+                if first < last:
+                    place, whole = part.place + first - part.first, kept[prefix + part.name].view(-1)
+                    whole[place : place + last - first] = piece[first - start : last - start]
 
-        states = self.optimizer.optimizer.state
-        groups = self._by_parameter() if any(states.values()) else {}  # there is no state before the first step
-        if groups:
-            self._link_moments()
-        for name, parameter in self.parameters.items():
-            take(weights, name, safe_get_full_fp32_param(parameter))
-            for kind in groups[name].state_names if groups else ():
-                counted = kind == "step"
-                whole = states[groups[name].flat][kind] if counted else safe_get_full_optimizer_state(parameter, kind)
-                take(moments, f"{kind}/{name}", whole)
-        return weights, moments
+    def _parts(self, group: int, rank: int) -> list[Part]:
+        """What a rank's flat tensor of a group holds, of every parameter of the group."""
+        raise TypeError("of a stage")
 
     def state_keys(self) -> set[str]:
         return {f"{kind}/{name}" for name, group in self._by_parameter().items() for kind in group.state_names}
@@ -128,13 +140,11 @@ class _Zero:
         if not optimizer:
             return
         groups = self._by_parameter()
-        for name, group in groups.items():
-            state = self.optimizer.optimizer.state[group.flat]
-            if not state:
-                state |= {kind: torch.zeros_like(group.flat) for kind in group.state_names}
-                if "step" in state:
-                    count = optimizer[f"step/{name}"].clone()
-                    state["step"] = count.to(group.flat.device if group.flat.is_cuda else "cpu")
+        for name, group in {group.flat: (name, group) for name, group in groups.items()}.values():
+            state = {kind: torch.zeros_like(group.flat) for kind in group.state_names if kind != "step"}
+            if "step" in group.state_names:
+                state["step"] = optimizer[f"step/{name}"].to(group.flat.device if group.flat.is_cuda else "cpu")
+            self.optimizer.optimizer.state[group.flat] |= state
         self._link_moments()
         for name, parameter in self.parameters.items():
             for kind in groups[name].state_names:
@@ -177,6 +187,19 @@ class ShardedState(_Zero):
         groups = zip(zero.optimizer.param_groups, parts, strict=True)
         return [FlatGroup(group["params"][0], part, group["state_names"]) for group, part in groups]
 
+    def _parts(self, group: int, rank: int) -> list[Part]:
+        """The master weights lie in the flat tensor where DeepSpeed has put the working weights in one of theirs."""
+        zero = self.optimizer
+        working = (zero.bf16_groups_flat if hasattr(zero, "bf16_groups_flat") else zero.bit16_groups_flat)[group]
+        size = len(self._flat()[group].flat)
+        parts = []
+        for name, parameter in self.parameters.items():
+            if parameter.untyped_storage().data_ptr() == working.untyped_storage().data_ptr():
+                begin = parameter.storage_offset() - working.storage_offset() - rank * size
+                first, last = max(0, begin), min(size, begin + parameter.numel())
+                parts.append(Part(name, parameter.shape, first, last, first - begin))
+        return parts
+
     def _link_moments(self) -> None:
         """DeepSpeed's first step does so when only the first of several parameter groups has moments."""
         self.optimizer._hp_optimizer_states_linked = False
@@ -205,6 +228,16 @@ class PartitionedState(_Zero):
             for index, (flat, part) in enumerate(zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True))
         ]
 
+    def _parts(self, group: int, rank: int) -> list[Part]:
+        names = {parameter: name for name, parameter in self.parameters.items()}
+        parts, first = [], 0
+        for parameter in self.optimizer.fp16_groups[group]:
+            size = parameter.ds_tensor.numel()
+            last = first + min(size, parameter.ds_numel - rank * size)
+            parts.append(Part(names[parameter], parameter.ds_shape, first, last, rank * size))
+            first += size
+        return parts
+
     def _set(self, parameter: nn.Parameter, whole: Tensor, kind: str | None) -> None:
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
@@ -225,8 +258,3 @@ class PartitionedState(_Zero):
             zero._reassign_or_swap_out_partitioned_parameters(group)
         if zero.persistent_parameters:
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    """A copy in host memory, fp32, that nobody else writes to."""
-    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()

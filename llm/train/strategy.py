@@ -21,11 +21,13 @@ import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from ..common.errors import UserError
 
 STARTING = 600.0
 NAMES = ("auto", "ddp", "deepspeed")
+DTYPES = ("fp32", "bf16")
 
 
 @dataclass
@@ -37,8 +39,12 @@ class StrategySettings:
         stage: of DeepSpeed's ZeRO (Rajbhandari et al. 2020). What each rank holds a part of: 1 master weights and
             moments, 2 gradients too, 3 weights too.
         offload_optimizer: deepspeed: master weights, moments and the update in host memory.
-        bucket_elements: deepspeed: numbers that are reduced or gathered at once. Larger is faster and needs as many
-            times 4 bytes, twice.
+        bucket_elements: deepspeed: elements that are reduced or gathered at once. Larger is faster and needs as many
+            times 4 bytes, twice. Stage 1 in bf16 ignores it: DeepSpeed sums all gradients there in one go, after the
+            step's last backward pass, and gathers all weights after the update. Stage 2 sums every micro-batch's
+            gradients, bucket by bucket, during its backward pass; DDP those of the last micro-batch, likewise.
+        communication_dtype: of gradients on their way between devices, in bf16-mixed: "fp32", or "bf16", which sends
+            half as much and rounds each gradient, and each partial sum, to 8 bits. Accumulation stays in fp32.
         timeout: seconds after which a rank that waits for the others gives up and ends the run. While the run starts,
             ten minutes at least: imports, and the look through the store, take one rank longer than another.
     """
@@ -47,9 +53,10 @@ class StrategySettings:
     stage: int = 1
     offload_optimizer: bool = False
     bucket_elements: int = 50_000_000
+    communication_dtype: str = "fp32"
     timeout: float = 1800.0
 
-    def problems(self, precision: str) -> list[str]:
+    def problems(self, precision: str, compiled: bool) -> list[str]:
         """Settings that cannot be: each a sentence."""
         problems = []
         if self.name not in NAMES:
@@ -60,6 +67,20 @@ class StrategySettings:
             problems.append("strategy.offload_optimizer needs strategy.name deepspeed")
         if self.name == "deepspeed" and precision == "bf16-true":
             problems.append("trainer.precision bf16-true has no fp32 master weights under deepspeed: give bf16-mixed")
+        if self.name == "deepspeed" and self.stage == 3 and compiled:
+            problems.append(
+                "strategy.stage 3 gathers weights in hooks within every block, and torch would compile those again and "
+                "again: set model.compile false, or strategy.stage 1 or 2"
+            )
+        if self.communication_dtype not in DTYPES:
+            problems.append(
+                f"strategy.communication_dtype {self.communication_dtype!r} is unknown: give {' or '.join(DTYPES)}"
+            )
+        elif self.communication_dtype == "bf16" and precision != "bf16-mixed":
+            problems.append(
+                f"strategy.communication_dtype bf16 would round gradients of trainer.precision {precision}, which are "
+                "sent as they are: set fp32, or trainer.precision bf16-mixed"
+            )
         if self.bucket_elements < 1:
             problems.append(f"strategy.bucket_elements {self.bucket_elements} must be at least 1")
         if not self.timeout > 0:
@@ -78,15 +99,25 @@ class StrategySettings:
         if self.name == "deepspeed":
             return ZeroStrategy(self, gradient_clip, half_precision, timeout)
         if self.name == "ddp" or devices > 1:
-            return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)
+            kind = RoundingDDPStrategy if self.communication_dtype == "bf16" else DDPStrategy
+            return kind(timeout=timeout, gradient_as_bucket_view=True)
         return "auto"
+
+
+class RoundingDDPStrategy(DDPStrategy):
+    """Lightning's DDP strategy, whose gradients travel in bf16."""
+
+    def _register_ddp_hooks(self) -> None:
+        """Lightning registers hooks on GPUs alone, and torch this one by its name; gloo sums bf16 as well."""
+        model: Any = self.model
+        model.register_comm_hook(None, lambda state, bucket: bf16_compress_hook(state, bucket))
 
 
 class ZeroStrategy(DeepSpeedStrategy):
     """Lightning's DeepSpeed strategy, on GPUs, and on CPUs over gloo; after each step it tells the module the norm.
 
-    Weights are bf16 where `half_precision` is asked for (all of the model, norms too); master weights, gradients that
-    are accumulated or sent, and moments are fp32 always.
+    Weights are bf16 where `half_precision` is asked for (all of the model, norms too); master weights, accumulated
+    gradients and moments are fp32 always.
     """
 
     def __init__(
@@ -119,8 +150,9 @@ class ZeroStrategy(DeepSpeedStrategy):
             "gradient_clipping": gradient_clip or 0.0,
             "bf16": {"enabled": half_precision, "check_grad_overflow": True},  # else NaN would be stepped with
             "data_types": {"grad_accum_dtype": "fp32"},  # its default is the weights'
-            "communication_data_type": "fp32",  # a sum over 64 ranks in bf16 would lose what accumulation kept
+            "communication_data_type": settings.communication_dtype,
             "steps_per_print": 2**62,
+            "timers": {"throughput": {"enabled": False}},  # would wait for the device twice in every micro-batch
         }
         super().__init__(config=config, timeout=timeout)
         self.stage = settings.stage

@@ -6,10 +6,12 @@ import statistics
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import llm.bench.data_read
 from llm.bench.data import long_files, measure
-from llm.bench.data_read import READERS, cold_tasks, random_store, sparse_store
+from llm.bench.data_read import READERS, cold_tasks, random_store, run_seconds, sparse_store
 from llm.cli import main
 from llm.common.errors import UserError
 from llm.data.preparation.documents import BadDocuments
@@ -113,6 +115,53 @@ def test_stores_of_random_tokens_and_of_none(tmp_path):
         assert store.tokens == tokens
         assert not store.read(tokens - 1000, 1000).any()
     assert sum(path.stat().st_blocks for path in (tmp_path / "sparse").rglob("*")) * 512 < 10**6
+
+
+def test_stalls_that_fit_into_what_is_read_ahead_cost_nothing():
+    """Ten of 0.4 s in 250 micro-batches of 40 ms each, all of a sudden: 16 are 0.64 s of work."""
+    reads = [0.4 if number % 25 == 20 else 0.001 for number in range(250)]
+    assert run_seconds(reads, 0.04, 1) == pytest.approx(10 + 10 * (0.4 - 0.04), abs=0.02)
+    assert run_seconds(reads, 0.04, 16) == pytest.approx(10, abs=0.02)
+    assert run_seconds([0.1] * 50, 0.04, 16) == pytest.approx(5.04)  # what is too slow on the whole cannot be hidden
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 20))
+def test_the_time_of_a_run_is_that_of_a_clock_that_ticks(reads, step, ahead):
+    """A reader and a trainer, tick by tick; a batch is begun when less than `ahead` are there or being read."""
+    clock = begun = read = taken = computing = 0
+    left = None  # of the read under way
+    while taken < len(reads) or computing:
+        while True:  # all that happens at this moment
+            if left is None and begun < min(len(reads), taken + ahead):
+                left, begun = reads[begun], begun + 1
+            if left == 0:
+                left, read = None, read + 1
+            elif not computing and taken < read:
+                taken, computing = taken + 1, step
+            elif left is not None or begun >= min(len(reads), taken + ahead):
+                break
+        clock, computing = clock + 1, max(0, computing - 1)
+        left = None if left is None else left - 1
+    assert run_seconds(reads, step, ahead) == clock
+
+
+def test_the_stalls_of_a_users_store_are_measured(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(llm.bench.data_read, "READS", 20)
+    monkeypatch.setattr(llm.bench.data_read, "WINDOWS", (17, 33))
+    random_store(tmp_path / "store", 10_000, 4)
+    words = ["bench-data", "--stalls", str(tmp_path / "store"), "--step-ms", "5", "--rounds", "2"]
+    assert main([*words, "--out", str(tmp_path / "stalls.json")]) == 0
+    result = json.loads((tmp_path / "stalls.json").read_text())
+    assert result["command"] == "python -m llm " + " ".join(words)
+    ((name, figures),) = result["figures"].items()
+    assert name == "a micro-batch of 8 x 32 tokens, 4 shards"
+    median, slowest = figures["ms, the median"], figures["ms, the slowest"]
+    assert all(0 < low <= high for low, high in zip(median, slowest, strict=True))
+    ahead = [f"% longer, {count} read ahead" for count in (1, 16)]
+    assert all(one >= many >= 0 for one, many in zip(*(figures[name] for name in ahead), strict=True))
+    assert all(unit in capsys.readouterr().out for unit in ahead[:1])
+    assert main(["bench-data", "--stalls", str(tmp_path / "nowhere")]) == 2
+    assert "there is no token store" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -42,6 +44,28 @@ def test_a_shard_of_the_wrong_size_is_told_when_it_is_read(tmp_path):
         pass
     with pytest.raises(UserError, match=r"00000-part\.tokens was truncated while it was read"):
         store.read(0, 1)
+
+
+def test_sizes_are_checked_by_several_threads(tmp_path, monkeypatch):
+    """The first file that is wrong is named, whichever thread is first."""
+    path = write_store(tmp_path / "store", [[[1]] for _ in range(23)])
+    store = TokenStore.open(path)
+    asked, stat, lock = [], os.stat, threading.Lock()
+
+    def counted(name, *words, **settings):
+        with lock:
+            asked.append(str(name))
+        return stat(name, *words, **settings)
+
+    monkeypatch.setattr(llm.data.store, "STATS", 4)
+    monkeypatch.setattr(os, "stat", counted)
+    store.check_sizes()
+    assert store.files == 46
+    assert sorted(asked) == sorted(str(file) for kind in ("tokens", "ends") for file in path.glob(f"train/*.{kind}"))
+    for shard in (19, 7, 14):
+        (path / "train" / f"{shard:05d}-part.tokens").write_bytes(b"1")
+        with pytest.raises(UserError, match=f"{min(shard, 19 if shard == 19 else 7):05d}-part"):
+            store.check_sizes()
 
 
 def test_what_is_no_finished_store_is_told(tmp_path):

@@ -1,5 +1,6 @@
 """The data module: what it sets, where a loader goes on, what it says and refuses; a mixture's validation."""
 
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from llm.common.errors import UserError
-from llm.data.module import Prefetcher, TokenDataModule
+from llm.data import module
+from llm.data.module import TokenDataModule
 from llm.data.store import TokenStore
 
 from .random_stores import random_store
@@ -160,19 +162,52 @@ def test_batches_are_made_ahead_in_their_order_and_their_errors_come_when_asked_
 
         def __getitem__(self, index: int) -> int:
             self.asked.append(index)
-            if index == 3:
+            if index == module.AHEAD + 4:
                 raise RuntimeError("damaged")
             return index
 
+    ahead = module.AHEAD
     numbers = Numbers()
-    source = iter(Prefetcher(DataLoader(numbers, batch_size=None, sampler=range(5))))
+    source = iter(module.Prefetcher(DataLoader(numbers, batch_size=None, sampler=range(100))))
     assert next(source) == 0
     deadline = time.monotonic() + 60
-    while numbers.asked != [0, 1] and time.monotonic() < deadline:
+    while len(numbers.asked) <= ahead and time.monotonic() < deadline:
         time.sleep(0.001)
-    assert numbers.asked == [0, 1]  # one more than was asked for, and no more
-    assert [next(source), next(source)] == [1, 2]
+    assert numbers.asked == list(range(ahead + 1))  # as many more than were asked for, and no more
+    assert [next(source) for _ in range(ahead + 3)] == list(range(1, ahead + 4))
     with pytest.raises(RuntimeError, match="damaged"):
         next(source)
-    whole = Prefetcher(DataLoader(Numbers(), batch_size=None, sampler=range(3)))
-    assert len(whole) == 3 and list(whole) == [0, 1, 2] == list(whole)
+    assert list(source) == []
+    for count in (0, 3, ahead, ahead + 1, 50):
+        whole = module.Prefetcher(DataLoader(list(range(count)), batch_size=None, sampler=range(count)))
+        assert len(whole) == count and list(whole) == list(range(count)) == list(whole)
+
+
+def test_nobody_waits_for_a_read_that_stalls_for_as_long_as_what_was_read_ahead() -> None:
+    """The reader hangs at the 30th batch; all before it are there, of which `AHEAD` have not been used."""
+
+    class Stalling(Dataset):
+        goes_on, stalls = threading.Event(), threading.Event()
+
+        def __getitem__(self, index: int) -> int:
+            if index == 30:
+                self.stalls.set()
+                assert self.goes_on.wait(60)
+            return index
+
+    source = iter(module.Prefetcher(DataLoader(Stalling(), batch_size=None, sampler=range(40))))
+    used = [next(source) for _ in range(31 - module.AHEAD)]  # the 30th is asked for as the last of these is taken
+    assert Stalling.stalls.wait(60)
+    used += [next(source) for _ in range(module.AHEAD - 1)]
+    assert used == list(range(30)) and not Stalling.goes_on.is_set()
+    Stalling.goes_on.set()
+    assert list(source) == list(range(30, 40))
+
+
+def test_a_loader_that_is_left_reads_no_more(stores: tuple[Path, Path]) -> None:
+    before = threading.active_count()
+    source = iter(set_up(TokenDataModule(str(stores[0]), 16, 8), at(max_steps=1000)).train_dataloader())
+    next(source)
+    assert threading.active_count() == before + 1
+    source.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before

@@ -63,6 +63,26 @@ def test_few_files_stay_open_and_pieces_are_put_together(tmp_path, monkeypatch):
             os.fstat(descriptor)
 
 
+def test_as_many_shards_stay_open_as_the_process_may_have(tmp_path, monkeypatch):
+    """All of them, if it may: then each is opened once, however often it is read. Else a quarter of what it may."""
+    store = TokenStore.open(write_store(tmp_path / "store", shards := some_shards(40)))
+    opened, open_file = [], os.open
+    monkeypatch.setattr(os, "open", lambda *words: opened.append(words[0]) or open_file(*words))
+    starts = random.Random(2).choices(range(store.tokens), k=1000)
+    for start in starts:
+        store.read(start, 1)
+    assert len(opened) == len(set(opened)) <= len(shards)
+    monkeypatch.setattr(llm.data.store, "open_file_limit", lambda: 40)
+    for start in starts:
+        store.read(start, 1)
+    assert len(opened) == len(set(opened))  # what is open stays so until another is opened
+    store.close()
+    for start in starts:
+        store.read(start, 1)
+        assert len(store._files) <= 10
+    assert len(opened) > 2 * len(set(opened))
+
+
 def test_positions_outside_the_split_are_refused(tmp_path):
     store = TokenStore.open(write_store(tmp_path / "store", [[[1, 2]], [[3]]], validation=[[[4]]]))
     assert TokenStore.open(tmp_path / "store", "validation").read(0, 2).tolist() == [4, END]

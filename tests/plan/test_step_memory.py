@@ -1,10 +1,7 @@
 """The memory model against what PyTorch keeps, allocates and sends: saved tensors, the profiler, collectives."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from llm.plan.step_memory import Step, largest_micro_batch
 from llm.train.module import LanguageModule
 from llm.train.optim import OPTIMIZERS, Optimizer
 
+from ..train.preloaded import Python
 from ..train.runs import Config, fit
 from . import allocations
 
@@ -186,23 +184,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             words += ["--strategy.offload_optimizer", str(offload).lower()]
         commands[name] = ["fit", "--config", f"{folder}/config.yaml", *words]
     (folder / "commands.json").write_text(json.dumps(commands))
-    in_two_processes([sys.executable, allocations.__file__, str(folder)])
+    in_two_processes(allocations.__file__, str(folder))
     return folder
 
 
-def in_two_processes(words: list[str]) -> None:
+def in_two_processes(script: str, *words: str) -> None:
+    """Run a script as ranks 0 and 1, as torchrun starts them."""
     with socket.socket() as port:
         port.bind(("127.0.0.1", 0))
-        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port.getsockname()[1])}
-    processes = []
-    for rank in "01":
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
-        environment = os.environ | rendezvous | ranks | {"TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-        processes.append(
-            subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    said = [process.communicate(timeout=600)[0] for process in processes]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port.getsockname()[1]), "GROUP_RANK": "0"}
+    shared |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    code = "import runpy, sys\ndel sys.argv[0]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    processes = [Python(code, [script, *words], shared | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+    said = [process.communicate(timeout=600)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
 
 

@@ -295,6 +295,12 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         "repeated data": (["--trainer.limit_train_batches", "3"], "give trainer.max_steps"),
         "strategy name": (["--strategy.name", "warp", "--strategy.stage", "4"], "strategy.stage 4 must be 1, 2 or 3"),
         "off-load": (["--strategy.offload_optimizer", "true"], "needs strategy.name deepspeed"),
+        "compiled hooks": (
+            ["--strategy.name", "deepspeed", "--strategy.stage", "3", "--model.compile", "true"],
+            "set model.compile false, or strategy.stage 1 or 2",
+        ),
+        "rounded gradients": (["--strategy.communication_dtype", "bf16"], "of trainer.precision 32-true"),
+        "rounded how": (["--strategy.communication_dtype", "fp8"], "give fp32 or bf16"),
         "no master weights": (["--strategy.name", "deepspeed", "--trainer.precision", "bf16-true"], "bf16-mixed"),
         "time-out": (["--strategy.timeout", "0"], "above 0 seconds"),
         "kept for good": (["--run.keep_every", "7"], "multiple of run.checkpoint_every 5"),

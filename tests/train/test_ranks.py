@@ -14,7 +14,7 @@ from llm.train import checkpoint as checkpoints
 
 from .pairs import Command, together
 from .preloaded import LLM, Python
-from .runs import Config, events, fit, losses, measured, metrics, weights
+from .runs import Config, assert_same_weights, events, fit, losses, measured, metrics, weights
 
 STRATEGIES = {
     "ddp": ["--strategy.name", "ddp"],
@@ -54,43 +54,94 @@ def validated(run: Path) -> list[float]:
     return [float(row["validation_loss"]) for row in metrics(run) if row["validation_loss"]]
 
 
-def test_two_processes_train_as_one(tiny_config: Config, tmp_path: Path) -> None:
+# What rank zero puts together, from pieces smaller than most parameters, is what DeepSpeed itself puts together.
+GATHERED = """
+import torch
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+from llm.train import gathering, state
+piece, snapshot = gathering.PIECE, state._Zero.snapshot
+gathering.PIECE = 1000
+def compared(self, keep):
+    weights, moments = snapshot(self, keep)
+    assert bool(weights) == bool(moments) == keep
+    self._link_moments()
+    for name, parameter in self.parameters.items():
+        whole = safe_get_full_fp32_param(parameter)
+        kinds = [kind for kind in self._by_parameter()[name].state_names if kind != "step"]
+        halves = {kind: safe_get_full_optimizer_state(parameter, kind) for kind in kinds}
+        if keep:
+            assert torch.equal(weights[name], whole.cpu()), name
+            assert all(torch.equal(moments[f"{kind}/{name}"], half.cpu()) for kind, half in halves.items()), name
+    return weights, moments
+state._Zero.snapshot = compared
+def after():
+    gathering.PIECE, state._Zero.snapshot = piece, snapshot
+"""
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_processes_train_as_one(tiny_config: Config, tmp_path: Path, variant: str) -> None:
     """fp32, every strategy and stream: losses within 1e-5 of one process, same data, tied embeddings still tied."""
+    common, alone = COMMON | VARIANTS[variant], tmp_path / "alone"
+    assert fit(tiny_config(**common, run__folder=str(alone))) == 0
     commands, runs = [], {}
-    for variant, settings in VARIANTS.items():
-        alone = tmp_path / f"{variant}-alone"
-        assert fit(tiny_config(**COMMON, **settings, run__folder=str(alone))) == 0
-        for strategy, words in STRATEGIES.items():
-            if strategy in MUON if variant == "muon" else variant in ("values", "learned") or "offload" not in strategy:
-                runs[variant, strategy] = tmp_path / f"{variant}-{strategy}"
-                config = tiny_config(**COMMON, **settings, run__folder=str(runs[variant, strategy]))
-                commands.append(Command(["fit", "--config", str(config), *words]))
-    runs["values", "compiled"] = run = tmp_path / "values-compiled"
-    config = tiny_config(**COMMON, **VARIANTS["values"], run__folder=str(run), model__compile=True)
-    commands.append(Command(["fit", "--config", str(config), *STRATEGIES["zero3"]]))
+    for strategy, words in STRATEGIES.items():
+        if strategy in MUON if variant == "muon" else variant in ("values", "learned") or "offload" not in strategy:
+            runs[strategy] = tmp_path / strategy
+            config = tiny_config(**common, run__folder=str(runs[strategy]))
+            before = "" if strategy == "ddp" else GATHERED
+            commands.append(Command(["fit", "--config", str(config), *words], before))
+    if variant == "values":
+        runs["compiled"] = tmp_path / "compiled"
+        config = tiny_config(**common, run__folder=str(runs["compiled"]), model__compile=True)
+        commands.append(Command(["fit", "--config", str(config), *STRATEGIES["zero2"]]))
     assert set(together(tmp_path / "pair", commands)) == {(0, 0)}
-    for (variant, strategy), run in runs.items():
-        alone = tmp_path / f"{variant}-alone"
-        near = 1e-3 if variant == "muon" else 1e-5  # torch's Muon multiplies in bf16
-        assert curve(run) == pytest.approx(curve(alone), abs=near), (variant, strategy)
-        assert validated(run) == pytest.approx(validated(alone), abs=near), (variant, strategy)
+    near = 1e-3 if variant == "muon" else 1e-5  # torch's Muon multiplies in bf16
+    for strategy, run in runs.items():
+        assert curve(run) == pytest.approx(curve(alone), abs=near), strategy
+        assert validated(run) == pytest.approx(validated(alone), abs=near), strategy
         for name in ("data_digest", "tokens", "learning_rate"):
             assert [row[name] for row in metrics(run)] == [row[name] for row in metrics(alone)]
         norms = [[float(row["gradient_norm"]) for row in metrics(r) if row["gradient_norm"]] for r in (run, alone)]
-        assert norms[0] == pytest.approx(norms[1], rel=1e-4), (variant, strategy)
+        assert norms[0] == pytest.approx(norms[1], rel=10 * near), strategy
         saved, expected = checkpoints.find(run), checkpoints.find(alone)
         for which in ("weights", "optimizer_state"):
             ours, theirs = getattr(saved, which)(), getattr(expected, which)()
             assert ours.keys() == theirs.keys()
             for name in ours:
-                torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4, msg=f"{strategy} {name}")
+                torch.testing.assert_close(
+                    ours[name], theirs[name], rtol=1e-3, atol=10 * near, msg=f"{strategy} {name}"
+                )
         assert "lm_head.weight" not in saved.weights()
-    out = tmp_path / "out"
-    assert main(["export", str(runs["values", "zero3"]), str(out)]) == 0  # which compares logits
-    from transformers import AutoModelForCausalLM
+    if variant == "values":
+        out = tmp_path / "out"
+        assert main(["export", str(runs["zero3"]), str(out)]) == 0  # which compares logits
+        from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
-    assert model.lm_head.weight is model.model.embed_tokens.weight
+        model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_muon_resumes_exactly_and_refuses_what_cuts_matrices(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bit for bit under each strategy that it has; on one device after ZeRO 1, within rounding."""
+    common = {**COMMON, **VARIANTS["muon"], "run__checkpoint_every": 6}
+    commands = []
+    for strategy in MUON:
+        whole, resumed = (tiny_config(**common, run__folder=str(tmp_path / f"{strategy}{n}")) for n in (1, 2))
+        start = str(tmp_path / f"{strategy}1" / "checkpoints" / "step-00000006")
+        commands.append(Command(["fit", "--config", str(whole), *STRATEGIES[strategy]]))
+        commands.append(Command(["fit", "--config", str(resumed), *STRATEGIES[strategy], "--resume", start]))
+    assert set(together(tmp_path / "pair", commands)) == {(0, 0)}
+    for strategy in MUON:
+        assert_same_weights(tmp_path / f"{strategy}1", tmp_path / f"{strategy}2", 12)
+    alone = tiny_config(**common, run__folder=str(tmp_path / "alone"))
+    start = str(tmp_path / "zero11" / "checkpoints" / "step-00000006")
+    assert fit(alone, "--resume", start) == 0
+    assert curve(tmp_path / "alone") == pytest.approx(curve(tmp_path / "zero11")[6:], abs=1e-3)
+    assert fit(alone, *STRATEGIES["zero3"], "--trainer.devices", "1") == 2
+    assert "model.optimizer.name muon updates whole matrices" in capsys.readouterr().err
 
 
 def test_bf16_has_fp32_master_weights_in_every_stage(tiny_config: Config, tmp_path: Path) -> None:
@@ -124,6 +175,71 @@ def test_bf16_has_fp32_master_weights_in_every_stage(tiny_config: Config, tmp_pa
     for stage, (name, parameter) in itertools.product((1, 2, 3), start.named_parameters()):
         found = weights(tmp_path / f"still-{stage}", 3)[name]
         torch.testing.assert_close(found, parameter.detach(), rtol=0, atol=1e-7)  # not those of a bf16 copy
+
+
+# Lightning validates in `inference_mode` under NCCL, in `no_grad` under gloo; checkpoints are written within.
+UNDER_NCCL = """
+import torch
+from types import SimpleNamespace
+from lightning.pytorch.loops import utilities
+from llm.train.checkpointing import Checkpoints
+dist, write, seen = utilities.dist, Checkpoints._write, []
+utilities.dist = SimpleNamespace(get_backend=lambda: "nccl")
+def watched(self, trainer, module):
+    seen.append(torch.is_inference_mode_enabled())
+    return write(self, trainer, module)
+Checkpoints._write = watched
+def after():
+    utilities.dist, Checkpoints._write = dist, write
+    assert any(seen)
+"""
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_validation_and_checkpoints_as_under_nccl_change_nothing(
+    tiny_config: Config, tmp_path: Path, precision: str
+) -> None:
+    """Bit for bit, also where the run goes on from such a checkpoint."""
+    common = {**COMMON, "trainer__precision": precision, "data__validate_every": 5}
+    kinds = {"zero1": STRATEGIES["zero1"], "zero3": STRATEGIES["zero3"], "ddp": STRATEGIES["ddp"]}
+    kinds["compiled"] = [*STRATEGIES["zero1"], "--model.compile", "true", "--model.disable_fast_paths", "[loss]"]
+    commands = []
+    for kind, words in kinds.items():
+        for where, before in (("gloo", TRACED), ("nccl", TRACED + UNDER_NCCL)):
+            config = str(tiny_config(**common, run__folder=str(tmp_path / f"{kind}-{where}")))
+            commands += [Command(["fit", "--config", config, *words], before)]
+        config = str(tiny_config(**common, run__folder=str(tmp_path / f"{kind}-resumed")))
+        start = ["--resume", str(tmp_path / f"{kind}-nccl" / "checkpoints" / "step-00000010")]
+        commands += [Command(["fit", "--config", config, *words, *start], TRACED + UNDER_NCCL)]
+    together(tmp_path / "pair", commands)
+    for kind in kinds:
+        gloo, nccl, resumed = (tmp_path / f"{kind}-{where}" for where in ("gloo", "nccl", "resumed"))
+        assert measured(nccl) == measured(gloo), kind
+        assert validated(resumed)[-1] == validated(gloo)[-1], kind
+        assert_same_weights(gloo, nccl, 12)
+        assert_same_weights(gloo, resumed, 12)
+
+
+# torch traces blocks as ever, and runs what it has traced as it stands.
+TRACED = """
+from torch import nn
+compile_ = getattr(nn.Module, "untraced_compile", nn.Module.compile)
+nn.Module.untraced_compile = compile_
+nn.Module.compile = lambda self: compile_(self, backend="eager")
+"""
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2"])
+def test_deepspeed_never_waits_for_the_device(
+    tiny_config: Config, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    waited = []
+    monkeypatch.setattr(get_accelerator(), "synchronize", lambda *_: waited.append(1))
+    config = tiny_config(trainer__precision="bf16-mixed", data__micro_batch_size=4, trainer__max_steps=6)
+    assert fit(config, *STRATEGIES[strategy]) == 0
+    assert not waited
 
 
 # Rank zero is asked to end the run, as Slurm does before a time limit, while it writes the row of the step before.
