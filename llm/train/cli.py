@@ -25,7 +25,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.configuration_utils import PretrainedConfig
 
+from ..common.devices import missing_gpus
 from ..common.errors import UserError
+from ..common.processes import raise_open_files_limit
 from ..data.module import TokenDataModule
 from ..model import DecoderConfig
 from ..runs import reading
@@ -124,6 +126,11 @@ class CLI(Attempt):
         if problems:
             raise UserError("; ".join(problems))
         try:
+            if given["trainer.accelerator"] in ("gpu", "cuda"):
+                devices = given["trainer.devices"]
+                needed = max(devices) + 1 if isinstance(devices, list) else device_count(devices)
+                if problem := missing_gpus(needed):
+                    raise UserError(problem)
             super().instantiate_classes()
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             # DecoderConfig raises all its problems together; the others are Lightning's, on devices and strategies
@@ -179,6 +186,7 @@ def main(command: str, arguments: list[str]) -> None:
         UserError: anything in the config or the data that cannot be used.
         StoppedError: a signal stopped the run, whose state is saved.
     """
+    raise_open_files_limit()
     try:
         parse([command, *arguments])
     except ReportedOnRankZeroError as error:
