@@ -25,17 +25,23 @@ as_a_job() {
         return
     fi
     cd "$(dirname "$0")/.."
-    local name script=slurm/${0##*/}
+    local script=slurm/${0##*/}
     if [[ -n ${SLURM_JOB_ID:-} && ${ENVIRONMENT:-} != BATCH ]]; then  # Slurm sets ENVIRONMENT in job scripts
         echo "training in the interactive allocation $SLURM_JOB_ID; to submit a job from here: sbatch $script"
         return
     fi
-    if [[ -n ${SLURM_JOB_ID:-} ]]; then  # sbatch would pass the variables of this job on to the new one
-        for name in "${!SLURM_@}"; do [[ $name == SLURM_CONF ]] || unset "$name"; done
-    fi
+    leave_job
     exec sbatch ${NODES:+"--nodes=$NODES"} ${GPUS:+"--gpus-per-node=$GPUS" "--ntasks-per-node=$GPUS"} \
         ${PARTITION:+"--partition=$PARTITION"} ${ACCOUNT:+"--account=$ACCOUNT"} ${QOS:+"--qos=$QOS"} \
         ${TIME:+"--time=$TIME"} "$script" "$@"
+}
+
+# Drop the variables of the job that this shell is in: sbatch would pass them on to a new job.
+leave_job() {
+    local name
+    if [[ -n ${SLURM_JOB_ID:-} ]]; then
+        for name in "${!SLURM_@}"; do [[ $name == SLURM_CONF ]] || unset "$name"; done
+    fi
 }
 
 fit() {
@@ -85,11 +91,14 @@ train() {
     [[ $gpus == 0 ]] || step+=(--gpu-bind=none)  # every rank sees all GPUs of its node and takes its own
     [[ -n $BATCH ]] || step+=(--overlap)         # the step of `srun --pty` holds the allocation
     trap : USR1 TERM  # meant for the ranks; this shell must outlive them
-    local status=0
+    local status=0 messages tee
+    exec {messages}> >(trap '' USR1 TERM; exec tee "$LOGS-srun" >&2)
+    tee=$!
     srun "${step[@]}" --kill-on-bad-exit=1 --open-mode=append --output="$LOGS-rank%t.log" \
-        "$PYTHON" slurm/rank.py "$mark" "${WORDS[@]}" 2> >(trap '' USR1 TERM; exec tee "$LOGS-srun" >&2) || status=$?
+        "$PYTHON" slurm/rank.py "$mark" "${WORDS[@]}" 2>&"$messages" {messages}>&- || status=$?
+    exec {messages}>&-
     trap '' USR1 TERM  # Slurm also sends TERM to a job that it requeues
-    wait $! || true  # for tee
+    wait "$tee" || true
     if [[ -e $mark ]]; then
         rm "$mark"
         status=75  # EX_TEMPFAIL, fit's status

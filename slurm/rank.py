@@ -16,8 +16,9 @@ from pathlib import Path
 
 for number in (signal.SIGUSR1, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
-place = [os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "SLURM_PROCID")]
-print("{} attempt {}, rank {} on {}".format(time.strftime("%F %T"), *place, platform.node()), file=sys.stderr)
+attempt, rank = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "SLURM_PROCID"))
+node = os.environ.get("SLURMD_NODENAME", platform.node())
+print(f"{time.strftime('%F %T')} attempt {attempt}, rank {rank} on {node}", file=sys.stderr)
 sys.path[0] = str(Path.cwd())  # as with -m
 mark = Path(sys.argv.pop(1))
 try:

@@ -132,7 +132,7 @@ def test_a_job_that_was_stopped_is_queued_again_and_no_other(status: int, requeu
     done = in_a_job(project, STATUS=str(status))
     assert done.returncode == status
     assert [line for line in noted(project, "scontrol") if line.startswith("requeue")] == requeues
-    assert ("queued again" in done.stdout) == bool(requeues)
+    assert ("is queued again" in done.stdout) == bool(requeues)
     assert not list((project / "slurm" / "logs").iterdir())  # the mark is gone
 
 

@@ -156,9 +156,9 @@ def main(logs: str, attempt: str, job: str, arguments: Sequence[str]) -> int:
             checkpoint = new_checkpoint(run, life)
         record_event(run, "; ".join(failure.sentences), job, checkpoint)
     if failure.of_the_user:
-        print("not queued again: see the error, then submit the job again; it resumes")
+        print("not queued again: fix the error, then submit the job again to resume")
     elif checkpoint is None:
-        print("not queued again: this attempt got no further than a checkpoint before it")
+        print("not queued again: this attempt wrote no checkpoint beyond earlier ones; submit the job again to resume")
     return 0 if checkpoint is not None and not failure.of_the_user else 1
 
 
