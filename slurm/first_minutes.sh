@@ -113,6 +113,7 @@ devices=$((SLURM_NNODES * SLURM_NTASKS_PER_NODE))
 COMMON=(--trainer.max_steps 30 --trainer.log_every_n_steps 1 --run.loggers "[csv]")
 COMMON+=(--data.batch_size 32 --data.validate_every 10 --data.validation_rows 32 --run.keep_every null)
 COMMON+=(--run.checkpoint_every 1000 --model.schedule.warmup_steps 5 --model.schedule.cooldown_steps 5)
+endless=100000  # steps: another than the last one ends the part
 full=(--trainer.max_steps 20 --data.batch_size "$((32 * devices))")  # a step of the real run on 16 GPUs
 case $size in
     one-gpu)
@@ -123,18 +124,22 @@ case $size in
         ;;
     one-node)
         part one-node nothing "$@"
-        part signal signal_a_step --trainer.max_steps 1000 "$@"
-        part signal-first signal_first_step --trainer.max_steps 1000 "$@"
+        part signal signal_a_step --trainer.max_steps "$endless" "$@"
+        part signal-first signal_first_step --trainer.max_steps "$endless" "$@"
         ;;
     two-nodes)
         export NCCL_DEBUG=INFO NCCL_DEBUG_SUBSYS=INIT,NET  # which network it uses
         part stage-1 nothing "${full[@]}" "$@"
         part stage-2 nothing "${full[@]}" --strategy.stage 2 "$@"
         part nodes-ddp nothing "${full[@]}" --strategy.name ddp "$@"
-        TIMEOUT=${TIMEOUT:-60} part stop stop_last_rank --trainer.max_steps 1000 "$@"
-        # The last one: the job requeues itself, and in its next attempt the run resumes.
-        ((ATTEMPT == 0)) && beside=signal_a_step || beside=nothing
-        part requeue "$beside" --trainer.max_steps 60 "$@"
+        TIMEOUT=${TIMEOUT:-60} part stop stop_last_rank --trainer.max_steps "$endless" "$@"
+        # The last one: the job requeues itself, and in its next attempt the run resumes for 10 steps.
+        if ((ATTEMPT == 0)); then
+            part requeue signal_a_step --trainer.max_steps "$endless" "$@"
+        else
+            saved=$(ls "$OUT/requeue/checkpoints" | grep -o '^step-[0-9]*$' | tail -n 1)
+            part requeue nothing --trainer.max_steps "$((10#${saved#step-} + 10))" "$@"
+        fi
         ;;
 esac
 "$PYTHON" -m llm.bench.first_minutes table "$OUT"

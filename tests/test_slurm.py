@@ -77,7 +77,9 @@ exec "$@"
 SCONTROL = """
 echo "$1 $2" >> scontrol
 [[ $1 == requeue ]] && exit ${REFUSED:-0}
-echo "JobId=12 JobState=${STATE:-RUNNING} Command=/srv/me/slurm/1b_classic.sh --x WorkDir=/srv/me"
+[[ -n ${TASK:-} ]] && array=" ArrayJobId=11 ArrayTaskId=$TASK"
+restarts="Restarts=${RESTARTS:-0} BatchFlag=1"
+echo "JobId=12${array:-} JobState=${STATE:-RUNNING} $restarts Command=/srv/me/slurm/1b_classic.sh --x WorkDir=/srv/me"
 """
 SBATCH = 'pwd > sbatch; printf "%s\\n" "$@" >> sbatch; env > sbatch-environment'
 JOB = {
@@ -139,7 +141,7 @@ def test_a_job_that_was_stopped_is_queued_again_and_no_other(status: int, requeu
 def test_a_job_that_slurm_is_ending_is_left_to_slurm(project: Path) -> None:
     done = in_a_job(project, STATUS="75", STATE="COMPLETING")
     assert done.returncode == 75
-    assert noted(project, "scontrol") == ["show job"]
+    assert set(noted(project, "scontrol")) == {"show job"}
     assert "COMPLETING" in done.stdout
 
 
@@ -150,7 +152,7 @@ def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(project: Path) -> 
 
 
 def test_a_task_of_an_array_goes_by_its_two_numbers(project: Path) -> None:
-    task = {"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "4"}
+    task = {"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "4", "TASK": "4"}
     done = in_a_job(project, "tinystories_8m.sh", **task, STATUS="75")
     assert done.returncode == 75
     assert "requeue 11_4" in noted(project, "scontrol")
@@ -169,7 +171,7 @@ def test_the_users_overrides_come_last(project: Path) -> None:
         *("--data.store", "data/other"),
     ]
     assert " ".join(words) in done.stdout.splitlines()
-    later = in_a_job(project, "1b_classic.sh", "--resume", "runs/x", SLURM_RESTART_COUNT="1", STATUS="0")
+    later = in_a_job(project, "1b_classic.sh", "--resume", "runs/x", RESTARTS="1", STATUS="0")
     assert "--resume runs/x --resume auto" in later.stdout  # it would go back to where the first life began
     options = {"--kill-on-bad-exit=1", "--cpus-per-task=7", "--cpu-bind=cores", "--distribution=block:block"}
     assert options | {"--nodes=2", "--ntasks=16", "--ntasks-per-node=8"} <= set(noted(project, "srun"))
@@ -215,6 +217,14 @@ def test_ranks_of_a_job_with_gpus_train_on_gpus_alone_and_see_all_of_their_node(
     assert "--gpu-bind=none" not in noted(project, "srun")
 
 
+def test_a_job_is_not_taken_for_the_task_that_submitted_it(project: Path) -> None:
+    """sbatch passes on these variables, and sets none of them for a job that is in no array and was not restarted."""
+    others = {"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "4", "SLURM_RESTART_COUNT": "3"}
+    done = in_a_job(project, "1b_classic.sh", "--resume", "runs/x", STATUS="75", **others)
+    assert "requeue 12" in noted(project, "scontrol")
+    assert "job 12, attempt 0: " in done.stdout and "--resume runs/x --resume auto" not in done.stdout
+
+
 def test_the_address_of_another_run_is_not_taken_over(project: Path) -> None:
     others = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "RANK": "3", "WORLD_SIZE": "64", "LOCAL_RANK": "3"}
     assert in_a_job(project, STATUS="0", **others).returncode == 0
@@ -235,7 +245,7 @@ def test_an_interactive_allocation_is_trained_in(name: str, project: Path) -> No
     assert "interactive allocation 12" in done.stdout and "--trainer.devices 4" in done.stdout
     assert {"--job-name=fit", "--overlap", "--ntasks-per-node=4"} <= set(noted(project, "srun"))
     assert "SLURM_JOB_NAME=fit" in noted(project, "srun-environment")
-    assert "is not queued again: repeat the command" in done.stdout and not noted(project, "scontrol")
+    assert "is not queued again: repeat the command" in done.stdout and "requeue 12" not in noted(project, "scontrol")
 
 
 def test_a_job_can_be_submitted_from_inside_a_job(project: Path, tmp_path: Path) -> None:

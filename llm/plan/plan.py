@@ -257,9 +257,11 @@ def run(args: argparse.Namespace) -> None:
     if args.bench is not None:
         rate, source = benchmark(args.bench, planned.measured(target), planned.config.stream or [])
     time = timing(planned, target, args.gpus, rate, source) if rate else None
-    network = Network(args.network, args.gpus_per_node) if args.network is not None else None
-    for row in rows if network else []:
-        row["time"] = step_time(row, planned.context, planned.max_steps, network, rate)
+    network = None
+    if args.network is not None:
+        network = Network(args.network, args.gpus_per_node)
+        for row in rows:
+            row["time"] = step_time(row, planned.context, planned.max_steps, network, rate)
     per_token = flops_per_token(planned.config, planned.context)
     result = {
         "config": args.config,

@@ -3,120 +3,20 @@
 Run by `make test-slurm`; see `cluster.py`.
 """
 
-import csv
 import json
-import os
-import shlex
-import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from .cluster import environment, run
+from .jobs import LLAMA, MODEL, SMALL, STEPS, column, end, log, overrides, queued_again, rows, start_now, submit, wait
 from .project import make_project
 
 pytestmark = pytest.mark.slurm
 
-STEPS = 150
-MODEL = {
-    "decoder.vocab_size": 512,
-    "decoder.unpadded_vocab_size": "null",
-    "decoder.hidden_size": 32,
-    "decoder.intermediate_size": 64,
-    "decoder.num_hidden_layers": 2,
-    "decoder.num_attention_heads": 4,
-    "decoder.max_position_embeddings": 64,
-    "data.context": 64,
-    "data.batch_size": 8,
-    "data.validate_every": 50,
-    "data.validation_rows": 8,
-    "trainer.max_steps": STEPS,
-    "trainer.log_every_n_steps": 1,
-    "trainer.accelerator": "cpu",
-    "trainer.precision": "32-true",
-    "run.checkpoint_every": 1000,
-    "run.loggers": "[csv]",
-}
-LLAMA = {
-    "decoder.num_key_value_heads": 2,
-    "data.micro_batch_size": 2,
-    "model.schedule.warmup_steps": 5,
-    "model.schedule.cooldown_steps": 5,
-}
-SMALL = ("--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", "--mem=1G")
 SCRIPTS = sorted({path.name for path in Path(__file__).parents[2].glob("slurm/*.sh")} - {"launch.sh"})
-Facts = dict[str, str]
-
-
-def overrides(*settings: dict[str, object]) -> list[str]:
-    return [word for part in settings for key, value in part.items() for word in (f"--{key}", str(value))]
-
-
-def submit(project: Path, *words: str, **variables: str) -> str:
-    """The number of a job that was submitted from the project's root."""
-    done = subprocess.run(
-        ["sbatch", "--parsable", *words],
-        cwd=project,
-        env=environment() | {"PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"} | variables,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def facts(job: str) -> Facts:
-    """What `scontrol show job` says of a job, or of a task as 12_1."""
-    words = run("scontrol", "show", "job", job, "--oneliner").split()
-    return dict(word.split("=", 1) for word in words if "=" in word)
-
-
-def wait(condition: Callable[[], bool], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.2)
-
-
-def end(job: str) -> Facts:
-    """The facts of a job when it has ended."""
-    wait(lambda: facts(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
-    return facts(job)
-
-
-def queued_again(job: str) -> bool:
-    return facts(job)["JobState"] == "PENDING" and facts(job)["Restarts"] == "1"
-
-
-def start_now(job: str) -> None:
-    """Start a job that was queued again, which Slurm would have wait until the credential of its last life has expired.
-
-    That was revoked, and one issued within the same second would be taken for it.
-    """
-    time.sleep(1.5)
-    run("scontrol", "update", f"JobId={job}", "StartTime=now")
-
-
-def log(project: Path, name: str) -> str:
-    path = project / "slurm" / "logs" / f"{name}.log"
-    return path.read_text() if path.exists() else ""
-
-
-def rows(run_folder: Path) -> list[dict[str, str]]:
-    """The rows of training."""
-    if not (run_folder / "metrics.csv").exists():
-        return []
-    with (run_folder / "metrics.csv").open(newline="") as stream:
-        return [row for row in csv.DictReader(stream) if row["train_loss"]]
-
-
-def column(run_folder: Path, name: str) -> list[str]:
-    return [row[name] for row in rows(run_folder)]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -211,113 +111,6 @@ def test_a_job_that_its_user_cancels_is_saved_and_not_queued_again(
     wait(lambda: "stopped and saved" in log(project, f"1b-nmda-{job}"))
     assert "queued again" not in log(project, f"1b-nmda-{job}")
     assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
-
-
-def test_variables_of_another_job_do_no_harm(project: Path, tmp_path: Path, story_store: Path) -> None:
-    """Submitted from inside a task of an array, with sbatch and without, where another launcher left its address."""
-    short = overrides(MODEL, LLAMA, {"strategy.name": "ddp", "trainer.max_steps": 3})
-    commands = [
-        f"RUN={tmp_path}/sbatch sbatch {shlex.join([*SMALL, 'slurm/1b_nmda.sh', *short])}",
-        f"RUN={tmp_path}/bash GPUS=1 bash slurm/1b_nmda.sh {shlex.join(short)}",
-    ]
-    script = tmp_path / "outer.sh"
-    script.write_text("\n".join(["#!/usr/bin/env bash", "set -e", *commands]))
-    others = {"MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "9", "RANK": "3", "WORLD_SIZE": "64", "LOCAL_RANK": "3"}
-    given = {"STORE": str(story_store), **others}
-    outer = submit(project, "--array=7", "--output=/dev/null", "--nodes=1", str(script), **given)
-    assert end(f"{outer}_7")["JobState"] == "COMPLETED"
-    for name in ("sbatch", "bash"):
-        wait(lambda name=name: (tmp_path / name / "summary.json").exists())
-        (life,) = json.loads((tmp_path / name / "run.json").read_text())["lives"]
-        assert life["devices"] == 2
-        assert f"job {life['slurm_job']}, attempt 0: 2 nodes x 1 ranks" in log(project, f"1b-nmda-{life['slurm_job']}")
-
-
-def test_an_interactive_allocation_trains_one_run_on_all_its_ranks(
-    project: Path, tmp_path: Path, story_store: Path
-) -> None:
-    """`salloc`, which calls the job by its command, bash, and leaves the number of tasks to a node to be found."""
-    short = overrides(MODEL, LLAMA, {"strategy.name": "ddp", "trainer.max_steps": 3})
-    given = {"RUN": str(tmp_path / "run"), "STORE": str(story_store), "PYTHON": sys.executable}
-    done = subprocess.run(
-        ["salloc", "--nodes=2", "--ntasks=2", "--mem=1G", "bash", "slurm/1b_nmda.sh", *short],
-        cwd=project,
-        env=environment() | given,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "training in the interactive allocation" in done.stdout
-    assert "2 nodes x 1 ranks, logs in slurm/logs/fit-" in done.stdout
-    (life,) = json.loads((tmp_path / "run" / "run.json").read_text())["lives"]
-    assert life["devices"] == 2
-    assert column(tmp_path / "run", "step") == ["1", "2", "3"]
-
-
-# Rank 0 is told to do without a GPU, and then waits for rank 1.
-ONE_HAS_ONE = """#!/usr/bin/env bash
-[[ $1 == slurm/rank.py && $SLURM_PROCID == 0 ]] && set -- "$@" --trainer.accelerator cpu
-exec {python} "$@"
-"""
-
-
-@pytest.mark.parametrize("missing", ["all", "one"])
-def test_ranks_without_a_gpu_end_the_job_and_say_so(
-    missing: str, project: Path, tmp_path: Path, story_store: Path
-) -> None:
-    """The cluster claims to have GPUs, and has none."""
-    python = tmp_path / "python"
-    python.write_text(ONE_HAS_ONE.format(python=sys.executable))
-    python.chmod(0o755)
-    model = {key: value for key, value in MODEL.items() if key != "trainer.accelerator"}
-    words = ["--gpus-per-node=1", "slurm/1b_nmda.sh", *overrides(model, LLAMA, {"strategy.name": "ddp"})]
-    given = {"RUN": str(tmp_path / "run"), "STORE": str(story_store)}
-    job = submit(project, *SMALL, *words, **given, PYTHON=sys.executable if missing == "all" else str(python))
-    ended = end(job)
-    assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("FAILED", "0", "2:0")
-    told = log(project, f"1b-nmda-{job}")
-    assert "sees 0 of the 1 GPUs that trainer.devices needs" in told
-    assert ("(and 1 more ranks): error: rank 0 on" if missing == "all" else "rank 1 on n2: error: rank 1 on") in told
-    assert "not queued again: fix the error" in told
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_stopped_rank_is_named_and_the_job_goes_on(project: Path, tmp_path: Path, story_store: Path) -> None:
-    """Under gloo, twice: it is queued again after the first time, with a new checkpoint, and not after the second."""
-    run_folder = tmp_path / "run"
-    endless = {"trainer.max_steps": 100_000, "run.checkpoint_every": 200, "strategy.name": "ddp"}
-    words = [*SMALL, "slurm/1b_nmda.sh", *overrides(MODEL, LLAMA, endless)]
-    job = submit(project, *words, RUN=str(run_folder), STORE=str(story_store), TIMEOUT="5")
-    wait(lambda: len(rows(run_folder)) > 210)
-    os.kill(rank_of(job, 1), signal.SIGSTOP)
-    wait(lambda: queued_again(job))
-    told = log(project, f"1b-nmda-{job}")
-    assert "failed: rank 0 on n1: error: rank 0 lost contact to the other ranks at step" in told
-    assert "failed: no error in the log of rank 1 on n2: it hung or was killed" in told
-    assert f"failed after a checkpoint; job {job} is queued again" in told
-    lines = [json.loads(line) for line in (run_folder / "events.jsonl").read_text().splitlines()]
-    (event,) = [line for line in lines if line["event"] == "attempt failed"]
-    assert "rank 1 on n2: it hung or was killed" in event["why"] and event["checkpoint"] >= 200
-
-    start_now(job)
-    wait(lambda: len(json.loads((run_folder / "run.json").read_text())["lives"]) == 2)
-    wait(lambda: rank_of(job, 0) > 0)
-    os.kill(rank_of(job, 0), signal.SIGKILL)
-    ended = end(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "1")
-    assert "not queued again: this attempt wrote no checkpoint" in log(project, f"1b-nmda-{job}")
-
-
-def rank_of(job: str, rank: int) -> int:
-    """The process of a rank, 0 if there is none."""
-    wanted = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode()}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            variables = set((folder / "environ").read_bytes().split(b"\0"))
-            if wanted <= variables and b"slurm/rank.py" in (folder / "cmdline").read_bytes().split(b"\0"):
-                return int(folder.name)
-    return 0
 
 
 STOPPABLE = """
