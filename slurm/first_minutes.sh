@@ -24,7 +24,7 @@ scripts=$(dirname "$0")
 source "$scripts/launch.sh"
 
 export OUT=${OUT:-runs/first_minutes}
-CONFIG=${CONFIG:-configs/1b_values.yaml}
+CONFIG=${CONFIG:-configs/1b_values.yaml} MINUTES=${MINUTES:-4}  # of a part, at most
 
 # Submit a job for each size, each after the one before, whose results it compares with.
 submit() {
@@ -59,7 +59,7 @@ part() {
     "$beside" &
     local helper=$!
     local placement="{class_path: llm.bench.placement.Placement, init_args: {out: $RUN/ranks}}"
-    SLURM_TIMELIMIT=4 train "${COMMON[@]}" --trainer.callbacks+="$placement" "$@" || status=$?
+    SLURM_TIMELIMIT=$MINUTES train "${COMMON[@]}" --trainer.callbacks+="$placement" "$@" || status=$?
     kill -KILL "$helper" 2> /dev/null && wait "$helper" 2> /dev/null || true
     [[ ! -e $OUT/acted ]] || echo $(($(date +%s) - $(< "$OUT/acted"))) > "$OUT/after"
     rm -f "$OUT/acted"

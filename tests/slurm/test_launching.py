@@ -143,7 +143,7 @@ def test_the_first_minutes_run_from_beginning_to_end(project: Path, tmp_path: Pa
         tree.setdefault(part, {})[name] = yaml.safe_load(str(value)) if isinstance(value, str) else value
     tree["model"] = {"schedule": {"warmup_steps": 5, "cooldown_steps": 5}}
     config.write_text(yaml.safe_dump(tree))
-    given = {"OUT": str(out), "CONFIG": str(config), "STORE": str(story_store), "GPUS": "2", "TIMEOUT": "10"}
+    given = {"OUT": str(out), "CONFIG": str(config), "STORE": str(story_store), "GPUS": "2", "MINUTES": "20"}
     done = subprocess.run(
         ["bash", "slurm/first_minutes.sh", "--trainer.accelerator", "cpu"],
         cwd=project,
