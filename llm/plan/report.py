@@ -106,7 +106,7 @@ def _network(plan: dict[str, Any]) -> str:
     if not rows:
         return head + "No number of --gpus needs several nodes."
     lines = [
-        fill(head + "Seconds of a step, at best; what is sent inside a node is not counted", WIDTH),
+        fill(head + "Seconds of a step, at best: without what is sent inside a node or to host memory", WIDTH),
         f"{'devices':>7}  {'':17}{'compute':>9}{'sent':>9}{'not hidden':>12}{'of step':>9}{'days':>9}{'GPU-hours':>11}",
     ]
     for row in rows:
