@@ -1,14 +1,18 @@
 """Where ranks run: missing GPUs, Slurm's interactive jobs, the limit of open files."""
 
 import resource
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as distributed
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from llm.common.devices import missing_gpus
 from llm.common.processes import raise_open_files_limit
-from llm.train.strategy import plugins
+from llm.train.callbacks import OpenRunFolder
+from llm.train.run_folder import RunFolder, RunSettings
+from llm.train.strategy import STARTING, plugins
 
 from .runs import Config, fit
 
@@ -68,3 +72,25 @@ def test_files_may_be_opened_up_to_the_hard_limit() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_groups_of_deepspeed_wait_as_long_as_the_first_while_a_run_starts() -> None:
+    """torch gives a group that is made without a time-out 10 minutes under NCCL, whatever the first one has."""
+    run = OpenRunFolder(RunFolder(RunSettings()), list, timeout=1800.0)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        groups = [distributed.group.WORLD, distributed.new_group([0], timeout=timedelta(seconds=7))]
+
+        def timeouts() -> set[float]:
+            backends = [group._get_backend(torch.device("cpu")) for group in groups if group is not None]
+            return {backend.options._timeout.total_seconds() for backend in backends}
+
+        run.on_fit_start(None, None)  # type: ignore[arg-type]
+        assert timeouts() == {1800.0}
+        run.timeout = 5.0
+        run.on_fit_start(None, None)  # type: ignore[arg-type]
+        assert timeouts() == {STARTING}
+        run.on_train_start(None, None)  # type: ignore[arg-type]
+        assert timeouts() == {5.0}
+    finally:
+        distributed.destroy_process_group()
