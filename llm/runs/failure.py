@@ -22,8 +22,9 @@ import yaml
 from ..common.errors import UserError
 from . import reading
 
-BEGIN = re.compile(r"^\S+ \S+ attempt (\d+), rank \d+ on (\S+)$", re.M)  # as `slurm/rank.py` writes it
-OURS = re.compile(r"^error: .*", re.M)
+# As `slurm/rank.py` and `exit_status` write them: perhaps after a progress bar, which ends in "]" and no new line.
+BEGIN = re.compile(r"\d{4}-\d\d-\d\d \S+ attempt (\d+), rank \d+ on (\S+)$", re.M)
+OURS = re.compile(r"(?:^|\])(error: .*)", re.M)
 CAUSE = re.compile(
     r"^.*(?:[Ww]atchdog caught|NCCL error|CUDA error|HIP error|Fatal Python error).*"
     r"|^(?:\w+\.)*\w*(?:Error|Exception): .*",
@@ -55,7 +56,7 @@ def read_ranks(logs: str, attempt: str) -> list[Rank]:
     """Return the ranks that took part in the attempt. `logs` is what their logs' names begin with."""
     found = []
     for path in Path(logs).parent.glob(f"{Path(logs).name}-rank*.log"):
-        text = PREFIX.sub("", path.read_text(errors="replace"))
+        text = PREFIX.sub("", path.read_text(errors="replace"))  # a carriage return ends a line as well
         begins = [match for match in BEGIN.finditer(text) if match[1] == attempt]
         if begins:
             said = text[begins[-1].end() :]

@@ -8,22 +8,23 @@ import pytest
 from llm.runs.failure import explain, last_life, new_checkpoint, read_ranks, run_folder
 from llm.runs.reading import NEEDED
 
+BAR = "\rtrain:   0%|     | 19/100 [00:01<, 19step/s]\rtrain:   0%|     | 20/100 [00:01<, 20step/s, loss=6.1]"
 BEGIN = "2026-11-30 12:00:00 attempt {}, rank {} on n{}\n"
 # Of torch 2.13's ProcessGroupNCCL.cpp, with the prefix that it gives each line of a rank.
 WATCHDOG = (
-    "[rank{0}]:[E1130 12:00:09 ProcessGroupNCCL.cpp:685] [Rank {0}] Watchdog caught collective operation timeout: "
+    "\n[rank{0}]:[E1130 12:00:09 ProcessGroupNCCL.cpp:685] [Rank {0}] Watchdog caught collective operation timeout: "
     "WorkNCCL(SeqNum=7, OpType=ALLREDUCE) ran for 60005 milliseconds before timing out.\n"
 )
 LOST = "error: rank {} lost contact to the other ranks at step 20: one has died, or hangs for longer than 5 s\n"
 NO_GPU = "error: rank {} on n2 sees 0 of the 8 GPUs that trainer.devices needs (driver too old)\n"
-TRACEBACK = "[rank{0}]: Traceback (most recent call last):\n[rank{0}]: torch.OutOfMemoryError: CUDA out of memory.\n"
+TRACEBACK = "\n[rank{0}]: Traceback (most recent call last):\n[rank{0}]: torch.OutOfMemoryError: CUDA out of memory.\n"
 
 
 def logs(folder: Path, texts: dict[int, str], attempt: int = 1) -> str:
     """Logs of ranks, each on a node of its own, with an earlier attempt in them."""
     for rank, text in texts.items():
         begins = [BEGIN.format(number, rank, rank + 1) for number in (attempt - 1, attempt)]
-        (folder / f"job-12-rank{rank}.log").write_text(f"{begins[0]}error: an old one\n{begins[1]}step 20\n{text}")
+        (folder / f"job-12-rank{rank}.log").write_text(f"{begins[0]}error: an old one\n{BAR}{begins[1]}{BAR}{text}")
     return str(folder / "job-12")
 
 
