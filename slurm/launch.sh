@@ -59,7 +59,7 @@ fit() {
 train() {
     # Of a job that this one was submitted from, sbatch passes on the task of an array and the number of restarts.
     local record array
-    record=$(scontrol show job "$SLURM_JOB_ID" --oneliner) || record=
+    record=$(scontrol show job "$SLURM_JOB_ID" --oneliner | grep "^JobId=$SLURM_JOB_ID ") || record=
     array=$(grep -o ' ArrayTaskId=[0-9]*' <<< "$record" | head -n 1) || true
     ATTEMPT=$(grep -o ' Restarts=[0-9]*' <<< "$record" | head -n 1) || true
     ATTEMPT=${ATTEMPT#*=} ATTEMPT=${ATTEMPT:-0} JOB=$SLURM_JOB_ID
@@ -74,7 +74,8 @@ train() {
 
     # What the submitting shell left for other launchers: Lightning would take this address for that of rank 0.
     unset MASTER_ADDR MASTER_PORT RANK LOCAL_RANK NODE_RANK GROUP_RANK WORLD_SIZE LOCAL_WORLD_SIZE
-    export SLURM_JOB_NAME=$name SLURM_RESTART_COUNT=$ATTEMPT OMP_NUM_THREADS=$cores PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
+    export SLURM_JOB_NAME=$name SLURM_RESTART_COUNT=$ATTEMPT OMP_NUM_THREADS=$cores
+    export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
     # If a collective fails or exceeds strategy.timeout, each rank writes down its last 2,000 collectives, then torch
     # aborts the process (3, its default; 0 would wait forever).
     export TORCH_NCCL_ASYNC_ERROR_HANDLING=3 TORCH_NCCL_DUMP_ON_TIMEOUT=1 TORCH_FR_BUFFER_SIZE=2000
