@@ -106,8 +106,8 @@ def failed_checks(result: dict[str, Any], reference: dict[str, Any] | None) -> l
     """Return what is not as it should be, in words. `reference` is the part on one GPU."""
     part, status, ranks, failed = result["part"], result["status"], result["ranks"], []
     if part == "stop":
-        last = len(ranks) - 1
-        if status in (0, STOPPED) or not any(f"rank {last} on" in sentence for sentence in result["failure"]):
+        last = f"rank {len(ranks) - 1} on"
+        if status in (0, STOPPED) or last not in (result["failure"] or [""])[-1]:
             failed.append("the stopped rank is not named")
         return failed
     if status != (STOPPED if part in SIGNALLED else 0):

@@ -31,9 +31,10 @@ CAUSE = re.compile(
     re.M,
 )
 PREFIX = re.compile(r"^\[rank\d+\]:\s?", re.M)  # torch's, before each line of a traceback
-WAITED = re.compile(r"lost contact|watchdog caught|timeout|timed out|closed by peer", re.I)  # for another rank
+TIMED_OUT = re.compile(r"[Tt]imed out|operation timeout")  # gloo, NCCL: waited for another rank
+LOST = re.compile(r"lost contact|closed by peer|remote process exited", re.I)  # another rank has gone
 ENDED = re.compile(r"^srun: error: (\S+: tasks? [^\n]*)", re.M)
-SHOWN, WIDTH = 4, 300  # sentences; characters of each
+SHOWN, WIDTH = 4, 400  # sentences; characters of each
 EVENT = "attempt failed"
 
 
@@ -80,11 +81,21 @@ def explain(ranks: Sequence[Rank], srun: str) -> Failure:
     for same in list(groups.values())[:SHOWN]:
         others = f" (and {len(same) - 1} more ranks)" if len(same) > 1 else ""
         sentences.append(f"rank {same[0].number} on {same[0].node}{others}: {same[0].why}")
-    if any(WAITED.search(rank.why) for rank in ranks):
-        silent = ", ".join(f"{rank.number} on {rank.node}" for rank in ranks if not rank.why)
-        sentences += [f"no error in the log of rank {silent}: it hung or was killed"] if silent else []
+    if missed := missed_ranks(ranks):
+        names = ", ".join(f"rank {rank.number} on {rank.node}" for rank in missed)
+        sentences.append(f"the others waited for {names}: hung or killed")
     mistakes = [rank for rank in ranks if rank.why.startswith("error: ") and "lost contact" not in rank.why]
     return Failure(sentences or [f"srun: {(srun.strip() or 'no message').splitlines()[-1]}"], bool(mistakes))
+
+
+def missed_ranks(ranks: Sequence[Rank]) -> list[Rank]:
+    """Return those that others waited for or lost; with gloo perhaps also some that lost one which had timed out.
+
+    A rank that was stopped may still say that it has lost the others: Slurm lets it go on before it kills it.
+    """
+    if any(TIMED_OUT.search(rank.why) for rank in ranks):
+        return [rank for rank in ranks if not TIMED_OUT.search(rank.why)]
+    return [rank for rank in ranks if not rank.why] if any(LOST.search(rank.why) for rank in ranks) else []
 
 
 def run_folder(arguments: Sequence[str]) -> Path | None:
