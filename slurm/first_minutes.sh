@@ -9,7 +9,8 @@
 #
 # A job skips the parts that OUT/results has already: to repeat one, delete its file. Arguments after the script name go
 # to `python -m llm fit` of every part. Variables, in addition to those of launch.sh: OUT (default:
-# runs/first_minutes), SIZES, STORE (default: one of built-in stories, which the first job makes in OUT).
+# runs/first_minutes), SIZES, STORE (default: one of built-in stories, which the first job makes in OUT), MINUTES that a
+# part may take (default: 4).
 #SBATCH --job-name=first-minutes
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=1
@@ -24,7 +25,7 @@ scripts=$(dirname "$0")
 source "$scripts/launch.sh"
 
 export OUT=${OUT:-runs/first_minutes}
-CONFIG=${CONFIG:-configs/1b_values.yaml} MINUTES=${MINUTES:-4}  # of a part, at most
+CONFIG=${CONFIG:-configs/1b_values.yaml} MINUTES=${MINUTES:-4}
 
 # Submit a job for each size, each after the one before, whose results it compares with.
 submit() {
@@ -69,6 +70,7 @@ part() {
     fi
     "$PYTHON" -m llm.bench.first_minutes record "$OUT" "$name" "$status" "$((SECONDS - begin))" \
         "$(cat "$OUT/after" 2> /dev/null)" "$LOGS" "$ATTEMPT"
+    rm -f "$LOGS-srun"
     [[ $name == one-gpu ]] || rm -rf "$RUN/checkpoints"  # 15 GB each
 }
 

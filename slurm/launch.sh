@@ -27,7 +27,7 @@ as_a_job() {
     cd "$(dirname "$0")/.."
     local script=slurm/${0##*/}
     if [[ -n ${SLURM_JOB_ID:-} && ${ENVIRONMENT:-} != BATCH ]]; then  # Slurm sets ENVIRONMENT in job scripts
-        echo "training in the interactive allocation $SLURM_JOB_ID; to submit a job from here: sbatch $script"
+        echo "running in the interactive allocation $SLURM_JOB_ID; to submit a job from here: sbatch $script"
         return
     fi
     leave_job

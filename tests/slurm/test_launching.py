@@ -74,7 +74,7 @@ def test_an_interactive_allocation_trains_one_run_on_all_its_ranks(
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "training in the interactive allocation" in done.stdout
+    assert "running in the interactive allocation" in done.stdout
     assert "2 nodes x 1 ranks, logs in slurm/logs/fit-" in done.stdout
     (life,) = json.loads((tmp_path / "run" / "run.json").read_text())["lives"]
     assert life["devices"] == 2
