@@ -112,6 +112,8 @@ def failed_checks(result: dict[str, Any], reference: dict[str, Any] | None) -> l
         return failed
     if status != (STOPPED if part in SIGNALLED else 0):
         return [f"ended with status {status}: {'; '.join(result['failure']) or 'see the logs'}"]
+    if not result["steps"]:
+        return ["no step was trained"]
     if part in SIGNALLED and result["checkpoints"][-1:] != result["steps"][-1:]:
         failed.append("the last step is not saved")
     if part in ("resume", "requeue"):

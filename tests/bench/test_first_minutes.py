@@ -56,6 +56,7 @@ STOPPED = ["rank 0 on n0: error: rank 0 lost contact", "the others waited for ra
         (result("one-node", status=134, failure=["rank 3: x"]), ["ended with status 134: rank 3: x"]),
         (result("signal", status=75), []),
         (result("signal", status=75, checkpoints=[2]), ["the last step is not saved"]),
+        (result("signal", status=75, steps=[], loss=None), ["no step was trained"]),
         (result("signal", status=0), ["ended with status 0: see the logs"]),
         (result("resume", devices=1, from_steps=[0, 2]), []),
         (result("resume", devices=1, from_steps=[0, 0]), ["attempts begin at steps [0, 0]"]),
