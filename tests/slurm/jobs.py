@@ -57,6 +57,13 @@ def submit(project: Path, *words: str, **variables: str) -> str:
     return done.stdout.strip()
 
 
+def with_one_core(project: Path, script: str) -> str:
+    """`slurm/SCRIPT` of the project, changed to ask for one core a rank: this machine has few."""
+    path = project / "slurm" / script
+    path.write_text(path.read_text().replace("--cpus-per-task=8", "--cpus-per-task=1"))
+    return f"slurm/{script}"
+
+
 def facts(job: str) -> Facts:
     """What `scontrol show job` says of a job, or of a task as 12_1."""
     words = run("scontrol", "show", "job", job, "--oneliner").split()

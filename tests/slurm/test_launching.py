@@ -32,6 +32,7 @@ from .jobs import (
     start_now,
     submit,
     wait,
+    with_one_core,
 )
 
 pytestmark = pytest.mark.slurm
@@ -44,7 +45,7 @@ def test_variables_of_another_job_do_no_harm(project: Path, tmp_path: Path, stor
     short = overrides(MODEL, LLAMA, {"strategy.name": "ddp", "trainer.max_steps": 12})
     commands = [
         f"RUN={tmp_path}/sbatch sbatch {shlex.join([*SMALL, 'slurm/1b_nmda.sh', *short])}",
-        f"RUN={tmp_path}/bash GPUS=1 bash slurm/1b_nmda.sh {shlex.join(short)}",
+        f"RUN={tmp_path}/bash GPUS=1 bash {with_one_core(project, '1b_nmda.sh')} {shlex.join(short)}",
     ]
     script = tmp_path / "outer.sh"
     script.write_text("\n".join(["#!/usr/bin/env bash", "set -e", *commands]))
@@ -146,7 +147,7 @@ def test_the_first_minutes_run_from_beginning_to_end(project: Path, tmp_path: Pa
     config.write_text(yaml.safe_dump(tree))
     given = {"OUT": str(out), "CONFIG": str(config), "STORE": str(story_store), "GPUS": "2", "MINUTES": "20"}
     done = subprocess.run(
-        ["bash", "slurm/first_minutes.sh", "--trainer.accelerator", "cpu"],
+        ["bash", with_one_core(project, "first_minutes.sh"), "--trainer.accelerator", "cpu"],
         cwd=project,
         env=environment() | {"PYTHON": sys.executable} | given,
         capture_output=True,
