@@ -85,7 +85,8 @@ def explain(ranks: Sequence[Rank], srun: str) -> Failure:
         names = ", ".join(f"rank {rank.number} on {rank.node}" for rank in missed)
         sentences.append(f"the others waited for {names}: hung or killed")
     mistakes = [rank for rank in ranks if rank.why.startswith("error: ") and "lost contact" not in rank.why]
-    return Failure(sentences or [f"srun: {(srun.strip() or 'no message').splitlines()[-1]}"], bool(mistakes))
+    last = (srun.strip() or "no message").splitlines()[-1].removeprefix("srun: ")
+    return Failure(sentences or [f"srun: {last}"], bool(mistakes))
 
 
 def missed_ranks(ranks: Sequence[Rank]) -> list[Rank]:

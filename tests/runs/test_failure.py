@@ -55,7 +55,7 @@ def test_a_traceback_is_told_by_its_last_line(tmp_path: Path) -> None:
 
 def test_a_job_that_started_no_rank_says_what_srun_said(tmp_path: Path) -> None:
     assert explain(read_ranks(str(tmp_path / "job-12"), "0"), "srun: error: no such node\n").sentences == [
-        "srun: srun: error: no such node"
+        "srun: error: no such node"
     ]
 
 

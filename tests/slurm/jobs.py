@@ -119,6 +119,7 @@ def rank_of(job: str, rank: int) -> int:
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             variables = set((folder / "environ").read_bytes().split(b"\0"))
-            if wanted <= variables and b"slurm/rank.py" in (folder / "cmdline").read_bytes().split(b"\0"):
+            _, *words = (folder / "cmdline").read_bytes().split(b"\0")
+            if wanted <= variables and words[:1] == [b"slurm/rank.py"]:  # srun has it further on
                 return int(folder.name)
     return 0

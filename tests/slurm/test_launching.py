@@ -133,6 +133,7 @@ def test_a_stopped_rank_is_named_and_the_job_goes_on(project: Path, tmp_path: Pa
     os.kill(rank_of(job, 0), signal.SIGKILL)
     ended = end(job)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "1")
+    assert "failed: srun: n1: task 0: Killed" in log(project, f"1b-nmda-{job}")
     assert "not queued again: this attempt wrote no checkpoint" in log(project, f"1b-nmda-{job}")
 
 
