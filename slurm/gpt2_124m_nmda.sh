@@ -19,7 +19,9 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%x-%j.log
 set -euo pipefail
-source "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}/slurm/launch.sh"
+scripts=$(dirname "$0")
+[[ -e $scripts/launch.sh ]] || scripts=$SLURM_SUBMIT_DIR/slurm  # Slurm runs a copy of this file from elsewhere
+source "$scripts/launch.sh"
 as_a_job "$@"
 CONFIG=${CONFIG:-configs/gpt2_124m_nmda10.yaml}
 fit "$@"

@@ -27,7 +27,10 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"python -m (llm|evals|benchmarks(?:\.\w+)?|small\.\w+)\b([^`|>&;)#]*)")
 OPTION = re.compile(r"`(--[\w.-]+)[^`]*`")
 FIT = ("fit", "validate")
-SLURM = set("--array --cpu-bind --gpus-per-node --no-requeue --ntasks-per-node --signal --nodes --time".split())
+SLURM = set(
+    "--array --cpu-bind --distribution --gpu-bind --gpus-per-node --no-requeue --ntasks-per-node --signal --nodes "
+    "--time".split()
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

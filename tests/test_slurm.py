@@ -1,6 +1,8 @@
 """The sbatch scripts, run as Slurm runs them: by bash, with the variables of a task."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llm.data.store import TokenStore
+from llm.runs.reading import NEEDED, events
 
 from .slurm.project import make_project
 
@@ -65,13 +68,20 @@ if os.environ.get("WAITS"):
     time.sleep(60)
 sys.exit(int(os.environ["STATUS"]))
 """
-SRUN = 'while [[ $1 == --* ]]; do echo "$1" >> srun; shift; done\nexec "$@"'
+SRUN = """
+env > srun-environment
+while [[ $1 == --* ]]; do echo "$1" >> srun; shift; done
+[[ -z ${SAYS:-} ]] || echo "$SAYS" >&2
+exec "$@"
+"""
 SCONTROL = """
 echo "$1 $2" >> scontrol
 [[ $1 == requeue ]] && exit ${REFUSED:-0}
-echo "JobId=12 JobState=${STATE:-RUNNING} Command=/srv/me/slurm/1b_classic.sh --x WorkDir=/srv/me"
+[[ -n ${TASK:-} ]] && array=" ArrayJobId=11 ArrayTaskId=$TASK"
+restarts="Restarts=${RESTARTS:-0} BatchFlag=1"
+echo "JobId=12${array:-} JobState=${STATE:-RUNNING} $restarts Command=/srv/me/slurm/1b_classic.sh --x WorkDir=/srv/me"
 """
-SBATCH = 'pwd > sbatch; printf "%s\\n" "$@" >> sbatch'
+SBATCH = 'pwd > sbatch; printf "%s\\n" "$@" >> sbatch; env > sbatch-environment'
 JOB = {
     "SLURM_JOB_ID": "12",
     "SLURM_JOB_NAME": "name",
@@ -100,12 +110,18 @@ def in_a_job(
     project: Path, script: str = "1b_classic.sh", *words: str, **given: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [project / "slurm" / script, *words],
-        env=variables(project, **JOB, SLURM_SUBMIT_DIR=str(project), **given),
+        [as_slurm_copies(project, script), *words],
+        env=variables(project, **{**JOB, "SLURM_SUBMIT_DIR": str(project), **given}),
         cwd=project.parent,
         capture_output=True,
         text=True,
     )
+
+
+def as_slurm_copies(project: Path, script: str) -> Path:
+    """The copy that Slurm runs, from a folder of its own."""
+    (project.parent / "spool").mkdir(exist_ok=True)
+    return Path(shutil.copy(project / "slurm" / script, project.parent / "spool" / "slurm_script"))
 
 
 def noted(project: Path, program: str) -> list[str]:
@@ -118,14 +134,14 @@ def test_a_job_that_was_stopped_is_queued_again_and_no_other(status: int, requeu
     done = in_a_job(project, STATUS=str(status))
     assert done.returncode == status
     assert [line for line in noted(project, "scontrol") if line.startswith("requeue")] == requeues
-    assert ("queued again" in done.stdout) == bool(requeues)
+    assert ("is queued again" in done.stdout) == bool(requeues)
     assert not list((project / "slurm" / "logs").iterdir())  # the mark is gone
 
 
 def test_a_job_that_slurm_is_ending_is_left_to_slurm(project: Path) -> None:
     done = in_a_job(project, STATUS="75", STATE="COMPLETING")
     assert done.returncode == 75
-    assert noted(project, "scontrol") == ["show job"]
+    assert set(noted(project, "scontrol")) == {"show job"}
     assert "COMPLETING" in done.stdout
 
 
@@ -136,11 +152,11 @@ def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(project: Path) -> 
 
 
 def test_a_task_of_an_array_goes_by_its_two_numbers(project: Path) -> None:
-    task = {"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "4"}
+    task = {"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "4", "TASK": "4"}
     done = in_a_job(project, "tinystories_8m.sh", **task, STATUS="75")
     assert done.returncode == 75
     assert "requeue 11_4" in noted(project, "scontrol")
-    assert "--output=slurm/logs/%x-%A_%a-rank%t.log" in noted(project, "srun")
+    assert "--output=slurm/logs/name-11_4-rank%t.log" in noted(project, "srun")
     config = "fit --config configs/tinystories_8m_values.yaml"
     assert config in done.stdout
     assert "--run.folder runs/tinystories_8m/values-seed2 --seed_everything 2" in done.stdout
@@ -155,14 +171,15 @@ def test_the_users_overrides_come_last(project: Path) -> None:
         *("--data.store", "data/other"),
     ]
     assert " ".join(words) in done.stdout.splitlines()
-    later = in_a_job(project, "1b_classic.sh", "--resume", "runs/x", SLURM_RESTART_COUNT="1", STATUS="0")
+    later = in_a_job(project, "1b_classic.sh", "--resume", "runs/x", RESTARTS="1", STATUS="0")
     assert "--resume runs/x --resume auto" in later.stdout  # it would go back to where the first life began
-    assert {"--kill-on-bad-exit=1", "--cpus-per-task=7", "--cpu-bind=cores"} <= set(noted(project, "srun"))
+    options = {"--kill-on-bad-exit=1", "--cpus-per-task=7", "--cpu-bind=cores", "--distribution=block:block"}
+    assert options | {"--nodes=2", "--ntasks=16", "--ntasks-per-node=8"} <= set(noted(project, "srun"))
 
 
 def test_the_batch_shell_outlives_the_signals_of_its_ranks(project: Path) -> None:
     process = subprocess.Popen(
-        [project / "slurm" / "1b_classic.sh"],
+        [as_slurm_copies(project, "1b_classic.sh")],
         env=variables(project, **JOB, SLURM_SUBMIT_DIR=str(project), WAITS="yes"),
         stdout=subprocess.PIPE,
         text=True,
@@ -187,3 +204,83 @@ def test_outside_a_job_a_script_submits_itself(project: Path, tmp_path: Path) ->
     options = "--nodes=4 --gpus-per-node=2 --ntasks-per-node=2 --partition=gpu --account=mine --qos=long --time=1:00:00"
     words = [*options.split(), "slurm/1b_classic.sh", "--run.folder", "a b"]
     assert noted(project, "sbatch") == [str(project), *words]
+
+
+def test_ranks_of_a_job_with_gpus_train_on_gpus_alone_and_see_all_of_their_node(project: Path) -> None:
+    """Whatever the site binds: Lightning counts the GPUs that a rank sees, and takes the one of its number."""
+    site = {"SLURM_GPU_BIND": "single:1", "SLURM_GPUS_PER_TASK": "1"}
+    done = in_a_job(project, STATUS="0", SLURM_GPUS_ON_NODE="8", **site)
+    assert "--trainer.devices 8 --trainer.accelerator gpu" in done.stdout
+    assert "--gpu-bind=none" in noted(project, "srun")
+    (project / "srun").unlink()
+    assert "accelerator" not in in_a_job(project, STATUS="0").stdout
+    assert "--gpu-bind=none" not in noted(project, "srun")
+
+
+def test_a_job_is_not_taken_for_the_task_that_submitted_it(project: Path) -> None:
+    """sbatch passes on these variables, and sets none of them for a job that is in no array and was not restarted."""
+    others = {"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "4", "SLURM_RESTART_COUNT": "3"}
+    done = in_a_job(project, "1b_classic.sh", "--resume", "runs/x", STATUS="75", **others)
+    assert "requeue 12" in noted(project, "scontrol")
+    assert "job 12, attempt 0: " in done.stdout and "--resume runs/x --resume auto" not in done.stdout
+
+
+def test_the_address_of_another_run_is_not_taken_over(project: Path) -> None:
+    others = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "RANK": "3", "WORLD_SIZE": "64", "LOCAL_RANK": "3"}
+    assert in_a_job(project, STATUS="0", **others).returncode == 0
+    passed_on = {line.partition("=")[0] for line in noted(project, "srun-environment")}
+    assert "SLURM_JOB_ID" in passed_on and not passed_on & others.keys()
+
+
+@pytest.mark.parametrize("name", ["interactive", "bash"])
+def test_an_interactive_allocation_is_trained_in(name: str, project: Path) -> None:
+    """From any folder, wherever salloc was called; Lightning takes ranks of a job with such a name for shells."""
+    given = {**JOB, "SLURM_JOB_NAME": name, "SLURM_SUBMIT_DIR": "/", "SLURM_GPUS_PER_NODE": "h100:8"}
+    given |= {"SLURM_NTASKS": given.pop("SLURM_NTASKS_PER_NODE"), "STATUS": "75"}
+    command = ["bash", "project/slurm/1b_classic.sh"]
+    done = subprocess.run(
+        command, env=variables(project, **given), cwd=project.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 75
+    assert "interactive allocation 12" in done.stdout and "--trainer.devices 4" in done.stdout
+    assert {"--job-name=fit", "--overlap", "--ntasks-per-node=4"} <= set(noted(project, "srun"))
+    assert "SLURM_JOB_NAME=fit" in noted(project, "srun-environment")
+    assert "is not queued again: repeat the command" in done.stdout and "requeue 12" not in noted(project, "scontrol")
+
+
+def test_a_job_can_be_submitted_from_inside_a_job(project: Path, tmp_path: Path) -> None:
+    """Without the variables of that job, by which the new one would take itself for one of its tasks."""
+    given = {**JOB, "ENVIRONMENT": "BATCH", "SLURM_SUBMIT_DIR": "/", "SLURM_ARRAY_TASK_ID": "3", "SLURM_CONF": "conf"}
+    command = ["bash", "project/slurm/1b_classic.sh"]
+    subprocess.run(command, env=variables(project, **given), cwd=tmp_path, check=True)
+    assert noted(project, "sbatch") == [str(project), "slurm/1b_classic.sh"]
+    passed_on = [line for line in noted(project, "sbatch-environment") if line.startswith("SLURM")]
+    assert passed_on == ["SLURM_CONF=conf"]
+
+
+def a_run(folder: Path, attempt: int = 0, step: int = 0) -> Path:
+    """A run that attempt `attempt` of job 12 began, with an (empty) checkpoint of `step`."""
+    checkpoint = folder / "checkpoints" / f"step-{step:08d}"
+    checkpoint.mkdir(parents=True)
+    files = {name: {"bytes": 0, "sha256": ""} for name in NEEDED}
+    for name in files:
+        (checkpoint / name).touch()
+    (checkpoint / "manifest.json").write_text(json.dumps(files))
+    life = {"from_step": 5, "slurm_job": "12", "slurm_restarts": str(attempt)}
+    (folder / "run.json").write_text(json.dumps({"lives": [life]}))
+    return folder
+
+
+@pytest.mark.parametrize(("step", "again"), [(5, False), (6, True)])
+def test_a_job_that_fails_is_queued_again_if_it_got_further(step: int, again: bool, project: Path) -> None:
+    run = a_run(project / "run", step=step)
+    killed = "srun: error: n2: task 9: Aborted (core dumped)"
+    done = in_a_job(project, STATUS="134", RUN=str(run), SAYS=killed)
+    assert done.returncode == 134
+    assert ("requeue 12" in noted(project, "scontrol")) == again
+    assert ("job 12 is queued again" in done.stdout) == again
+    assert "failed: srun: n2: task 9: Aborted" in done.stdout and killed in done.stderr
+    (event,) = events(run)[0]
+    assert (event["event"], event["checkpoint"]) == ("attempt failed", step if again else None)
+    assert "task 9: Aborted" in event["why"]
+    assert not list((project / "slurm" / "logs").iterdir())

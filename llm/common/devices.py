@@ -1,5 +1,6 @@
 """Devices by name, and the libraries that a number may depend on."""
 
+import os
 import platform
 import re
 from importlib.metadata import version
@@ -29,6 +30,25 @@ def resolve_device(device: str) -> "torch.device":
     # Unknown names, CUDA that torch was built without (an assertion of its own), devices without any code.
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device} cannot be used here ({first_line(error)}); give --device cpu") from error
+
+
+def missing_gpus(needed: int) -> str | None:
+    """Return one sentence if this process does not see the `needed` GPUs of its machine, else None."""
+    import torch
+
+    seen = torch.cuda.device_count()
+    if seen >= needed:
+        return None
+    try:
+        torch.cuda.init()
+        why = f"CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}"
+    except (RuntimeError, AssertionError) as error:  # the driver is too old, or torch is built without CUDA
+        why = first_line(error)
+    rank = f"rank {os.environ['SLURM_PROCID']} on " if "SLURM_PROCID" in os.environ else ""
+    return (
+        f"{rank}{platform.node()} sees {seen} of the {needed} GPUs that trainer.devices needs ({why}): compare with "
+        "nvidia-smi on that machine, start ranks with srun --gpu-bind=none, or set trainer.accelerator to cpu"
+    )
 
 
 def device_name(device: str) -> str:

@@ -23,9 +23,10 @@ def now() -> str:
 
 
 def process_info() -> dict[str, Any]:
-    """Where a run's rank zero is: host, process, and Slurm's job."""
+    """Where a run's rank zero is: host, process, and Slurm's job with the number of its restarts."""
+    here = {"host": platform.node(), "process": os.getpid()}
     job = os.environ.get("SLURM_JOB_ID")
-    return {"host": platform.node(), "process": os.getpid()} | ({"slurm_job": job} if job else {})
+    return here | ({"slurm_job": job, "slurm_restarts": os.environ.get("SLURM_RESTART_COUNT", "0")} if job else {})
 
 
 def environment() -> dict[str, Any]:

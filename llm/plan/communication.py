@@ -5,10 +5,14 @@ Every collective is counted as a ring over N devices: of S bytes, each device se
 an all-gather and twice that in an all-reduce (Patarasuk & Yuan 2009; Rajbhandari et al. 2020, Section 7). DeepSpeed
 0.19.8 sums the gradients of stages 1 and 2 by all-reduces (`use_multi_rank_bucket_allreduce`, BF16_Optimizer's
 fallback) where the paper has reduce-scatters; what is here is what is sent.
+
+Between nodes a ring has one link out of each node, so what leaves a node is what one device sends, however many
+devices it has and over however many network cards NCCL spreads it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..model import DecoderConfig
@@ -20,12 +24,16 @@ RING = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}  # times (N - 1) 
 
 @dataclass(frozen=True)
 class Collective:
-    """`times` times a step, `payload` bytes of `what` through `operation`."""
+    """`times` times a step, `payload` bytes of `what` through `operation`.
+
+    beside: the pass of a micro-batch during which it runs, "forward" or "backward"; "" while nothing is computed.
+    """
 
     what: str
     operation: str
     payload: int
     times: int
+    beside: str = ""
 
     def sent(self, devices: int) -> float:
         """Bytes that each device sends in a step."""
@@ -38,18 +46,21 @@ def collectives(config: DecoderConfig, weight: int, layout: Layout, micro_batche
     if layout.devices == 1:
         return []
     if stage == 0:  # no_sync until the last micro-batch
-        return [Collective("gradients", "all-reduce", weight * p, 1)]
+        return [Collective("gradients", "all-reduce", weight * p, 1, "backward")]
+    # BF16_Optimizer, which is stage 1 in bf16, sums when all gradients are made, whatever `overlap_comm` says.
+    overlaps = layout.overlap and (stage > 1 or weight == 4 or layout.offload)
+    backward = "backward" if overlaps else ""
     if stage < 3:  # from stage 2 on nobody keeps all gradients, so each micro-batch's are summed
         return [
-            Collective("fp32 gradients", "all-reduce", 4 * p, micro_batches if stage == 2 else 1),
+            Collective("fp32 gradients", "all-reduce", 4 * p, micro_batches if stage == 2 else 1, backward),
             Collective("weights", "all-gather", weight * p, 1),
         ]
     persistent = persistent_parameters(config)
     again = max(0, p - LIVE - table(config))  # gone between the forward and the backward pass
     return [
-        Collective("weights, forward", "all-gather", weight * (p - persistent), micro_batches),
-        Collective("weights, backward", "all-gather", weight * again, micro_batches),
-        Collective("fp32 gradients", "reduce-scatter", 4 * p, micro_batches),
+        Collective("weights, forward", "all-gather", weight * (p - persistent), micro_batches, backward and "forward"),
+        Collective("weights, backward", "all-gather", weight * again, micro_batches, backward),
+        Collective("fp32 gradients", "reduce-scatter", 4 * p, micro_batches, backward),
         Collective("small weights, after the update", "all-gather", weight * persistent, 1),
     ]
 
@@ -57,3 +68,21 @@ def collectives(config: DecoderConfig, weight: int, layout: Layout, micro_batche
 def bytes_sent(config: DecoderConfig, weight: int, layout: Layout, micro_batches: int) -> float:
     """Bytes that each device sends in a step."""
     return sum(c.sent(layout.devices) for c in collectives(config, weight, layout, micro_batches))
+
+
+def seconds_not_hidden(sums: Sequence[Collective], devices: int, rate: float, micro_batch: float) -> float:
+    """Seconds of a step during which devices only send, at best: what runs beside a pass is hidden up to its length.
+
+    Args:
+        sums: the collectives of a step.
+        devices: N.
+        rate: bytes per second that leave a node.
+        micro_batch: seconds of the forward and backward pass of one; the backward pass is two thirds of its FLOPs.
+    """
+    shares = {"": 0.0, "forward": 1 / 3, "backward": 2 / 3}
+    left = 0.0
+    for beside, share in shares.items():
+        here = [c for c in sums if c.beside == beside and c.payload]
+        room = share * micro_batch * max((c.times for c in here), default=0)
+        left += max(0.0, sum(c.sent(devices) for c in here) / rate - room)
+    return left

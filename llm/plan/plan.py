@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,18 +28,24 @@ from .parameters import head_matrix, parameters
 from .report import report
 from .state_memory import Layout, formats
 from .step_memory import Moment, Step, largest_micro_batch
+from .step_time import Network, benchmark, gigabits, step_time
 
 GIB = 2**30
 # Memory in GB (10^9 bytes) of the vendor's data sheets; the name in PEAKS. What a driver reports is a little more.
 DEVICES: dict[str, tuple[float, str]] = {
+    "b200": (180, "NVIDIA B200"),
+    "gh200": (96, "NVIDIA GH200 480GB"),
     "h200": (141, "NVIDIA H200"),
     "h100": (80, "NVIDIA H100 80GB HBM3"),
+    "h100-nvl": (94, "NVIDIA H100 NVL"),
     "h100-pcie": (80, "NVIDIA H100 PCIe"),
     "a100-80": (80, "NVIDIA A100-SXM4-80GB"),
     "a100-80-pcie": (80, "NVIDIA A100 80GB PCIe"),
     "a100-40": (40, "NVIDIA A100-SXM4-40GB"),
+    "a100-40-pcie": (40, "NVIDIA A100-PCIE-40GB"),
     "l40s": (48, "NVIDIA L40S"),
     "a4000": (16, "NVIDIA RTX A4000"),
+    "mi300x": (192, "AMD Instinct MI300X"),
 }
 
 
@@ -91,6 +96,11 @@ class Run:
         whole = flops_per_token(self.config, self.context)
         in_blocks = 1 - 6 * head_matrix(self.config) / whole
         return len(range(0, layers, self.recompute)) / layers * in_blocks / 3
+
+    def measured(self, target: Device) -> dict[str, Any]:
+        """What a benchmark has to be of to be this run's."""
+        wanted = {"parameters": parameters(self.config), "context": self.context, "precision": self.precision}
+        return wanted | ({"device": target.driver_name} if target.driver_name is not None else {})
 
     def layouts(self, devices: int, overlap: bool) -> list[Layout]:
         """The ways to lay the state on `devices`; DeepSpeed has no bf16-true with fp32 master weights."""
@@ -201,45 +211,15 @@ def lay_out(run: Run, layout: Layout, target: Device, limit: float, micro_batch:
     }
 
 
-def benchmark(path: Path, run: Run, target: Device) -> float:
-    """Tokens per second of one device, the median that `python -m llm bench --json` recorded.
-
-    Raises:
-        UserError: no such file, or it measured something else.
-    """
-    try:
-        found = json.loads(path.read_text())
-        rates = _of_run(found["tokens_per_second"], run.config.stream or [])
-        measured = {name: found[name] for name in ("parameters", "context", "precision", "device")}
-        rate = sorted(rates)[len(rates) // 2]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"--bench {path} is no result of python -m llm bench --json: {error!r}") from error
-    wanted = {"parameters": parameters(run.config), "context": run.context, "precision": run.precision}
-    if target.driver_name is not None:
-        wanted["device"] = target.driver_name
-    for name, value in wanted.items():
-        if measured[name] != value:
-            raise UserError(
-                f"--bench {path} measured {name} {measured[name]}, this plan has {value}: "
-                "run python -m llm bench with this config on this device"
-            )
-    return float(rate)
-
-
-def _of_run(rates: dict[str, list[float]], stream: Sequence[str]) -> list[float]:
-    """Of a benchmark's contenders the one that is the run; KeyError where none is."""
-    alike = {(): "classic", ("values",): "values", ("queries", "keys"): "queries_keys"}.get(tuple(stream), "")
-    return rates["config" if "config" in rates else alike]
-
-
 def timing(run: Run, target: Device, devices: list[int], rate: float, source: str) -> dict[str, Any]:
-    """Days at `rate` tokens per second and device, and the share of the device's peak that it means."""
+    """Days and GPU-hours at `rate` tokens per second and device, and the share of the device's peak that it means."""
     peak = target.peak(run.half)
     used = rate * flops_per_token(run.config, run.context)
     return {
         "tokens_per_second_per_device": rate,
         "source": source,
         "days": {str(n): run.tokens / (rate * n) / 86400 for n in devices},
+        "gpu_hours": run.tokens / rate / 3600,
         "model_flop_utilisation": used / peak if peak else None,
     }
 
@@ -254,10 +234,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--micro-batch", type=int, help="rows of a forward pass (default: the most that fit)")
     parser.add_argument("--tokens-per-second", type=float, metavar="X", help="throughput of one device, for the days")
     parser.add_argument("--bench", type=Path, metavar="JSON", help="... or what `llm bench --json` recorded")
+    parser.add_argument(
+        "--network", type=gigabits, metavar="X", help="Gb/s that leave a node, over all its cards: 200, or 8x400"
+    )
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="devices that share them (default: 8)")
     parser.add_argument("--json", type=Path, help="also write the plan here, in bytes")
     parser.add_argument("overrides", nargs="*", help="after --, dotted overrides of the config")
     parser.epilog = (
-        "example: python -m llm plan --config configs/1b_values.yaml --gpus 8 64 --device h100 "
+        "example: python -m llm plan --config configs/1b_values.yaml --gpus 8 64 --device h100 --network 8x400 "
         "-- --model.activation_checkpointing 2"
     )
 
@@ -274,11 +258,15 @@ def run(args: argparse.Namespace) -> None:
         for gpus in args.gpus
         for layout in planned.layouts(gpus, overlap)
     ]
-    time = None
-    if args.tokens_per_second is not None:
-        time = timing(planned, target, args.gpus, args.tokens_per_second, "--tokens-per-second")
-    elif args.bench is not None:
-        time = timing(planned, target, args.gpus, benchmark(args.bench, planned, target), str(args.bench))
+    rate, source = args.tokens_per_second, "--tokens-per-second"
+    if args.bench is not None:
+        rate, source = benchmark(args.bench, planned.measured(target), planned.config.stream or [])
+    time = timing(planned, target, args.gpus, rate, source) if rate else None
+    network = None
+    if args.network is not None:
+        network = Network(args.network, args.gpus_per_node)
+        for row in rows:
+            row["time"] = step_time(row, planned.context, planned.max_steps, network, rate)
     per_token = flops_per_token(planned.config, planned.context)
     result = {
         "config": args.config,
@@ -300,6 +288,7 @@ def run(args: argparse.Namespace) -> None:
         "headroom": args.headroom,
         "config_micro_batch": planned.micro_batch,
         "layouts": rows,
+        "network": vars(network) if network else None,
         "time": time,
     }
     print(report(result))
@@ -323,6 +312,10 @@ def check(args: argparse.Namespace) -> None:
         problems.append(f"--headroom {args.headroom:g} must be above 0 and at most 1")
     if args.tokens_per_second is not None and not args.tokens_per_second > 0:
         problems.append(f"--tokens-per-second {args.tokens_per_second:g} must be above 0")
+    if args.network is not None and not args.network > 0:
+        problems.append(f"--network {args.network:g} must be above 0 Gb/s")
+    if args.gpus_per_node < 1:
+        problems.append(f"--gpus-per-node {args.gpus_per_node} must be at least 1")
     if args.tokens_per_second is not None and args.bench is not None:
         problems.append("give --tokens-per-second or --bench, not both")
     if not Path(args.config).is_file():

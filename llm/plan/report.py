@@ -36,6 +36,9 @@ FORMULAS = {
     "sent": "a step, rings (Patarasuk & Yuan 2009), (N - 1) / N of: DDP 2 x 4P; ZeRO 1 2 x 4P + w P; ZeRO 2 "
     "m x 2 x 4P + w P; ZeRO 3 m (w P + w (P - kept) + 4P). DeepSpeed's stages 1 and 2 sum by all-reduce, stage 2 in "
     "every micro-batch.",
+    "not hidden": "sent bytes / --network, less what runs beside a pass: DDP beside the last micro-batch's backward "
+    "pass, ZeRO 2 and 3 beside each one's passes; ZeRO 1 in bf16 and the weights of 1 and 2 beside nothing. A backward "
+    "pass is two thirds of a micro-batch.",
     "FLOPs": "a token: 6 for each weight it meets + 12 L H K T (PaLM, Chowdhery et al. 2022, Appendix B).",
 }
 OF_THE_TABLE = (
@@ -46,7 +49,7 @@ OF_THE_TABLE = (
 
 def report(plan: dict[str, Any]) -> str:
     """The whole text."""
-    parts = [_run(plan), *_tables(plan), _formulas(), _remarks(plan), _time(plan)]
+    parts = [_run(plan), *_tables(plan), _network(plan), _formulas(), _remarks(plan), _time(plan)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -94,6 +97,33 @@ def _line(row: dict[str, Any], memory: float) -> str:
     return f"{row['layout']:17}{size:>8}{parts}{row['peak_bytes'] / GIB:>8.2f}{share}{rest}"
 
 
+def _network(plan: dict[str, Any]) -> str:
+    """A table of steps over several nodes."""
+    network = plan["network"]
+    if network is None:
+        return ""
+    head = f"Network: {network['gigabits']:g} Gb/s leave each node of {network['devices']} devices. "
+    rows = [row for row in plan["layouts"] if row["time"]]
+    if not rows:
+        return head + "No number of --gpus needs several nodes."
+    lines = [
+        fill(head + "Seconds of a step, at best: without what is sent inside a node or to host memory", WIDTH),
+        f"{'devices':>7}  {'':17}{'compute':>9}{'sent':>9}{'not hidden':>12}{'of step':>9}{'days':>9}{'GPU-hours':>11}",
+    ]
+    for row in rows:
+        time = row["time"]
+        start = f"{row['devices']:>7}  {row['layout']:17}"
+        if time["compute"] is None:
+            lines.append(f"{start}{'?':>9}{time['sent']:>9.3f}{'?':>12}{'?':>9}{'?':>9}{'?':>11}")
+            continue
+        share = time["not_hidden"] / (time["compute"] + time["not_hidden"])
+        lines.append(
+            f"{start}{time['compute']:>9.3f}{time['sent']:>9.3f}{time['not_hidden']:>12.3f}{share:>9.1%}"
+            f"{time['days']:>9.2f}{time['gpu_hours']:>11,.0f}"
+        )
+    return "\n".join(lines)
+
+
 def _formulas() -> str:
     lines = [
         fill(f"{name:13}{text}", WIDTH, initial_indent="  ", subsequent_indent=" " * 15)
@@ -136,10 +166,11 @@ def _time(plan: dict[str, Any]) -> str:
             WIDTH,
         )
     days = ", ".join(f"{days:.2f} days on {n}" for n, days in time["days"].items())
+    hours = f"{time['gpu_hours']:,.0f} GPU-hours"
     used = time["model_flop_utilisation"]
     share = f", {used:.1%} of the device's peak FLOP/s" if used is not None else ""
     return fill(
-        f"Days: {days} devices = tokens / (N x tokens per second of one device), if N devices are N times as fast as "
-        f"one; at {time['tokens_per_second_per_device']:,.0f} tokens/s a device ({time['source']}){share}.",
+        f"Days: {days} devices ({hours}) = tokens / (N x tokens per second of one device), if N devices are N times "
+        f"as fast as one; at {time['tokens_per_second_per_device']:,.0f} tokens/s a device ({time['source']}){share}.",
         WIDTH,
     )

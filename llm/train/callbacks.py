@@ -25,6 +25,7 @@ from .metrics import Measurements, ValidationBar
 from .ranks import on_rank_zero, set_collective_timeout
 from .run_folder import RunFolder
 from .signals import Signals
+from .strategy import STARTING
 
 
 class OpenRunFolder(pl.Callback):
@@ -48,6 +49,10 @@ class OpenRunFolder(pl.Callback):
             return self.run.resumed
 
         self.run.resumed = on_rank_zero(trainer.strategy, begin)
+
+    def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """Let DeepSpeed's groups, which the strategy has just made, wait as long as the first while the run starts."""
+        set_collective_timeout(max(STARTING, self.timeout))
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         set_collective_timeout(self.timeout)

@@ -25,6 +25,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.configuration_utils import PretrainedConfig
 
+from ..common.devices import missing_gpus
 from ..common.errors import UserError
 from ..data.module import TokenDataModule
 from ..model import DecoderConfig
@@ -124,6 +125,11 @@ class CLI(Attempt):
         if problems:
             raise UserError("; ".join(problems))
         try:
+            if given["trainer.accelerator"] in ("gpu", "cuda"):
+                devices = given["trainer.devices"]
+                needed = max(devices) + 1 if isinstance(devices, list) else device_count(devices)
+                if problem := missing_gpus(needed):
+                    raise UserError(problem)
             super().instantiate_classes()
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             # DecoderConfig raises all its problems together; the others are Lightning's, on devices and strategies

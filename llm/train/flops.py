@@ -7,17 +7,23 @@ import torch
 from ..model import DecoderConfig
 
 # Dense peaks in FLOP/s (bf16 on tensor cores; fp32 outside them, what fp32 training uses unless TF32 is allowed), from
-# the vendor's data sheets, without sparsity. Names as the driver gives them, whole: a variant has another peak. A
-# device that is not named here has no peak, and then no utilisation is reported.
+# the vendor's data sheets; where those count sparsity, as for Hopper and Blackwell in bf16, half of their figure. Names
+# as the driver gives them, whole: a variant has another peak. A device that is not named here has no peak, and then no
+# utilisation is reported.
 PEAKS: dict[str, tuple[float, float]] = {
+    "NVIDIA B200": (2250e12, 75e12),  # Blackwell data sheet, HGX B200: 4,500e12 sparse bf16
+    "NVIDIA GH200 480GB": (989e12, 67e12),  # GH200 Grace Hopper Superchip, 480 GB LPDDR5X and 96 GB HBM3
     "NVIDIA H200": (989e12, 67e12),
     "NVIDIA H100 80GB HBM3": (989e12, 67e12),  # SXM
+    "NVIDIA H100 NVL": (835e12, 60e12),  # H100 data sheet: 1,671e12 sparse bf16, of one of the two cards
     "NVIDIA H100 PCIe": (756e12, 51e12),
     "NVIDIA A100-SXM4-40GB": (312e12, 19.5e12),
     "NVIDIA A100-SXM4-80GB": (312e12, 19.5e12),
+    "NVIDIA A100-PCIE-40GB": (312e12, 19.5e12),
     "NVIDIA A100 80GB PCIe": (312e12, 19.5e12),
     "NVIDIA L40S": (362e12, 91.6e12),
     "NVIDIA RTX A4000": (76.7e12, 19.2e12),
+    "AMD Instinct MI300X": (1307.4e12, 163.4e12),  # its data sheet, which counts sparsity apart
 }
 
 

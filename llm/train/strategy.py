@@ -225,8 +225,13 @@ def device_count(devices: int | str | list[int]) -> int:
 
 
 def plugins() -> list[Any]:
-    """Under Slurm, Lightning's environment without its signal handlers: they save inside the handler and can hang."""
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    """Under Slurm, Lightning's environment without its signal handlers: they save inside the handler and can hang.
+
+    Also in a job named "interactive" or "bash" if srun started several ranks, where Lightning would take each of them
+    for a shell and start ranks of its own.
+    """
+    several = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    return [SLURMEnvironment(auto_requeue=False)] if several or SLURMEnvironment.detect() else []
 
 
 def terminate_children(trainer: pl.Trainer, patience: float) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from llm.cli import main
 from llm.common.errors import UserError
-from llm.plan.plan import DEVICES, benchmark, device, read
+from llm.plan.plan import DEVICES, device, read
+from llm.plan.step_time import benchmark
 from llm.train.flops import PEAKS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -125,13 +126,63 @@ def test_days_come_from_a_benchmark_of_the_same_run(tmp_path: Path, capsys: pyte
     assert "is no result of python -m llm bench" in refused(capsys, *words)
     file.write_text("{}")
     assert "is no result of python -m llm bench" in refused(capsys, *words)
-    run, target = read(VALUES, []), device("h100", None)
+    wanted = read(VALUES, []).measured(device("h100", None))
     for name, other in {"parameters": 1, "context": 256, "precision": "32-true", "device": "CPU, 2 threads"}.items():
         file.write_text(json.dumps(bench | {name: other}))
         with pytest.raises(UserError, match=f"measured {name} {other}, this plan has .*: run python -m llm bench"):
-            benchmark(file, run, target)
+            benchmark(file, wanted, ["values"])
     with pytest.raises(UserError, match=r"none\.json is no result of"):
-        benchmark(tmp_path / "none.json", run, target)
+        benchmark(tmp_path / "none.json", wanted, ["values"])
+
+
+def test_seconds_that_a_network_adds_to_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By hand, for 1.24e9 parameters on 2 x 8 devices at 59,745 tokens/s: 8 micro-batches of 4 x 4,096 tokens."""
+    words = ("--gpus", "8", "16", "--device", "h100", "--micro-batch", "4", "--tokens-per-second", "59745")
+    p, micro_batch = 1_241_581_568, 4 * 4096 / 59745
+    for network, gigabits in (("100", 100), ("200", 200), ("8x400", 3200)):
+        found = plan(*words, "--network", network, folder=tmp_path)
+        assert found["network"] == {"gigabits": gigabits, "devices": 8}
+        rows = {row["layout"]: row for row in found["layouts"] if row["devices"] == 16}
+        assert all(row["time"] is None for row in found["layouts"] if row["devices"] == 8)  # one node
+        ring = 15 / 16 / (gigabits * 1e9 / 8)  # seconds of each byte of a payload, in one direction
+        reduced, gathered = 2 * ring * 4 * p, ring * 2 * p
+        backward = 2 / 3 * micro_batch
+        expected = {
+            "DDP": (reduced, max(0, reduced - backward)),
+            "ZeRO 1": (reduced + gathered, reduced + gathered),
+            "ZeRO 2": (8 * reduced + gathered, max(0, 8 * (reduced - backward)) + gathered),
+        }
+        for layout, (sent, not_hidden) in expected.items():
+            time = rows[layout]["time"]
+            assert time["compute"] == pytest.approx(8 * micro_batch)
+            assert time["sent"] == pytest.approx(sent)
+            assert time["not_hidden"] == pytest.approx(not_hidden)
+            assert time["days"] == pytest.approx(40_000 * (8 * micro_batch + not_hidden) / 86_400)
+            assert time["gpu_hours"] == pytest.approx(time["days"] * 24 * 16)
+        three = rows["ZeRO 3"]["time"]
+        assert 0 <= three["not_hidden"] < three["sent"]
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    assert "100 Gb/s leave each node of 8 devices" in text and "3200 Gb/s leave each node of 8 devices" in text
+    assert found["time"]["gpu_hours"] == pytest.approx(83_886_080_000 / 59745 / 3600)
+
+
+def test_without_a_throughput_only_what_is_sent_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--gpus", "16", "--device", "h100", "--network", "200", "--gpus-per-node")
+    found = plan(*words, "4", folder=tmp_path)
+    for row in found["layouts"]:
+        assert row["time"]["sent"] == pytest.approx(row["sent_bytes"] * 8 / 200e9)
+        assert {row["time"][name] for name in ("compute", "not_hidden", "days", "gpu_hours")} == {None}
+    plan(*words, "16", folder=tmp_path)
+    assert "No number of --gpus needs several nodes" in capsys.readouterr().out
+
+
+def test_the_path_of_a_measured_throughput_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    record = CONFIGS.parent / "benchmarks" / "results" / "1b_gpu_bf16.json"
+    found = plan("--device", "h200", "--gpus", "16", "--bench", str(record), folder=tmp_path)["time"]
+    assert found["source"].startswith(f"{record}: one NVIDIA H200, bf16-mixed, python -m llm bench")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--strategy.name ddp" in text and "GPU-hours" in text
 
 
 def test_every_config_can_be_planned(tmp_path: Path) -> None:
@@ -146,14 +197,16 @@ def test_devices_have_peaks() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--device", "h1000"), "--device 'h1000' is unknown: give one of h200, h100,"),
-        ((), "give --device, one of h200, h100,"),
+        (("--device", "h1000"), "--device 'h1000' is unknown: give one of b200, gh200, h200, h100,"),
+        ((), "give --device, one of b200, gh200, h200, h100,"),
         (("--device", "cpu"), "--device cpu needs --device-memory"),
         (("--device-memory", "0"), "--device-memory 0 must be above 0 GiB"),
         (("--device", "h100", "--gpus", "0"), "--gpus 0 must be at least 1"),
         (("--device", "h100", "--micro-batch", "0"), "--micro-batch 0 must be at least 1"),
         (("--device", "h100", "--headroom", "1.5"), "--headroom 1.5 must be above 0 and at most 1"),
         (("--device", "h100", "--tokens-per-second", "0"), "--tokens-per-second 0 must be above 0"),
+        (("--device", "h100", "--network", "0"), "--network 0 must be above 0 Gb/s"),
+        (("--device", "h100", "--gpus-per-node", "0"), "--gpus-per-node 0 must be at least 1"),
         (("--device", "h100", "--tokens-per-second", "1", "--bench", "f"), "--tokens-per-second or --bench, not both"),
         (
             ("--device", "h100", "--gpus", "24"),
