@@ -9,7 +9,7 @@ import numpy as np
 from llm.common.files import write_file
 from llm.common.plots import as_png
 
-from .groups import half_interval
+from .experiment.groups import half_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,8 +28,7 @@ def write(figure: "Figure", path: Path) -> Path:
 
 
 def show(text: str, folder: Path, table: str, figures: Iterable[tuple[str, "Figure"]]) -> None:
-    """Print a table and where its figures are, and keep all of them in the folder: the table by its name, figures by
-    theirs and .png."""
+    """Print a table and the paths of its figures; write the table to the folder, and figures as PNGs."""
     write_file(folder / table, text + "\n")
     print(text, end="\n\n")
     for name, figure in figures:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..checks import refuse
+from ..experiment.options import refuse
 
 K_MG = 3.57  # mM
 BETA = 0.062  # 1 / mV
