@@ -11,7 +11,7 @@ import torch
 from llm.common.files import write_json
 from llm.common.tables import text_table
 
-from .runs import made_folder
+from .runs import make_folder
 
 
 def format_ratios(result: dict[str, Any]) -> str:
@@ -69,7 +69,7 @@ def compared(times: dict[str, list[float]], ratios: dict[str, tuple[str, str]]) 
 def benchmark(measure: Callable[[], dict[str, Any]], options: argparse.Namespace) -> None:
     """Run a command `bench`: print the ratios, and write the whole result where --json says."""
     if options.json is not None:
-        made_folder(options.json.parent)
+        make_folder(options.json.parent)
     result = measure() | {"command": options.line}
     print(format_ratios(result))
     if options.json is not None:

@@ -74,7 +74,7 @@ def problems(settings: Any) -> list[str]:
     return found
 
 
-def refuse(found: Sequence[str]) -> None:
+def raise_problems(found: Sequence[str]) -> None:
     """Raise UserError with all problems together, if there are any."""
     if found:
         raise UserError("; ".join(found))

@@ -109,7 +109,7 @@ class TrainingFolder:
             left = {entry.name for entry in self.path.iterdir()} - {".lock", f"{RECORD}.part"}  # of a killed start
             if left:
                 raise UserError(f"{self.path} is not empty and holds no training (no {RECORD}): give another --out")
-        made_folder(self.path)
+        make_folder(self.path)
         try:
             self._lock = hold(self.path)
         except OSError as error:
@@ -324,7 +324,7 @@ def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def made_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
     """Make a folder for results; UserError if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -41,25 +41,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from ..experiment.runs import made_folder, one_by_one
+    from ..experiment.runs import make_folder, one_by_one
     from .train import train
 
     asked, device = _asked(options), device_of(options)
-    made_folder(options.out)
+    make_folder(options.out)
     for run in one_by_one(asked):
         train(options.out / run.label, run, device, options.line, compiled=options.compile)
     _show(options.out)
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from ..experiment.runs import made_folder
+    from ..experiment.runs import make_folder
     from .sweep import places, share, sweep
 
     asked = _asked(options)
     mine = share(asked, options.task) if options.task else asked
     device = device_of(options)
     devices = places("cuda" if options.device == "cuda" else device, options.workers)
-    made_folder(options.out)
+    make_folder(options.out)
     print(f"{len(mine)} of {len(asked)} runs, {len(devices)} at once", flush=True)
     sweep(mine, options.out, devices, options.line, options.compile)
     if options.task:  # tasks that end together would write the tables at once
@@ -87,7 +87,7 @@ def _show(folder: Path) -> None:
 def _figures(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from ..experiment.runs import made_folder
+    from ..experiment.runs import make_folder
     from ..plots import write
     from .gallery import of_errors, of_neurons, without_runs
     from .recording import record_once
@@ -100,7 +100,7 @@ def _figures(options: argparse.Namespace) -> None:
         for run in tqdm(runs, desc="neurons", unit=" runs", dynamic_ncols=True):
             neurons[run.folder] = record_once(run.folder, how, device)
         out = options.out or folder
-        made_folder(out)
+        make_folder(out)
         made = [*of_errors(runs), *of_neurons(runs, lambda run: neurons[run.folder])]  # noqa: B023  # used here
         for name, draw in [*without_runs(), *made]:
             print(write(draw(), out / f"{name}.png"))

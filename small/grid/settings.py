@@ -5,7 +5,7 @@ from typing import Any
 
 from llm.common.errors import UserError
 
-from ..experiment.options import BELOW_ONE, POSITIVE, at_least, option, problems, refuse
+from ..experiment.options import BELOW_ONE, POSITIVE, at_least, option, problems, raise_problems
 
 OBJECTIVES = ("steps", "parallel")
 PRODUCTS = ("float32", "bfloat16")
@@ -41,7 +41,7 @@ class GridSizes:
         found = problems(self)
         if self.width % 2:
             found.append(f"width {self.width} must be even: one half is the position's, the other the letter's")
-        refuse(found)
+        raise_problems(found)
 
     @property
     def window(self) -> int:
@@ -77,7 +77,7 @@ class GridSettings:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        refuse(problems(self))
+        raise_problems(problems(self))
 
 
 @dataclass(frozen=True)

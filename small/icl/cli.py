@@ -42,12 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _amicl(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from ..experiment.runs import made_folder
+    from ..experiment.runs import make_folder
     from ..plots import write
     from . import amicl, figures
 
     device = device_of(options)
-    made_folder(options.out)
+    make_folder(options.out)
     with tqdm(total=amicl.EXPERIMENT_PARTS, desc="AMICL", unit=" points", dynamic_ncols=True) as bar:
         found = amicl.experiment(options.trials, options.seed, device, bar.update) | {"command": options.line}
     write_json(options.out / "amicl.json", found)
@@ -67,12 +67,12 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _tables(options: argparse.Namespace) -> None:
-    from ..experiment.runs import made_folder
+    from ..experiment.runs import make_folder
     from .runs import joined, read_snapshots
 
     if options.joint is not None:
         snapshots = joined(options.folders)
-        made_folder(options.joint)
+        make_folder(options.joint)
         _show(snapshots, options.joint)
         return
     for folder in options.folders:

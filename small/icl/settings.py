@@ -6,7 +6,17 @@ from typing import Any
 
 from llm.common.errors import UserError
 
-from ..experiment.options import BELOW_ONE, INSIDE, NOT_NEGATIVE, POSITIVE, SHARE, at_least, option, problems, refuse
+from ..experiment.options import (
+    BELOW_ONE,
+    INSIDE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    at_least,
+    option,
+    problems,
+    raise_problems,
+)
 
 CLASSIC = "classic"
 PRODUCTS = ("float32", "bfloat16")
@@ -51,7 +61,7 @@ class Task:
     blank: bool = False
 
     def __post_init__(self) -> None:
-        refuse(problems(self))  # what follows divides by them
+        raise_problems(problems(self))  # what follows divides by them
         found = [
             f"{name} {getattr(self, name)} must be a multiple of the {self.labels} labels, so that each has as many"
             for name in ("classes", "novel_classes")
@@ -66,7 +76,7 @@ class Task:
             )
         if self.positions and self.positions < self.tokens:
             found.append(f"pairs {self.pairs} make {self.tokens} tokens, and positions {self.positions} are fewer")
-        refuse(found)
+        raise_problems(found)
 
     @property
     def tokens(self) -> int:
@@ -99,7 +109,7 @@ class IclSizes:
     layers: int = option(2, "number of attention layers", at_least(1))
 
     def __post_init__(self) -> None:
-        refuse(problems(self))
+        raise_problems(problems(self))
 
 
 @dataclass(frozen=True)
@@ -205,4 +215,4 @@ class IclSettings:
                 Variant.parse(name)
             except UserError as error:
                 found.append(str(error))
-        refuse(found)
+        raise_problems(found)

@@ -18,7 +18,7 @@ from llm.common.errors import UserError
 from llm.common.files import write_file
 from llm.common.tables import text_table
 
-from ..experiment.runs import as_csv, made_folder, one_by_one
+from ..experiment.runs import as_csv, make_folder, one_by_one
 from ..plots import write
 from . import figures
 from .runs import IclSpec
@@ -92,7 +92,7 @@ def sweep(
 
     A mean over seeds is taken where all of them passed; elsewhere it is NaN, shown as "> steps".
     """
-    made_folder(out)
+    make_folder(out)
     rows: list[tuple[Any, ...]] = []
     means: dict[str, list[float]] = {}
     for point in one_by_one(made):

@@ -42,13 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from ..experiment.runs import made_folder, one_by_one
+    from ..experiment.runs import make_folder, one_by_one
     from .train import Run, train
 
     asked, device = _asked(options), device_of(options)
     for run in asked[: len(options.models)]:
         Run(run)  # says what cannot be before the first trains
-    made_folder(options.out)
+    make_folder(options.out)
     for run in one_by_one(asked):
         train(options.out / run.label, run, device, options.line)
     _show(options.out)
@@ -108,7 +108,7 @@ def _show(folder: Path) -> None:
 def _figures(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from ..experiment.runs import made_folder
+    from ..experiment.runs import make_folder
     from ..plots import show
     from .cell_figures import drawn, unit_table
     from .figures import learning_curves
@@ -121,7 +121,7 @@ def _figures(options: argparse.Namespace) -> None:
     rooms = {run.folder: room_of(run, how) for runs in every.values() for run in runs}  # says what cannot be first
     for folder, runs in every.items():
         out = options.out or folder
-        made_folder(out)
+        make_folder(out)
         asked = tqdm([(run, trained) for run in runs for trained in (True, False)], desc="units", dynamic_ncols=True)
         units = {(run.folder, trained): record_once(run, how, device, trained) for run, trained in asked}
         of = [lambda run, trained=trained: units[run.folder, trained] for trained in (True, False)]  # noqa: B023
@@ -130,7 +130,7 @@ def _figures(options: argparse.Namespace) -> None:
 
 
 def _capacity(options: argparse.Namespace) -> None:
-    from ..experiment.runs import made_folder
+    from ..experiment.runs import make_folder
     from ..plots import show
     from .capacity import capacity_table, measure_capacity
     from .figures import capacities
@@ -138,7 +138,7 @@ def _capacity(options: argparse.Namespace) -> None:
     curves = measure_capacity(
         options.widths, options.memories, options.repeats, options.noise, options.seed, device_of(options)
     )
-    made_folder(options.out)
+    make_folder(options.out)
     show(capacity_table(curves, options.memories), options.out, "capacity.txt", [("capacity", capacities(curves))])
 
 

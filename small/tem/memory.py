@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from llm.model.attention import eager_attention
 
-from ..experiment.options import at_least, option, problems, refuse
+from ..experiment.options import at_least, option, problems, raise_problems
 
 ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda p: p,
@@ -64,7 +64,7 @@ class Rule:
             found.append(f"decay {self.decay} must be above 0 and at most 1")
         if self.form == "factored" and (self.steps, self.act) != (1, "identity"):
             found.append("the factored form is of one step with act identity: give the form sums")
-        refuse(found)
+        raise_problems(found)
 
 
 RULES = {

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ..experiment.options import INSIDE, POSITIVE, at_least, option, problems, refuse
+from ..experiment.options import INSIDE, POSITIVE, at_least, option, problems, raise_problems
 
 SYMBOLS = 45
 TRANSITIONS = ("identity", "relu")
@@ -50,7 +50,7 @@ class TransformerSizes:
     )
 
     def __post_init__(self) -> None:
-        refuse(problems(self))
+        raise_problems(problems(self))
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class MachineSizes:
         found = problems(self)
         if self.modules and (sum(self.modules) != self.code or any(n < 3 or n % 3 for n in self.modules)):
             found.append(f"modules {self.modules} must be multiples of 3 and sum to code {self.code}")
-        refuse(found)
+        raise_problems(found)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class TemSettings:
     tested_steps: int = option(200, "walking steps per environment of a test", at_least(1))
 
     def __post_init__(self) -> None:
-        refuse(problems(self))
+        raise_problems(problems(self))
 
     def walk(self, step: int) -> int:
         """Return the length of the walks of gradient step `step`, from 1; it changes evenly from first to last."""
@@ -133,4 +133,4 @@ class RecordingSettings:
         found = problems(self)
         if self.shuffles >= self.walkers:
             found.append(f"shuffles {self.shuffles} must be fewer than walkers {self.walkers}")
-        refuse(found)
+        raise_problems(found)

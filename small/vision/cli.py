@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from ..experiment.runs import made_folder, one_by_one
+    from ..experiment.runs import make_folder, one_by_one
     from ..variants import Variant
     from .datasets import DATASETS, load
     from .runs import VisionSpec, combinations
@@ -60,7 +60,7 @@ def _train(options: argparse.Namespace) -> None:
     asked = combinations(VisionSpec(images.record, sizes, variant, settings), acts, seeds)
     for run in asked:  # all before the first, which may take hours
         check(out / run.label, images, run)
-    made_folder(out)
+    make_folder(out)
     failed = []
     for run in one_by_one(asked):
         try:
@@ -79,14 +79,14 @@ def _tables(options: argparse.Namespace) -> None:
 
 def _show(folders: Sequence[Path], out: Path) -> None:
     """Print Table S1 of the runs in folders, with its tests; write it and the curves to `out`."""
-    from ..experiment.runs import made_folder
+    from ..experiment.runs import make_folder
     from ..plots import show
     from .figures import over_epochs
     from .runs import read_runs
     from .tables import table_s1
 
     runs = read_runs(folders)
-    made_folder(out)
+    make_folder(out)
     show(table_s1(runs), out, "tables.txt", [("accuracy", over_epochs(runs))])
 
 

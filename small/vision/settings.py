@@ -7,7 +7,7 @@ Transformer for Small-Size Datasets") trained a ViT, as their public code has th
 
 from dataclasses import dataclass
 
-from ..experiment.options import BELOW_ONE, NOT_NEGATIVE, POSITIVE, at_least, option, problems, refuse
+from ..experiment.options import BELOW_ONE, NOT_NEGATIVE, POSITIVE, at_least, option, problems, raise_problems
 
 PRESETS = {"paper": {"seeds": 3}}
 PRODUCTS = ("float32", "bfloat16")
@@ -40,7 +40,7 @@ class VisionSizes:
             found.append(f"patch {self.patch} must divide the images' side of {self.side} pixels")
         if not found and self.width % self.heads:
             found.append(f"width {self.width} must be a multiple of heads {self.heads}")
-        refuse(found)
+        raise_problems(found)
 
     @property
     def patch_side(self) -> int:
@@ -84,4 +84,4 @@ class VisionSettings:
         found = problems(self)
         if self.warmup >= self.epochs:
             found.append(f"warmup {self.warmup} must be below epochs {self.epochs}")
-        refuse(found)
+        raise_problems(found)

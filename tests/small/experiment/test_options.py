@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 
 from llm.common.errors import UserError
-from small.experiment.options import BELOW_ONE, POSITIVE, add_options, at_least, chosen, option, problems, refuse, shown
+from small.experiment.options import (
+    BELOW_ONE,
+    POSITIVE,
+    add_options,
+    at_least,
+    chosen,
+    option,
+    problems,
+    raise_problems,
+    shown,
+)
 from small.grid.settings import PRESETS as GRID
 from small.grid.settings import GridSettings, GridSizes
 from small.icl.settings import PRESETS as ICL
@@ -37,7 +47,7 @@ class Settings:
     patch: int | None = option(None, "patch (default: none)", at_least(1), kind=int)
 
     def __post_init__(self) -> None:
-        refuse(problems(self))
+        raise_problems(problems(self))
 
 
 def parsed(settings: type, *words: str, presets: dict | None = None) -> argparse.Namespace:
@@ -83,6 +93,6 @@ def test_all_problems_are_named_together_by_their_options() -> None:
 def test_without_options_settings_are_their_defaults_and_presets_name_fields(settings: type) -> None:
     assert chosen(parsed(settings), settings) == settings()
     for preset in EVERY[settings].values():
-        known = {each.name for each in fields(settings)} & preset.keys()
-        found = chosen(parsed(settings), settings, {name: preset[name] for name in known - {"seeds", "modules"}})
-        assert all(getattr(found, name) == preset[name] for name in known - {"seeds", "modules"})
+        found = chosen(parsed(settings), settings, preset)
+        known = {each.name for each in fields(settings) if each.metadata.get("text")} & preset.keys()
+        assert all(getattr(found, name) == preset[name] for name in known)

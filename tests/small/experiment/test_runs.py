@@ -19,7 +19,7 @@ from small.vision import runs as vision
 # Written by version 0.1; the space of grid is that of spaces.Graph.
 RECORDS: dict[str, dict[str, Any]] = {
     "grid": {
-        "space": space("3x3").record(),
+        "space": json.loads(json.dumps(space("3x3").record())),
         "sizes": {
             "width": 16, "heads": 4, "head_dim": 16, "neurons": 8, "layers": 2, "code": 32, "segment": 8, "memory": 8,
             "dropout": 0.0,
