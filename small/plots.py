@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from llm.common.files import write_file
 from llm.common.plots import as_png
 
-from .groups import half_interval
+from .experiment.groups import half_interval
+from .spaces import Graph
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import Tensor
-
-    from .spaces import Graph
 
 # Okabe and Ito's palette: told apart under every common colour-blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -28,8 +27,7 @@ def write(figure: "Figure", path: Path) -> Path:
 
 
 def show(text: str, folder: Path, table: str, figures: Iterable[tuple[str, "Figure"]]) -> None:
-    """Print a table and where its figures are, and keep all of them in the folder: the table by its name, figures by
-    theirs and .png."""
+    """Print a table and the paths of its figures; write the table to the folder, and figures as PNGs."""
     write_file(folder / table, text + "\n")
     print(text, end="\n\n")
     for name, figure in figures:
@@ -61,7 +59,7 @@ def colours(count: int) -> list[Any]:
     return [colormaps["viridis"](place) for place in np.linspace(0, 0.9, count)]
 
 
-def draw_map(axes: Any, rates: np.ndarray, graph: "Graph") -> None:
+def draw_map(axes: Any, rates: np.ndarray, graph: Graph) -> None:
     """A square for every cell, where the cell is, coloured from the least rate to the greatest.
 
     The layers of a space of three dimensions lie side by side; cells without a place, on a circle in their order.
@@ -85,7 +83,7 @@ def draw_map(axes: Any, rates: np.ndarray, graph: "Graph") -> None:
         spine.set_visible(False)
 
 
-def draw_squares(part: Any, maps: "Tensor", correlograms: "Tensor", scores: Sequence[float]) -> None:
+def draw_squares(part: Any, maps: Tensor, correlograms: Tensor, scores: Sequence[float]) -> None:
     """Rate maps (R, H, W) of a square space in a row, each with its score, and their autocorrelograms below."""
     for row in zip(part.subplots(2, len(maps), squeeze=False).T, maps, correlograms, scores, strict=True):
         (above, below), rates, correlogram, score = row

@@ -107,7 +107,7 @@ class Graph:
         return counts / counts.sum(1, keepdims=True)
 
     def record(self) -> dict[str, Any]:
-        """All of it in terms of JSON; `from_record` makes it anew."""
+        """Return all of it in terms of JSON, for `from_record`."""
         places = None if self.places is None else self.places.tolist()
         return {"cells": self.cells, "actions": self.actions, "targets": self.targets.tolist(), "places": places}
 

@@ -13,7 +13,7 @@ from llm.model.fast_paths import enable_fast_paths
 from llm.model.feedforward import FeedForward
 from llm.model.streams import SOURCES, STREAMS, AttentionStream
 
-from .checks import refuse
+from .experiment.options import raise_problems
 
 DEFAULTS = {"nmda": 1.0, "leaky_relu": 0.01}  # alpha (SiLU); slope below 0 (Kim et al. 2023, Section 3.1)
 TITLES = {"nmda": "NMDA α =", "leaky_relu": "LeakyReLU", "gelu": "GELU"}
@@ -83,7 +83,7 @@ class Variant:
             object.__setattr__(self, "act", str(Act.parse(self.act)))
         except UserError as error:
             problems.append(str(error))
-        refuse(problems)
+        raise_problems(problems)
         object.__setattr__(self, "streams", tuple(stream for stream in STREAMS if stream in self.streams))
         if not self.streams:
             object.__setattr__(self, "source", "previous")

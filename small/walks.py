@@ -6,16 +6,16 @@ import numpy as np
 
 from .spaces import NOWHERE, Graph
 
-FACES_AT_MOST = 2**22  # entries of each of the two tables of dice: 17 MB, and 17 or 34 MB
-BLOCK = 2**16  # rolls at a time, which stay in a core's cache
+FACES_AT_MOST = 2**22  # entries of each of the two tables of a sampler: 17 MB, and 17 or 34 MB
+BLOCK = 2**16  # integers at a time, which stay in a core's cache
 
 
 class ActionSampler:
-    """A die for every cell, with as many faces for each action that can be taken there.
+    """Sampler of actions: at every cell, each action that can be taken there has the same probability.
 
-    Of M faces, M the least common multiple of how many actions the cells have, so that a step is one random integer and
-    one look-up: place <- table[place + face], a place being where its cell's row of the table begins. Where the table
-    stays small, one roll of two dice is two steps. Spaces whose M is too large roll floor(u * actions) instead.
+    A step is one random integer below M, the least common multiple of how many actions the cells have, and one look-up:
+    place <- table[place + integer], a place being where its cell's row of the table begins. If the table stays small,
+    one integer below M^2 is two steps. Spaces whose M is too large draw floor(u * actions) instead.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -32,17 +32,17 @@ class ActionSampler:
             self._make_tables(faces)
 
     def _make_tables(self, faces: int) -> None:
-        """`table`, of the next place; and `told`, of the cells and actions of a roll, packed into one number."""
+        """Make `table`, of the next place; and `packed`, of the cells and actions of a draw, in one number."""
         self.rolls = faces**self.reach
         count = len(self.sides)
-        told = np.empty((count, self.rolls, 2, self.reach), self.part)
+        packed_steps = np.empty((count, self.rolls, 2, self.reach), self.part)
         cells, rolled = np.arange(count)[:, None], np.arange(self.rolls)
         for nth in range(self.reach):
             side = rolled // faces**nth % faces * self.sides[cells] // faces  # (S, rolls)
-            told[:, :, 1, nth] = self.actions[cells, side]
-            told[:, :, 0, nth] = cells = self.targets[cells, side]
+            packed_steps[:, :, 1, nth] = self.actions[cells, side]
+            packed_steps[:, :, 0, nth] = cells = self.targets[cells, side]
         self.table = (cells * self.rolls).astype(np.int32).ravel()
-        self.told = told.ravel().view(f"u{2 * self.reach * told.itemsize}")
+        self.packed = packed_steps.ravel().view(f"u{2 * self.reach * packed_steps.itemsize}")
 
     def walks(self, start: np.ndarray, steps: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """start (B,) -> cells, the first of which is the start, and what led there: (B, steps + 1) int64 twice."""
@@ -53,22 +53,22 @@ class ActionSampler:
         return cells, actions
 
     def walk(self, start: np.ndarray, steps: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """start (B,) -> cells after every step and the actions that led there: (R, B, n), in R rolls of n steps."""
+        """start (B,) -> cells after every step and the actions that led there: (R, B, n), in R draws of n steps."""
         if not self.reach:
             return self._walk_without_tables(start, steps, random)
         rolls, walkers = -(-steps // self.reach), len(start)
-        told = np.empty((rolls, walkers), self.told.dtype)
+        packed_steps = np.empty((rolls, walkers), self.packed.dtype)
         place = (start * self.rolls).astype(np.int32)
         add, take = np.add, self.table.take  # a loop of few microseconds a step
-        for block in np.array_split(told, -(-told.size // BLOCK)):
+        for block in np.array_split(packed_steps, -(-packed_steps.size // BLOCK)):
             rolled = random.integers(self.rolls, size=block.shape, dtype=np.min_scalar_type(self.rolls - 1)).astype(
                 np.int32
             )
             for faces in rolled:
                 add(faces, place, faces)
                 take(faces, None, place, "clip")
-            self.told.take(rolled, None, block, "clip")
-        parts = told.view(self.part).reshape(rolls, walkers, 2, self.reach)
+            self.packed.take(rolled, None, block, "clip")
+        parts = packed_steps.view(self.part).reshape(rolls, walkers, 2, self.reach)
         return parts[:, :, 0], parts[:, :, 1]
 
     def _walk_without_tables(

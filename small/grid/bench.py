@@ -1,11 +1,11 @@
-"""`python -m small.grid bench`: the speed of this experiment's parts, each beside its straightforward form.
+"""`python -m small.grid bench`: the speed of this experiment's parts, each compared with its straightforward form.
 
-    world_N     walking steps/s of N walkers, beside a NumPy walker over cumulative rows and beside a plain Python loop
-    scores      place-cell scores of 4,096 neurons, beside networkx
-    steps       gradient steps of a segment, step by step, beside a first version in torch, and beside their walks
-    parallel    targets/s of all targets at once, beside step by step, and beside their walks
+    world_N     walking steps/s of N walkers; a NumPy walker over cumulative rows; a plain Python loop
+    scores      place-cell scores of 4,096 neurons; networkx
+    steps       gradient steps of a segment, step by step; a first version in torch; their walks
+    parallel    targets/s of all targets at once; step by step; their walks
 
-The parts of a comparison take turns within a round; a ratio is the median of the rounds' ratios, with the least and
+The parts of a comparison alternate within a round; a ratio is the median of the rounds' ratios, with the least and
 the greatest. The straightforward forms at the end of this file are what a first version would have; nothing else uses
 them.
 """
@@ -25,11 +25,13 @@ from tqdm import tqdm
 from llm.common.devices import device_name
 from llm.common.environment import environment
 
+from ..experiment.bench import compared, in_turn, seconds_of
 from ..rate_maps import place_cell_scores
 from ..spaces import NOWHERE, Graph, space
-from ..timing import compared, in_turn, seconds_of
-from .model import Sizes, Variant
-from .train import PRODUCTS, Run, Settings
+from .model import Variant
+from .runs import GridSpec
+from .settings import PRODUCTS, GridSettings, GridSizes
+from .train import Run
 from .world import World
 
 SPACE = "11x11"
@@ -40,9 +42,9 @@ NEURONS, NETWORKX_NEURONS = 4096, 64
 ALPHA = "nmda:10"
 
 
-def run(rounds: int, device: str, sizes: Sizes | None = None) -> dict[str, Any]:
+def run(rounds: int, device: str, sizes: GridSizes | None = None) -> dict[str, Any]:
     """All comparisons, as a JSON object."""
-    sizes = sizes or Sizes()
+    sizes = sizes or GridSizes()
     result: dict[str, Any] = {"rounds": rounds, **environment(), "device": device_name(device), "batch": BATCH}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         f"world_{walkers}": partial(_world, rounds, walkers) for walkers in WALKERS
@@ -77,7 +79,7 @@ def _world(rounds: int, walkers: int) -> dict[str, Any]:
 
 def _walk_of(world: World, walkers: int) -> float:
     start, generator = np.zeros(walkers, np.int64), np.random.default_rng(0)
-    return seconds_of(lambda: world._dice.walk(start, STEPS, generator), "cpu")
+    return seconds_of(lambda: world._sampler.walk(start, STEPS, generator), "cpu")
 
 
 def _scores(rounds: int, device: str) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def _scores(rounds: int, device: str) -> dict[str, Any]:
     return compared(times, {"networkx to scores": (b, a)})
 
 
-def _steps(rounds: int, device: str, products: str, sizes: Sizes) -> dict[str, Any]:
+def _steps(rounds: int, device: str, products: str, sizes: GridSizes) -> dict[str, Any]:
     ours, plain = _Segment(device, "steps", products, sizes), PlainSegment(device, sizes)
     walks = World(space(SPACE), 32, 0, device=device).trial("train", 0, BATCH, STEPS)
     a, b, c = "a gradient step", "a gradient step, plain torch in float32", "walks of a gradient step"
@@ -110,7 +112,7 @@ def _steps(rounds: int, device: str, products: str, sizes: Sizes) -> dict[str, A
     return compared(times, {"plain step to step": (b, a), "step to its walks": (a, c)})
 
 
-def _parallel(rounds: int, device: str, products: str, sizes: Sizes) -> dict[str, Any]:
+def _parallel(rounds: int, device: str, products: str, sizes: GridSizes) -> dict[str, Any]:
     steps, parallel = (_Segment(device, objective, products, sizes) for objective in ("steps", "parallel"))
     a, b, c = "a target, all at once", "a target, step by step", "walks of a target"
     targets = BATCH * sizes.segment
@@ -128,9 +130,9 @@ def _parallel(rounds: int, device: str, products: str, sizes: Sizes) -> dict[str
 class _Segment:
     """The gradient steps of a segment in the middle of a trial: its memory is whole."""
 
-    def __init__(self, device: str, objective: str, products: str, sizes: Sizes) -> None:
-        settings = Settings(batch=BATCH, objective=objective, products=products)
-        self.run = Run(space(SPACE), sizes, Variant(ALPHA), settings, device)
+    def __init__(self, device: str, objective: str, products: str, sizes: GridSizes) -> None:
+        settings = GridSettings(batch=BATCH, objective=objective, products=products)
+        self.run = Run(GridSpec(space(SPACE), sizes, Variant(ALPHA), settings), device)
         self.walks = self.run.world.trial("train", 0, BATCH, STEPS)
         self.run.model.train()
         _, self.code, self.memory = self.run._segment(self.walks, 0, self.run.first_code("train", 0, BATCH), ())
@@ -197,7 +199,7 @@ class PlainSegment(nn.Module):
     layer down to the read-out, and keeps the attention maps.
     """
 
-    def __init__(self, device: str, sizes: Sizes, actions: int = 5, letters: int = 10) -> None:
+    def __init__(self, device: str, sizes: GridSizes, actions: int = 5, letters: int = 10) -> None:
         super().__init__()
         self.sizes, self.letters = sizes, letters
         width, inner, reach = sizes.width, sizes.heads * sizes.head_dim, sizes.window

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..checks import refuse
+from ..experiment.options import raise_problems
 
 K_MG = 3.57  # mM
 BETA = 0.062  # 1 / mV
@@ -46,7 +46,7 @@ class Receptor:
         for name, unit in (("k_mg", "mM"), ("beta", "per mV")):
             if not 0 < getattr(self, name) < math.inf:
                 problems.append(f"{name} {getattr(self, name)} {unit} must be a finite number above 0")
-        refuse(problems)
+        raise_problems(problems)
 
     @property
     def alpha(self) -> float:

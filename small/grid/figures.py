@@ -13,8 +13,7 @@ from llm.common.plots import new_figure, style
 from ..plots import PALETTE, colours, draw_curves
 from ..variants import Act
 from .biophysics import Receptor
-from .runs import Done, grouped, names
-from .train import MAPS
+from .runs import MAPS, GridRun, grouped, names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 TITLES = {"working": "working-memory error", "reference": "reference-memory error", "first": "error at first visits"}
 
 
-def over_trials(runs: Sequence[Done]) -> "Figure":
+def over_trials(runs: Sequence[GridRun]) -> "Figure":
     """Figure 3a: both errors over trials on familiar and on novel maps; single seeds light, means dark.
 
     The dotted line is chance, 1 - 1 / letters.
@@ -46,35 +45,35 @@ def over_trials(runs: Sequence[Done]) -> "Figure":
     return figure
 
 
-def _draw_group(axes: Any, group: Sequence[Done], maps: str, name: str, colour: Any, label: str) -> None:
+def _draw_group(axes: Any, group: Sequence[GridRun], maps: str, name: str, colour: Any, label: str) -> None:
     draw_curves(
         axes, [{row.trial: getattr(row.errors[maps], name) for row in run.rows} for run in group], colour, label
     )
 
 
-def against_alpha(runs: Sequence[Done], name: str = "reference") -> "Figure":
+def against_alpha(runs: Sequence[GridRun], name: str = "reference") -> "Figure":
     """Figures 3b and S6: an error on familiar maps against NMDA's alpha; a curve for all else that is the same."""
     return _against(runs, "act", number_of, "α of NMDA", name)
 
 
-def against_rate(runs: Sequence[Done]) -> "Figure":
+def against_rate(runs: Sequence[GridRun]) -> "Figure":
     """Figure S8: the reference-memory error on familiar maps against Adam's learning rate."""
     return _against(runs, "lr", lambda run: run.settings.lr, "learning rate at the start")
 
 
-def against_slope(runs: Sequence[Done]) -> "Figure":
+def against_slope(runs: Sequence[GridRun]) -> "Figure":
     """Figure S10, above: the reference-memory error on familiar maps against LeakyReLU's slope."""
     return _against(runs, "act", number_of, "slope of LeakyReLU below 0")
 
 
-def number_of(run: Done) -> float:
+def number_of(run: GridRun) -> float:
     """NMDA's alpha, LeakyReLU's slope; NaN for an activation without a number."""
     number = run.variant.activation.number
     return math.nan if number is None else number
 
 
 def _against(
-    runs: Sequence[Done], field: str, x: Callable[[Done], float], xlabel: str, error: str = "reference"
+    runs: Sequence[GridRun], field: str, x: Callable[[GridRun], float], xlabel: str, error: str = "reference"
 ) -> "Figure":
     """An error on familiar maps at equally far values of a field: mean and deviation over seeds."""
     places = {value: place for place, value in enumerate(sorted({x(run) for run in runs}))}
@@ -97,7 +96,7 @@ def _against(
     return figure
 
 
-def across_activations(runs: Sequence[Done]) -> "Figure":
+def across_activations(runs: Sequence[GridRun]) -> "Figure":
     """Figure 3c: the reference-memory error on familiar maps of every group, mean and deviation over seeds."""
     groups = sorted(grouped(runs), key=lambda group: float(np.mean(_reference(group))))
     with style():
@@ -112,11 +111,11 @@ def across_activations(runs: Sequence[Done]) -> "Figure":
     return figure
 
 
-def _reference(group: Sequence[Done]) -> list[float]:
+def _reference(group: Sequence[GridRun]) -> list[float]:
     return [run.last.errors["familiar"].reference for run in group]
 
 
-def mann_whitney(runs: Sequence[Done]) -> "Figure":
+def mann_whitney(runs: Sequence[GridRun]) -> "Figure":
     """Figure S7: p of the Mann-Whitney test of the reference-memory error, every group against every other.
 
     Two-sided, by permutation: of all orders where there are at most 10,000, so that three seeds against three cannot

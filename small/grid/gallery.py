@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from . import figures, place_figures
 from .figures import number_of
 from .place_figures import Measure
-from .runs import Done, grouped
+from .runs import GridRun, grouped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ def without_runs() -> list[Made]:
     return [("figure1", figures.receptor), ("figureS2", figures.activations)]
 
 
-def of_errors(runs: Sequence[Done]) -> Iterator[Made]:
+def of_errors(runs: Sequence[GridRun]) -> Iterator[Made]:
     """The figures of both errors."""
     recurrent, actions = _by_position(runs)
     nmda, leaky = (_of(recurrent, act) for act in ("nmda", "leaky_relu"))
@@ -42,7 +42,7 @@ def of_errors(runs: Sequence[Done]) -> Iterator[Made]:
         yield "figureS4b", lambda: figures.against_alpha(_of(actions, "nmda"))
 
 
-def of_neurons(runs: Sequence[Done], measure: Measure) -> Iterator[Made]:
+def of_neurons(runs: Sequence[GridRun], measure: Measure) -> Iterator[Made]:
     """The figures of rate maps, scores and sparsity."""
     recurrent, actions = _by_position(runs)
     nmda, leaky = (_of(recurrent, act) for act in ("nmda", "leaky_relu"))
@@ -51,7 +51,7 @@ def of_neurons(runs: Sequence[Done], measure: Measure) -> Iterator[Made]:
         yield "figure4ab", lambda: place_figures.rate_maps(shown, measure(shown))
         yield "figure4h", lambda: place_figures.best_maps(recurrent, measure)
         yield "figureS13", lambda: place_figures.sparsity(recurrent, measure)
-        if shown.graph.shape is not None:
+        if shown.space.shape is not None:
             yield "codes", lambda: place_figures.position_codes(shown, measure(shown))
     if nmda:
         name = "figureS9" if _vary(nmda, lambda run: run.settings.lr) else "figure4cdef"
@@ -64,15 +64,15 @@ def of_neurons(runs: Sequence[Done], measure: Measure) -> Iterator[Made]:
         yield "figureS5", lambda: place_figures.scores_and_errors(actions, measure)
 
 
-def _by_position(runs: Sequence[Done]) -> tuple[list[Done], list[Done]]:
+def _by_position(runs: Sequence[GridRun]) -> tuple[list[GridRun], list[GridRun]]:
     """Runs with recurrent codes, and those with the last action alone (Appendix A.5)."""
     actions = [run for run in runs if run.variant.position == "actions"]
     return [run for run in runs if run.variant.position != "actions"], actions
 
 
-def _of(runs: Sequence[Done], act: str) -> list[Done]:
+def _of(runs: Sequence[GridRun], act: str) -> list[GridRun]:
     return [run for run in runs if run.variant.act.partition(":")[0] == act]
 
 
-def _vary(runs: Sequence[Done], what: Callable[[Done], float]) -> bool:
+def _vary(runs: Sequence[GridRun], what: Callable[[GridRun], float]) -> bool:
     return len({what(run) for run in runs}) > 1

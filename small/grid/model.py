@@ -34,50 +34,11 @@ from llm.model.norms import norm
 from llm.model.streams import AttentionStream, Carry
 
 from .. import variants
-from ..checks import below, refuse
 from ..recurrence import path_integration
+from .settings import GridSizes
 
 POSITIONS = ("paper", "residual", "actions")
 TRANSITIONS = ("tanh", "relu", "identity")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of the transformer; the defaults are the paper's.
-
-    Args:
-        width: D; one half is the position's, the other the letter's.
-        heads, head_dim: H, K.
-        neurons: F.
-        layers: of attention and feed-forward network.
-        code: C, of the recurrent code.
-        segment, memory: steps.
-        dropout: of the input and of what each layer adds. (The language models' feed-forward network has none inside.)
-    """
-
-    width: int = 512
-    heads: int = 8
-    head_dim: int = 64
-    neurons: int = 2048
-    layers: int = 2
-    code: int = 128
-    segment: int = 32
-    memory: int = 32
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        counts = ("width", "heads", "head_dim", "neurons", "layers", "code", "segment")
-        problems = below(self, dict.fromkeys(counts, 1) | {"memory": 0})
-        if self.width % 2:
-            problems.append(f"width {self.width} must be even: one half is the position's, the other the letter's")
-        if not 0 <= self.dropout < 1:
-            problems.append(f"dropout {self.dropout} must be at least 0 and below 1")
-        refuse(problems)
-
-    @property
-    def window(self) -> int:
-        """Steps back that the last target of a segment can see."""
-        return self.segment + self.memory
 
 
 @dataclass(frozen=True)
@@ -118,7 +79,7 @@ class Navigator(nn.Module):
         sizes, variant: see there.
     """
 
-    def __init__(self, actions: int, letters: int, sizes: Sizes, variant: Variant) -> None:
+    def __init__(self, actions: int, letters: int, sizes: GridSizes, variant: Variant) -> None:
         super().__init__()
         self.sizes, self.letters = sizes, letters
         half = sizes.width // 2
@@ -181,7 +142,7 @@ class Navigator(nn.Module):
 class Layer(nn.Module):
     """Pre-norm attention over memory and tokens, then the feed-forward network."""
 
-    def __init__(self, sizes: Sizes, variant: Variant, index: int) -> None:
+    def __init__(self, sizes: GridSizes, variant: Variant, index: int) -> None:
         super().__init__()
         stream = variant.stream(sizes.heads, index)
         self.attention_norm = norm("layernorm", sizes.width, 1e-5)

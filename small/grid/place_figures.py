@@ -17,18 +17,18 @@ from ..plots import colours, draw_map, draw_squares
 from ..rate_maps import autocorrelogram, grid_scores
 from ..spaces import Graph
 from .recording import Neurons
-from .runs import Done, grouped, names
+from .runs import GridRun, grouped, names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Measure = Callable[[Done], Neurons]
+Measure = Callable[[GridRun], Neurons]
 LAYERS = {"ffn": "feed-forward neurons", "softmax": "softmax neurons"}
 SHOWN = 16  # rate maps of a kind, four by four
 EXACT_UP_TO = 7  # groups: 5,040 pairings
 
 
-def rate_maps(run: Done, neurons: Neurons) -> "Figure":
+def rate_maps(run: GridRun, neurons: Neurons) -> "Figure":
     """Figures 4a, 4b: rate maps of one run from a high to a low score, feed-forward left and softmax right."""
     with style():
         figure = new_figure(9.0, 4.8)
@@ -39,11 +39,11 @@ def rate_maps(run: Done, neurons: Neurons) -> "Figure":
             order = np.argsort(-scores)
             chosen = order[np.linspace(0, len(order) - 1, SHOWN).round().astype(int)]
             half.suptitle(f"{title}, {run.variant.activation.title}", fontsize=9)
-            _draw_maps(half, rates[chosen], scores[chosen], run.graph)
+            _draw_maps(half, rates[chosen], scores[chosen], run.space)
     return figure
 
 
-def best_maps(runs: Sequence[Done], measure: Measure) -> "Figure":
+def best_maps(runs: Sequence[GridRun], measure: Measure) -> "Figure":
     """Figure 4h: the feed-forward neurons with the greatest scores, of the first run of every group."""
     groups = grouped(runs)
     firsts = [group[0] for group in groups]
@@ -55,7 +55,7 @@ def best_maps(runs: Sequence[Done], measure: Measure) -> "Figure":
             scores = neurons.ffn_scores.flatten().numpy()
             best = np.argsort(-scores)[:SHOWN]
             part.suptitle(name, fontsize=9)
-            _draw_maps(part, neurons.ffn_rates.flatten(0, 1).numpy()[best], scores[best], run.graph)
+            _draw_maps(part, neurons.ffn_rates.flatten(0, 1).numpy()[best], scores[best], run.space)
     return figure
 
 
@@ -66,7 +66,7 @@ def _draw_maps(part: Any, rates: np.ndarray, scores: np.ndarray, graph: Graph) -
         axes.set_title(f"{score:.2f}", fontsize=7, pad=2)
 
 
-def scores_and_errors(runs: Sequence[Done], measure: Measure) -> "Figure":
+def scores_and_errors(runs: Sequence[GridRun], measure: Measure) -> "Figure":
     """Figures 4c to 4g, S5, S9, S10: distributions of the scores, and their mean against the reference-memory error.
 
     Above feed-forward neurons, below softmax neurons. A light point is a run, a dark one the mean of its group, and r
@@ -114,12 +114,12 @@ def spearman(left: Sequence[float], right: Sequence[float]) -> str:
     return f"Spearman's r = {found.statistic:.2f}, p = {p:.2g}, n = {len(left)}"
 
 
-def position_codes(run: Done, neurons: Neurons) -> "Figure":
+def position_codes(run: GridRun, neurons: Neurons) -> "Figure":
     """Rate maps and autocorrelograms of the recurrent code, those components with the greatest grid scores.
 
     Of a square space alone.
     """
-    maps = neurons.codes.view(-1, *run.graph.shape)  # type: ignore[misc]  # the gallery asks for a shape
+    maps = neurons.codes.view(-1, *run.space.shape)  # type: ignore[misc]  # the gallery asks for a shape
     scores = grid_scores(maps.double())
     best = scores.nan_to_num(-torch.inf).argsort(descending=True)[: SHOWN // 2]
     with style():
@@ -129,7 +129,7 @@ def position_codes(run: Done, neurons: Neurons) -> "Figure":
     return figure
 
 
-def sparsity(runs: Sequence[Done], measure: Measure) -> "Figure":
+def sparsity(runs: Sequence[GridRun], measure: Measure) -> "Figure":
     """Figure S13: Gini index of each group, the mean over layers, moments and seeds.
 
     Of the size of the activity: signed activities have means near zero, by which Eq. S13 divides.

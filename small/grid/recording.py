@@ -15,10 +15,10 @@ from torch import Tensor
 
 from llm.common.errors import UserError
 
-from ..folder import checkpoint_step
+from ..experiment.runs import checkpoint_step, measured_once
 from ..rate_maps import RateMaps, gini, place_cell_scores
-from ..state import measured_once
 from .model import Layer, Memory
+from .settings import RecordingSettings
 from .train import Run, load
 
 WALKERS = 50  # that share the steps, on one map; each has a code of its own
@@ -104,21 +104,6 @@ def _codes(run: Run, map_index: int, steps: int) -> RateMaps:
     return found
 
 
-@dataclass(frozen=True)
-class How:
-    """How neurons are measured.
-
-    Args:
-        steps: of the walk, all walkers together.
-        map_index: from 0; N and more are novel.
-        normalisation: of rate maps, "walk" or "occupancy".
-    """
-
-    steps: int = 100_000
-    map_index: int = 0
-    normalisation: str = "walk"
-
-
 class Neurons(NamedTuple):
     """What was measured of a run's neurons; the tensors are on the CPU."""
 
@@ -130,10 +115,10 @@ class Neurons(NamedTuple):
     gini: Tensor  # (layers,), of the size of the feed-forward activity
 
 
-def measured(folder: Path, how: How, device: str = "cpu") -> Neurons:
-    """The neurons of a run at its last checkpoint, kept in its folder in neurons.safetensors.
+def record_once(folder: Path, how: RecordingSettings, device: str = "cpu") -> Neurons:
+    """Return the neurons of a run at its last checkpoint, kept in its folder in neurons.safetensors.
 
-    They are measured anew where the run was trained further since, or was measured otherwise.
+    They are recorded again if the run was trained further since, or was recorded otherwise.
 
     Raises:
         UserError: no trained run, or one that cannot be recorded so.

@@ -1,6 +1,6 @@
-"""Many runs in one folder: which there are, what each is called, and what came of them.
+"""Runs of one folder: what each is asked to be, its table, which there are, and what each is called.
 
-    asked-for combinations -> OUT/act=nmda:10,maps=32,seed=0/ -> runs that are there -> groups of seeds -> tables
+    asked-for combinations -> OUT/act=nmda:10,maps=32,seed=0/ -> runs that are there -> groups of seeds
 
 A run is a folder of `train`; runs of a group differ in their seeds alone.
 """
@@ -11,68 +11,116 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from llm.common.errors import UserError
-from llm.common.tables import text_table
 
-from .. import groups
-from ..folder import run_folders
-from ..groups import mean_and_deviation, word
+from ..experiment import groups
+from ..experiment.groups import word
+from ..experiment.runs import RunSpec, SavedRun, TableFolder, as_csv, read_spec, read_table, run_folders
 from ..spaces import Graph
-from .model import Sizes, Variant
-from .train import MAPS, PROGRAM, ROWS, Row, Settings, check_segments, read_asked, read_rows
+from .model import Variant
+from .settings import GridSettings, GridSizes, check_segments
 
+ROWS = "errors.csv"
+MAPS = ("familiar", "novel")
 ALWAYS = ("act", "maps", "seed")  # in a run's name, whether they vary or not
-SHOWN = ("working", "reference", "first")
 NAMED = ("act", "maps", "cells")  # what a group's name has anyway, or never
 
 
-class RunSpec(NamedTuple):
-    """One run, as it is asked for."""
-
-    label: str  # name of its folder
-    graph: Graph
-    sizes: Sizes
-    variant: Variant
-    settings: Settings
-
-
 @dataclass(frozen=True)
-class Done:
-    """One run, as it is there."""
+class GridSpec(RunSpec):
+    """One navigator, as it is asked for."""
 
-    folder: Path
-    graph: Graph
-    sizes: Sizes
+    program: ClassVar = "small.grid"
+    space: Graph
+    sizes: GridSizes
     variant: Variant
-    settings: Settings
-    rows: Sequence[Row]
-
-    @property
-    def label(self) -> str:
-        """Its name."""
-        return self.folder.name
-
-    @property
-    def last(self) -> Row:
-        """Its last evaluation."""
-        return self.rows[-1]
+    settings: GridSettings
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """All that the runs of a group share: every field but the seed, and the space."""
-        found = {
-            name: value for part in (self.sizes, self.variant, self.settings) for name, value in asdict(part).items()
-        }
+        found = asdict(self.sizes) | asdict(self.variant) | asdict(self.settings)
         del found["seed"]
-        return found | {"space": self.graph.name, "cells": json.dumps(self.graph.record())}
+        return found | {"space": self.space.name, "cells": json.dumps(self.space.record())}
+
+
+class Errors(NamedTuple):
+    """Shares of wrong letters, and how many targets they are of; NaN of none."""
+
+    working: float  # the cell was visited within the window
+    reference: float  # it was not
+    first: float  # it is visited for the first time in the trial
+    visited: int
+    unvisited: int
+    new: int
+
+
+class Row(NamedTuple):
+    """What is known after a trial; trial 0 is the untrained navigator."""
+
+    trial: int
+    loss: float  # nats, the mean of the trial's training; NaN at trial 0
+    errors: dict[str, Errors]  # of each of MAPS
+
+
+class GridFolder(TableFolder[Row]):
+    """The folder of one run: errors.csv has a row for each trial that was evaluated."""
+
+    COLUMNS: ClassVar = ("trial", "loss", *(f"{maps}_{name}" for maps in MAPS for name in Errors._fields))
+
+    def __init__(self, path: Path, spec: GridSpec) -> None:
+        super().__init__(path, spec, ROWS, Row)
+
+    def read(self) -> list[Row]:
+        return read_rows(self.path)
+
+    def as_text(self) -> str:
+        values = ([row.trial, row.loss, *(v for maps in MAPS for v in row.errors[maps])] for row in self.rows)
+        return as_csv(self.COLUMNS, values)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read every row of a run, in order; UserError if there is none yet, or the file is damaged."""
+    return read_table(
+        path / ROWS,
+        lambda row: Row(int(row["trial"]), float(row["loss"]), {maps: _errors(row, maps) for maps in MAPS}),
+    )
+
+
+def _errors(row: dict[str, str], maps: str) -> Errors:
+    kinds: dict[str, Any] = Errors.__annotations__
+    return Errors(**{name: kind(row[f"{maps}_{name}"]) for name, kind in kinds.items()})
+
+
+# ---- Many runs -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GridRun(SavedRun[Row], GridSpec):
+    """One navigator, as it is in its folder."""
+
+
+def read_asked(path: Path) -> GridSpec:
+    """Read what run.json of a run says of it; UserError if it is not of this version."""
+    return read_spec(
+        path,
+        GridSpec.program,
+        ("space", "sizes", "variant", "settings"),
+        lambda record: GridSpec(
+            Graph.from_record(record["space"]),
+            GridSizes(**record["sizes"]),
+            Variant(**record["variant"]),
+            GridSettings(**record["settings"]),
+            label=path.name,
+        ),
+    )
 
 
 def combinations(
-    graph: Graph, sizes: Sizes, variant: Variant, settings: Settings, knobs: dict[str, Sequence[Any]]
-) -> list[RunSpec]:
-    """Every combination of the knobs' values.
+    graph: Graph, sizes: GridSizes, variant: Variant, settings: GridSettings, knobs: dict[str, Sequence[Any]]
+) -> list[GridSpec]:
+    """Return a run of every combination of the knobs' values.
 
     Args:
         knobs: name of a field of sizes, variant or settings -> its values.
@@ -97,48 +145,39 @@ def combinations(
         facts = {name: value for part in made for name, value in asdict(part).items()}
         named = [*ALWAYS[:-1], *(n for n, v in knobs.items() if len(v) > 1 and n not in ALWAYS), ALWAYS[-1]]
         label = ",".join(f"{name}={word(facts[name])}" for name in named)
-        found.append(RunSpec(label, graph, *made))  # type: ignore[arg-type]
+        found.append(GridSpec(graph, *made, label=label))  # type: ignore[arg-type]
     return found
 
 
-def read_runs(out: Path) -> list[Done]:
-    """The runs of a folder that have a row, in the order of their names; `out` may be one run itself.
+def read_runs(out: Path) -> list[GridRun]:
+    """Read the runs of a folder that have a row, in the order of their names; `out` may be one run itself.
 
     Raises:
         UserError: there is none, or one is damaged.
     """
-    return [_read(folder) for folder in run_folders(out, PROGRAM, ROWS)]
+    return [_read(folder) for folder in run_folders(out, GridSpec.program, ROWS)]
 
 
-def _read(folder: Path) -> Done:
-    return Done(folder, *read_asked(folder), read_rows(folder))
+def _read(folder: Path) -> GridRun:
+    spec = read_asked(folder)
+    return GridRun(**spec.parts, label=spec.label, folder=folder, rows=read_rows(folder))
 
 
-def grouped(runs: Sequence[Done], without: str | None = None) -> list[list[Done]]:
-    """The runs that differ in their seeds alone, or in the field `without` too; by activation, its number, and maps."""
+def grouped(runs: Sequence[GridRun], without: str | None = None) -> list[list[GridRun]]:
+    """Group the runs that differ in their seeds alone, or in `without` too; by activation, its number, and maps."""
     return groups.grouped(sorted(runs, key=_order), without)
 
 
-def _order(run: Done) -> tuple[str, float, int, str]:
+def _order(run: GridRun) -> tuple[str, float, int, str]:
     act = run.variant.activation
     return act.name, act.number or 0.0, run.settings.maps, run.label
 
 
-def names(of: Sequence[Sequence[Done]], without: str | None = None) -> list[str]:
-    """What to call each group: activation and number of maps, and whatever else tells the groups apart."""
+def names(of: Sequence[Sequence[GridRun]], without: str | None = None) -> list[str]:
+    """Name each group: activation and number of maps, and whatever else tells the groups apart."""
     found = []
     for group, differences in zip(of, groups.differences(of, (*NAMED, without)), strict=True):
         words = [] if without == "act" else [group[0].variant.activation.title]
         words += [f"N = {group[0].settings.maps}", differences]
         found.append(", ".join(filter(None, words)))
     return found
-
-
-def table(runs: Sequence[Done]) -> str:
-    """The last errors of every group: mean ± standard deviation over seeds, on familiar and on novel maps."""
-    of, rows = grouped(runs), []
-    for group, name in zip(of, names(of), strict=True):
-        trials = sorted({run.last.trial for run in group})
-        errors = ([getattr(run.last.errors[maps], error) for run in group] for error in SHOWN for maps in MAPS)
-        rows.append([name, str(len(group)), "/".join(map(str, trials)), *map(mean_and_deviation, errors)])
-    return text_table(["", "seeds", "trial", *(f"{error}, {maps}" for error in SHOWN for maps in MAPS)], rows)

@@ -2,7 +2,7 @@
 
     every combination of the knobs -> this task's share -> workers, each with a device -> tables of all that is there
 
-A run is a folder that goes on where it was, so a sweep that was killed goes on with the same command, and tasks may
+A run is a folder that resumes where it was, so the same command resumes a sweep that was killed, and tasks may
 be given again in any order.
 """
 
@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from llm.common.errors import UserError
 
-from .model import Sizes, Variant
-from .runs import RunSpec
-from .train import Settings, train
+from .model import Variant
+from .runs import GridSpec
+from .settings import GridSettings, GridSizes
+from .train import train
 
 
 class Knob(NamedTuple):
-    """A field of `Sizes`, `Variant` or `Settings`, and its values."""
+    """A field of `GridSizes`, `Variant` or `GridSettings`, and its values."""
 
     name: str
     values: tuple[Any, ...]
@@ -48,14 +49,14 @@ class Knob(NamedTuple):
             raise UserError(f"--vary {text!r}: {error}") from error
 
 
-_TYPES = {name: kind for part in (Sizes, Variant, Settings) for name, kind in get_type_hints(part).items()}
+_TYPES = {name: kind for part in (GridSizes, Variant, GridSettings) for name, kind in get_type_hints(part).items()}
 
 
 def _streams(text: str) -> tuple[str, ...]:
     return () if text == "none" else tuple(text.split("+"))
 
 
-def share(runs: Sequence[RunSpec], task: str) -> list[RunSpec]:
+def share(runs: Sequence[GridSpec], task: str) -> list[GridSpec]:
     """The runs of task I of N, given as I/N: every Nth from the Ith on.
 
     Raises:
@@ -81,7 +82,7 @@ def places(device: str, workers: int | None) -> list[str]:
 
 
 def sweep(
-    runs: Sequence[RunSpec], out: Path, devices: Sequence[str], command: str, compiled: bool | None = None
+    runs: Sequence[GridSpec], out: Path, devices: Sequence[str], command: str, compiled: bool | None = None
 ) -> None:
     """Train the runs in folders of `out`, as many at once as there are devices, each in a process of its own.
 
@@ -91,7 +92,7 @@ def sweep(
     context = multiprocessing.get_context("spawn")
     threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
     free, waiting, failed = list(devices), list(runs), []
-    running: dict[int, tuple[Any, Any, str, RunSpec]] = {}  # by the sentinel of its process
+    running: dict[int, tuple[Any, Any, str, GridSpec]] = {}  # by the sentinel of its process
     try:
         with tqdm(total=len(runs), desc="sweep", unit=" runs", dynamic_ncols=True) as bar:
             while waiting or running:
@@ -129,7 +130,7 @@ def _why(code: int, receiver: Any) -> str:
 
 
 def _train(
-    run: RunSpec, folder: Path, device: str, threads: int, command: str, compiled: bool | None, sender: Any
+    run: GridSpec, folder: Path, device: str, threads: int, command: str, compiled: bool | None, sender: Any
 ) -> None:
     """In a process of its own, which ends with the sweep's: a run whose sweep is gone would hold its folder."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the sweep ends them
@@ -138,7 +139,7 @@ def _train(
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        train(folder, run.graph, run.sizes, run.variant, run.settings, device, command, True, compiled)
+        train(folder, run, device, command, True, compiled)
     except (UserError, RuntimeError, OSError) as error:
         sender.send(str(error))
         raise SystemExit(2) from error

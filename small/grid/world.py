@@ -68,7 +68,7 @@ class World:
         self.graph, self.maps, self.seed, self.device = graph, maps, seed, torch.device(device)
         random = np.random.default_rng(seeds_of(seed, "letters"))
         self.letters = random.integers(letters, size=(2 * maps, len(graph.cells)))  # (2 N, S)
-        self._dice = ActionSampler(graph)
+        self._sampler = ActionSampler(graph)
 
     def trial(self, kind: str, number: int, walkers: int, steps: int, only: int | None = None) -> Walks:
         """Walks of one trial: B = walkers, T = steps + 1.
@@ -82,7 +82,7 @@ class World:
         maps = random.integers(self.maps, size=walkers) + (self.maps if kind == "novel" else 0)
         if only is not None:
             maps[:] = only
-        cells, actions = self._dice.walks(random.integers(len(self.graph.cells), size=walkers), steps, random)
+        cells, actions = self._sampler.walks(random.integers(len(self.graph.cells), size=walkers), steps, random)
         letters = self.letters[maps[:, None], cells]
         found = (maps, cells, actions, letters, gaps_of(cells))
         return Walks(*(torch.from_numpy(each).to(self.device) for each in found))

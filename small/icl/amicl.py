@@ -26,8 +26,9 @@ from torch import Tensor
 from llm.common.errors import UserError
 from llm.common.tables import text_table
 
+from .settings import Task
 from .task import Sequences as Drawn
-from .task import Task, World, amicl_task
+from .task import World, amicl_task
 
 ELEMENTS = 2_000_000  # token components worked on at a time: 8 MB, about what a core's cache holds
 
@@ -240,10 +241,10 @@ WIDTHS = (10, 20, 30, 40, 50, 70, 100, 200, 500, 1000)
 SHOWN = ("dot", "pearson")  # in Figures 7 and 8
 
 
-def experiment(trials: int, seed: int, device: str, told: Callable[[], object] = lambda: None) -> dict[str, Any]:
+def experiment(trials: int, seed: int, device: str, progress: Callable[[], object] = lambda: None) -> dict[str, Any]:
     """The numbers of Figures 7 and 8 under both conventions, and the accuracy of all 24 memories at a = 2.
 
-    `told` is called after each of `EXPERIMENT_PARTS` parts.
+    `progress` is called after each of `EXPERIMENT_PARTS` parts.
     """
     found: dict[str, Any] = {"trials": trials, "seed": seed}
     for convention in CONVENTIONS.values():
@@ -251,7 +252,7 @@ def experiment(trials: int, seed: int, device: str, told: Callable[[], object] =
         curves = outcomes([Rule(similarity, a=a) for similarity in SHOWN for a in A_VALUES], convention, **settings)
         rows = curves.right.double().mean(-1).view(len(SHOWN), len(A_VALUES)).tolist()
         last = curves.right[-1]  # Pearson at the largest a
-        told()
+        progress()
         sweeps = {}
         for name, values in (("length", LENGTHS), ("width", WIDTHS)):
             points = []
@@ -259,7 +260,7 @@ def experiment(trials: int, seed: int, device: str, told: Callable[[], object] =
                 points.append(
                     accuracies([Rule(similarity) for similarity in SHOWN], convention, **settings, **{name: value})
                 )
-                told()
+                progress()
             sweeps[name] = {name: list(values)} | dict(zip(SHOWN, map(list, zip(*points, strict=True)), strict=True))
         rules = [Rule(*names) for names in product(SIMILARITIES, SEPARATIONS, PROJECTIONS)]
         found[convention.name] = {
@@ -272,14 +273,14 @@ def experiment(trials: int, seed: int, device: str, told: Callable[[], object] =
             "first_is_asked_for": curves.first.double().mean().item(),
             "pearson_where_first_is_another": last[~curves.first].double().mean().item(),
         }
-        told()
+        progress()
     return found
 
 
 EXPERIMENT_PARTS = len(CONVENTIONS) * (2 + len(LENGTHS) + len(WIDTHS))
 
 
-def report(found: dict[str, Any]) -> str:
+def format_amicl(found: dict[str, Any]) -> str:
     """The numbers of an experiment as text, and why Pearson's correlation stays below."""
     parts = []
     for name in CONVENTIONS:

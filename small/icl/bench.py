@@ -1,4 +1,4 @@
-"""`python -m small.icl bench`: the speed of this experiment's parts, each beside its straightforward form, in one run.
+"""`python -m small.icl bench`: the speed of this experiment's parts, each compared with its straightforward form.
 
     generator   sequences/s of `World.batch`, beside a NumPy loop that makes one sequence at a time
     AMICL       Figure 7's sweep, beside a loop over values of a and trials
@@ -6,7 +6,7 @@
                 operations at the rate of a large product, and beside a plain torch model of one run
     together    16 runs as one model, beside one after the other
 
-The parts of a comparison take turns within a round; a ratio is the median of the rounds' ratios, with the least and
+The parts of a comparison alternate within a round; a ratio is the median of the rounds' ratios, with the least and
 the greatest. The loops at the end of this file are what a first version would have; nothing else uses them.
 """
 
@@ -27,11 +27,11 @@ from tqdm import tqdm
 from llm.common.devices import device_name
 from llm.common.environment import environment
 
-from ..timing import compared, in_turn, seconds_of
+from ..experiment.bench import compared, in_turn, seconds_of
 from .amicl import A_VALUES, CONVENTIONS, SHOWN, Rule, outcomes
-from .model import Sizes
-from .settings import PRODUCTS, Settings
-from .task import Task, World
+from .runs import IclSpec
+from .settings import PRODUCTS, IclSettings, IclSizes, Task
+from .task import World
 from .train import Machine, Runs, made
 
 BATCH = 128
@@ -89,10 +89,11 @@ def _amicl(rounds: int, device: str) -> dict[str, Any]:
 
 def _step(rounds: int, device: str, products: str, compiled: bool) -> dict[str, Any]:
     """A step of four variants with one seed, all times divided by the four runs."""
-    settings = Settings(PAPER, (0,), products=products)
-    (runs,) = made(Task(), Sizes(), settings, Machine(device, compiled))
-    calls, operations = _products_of_a_step(*made(Task(), Sizes(), settings, Machine(device)))
-    large = torch.randn(LARGE, LARGE, device=device, dtype=PRODUCTS[products])
+    settings = IclSettings(PAPER, (0,), products=products)
+    spec = IclSpec(Task(), IclSizes(), settings)
+    (runs,) = made(spec, Machine(device, compiled))
+    calls, operations = _products_of_a_step(*made(spec, Machine(device)))
+    large = torch.randn(LARGE, LARGE, device=device, dtype=getattr(torch, products))
     plain = PlainStep(device)
     step = iter(range(10**9))
 
@@ -122,17 +123,17 @@ def _step(rounds: int, device: str, products: str, compiled: bool) -> dict[str, 
 
 def _together(rounds: int, device: str, products: str, compiled: bool) -> dict[str, Any]:
     """16 runs as one model, as the trainer takes them by itself, and one after the other."""
-    settings = Settings(products=products)  # four variants, four seeds
-    one = [(variant, seed) for variant in settings.variants for seed in settings.seeds]
+    settings = IclSettings(products=products)  # four variants, four seeds
+    spec = IclSpec(Task(), IclSizes(), settings)
+    alone = [
+        replace(spec, settings=replace(settings, variants=(variant,), seeds=(seed,)))
+        for variant in settings.variants
+        for seed in settings.seeds
+    ]
     layouts = {
-        "as one model": made(Task(), Sizes(), settings, Machine(device, compiled, together=True)),
-        "apart, those of a seed on one batch": made(
-            Task(), Sizes(), settings, Machine(device, compiled, together=False)
-        ),
-        "one after the other": [
-            made(Task(), Sizes(), replace(settings, variants=(variant,), seeds=(seed,)), Machine(device, compiled))[0]
-            for variant, seed in one
-        ],
+        "as one model": made(spec, Machine(device, compiled, together=True)),
+        "apart, those of a seed on one batch": made(spec, Machine(device, compiled, together=False)),
+        "one after the other": [made(one, Machine(device, compiled))[0] for one in alone],
     }
     step = iter(range(10**9))
 
@@ -208,7 +209,7 @@ class NumpyLoop:
         return (mean + self.task.noise * noise) / np.sqrt(1 + self.task.noise**2)
 
     def amicl(self, similarity: str, a: float) -> bool:
-        """Whether AMICL, with argmax, answers one trial rightly."""
+        """Return whether AMICL, with argmax, answers one trial rightly."""
         task, random = self.task, self.random
         context = random.integers(task.classes, size=task.pairs)
         query = random.choice(context)
@@ -230,7 +231,7 @@ class PlainStep:
     """One run as a first version in torch would train it: float32, every product of every token, no compiler."""
 
     def __init__(self, device: str) -> None:
-        sizes, task = Sizes(), Task()
+        sizes, task = IclSizes(), Task()
         widths = (sizes.width, sizes.neurons, sizes.neurons, sizes.neurons)
         self.attention = [
             [nn.Linear(sizes.width, out, bias=False, device=device) for out in (*(sizes.key_width,) * 2, sizes.width)]

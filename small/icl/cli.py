@@ -11,36 +11,23 @@ from typing import Any
 from llm.common.arguments import accept_old_name, add_command
 from llm.common.files import write_json
 
-from ..arguments import add_bench, add_device, device_of, run_command
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"variants": ("classic", "queries", "keys", "values"), "seeds": 4},
-    "quick": {"variants": ("classic", "values"), "seeds": 2},
-}
-TASK = {
-    "pairs": "object-label pairs in the context",
-    "copies": "copies of each class in a bursty sequence",
-    "classes": "number of known classes",
-}
-RATES = {
-    "bursty": "fraction of the known-class sequences that are bursty",
-    "novel": "fraction of sequences with novel classes",
-    "noise": "noise of the objects, epsilon",
-}
-SIZES = {
-    "layers": "number of attention layers",
-    "key-width": "width of queries and keys",
-    "neurons": "neurons per layer of the MLP",
-}
-DEFAULTS = {
-    "pairs": 8, "copies": 2, "classes": 512, "bursty": 0.5, "novel": 0.5, "noise": 0.1, "layers": 2, "key-width": 128,
-    "neurons": 128,
-}  # fmt: skip
-
+from ..experiment.options import (
+    add_bench,
+    add_device,
+    add_options,
+    add_out,
+    add_runs,
+    chosen,
+    device_of,
+    make_parser,
+    run_command,
+    seeds_of,
+)
+from .settings import PRESETS, IclSettings, IclSizes, Task
 
 OLD_NAMES = {
     "--until": "--stop-accuracy", "--snapshot-every": "--evaluate-every", "--products": "--dtype",
-    "--together": "--batch-runs",
+    "--together": "--batch-runs", "--no-together": "--no-batch-runs",
 }  # fmt: skip
 
 
@@ -55,16 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _amicl(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from ..folder import made_folder
+    from ..experiment.runs import make_folder
     from ..plots import write
     from . import amicl, figures
 
     device = device_of(options)
-    made_folder(options.out)
+    make_folder(options.out)
     with tqdm(total=amicl.EXPERIMENT_PARTS, desc="AMICL", unit=" points", dynamic_ncols=True) as bar:
         found = amicl.experiment(options.trials, options.seed, device, bar.update) | {"command": options.line}
     write_json(options.out / "amicl.json", found)
-    print(amicl.report(found))
+    print(amicl.format_amicl(found))
     for name, figure in (
         ("figure6", figures.matrices(seed=options.seed)),
         ("figure7", figures.weight_curves(found)),
@@ -76,87 +63,72 @@ def _amicl(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from .train import train
 
-    task, sizes, settings, machine = _asked(options)
-    _show(train(options.out, task, sizes, settings, machine, options.line), options.out)
+    _show(train(options.out, _asked(options), _machine(options), options.line), options.out)
 
 
 def _tables(options: argparse.Namespace) -> None:
-    from ..folder import made_folder, read_record
-    from .folder import PARTS, PROGRAM, joined, read_snapshots
+    from ..experiment.runs import make_folder
+    from .runs import joined, read_snapshots
 
     if options.joint is not None:
         snapshots = joined(options.folders)
-        made_folder(options.joint)
+        make_folder(options.joint)
         _show(snapshots, options.joint)
         return
     for folder in options.folders:
-        read_record(folder, PROGRAM, PARTS)
         _show(read_snapshots(folder), folder)
 
 
 def _show(snapshots: list[Any], folder: Path) -> None:
-    """Print the tables, and keep them and Figure 3 in the folder."""
+    """Print the tables; write them and Figure 3 to the folder."""
     from ..plots import show
     from . import figures, tables
 
-    show(tables.report(snapshots), folder, "tables.txt", [("figure3", figures.training(snapshots))])
+    show(tables.format_tables(snapshots), folder, "tables.txt", [("figure3", figures.training(snapshots))])
 
 
 def _sweep(options: argparse.Namespace) -> None:
     from .sweep import Knob, points, sweep
 
-    task, sizes, settings, machine = _asked(options)
     x, y = Knob.parse(options.x), Knob.parse(options.y)
-    made = points(x, y, task, sizes, settings, options.threshold)
-    print(sweep(x, y, made, options.out, options.threshold, machine, options.line))
+    made = points(x, y, _asked(options), options.threshold)
+    print(sweep(x, y, made, options.out, options.threshold, _machine(options), options.line))
     print(options.out / "phase.png")
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from ..timing import benchmark
+    from ..experiment.bench import benchmark
     from . import bench
 
     benchmark(lambda: bench.run(options.rounds, device_of(options), options.compile), options)
 
 
-def _asked(options: argparse.Namespace) -> tuple[Any, ...]:
-    """The task, sizes, settings and machine of a command line."""
-    from .model import Sizes
-    from .settings import Settings
-    from .task import Task
+def _asked(options: argparse.Namespace) -> Any:
+    """Return the runs of a command line."""
+    from .runs import IclSpec
+
+    preset, task = PRESETS[options.preset], chosen(options, Task)
+    sizes = chosen(options, IclSizes, width=task.width, labels=task.labels)
+    return IclSpec(task, sizes, chosen(options, IclSettings, preset, seeds=tuple(seeds_of(options, preset))))
+
+
+def _machine(options: argparse.Namespace) -> Any:
+    """Return where and how a command line trains."""
     from .train import Machine
 
-    preset = PRESETS[options.preset]
-    task = Task(**{name: getattr(options, name) for name in (*TASK, *RATES)})
-    sizes = Sizes(task.width, task.labels, options.key_width, options.neurons, options.layers)
-    first, number = options.first_seed, preset["seeds"] if options.seeds is None else options.seeds
-    settings = Settings(
-        tuple(options.variants or preset["variants"]),
-        tuple(range(first, first + number)),
-        options.steps,
-        options.batch,
-        options.lr,
-        snapshot_every=options.snapshot_every,
-        evaluation=options.evaluation,
-        until=options.until or None,
-        products=options.products,
-    )
-    return task, sizes, settings, Machine(device_of(options), options.compile, options.together)
+    return Machine(device_of(options), options.compile, options.together)
 
 
-# ---- Arguments -------------------------------------------------------------------------------------------------------
+# ---- Options ---------------------------------------------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m small.icl",
-        description="In-context learning: the associative memory AMICL, and the two-layer transformer with residual "
-        "attention streams (Burns et al. 2025, Sections 2 and 3).",
+    return make_parser(
+        "small.icl",
+        "In-context learning: the associative memory AMICL, and the two-layer transformer with residual attention "
+        "streams (Burns et al. 2025, Sections 2 and 3).",
+        (_add_amicl, _add_train, _add_tables, _add_sweep, _add_bench),
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_amicl, _add_train, _add_tables, _add_sweep, _add_bench):
-        add(commands)
-    return parser
 
 
 def _add_amicl(commands: Any) -> None:
@@ -169,13 +141,7 @@ def _add_amicl(commands: Any) -> None:
         "Prints tables; writes amicl.json, figure6.png, figure7.png and figure8.png.",
         "python -m small.icl amicl --out runs/icl/amicl",
     )
-    command.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/icl/amicl"),
-        metavar="DIR",
-        help="output folder (default: runs/icl/amicl)",
-    )
+    add_out(command, "output folder", "runs/icl/amicl")
     command.add_argument(
         "--trials", type=int, default=1000, metavar="N", help="trials per point of a curve (default: 1000)"
     )
@@ -200,9 +166,7 @@ def _add_train(commands: Any) -> None:
         "  python -m small.icl train --variants classic values:accumulated queries+values:learned classic:nmda10 \\\n"
         "      --layers 4 --out runs/icl/deep",
     )
-    command.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="output folder of the training (required)"
-    )
+    add_out(command, "output folder of the training")
     _add_training(command)
     command.set_defaults(command=_train)
 
@@ -248,81 +212,24 @@ def _add_sweep(commands: Any) -> None:
     command.add_argument(
         "--threshold", type=float, default=0.9, metavar="A", help="accuracy on IC to exceed (default: 0.9)"
     )
-    command.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="output folder, with a folder per training (required)"
-    )
+    add_out(command, "output folder, with a folder per training")
     _add_training(command)
     command.set_defaults(command=_sweep)
 
 
 def _add_bench(commands: Any) -> None:
     command = add_bench(commands, "small.icl", "the generator, the AMICL sweep and a training step", rounds=7)
-    _add_machine(command)
+    _add_compile(command)
     command.set_defaults(command=_bench)
 
 
 def _add_training(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--preset",
-        choices=PRESETS,
-        default="paper",
-        help="defaults of --variants and --seeds (default: paper)",
-    )
-    command.add_argument(
-        "--variants",
-        nargs="+",
-        metavar="NAME",
-        help="variants to train (default: classic queries keys values; quick: classic values)",
-    )
-    command.add_argument("--seeds", type=int, metavar="N", help="number of seeds (default: 4; quick: 2)")
-    command.add_argument("--first-seed", type=int, default=0, metavar="N", help="first seed (default: 0)")
-    command.add_argument(
-        "--steps", type=int, default=75_000, metavar="N", help="maximum number of training steps (default: 75000)"
-    )
-    command.add_argument(
-        "--stop-accuracy",
-        dest="until",
-        type=float,
-        default=0.95,
-        metavar="A",
-        help="accuracy on IC and IC2 that ends the training; 0 trains all --steps (default: 0.95)",
-    )
-    command.add_argument("--batch", type=int, default=128, metavar="N", help="sequences per step (default: 128)")
-    command.add_argument(
-        "--lr", type=float, default=0.01, metavar="X", help="learning rate of plain SGD (default: 0.01)"
-    )
-    command.add_argument(
-        "--evaluate-every",
-        dest="snapshot_every",
-        type=int,
-        default=500,
-        metavar="N",
-        help="steps between snapshots (default: 500)",
-    )
-    command.add_argument(
-        "--evaluation",
-        type=int,
-        default=10_000,
-        metavar="N",
-        help="sequences in each of the evaluation sets Test, IC, IC2 and IW (default: 10000)",
-    )
-    for name, text in (TASK | RATES | SIZES).items():
-        default: Any = DEFAULTS[name]
-        command.add_argument(
-            f"--{name}",
-            type=type(default),
-            default=default,
-            metavar="N" if isinstance(default, int) else "X",
-            help=f"{text} (default: {default})",
-        )
-    command.add_argument(
-        "--dtype",
-        dest="products",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="dtype of activations and matrix products; weights, softmax and loss stay float32 (default: float32)",
-    )
-    _add_machine(command)
+    add_runs(command, PRESETS, "defaults of --variants and --seeds")
+    add_options(command, IclSettings, PRESETS)
+    add_options(command, Task)
+    add_options(command, IclSizes)
+    add_device(command)
+    _add_compile(command)
     command.add_argument(
         "--batch-runs",
         dest="together",
@@ -331,11 +238,9 @@ def _add_training(command: argparse.ArgumentParser) -> None:
     )
     for old, new in OLD_NAMES.items():
         accept_old_name(command, old, new)
-    accept_old_name(command, "--no-together", "--no-batch-runs")
 
 
-def _add_machine(command: argparse.ArgumentParser) -> None:
-    add_device(command)
+def _add_compile(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,

@@ -12,7 +12,7 @@ from llm.common.plots import new_figure, style
 
 from ..plots import PALETTE
 from .amicl import CONVENTIONS, SEPARATIONS, SHOWN, SIMILARITIES, attention
-from .folder import Snapshot
+from .runs import Snapshot
 from .task import TITLES, World
 
 if TYPE_CHECKING:

@@ -18,100 +18,17 @@ and keys, F neurons of the MLP, L labels.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.common.errors import UserError
 from llm.model.activations import activation
 from llm.model.attention import eager_attention
-from llm.model.streams import SOURCES, STREAMS, AttentionStream, Carry
+from llm.model.streams import AttentionStream, Carry
 
-from ..checks import below, refuse
 from ..draws import Draws
-
-CLASSIC = "classic"
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of the transformer.
-
-    Args:
-        width: D, of a token; the values are as wide, as nothing projects them back (the paper's text has 128 for them
-            too, which could not be added to tokens of 150).
-        labels: L.
-        key_width: K; 128 in the paper, 150 in the authors' code.
-        neurons: F, in each of the three layers of the MLP; 128 in the paper, the token's width in its public code.
-        layers: of attention.
-    """
-
-    width: int = 150
-    labels: int = 32
-    key_width: int = 128
-    neurons: int = 128
-    layers: int = 2
-
-    def __post_init__(self) -> None:
-        problems = below(self, dict.fromkeys(vars(self), 1))
-        refuse(problems)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What differs from the classic transformer."""
-
-    name: str
-    streams: tuple[str, ...] = ()
-    source: str = "previous"
-    learned: bool = False  # the stream's weight: one scalar a layer
-    nmda: float | None = None  # alpha of NMDA in the MLP; None is ReLU
-
-    @classmethod
-    def parse(cls, name: str) -> "Variant":
-        """STREAMS[:OPTION...]: `classic`, `values`, `queries+values`, `values:accumulated:learned`, `classic:nmda10`.
-
-        Raises:
-            UserError: a part that is neither a stream nor an option.
-        """
-        first, *options = name.split(":")
-        streams = () if first == CLASSIC else tuple(first.split("+"))
-        if unknown := [stream for stream in streams if stream not in STREAMS]:
-            raise UserError(
-                f"variant {name!r}: {unknown[0]!r} is no stream; give {CLASSIC}, or any of {', '.join(STREAMS)} "
-                "joined by +"
-            )
-        found: dict = {}
-        for option in options:
-            kind, value = _option(option)
-            if kind in found:
-                raise UserError(f"variant {name!r}: {option!r} is a second {kind}; give one")
-            if kind is not None:
-                found[kind] = value
-            else:
-                raise UserError(
-                    f"variant {name!r}: {option!r} is no option; give {', '.join(SOURCES)}, learned or nmdaALPHA, as "
-                    "in values:accumulated:nmda10"
-                )
-        if not streams and found.keys() & {"source", "learned"}:
-            raise UserError(f"variant {name!r}: {CLASSIC} has no stream, so give it nmdaALPHA alone")
-        return cls(name, tuple(stream for stream in STREAMS if stream in streams), **found)
-
-
-def _option(text: str) -> tuple[str | None, Any]:
-    """The field of a variant that an option sets, and its value; no field for no option."""
-    if text in SOURCES:
-        return "source", text
-    if text == "learned":
-        return "learned", True
-    try:
-        alpha = float(text.removeprefix("nmda")) if text.startswith("nmda") else -1.0
-    except ValueError:
-        return None, None
-    return ("nmda", alpha) if 0 <= alpha < float("inf") else (None, None)
+from .settings import IclSizes, Variant
 
 
 class Transformers(nn.Module):
@@ -135,7 +52,7 @@ class Transformers(nn.Module):
         self,
         variants: Sequence[Variant],
         seeds: Sequence[int],
-        sizes: Sizes,
+        sizes: IclSizes,
         tokens: int,
         content: int,
         products: torch.dtype = torch.float32,

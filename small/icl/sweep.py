@@ -6,8 +6,6 @@ A knob is a number of the task (noise, bursty, copies, ...), of the sizes (layer
 (lr, batch, ...), or `alpha`: NMDA's in the MLP of every variant.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from itertools import product
@@ -20,13 +18,12 @@ from llm.common.errors import UserError
 from llm.common.files import write_file
 from llm.common.tables import text_table
 
-from ..folder import made_folder
+from ..experiment.runs import as_csv, make_folder, one_by_one
 from ..plots import write
 from . import figures
-from .model import Sizes
-from .settings import Settings
+from .runs import IclSpec
+from .settings import IclSizes, Task
 from .tables import first_above
-from .task import Task
 from .train import Machine, train
 
 OF_SETTINGS = ("batch", "lr", "decay")
@@ -42,10 +39,10 @@ class Knob(NamedTuple):
     def parse(cls, text: str) -> "Knob":
         """`NAME=VALUE,VALUE,...`; UserError where it is not that, or no knob has this name."""
         name, _, listed = text.partition("=")
-        known = [*(f.name for f in fields(Task)), *(f.name for f in fields(Sizes)), *OF_SETTINGS, "alpha"]
+        known = [*(f.name for f in fields(Task)), *(f.name for f in fields(IclSizes)), *OF_SETTINGS, "alpha"]
         known = [name for name in known if name not in ("width", "distinct_labels", "blank", "positions")]
         if name not in known:
-            raise UserError(f"{name!r} is no knob: give one of {', '.join(known)}, as in noise=0,0.1,0.3")
+            raise UserError(f"{name!r} is not a knob: give one of {', '.join(known)}, as in noise=0,0.1,0.3")
         try:
             values = tuple(float(value) if "." in value or "e" in value else int(value) for value in listed.split(","))
         except ValueError:
@@ -55,38 +52,25 @@ class Knob(NamedTuple):
         return cls(name, values)
 
 
-class Point(NamedTuple):
-    """One pair of values, ready to be trained."""
-
-    label: str  # name of its folder
-    task: Task
-    sizes: Sizes
-    settings: Settings
-
-
-def points(x: Knob, y: Knob, task: Task, sizes: Sizes, settings: Settings, threshold: float = 0.9) -> list[Point]:
-    """Every pair of values, y outside, x inside; UserError where one of them cannot be, before anything is trained."""
+def points(x: Knob, y: Knob, spec: IclSpec, threshold: float = 0.9) -> list[IclSpec]:
+    """Return a training of every pair of values, y outside, x inside; UserError if one of them cannot be."""
+    until = spec.settings.until
     if x.name == y.name:
         raise UserError(f"--x and --y are both {x.name!r}: give two different knobs")
-    if not 0 < threshold < 1 or (settings.until is not None and settings.until < threshold):
-        raise UserError(
-            f"--threshold {threshold} must be between 0 and 1, and not above --stop-accuracy {settings.until}"
-        )
+    if not 0 < threshold < 1 or (until is not None and until < threshold):
+        raise UserError(f"--threshold {threshold} must be between 0 and 1, and not above --stop-accuracy {until}")
     made = []
     for row, column in product(y.values, x.values):
-        parts: tuple[Any, ...] = (task, sizes, settings)
-        for knob, value in ((x, column), (y, row)):
-            parts = _turned(parts, knob.name, value)
-        made.append(Point(f"{x.name}={column},{y.name}={row}", *parts))
+        point = _turned(_turned(spec, x.name, column), y.name, row)
+        made.append(replace(point, label=f"{x.name}={column},{y.name}={row}"))
     return made
 
 
-def _turned(parts: tuple[Task, Sizes, Settings], name: str, value: float) -> tuple[Task, Sizes, Settings]:
-    """Task, sizes and settings with one number changed."""
-    task, sizes, settings = parts
+def _turned(spec: IclSpec, name: str, value: float) -> IclSpec:
+    """Return a training with one number changed."""
     if name == "alpha":
-        variants = tuple(f"{variant}:nmda{value}" for variant in settings.variants)
-        return task, sizes, replace(settings, variants=variants)
+        variants = tuple(f"{variant}:nmda{value}" for variant in spec.settings.variants)
+        return replace(spec, settings=replace(spec.settings, variants=variants))
 
     def with_it(part: Any) -> Any:
         if not hasattr(part, name):
@@ -96,32 +80,32 @@ def _turned(parts: tuple[Task, Sizes, Settings], name: str, value: float) -> tup
             raise UserError(f"{name}={value}: give whole numbers")
         return replace(part, **{name: kind(value)})
 
-    task = with_it(task)
-    return task, replace(with_it(sizes), width=task.width, labels=task.labels), with_it(settings)
+    task = with_it(spec.task)
+    sizes = replace(with_it(spec.sizes), width=task.width, labels=task.labels)
+    return replace(spec, task=task, sizes=sizes, settings=with_it(spec.settings))
 
 
-def sweep(x: Knob, y: Knob, made: Sequence[Point], out: Path, threshold: float, machine: Machine, command: str) -> str:
+def sweep(
+    x: Knob, y: Knob, made: Sequence[IclSpec], out: Path, threshold: float, machine: Machine, command: str
+) -> str:
     """Train every point, write OUT/sweep.csv and OUT/phase.png, and return the table.
 
     A mean over seeds is taken where all of them passed; elsewhere it is NaN, shown as "> steps".
     """
-    made_folder(out)
+    make_folder(out)
     rows: list[tuple[Any, ...]] = []
     means: dict[str, list[float]] = {}
-    for number, point in enumerate(made, start=1):
-        print(f"{number} of {len(made)}: {point.label}")
-        snapshots = train(out / point.label, point.task, point.sizes, point.settings, machine, command)
+    for point in one_by_one(made):
+        snapshots = train(out / point.label, point, machine, command)
         every = point.settings.snapshot_every
         for name, runs in first_above(snapshots, "ic", threshold).items():
             plain = name.rpartition(":nmda")[0] if "alpha" in (x.name, y.name) else name
             passed = [np.nan if value is None else value * every for value in runs.values()]
             means.setdefault(plain, []).append(float(np.mean(passed)))
             rows += [(point.label, plain, seed, step) for seed, step in zip(runs, passed, strict=True)]
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow([f"{x.name} and {y.name}", "variant", "seed", f"step_at_which_ic_passes_{threshold}"])
-    writer.writerows([*row[:3], "" if np.isnan(row[3]) else int(row[3])] for row in rows)
-    write_file(out / "sweep.csv", text.getvalue())
+    header = [f"{x.name} and {y.name}", "variant", "seed", f"step_at_which_ic_passes_{threshold}"]
+    found = ([*row[:3], "" if np.isnan(row[3]) else int(row[3])] for row in rows)
+    write_file(out / "sweep.csv", as_csv(header, found))
     steps = made[0].settings.steps
     grids = {name: np.reshape(values, (len(y.values), len(x.values))) for name, values in means.items()}
     write(figures.phase((x.name, list(x.values)), (y.name, list(y.values)), grids, steps), out / "phase.png")

@@ -4,7 +4,7 @@ snapshots -> the first snapshot of each run whose accuracy exceeds a threshold -
 
 A run that never exceeds it counts in no mean, the table says so, and no test is made of its variant. The paper's
 t-tests take the two groups for independent (Student's, equal variances). Runs of one seed share their data and their
-first weights here, so the differences within seeds, with their interval, are the sharper comparison; both are given.
+initial weights here, so the differences within seeds, with their interval, are the sharper comparison; both are given.
 """
 
 import math
@@ -18,7 +18,7 @@ from scipy import stats
 
 from llm.common.tables import text_table
 
-from .folder import Snapshot
+from .runs import Snapshot
 from .task import TITLES
 
 THRESHOLDS = (0.95, 0.5, 0.9)  # Tables 1, 5, 6
@@ -77,8 +77,8 @@ def compare(first: Mapping[int, int | None], second: Mapping[int, int | None], n
     )  # fmt: skip
 
 
-def report(snapshots: Sequence[Snapshot]) -> str:
-    """All tables and tests as text."""
+def format_tables(snapshots: Sequence[Snapshot]) -> str:
+    """Return all tables and tests as text."""
     parts = []
     for threshold in THRESHOLDS:
         title = f"{TABLES[threshold]}: first snapshot with an accuracy above {threshold}, mean ± standard deviation"

@@ -22,7 +22,6 @@ Dimension letters: N sequences here, P pairs, T tokens, E content components, D 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -30,85 +29,12 @@ from torch import Tensor
 
 from llm.common.errors import UserError
 
-from ..checks import below, refuse
 from ..draws import Draws, normal
+from .settings import Task
 
 KINDS = ("test", "ic", "ic2", "iw")
 COUNTED_UP_TO = 64  # keys: each is compared to each, which takes less time than to sort so few
 TITLES = {"test": "Test", "ic": "IC", "ic2": "IC2", "iw": "IW"}
-
-
-@dataclass(frozen=True)
-class Task:
-    """The rules. The defaults are those of the two-layer transformer (Section 3).
-
-    Args:
-        classes, labels: how many; class c has the label c mod labels.
-        pairs: in the context, before the query.
-        copies: of each class in a bursty sequence: the burstiness B.
-        bursty: share of the sequences of known classes that are bursty.
-        novel: share of the sequences with redrawn classes.
-        novel_classes: how many are redrawn for a batch.
-        noise: epsilon, how far the objects of a class differ.
-        content: E.
-        positions: one-hot positions; 0 leaves them out.
-        distinct_labels: no two classes of a bursty sequence have one label.
-        blank: a token of zeros in the place of the missing label ends the sequence (AMICL).
-
-    Raises:
-        UserError: rules that contradict each other, all of them named.
-    """
-
-    classes: int = 512
-    labels: int = 32
-    pairs: int = 8
-    copies: int = 2
-    bursty: float = 0.5
-    novel: float = 0.5
-    novel_classes: int = 128
-    noise: float = 0.1
-    content: int = 85
-    positions: int = 65
-    distinct_labels: bool = True
-    blank: bool = False
-
-    def __post_init__(self) -> None:
-        counts = ("classes", "labels", "pairs", "copies", "novel_classes", "content")
-        problems = below(self, dict.fromkeys(counts, 1))
-        problems += [
-            f"{name} {getattr(self, name)} must be between 0 and 1"
-            for name in ("bursty", "novel")
-            if not 0 <= getattr(self, name) <= 1
-        ]
-        if not 0 <= self.noise < float("inf"):
-            problems.append(f"noise {self.noise} must be a finite number of at least 0")
-        if problems:  # what follows divides by them
-            raise UserError("; ".join(problems))
-        problems += [
-            f"{name} {getattr(self, name)} must be a multiple of the {self.labels} labels, so that each has as many"
-            for name in ("classes", "novel_classes")
-            if getattr(self, name) % self.labels
-        ]
-        if self.distinct_labels and self.pairs % self.copies:
-            problems.append(f"pairs {self.pairs} must be a multiple of the copies {self.copies}")
-        if self.distinct_labels and self.pairs // self.copies > self.labels:
-            problems.append(
-                f"{self.pairs} pairs in {self.copies} copies need {self.pairs // self.copies} different labels of "
-                f"{self.labels}: give fewer pairs, more copies or more labels"
-            )
-        if self.positions and self.positions < self.tokens:
-            problems.append(f"pairs {self.pairs} make {self.tokens} tokens, and positions {self.positions} are fewer")
-        refuse(problems)
-
-    @property
-    def tokens(self) -> int:
-        """T."""
-        return 2 * self.pairs + 1 + self.blank
-
-    @property
-    def width(self) -> int:
-        """D, components of a token."""
-        return self.positions + self.content
 
 
 class Sequences(NamedTuple):

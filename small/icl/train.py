@@ -6,7 +6,7 @@ every 500. Stages:
 
     worlds of the seeds -> batches -> one step of all runs of a model -> every so many steps a snapshot -> checkpoint
 
-Runs of one seed read the same batches and start from the same weights. A killed training goes on from its last
+Runs of one seed read the same batches and have the same initial weights. A killed training resumes from its last
 snapshot with the same command and, on a CPU with as many threads, ends with the same bits.
 """
 
@@ -25,10 +25,10 @@ from tqdm import tqdm
 from llm.common.devices import resolve_device
 from llm.common.errors import UserError
 
-from .folder import Folder, Snapshot
-from .model import Sizes, Transformers, Variant
-from .settings import PRODUCTS, Settings
-from .task import KINDS, Sequences, Task, World
+from .model import Transformers
+from .runs import IclFolder, IclSpec, Snapshot
+from .settings import IclSettings, Variant
+from .task import KINDS, Sequences, World
 
 AT_ONCE = 500  # sequences of an evaluation: 5 MB of inputs a seed; the fixed ones depend on it
 COMPILED_AT_MOST = 256  # forms of a function: one for each variant; torch's own limit is 8
@@ -68,15 +68,14 @@ class Runs:
         together: one model of all variants, else one of each.
     """
 
-    def __init__(
-        self, task: Task, sizes: Sizes, settings: Settings, seeds: Sequence[int], together: bool, machine: Machine
-    ) -> None:
+    def __init__(self, spec: IclSpec, seeds: Sequence[int], together: bool, machine: Machine) -> None:
+        task, settings = spec.task, spec.settings
         self.settings, self.seeds = settings, seeds
         self.worlds = [World(task, seed, machine.device, machine.compile) for seed in seeds]
         variants = [Variant.parse(name) for name in settings.variants]
-        products = PRODUCTS[settings.products]
+        products = getattr(torch, settings.products)
         self.models = [
-            Transformers(those, seeds, sizes, task.tokens, task.content, products, machine.device)
+            Transformers(those, seeds, spec.sizes, task.tokens, task.content, products, machine.device)
             for those in ([variants] if together else [[variant] for variant in variants])
         ]
         # SGD's weight decay is times the learning rate: w <- w (1 - lr * decay / lr) - lr * gradient.
@@ -134,16 +133,15 @@ def _measures(model: Transformers, inputs: Tensor, answers: Tensor) -> Tensor:
     return torch.stack([right.double().mean(1), model.loss(logits, answers).double()])
 
 
-def train(
-    path: Path, task: Task, sizes: Sizes, settings: Settings, machine: Machine, command: str = ""
-) -> list[Snapshot]:
-    """Train all runs in the folder `path`, or go on with them; returns every snapshot.
+def train(path: Path, spec: IclSpec, machine: Machine, command: str = "") -> list[Snapshot]:
+    """Train all runs in the folder `path`, or resume them; returns every snapshot.
 
     Raises:
         UserError: the folder holds other runs, is in use, or what it holds is damaged.
     """
-    with Folder(path, task, sizes, settings) as folder:
-        groups = made(task, sizes, settings, machine)
+    settings = spec.settings
+    with IclFolder(path, spec) as folder:
+        groups = made(spec, machine)
         models = [model for group in groups for model in group.models]
         step = folder.restore(models)
         folder.begin(step, {"command": command, "machine": asdict(machine)})
@@ -154,19 +152,18 @@ def train(
                 rows = [row for group in groups for row in group.snapshot(step)]
                 folder.keep(rows, step, models)
                 bar.set_postfix_str(_in_one_line(rows))
-        _tell_diverged(folder.snapshots)
+        _report_diverged(folder.snapshots)
         return folder.snapshots
 
 
-def made(task: Task, sizes: Sizes, settings: Settings, machine: Machine) -> list[Runs]:
-    """Untrained runs as this machine trains them best."""
-    together = machine.batched
-    seeds = [settings.seeds] if together else [(seed,) for seed in settings.seeds]
-    return [Runs(task, sizes, settings, those, together, machine) for those in seeds]
+def made(spec: IclSpec, machine: Machine) -> list[Runs]:
+    """Make untrained runs as this machine trains them best."""
+    together, every = machine.batched, spec.settings.seeds
+    return [Runs(spec, seeds, together, machine) for seeds in ([every] if together else [(seed,) for seed in every])]
 
 
-def finished(snapshots: Sequence[Snapshot], settings: Settings) -> bool:
-    """Whether nothing is left to train.
+def finished(snapshots: Sequence[Snapshot], settings: IclSettings) -> bool:
+    """Return whether nothing is left to train.
 
     The last step is done, or every run has had the accuracy `until` in the last `patience` snapshots, or no run has a
     finite loss any more.
@@ -190,7 +187,7 @@ def _advance(groups: Sequence[Runs], step: int, steps: int, bar: tqdm) -> int:
     return step + steps
 
 
-def _progress(settings: Settings, step: int) -> tqdm:
+def _progress(settings: IclSettings, step: int) -> tqdm:
     form = "{desc}{percentage:3.0f}% {bar} step {n:.0f}/{total} [{elapsed}<{remaining}] {postfix}"
     every = 0.5 if sys.stderr.isatty() else 30  # seconds; a job's log stays short
     return tqdm(total=settings.steps, initial=step, bar_format=form, dynamic_ncols=True, mininterval=every)
@@ -203,10 +200,10 @@ def _in_one_line(rows: Sequence[Snapshot]) -> str:
     return "IC " + ", ".join(f"{name} {mean:.2f}" for name, mean in means.items())
 
 
-def _tell_diverged(snapshots: Sequence[Snapshot]) -> None:
+def _report_diverged(snapshots: Sequence[Snapshot]) -> None:
     for row in snapshots:
         if row.snapshot == snapshots[-1].snapshot and not math.isfinite(row.loss["test"]):
             print(
-                f"{row.variant}, seed {row.seed}: the loss is no finite number any more; give a smaller --lr",
+                f"{row.variant}, seed {row.seed}: the loss is not finite any more: pass a smaller --lr",
                 file=sys.stderr,
             )

@@ -1,10 +1,10 @@
-"""`python -m small.tem bench`: TEM's memory as sums over memories beside the paper's matrix, and both models' steps.
+"""`python -m small.tem bench`: TEM's memory as sums and as the paper's matrix, and both models' steps.
 
     memory_D        recall, of conjunctions of D numbers: at time t sums are O(t D), the matrix O(D^2)
     walks_T         the same with 200 numbers, over walks of T cells
     steps           gradient steps of TEM-t, of TEM by sums, and of TEM by the matrix (Figure 4b)
 
-The parts of a comparison take turns within a round; a ratio is the median of the rounds' ratios, with the least and
+The parts of a comparison alternate within a round; a ratio is the median of the rounds' ratios, with the least and
 the greatest.
 """
 
@@ -20,11 +20,11 @@ from tqdm import tqdm
 from llm.common.devices import device_name
 from llm.common.environment import environment
 
-from ..timing import compared, in_turn, seconds_of
-from .machine import MachineSizes
+from ..experiment.bench import compared, in_turn, seconds_of
 from .memory import FORMS, RULES, Rule, recall
-from .model import Sizes
-from .train import Model, Run, Settings
+from .runs import Model, TemSpec
+from .settings import MachineSizes, TemSettings, TransformerSizes
+from .train import Run
 
 SENSORY = 10  # X
 PLACES, WALK = (10, 20, 40, 80), 100  # G, so that D is 100 to 800; cells
@@ -34,9 +34,9 @@ REPEATS = {"sums": 20, "matrix": 2, "factored": 20, "TEM-t": 10, "TEM, sums": 10
 BATCH = 16  # of a retrieval; TEM's reference code has 16 walks in a step
 
 
-def run(rounds: int, device: str, settings: Settings | None = None) -> dict[str, Any]:
+def run(rounds: int, device: str, settings: TemSettings | None = None) -> dict[str, Any]:
     """All comparisons, as a JSON object."""
-    settings = settings or Settings()
+    settings = settings or TemSettings()
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         f"memory_{SENSORY * places}": partial(_memory, rounds, device, places, WALK) for places in PLACES
     }
@@ -67,13 +67,13 @@ def _memory(rounds: int, device: str, places: int, walk: int) -> dict[str, Any]:
     return compared(times, {"matrix to sums": ("matrix", "sums"), "sums to factored": ("sums", "factored")})
 
 
-def _steps(rounds: int, device: str, settings: Settings) -> dict[str, Any]:
+def _steps(rounds: int, device: str, settings: TemSettings) -> dict[str, Any]:
     models = {
-        "TEM-t": Model(Sizes()),
+        "TEM-t": Model(TransformerSizes()),
         "TEM, sums": Model(MachineSizes(), Rule()),
         "TEM, matrix": Model(MachineSizes(), replace(Rule(), form="matrix")),
     }
-    runs = {name: Run(model, settings, device) for name, model in models.items()}
+    runs = {name: Run(TemSpec(model, settings), device) for name, model in models.items()}
     times = in_turn(
         rounds,
         {name: partial(seconds_of, partial(run.train, 1), device, REPEATS[name]) for name, run in runs.items()},

@@ -1,4 +1,4 @@
-"""How many memories can be told apart: what is recalled, against how many are stored, by each rule.
+"""Capacity of memories: the share that is recalled, against the number that is stored, by each rule.
 
 Whittington et al. 2022, Sections 5 and 6: TEM's memory is linear attention, and so has the capacity of a classical
 Hopfield network, which grows with its width; powers have more, and exponentials more still (Demircigil et al. 2017).
@@ -28,8 +28,8 @@ from llm.common.errors import UserError
 from llm.common.tables import text_table
 
 from ..draws import seed_number
-from .environments import SYMBOLS
-from .memory import RULES, SEPARATIONS, Rule, attention, recall
+from .memory import RULES, Rule, attention, recall
+from .settings import SEPARATIONS, SYMBOLS
 
 MACHINES = {"TEM, linear": RULES["linear"], "TEM, paper": RULES["paper"], "TEM, code": RULES["code"]}
 EQUAL_SUM = 0.05  # times 1 / sqrt(K) is the mean of a place: what a ReLU recalls falls where it is far from 0
@@ -62,7 +62,7 @@ class Curve(NamedTuple):
         return math.inf
 
 
-def measure(
+def measure_capacity(
     widths: Sequence[int], most: int, repeats: int, noise: float, seed: int, device: str = "cpu"
 ) -> list[Curve]:
     """Curves of every rule at every width.
@@ -107,30 +107,30 @@ def _recall(rule: Rules, width: int, most: int, repeats: int, noise: float, seed
         asked = (torch.rand(count, most, generator=generator) * torch.arange(1, most + 1)).long()  # (B, S)
         queries = codes.gather(1, asked[..., None].expand(-1, -1, width))
         queries = queries + noise * torch.randn(queries.shape, generator=generator)
-        told = rule(codes.to(device), symbols.to(device), queries.to(device))
-        right += (told.cpu() == symbols.gather(1, asked)).double().sum(0)
+        recalled = rule(codes.to(device), symbols.to(device), queries.to(device))
+        right += (recalled.cpu() == symbols.gather(1, asked)).double().sum(0)
     return right / repeats
 
 
 def _attending(separation: str) -> Rules:
     """TEM-t's memory: codes (B, S, K), symbols (B, S), queries (B, S, K) -> symbols (B, S)."""
 
-    def told(codes: Tensor, symbols: Tensor, queries: Tensor) -> Tensor:
+    def recalled(codes: Tensor, symbols: Tensor, queries: Tensor) -> Tensor:
         values = F.one_hot(symbols, SYMBOLS).to(codes.dtype)
         found, _ = attention(nn.Identity(), queries, codes, values, separation)
         return found.argmax(-1)
 
-    return told
+    return recalled
 
 
 def _remembering(rule: Rule) -> Rules:
     """TEM's memory, of conjunctions of 45 K numbers."""
 
-    def told(codes: Tensor, symbols: Tensor, queries: Tensor) -> Tensor:
+    def recalled(codes: Tensor, symbols: Tensor, queries: Tensor) -> Tensor:
         sensory = F.one_hot(symbols, SYMBOLS).to(codes.dtype)
         return recall(sensory, _of_equal_sum(codes), _of_equal_sum(queries), rule).argmax(-1)
 
-    return told
+    return recalled
 
 
 def _of_equal_sum(codes: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def _of_equal_sum(codes: Tensor) -> Tensor:
     return F.normalize(centred + EQUAL_SUM * codes.shape[-1] ** -0.5, dim=-1)
 
 
-def table(curves: Sequence[Curve], most: int) -> str:
+def capacity_table(curves: Sequence[Curve], most: int) -> str:
     """Where recall falls below REACHED, a row for each rule and a column for each width."""
     widths = sorted({curve.width for curve in curves})
     at = {(curve.rule, curve.width): curve.capacity for curve in curves}

@@ -1,4 +1,4 @@
-"""Figures 1, 2b and 5 of Whittington et al. 2022, and the scores beside their shuffles; and the table of these.
+"""Figures 1, 2b and 5 of Whittington et al. 2022, and the scores compared with their shuffles; and the table of these.
 
 Each figure is of runs and what was measured of their units.
 """
@@ -12,17 +12,17 @@ from torch import Tensor
 from llm.common.plots import new_figure, style
 from llm.common.tables import text_table
 
-from ..groups import grouped, mean_and_deviation
+from ..experiment.groups import grouped, mean_and_deviation
 from ..plots import colours, draw_map, draw_squares
 from ..rate_maps import autocorrelogram
 from ..spaces import Graph
 from .recording import Units, mean_known, remapping
-from .runs import Done, names
+from .runs import TemRun, largest_space, names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Measure = Callable[[Done], Units]
+Measure = Callable[[TemRun], Units]
 SHOWN = 8  # maps in a row
 SCORES = {"grid": "grid score", "band": "band score"}
 HIPPOCAMPAL = {"tem-t": "memory neurons", "tem": "conjunctions"}
@@ -33,8 +33,8 @@ within, across: correlation of a hippocampal unit's maps in one environment, and
 alike in one environment are alike in another; and so for codes."""
 
 
-def table(runs: Sequence[Done], measure: Measure, untrained: Measure) -> str:
-    """Scores and remapping of every group, mean and deviation over its seeds, trained and with the first weights."""
+def unit_table(runs: Sequence[TemRun], measure: Measure, untrained: Measure) -> str:
+    """Return scores and remapping of every group, mean and deviation over seeds, trained and with initial weights."""
     groups = grouped(runs)
     rows = []
     for group, name in zip(groups, names(groups), strict=True):
@@ -69,7 +69,7 @@ def _greatest(scores: Tensor) -> float:
     return known.max().item() if len(known) else float("nan")
 
 
-def drawn(runs: Sequence[Done], room: Callable[[Done], Graph], measure: Measure) -> Iterator[tuple[str, "Figure"]]:
+def drawn(runs: Sequence[TemRun], room: Callable[[TemRun], Graph], measure: Measure) -> Iterator[tuple[str, "Figure"]]:
     """Every figure with its name: of the first run of each group the maps, and of all runs the scores."""
     for group in grouped(runs):
         run, units = group[0], measure(group[0])
@@ -84,7 +84,7 @@ def drawn(runs: Sequence[Done], room: Callable[[Done], Graph], measure: Measure)
 def codes_in_a_room(units: Units, room: Graph) -> "Figure":
     """Figures 1d to 1f and 2b: the codes with the greatest grid scores and the greatest band scores.
 
-    Below each rate map its autocorrelogram. In a room that is no square, the first codes.
+    Below each rate map its autocorrelogram. In a room that is not square, the first codes.
     """
     with style():
         if room.shape is None:
@@ -103,13 +103,13 @@ def codes_in_a_room(units: Units, room: Graph) -> "Figure":
     return figure
 
 
-def in_environments(run: Done, units: Units) -> "Figure":
+def in_environments(run: TemRun, units: Units) -> "Figure":
     """Figures 5d, 5e and the lower row of 2b: units of the hippocampus, each a column, in several environments.
 
     On the right how much a unit's maps are alike in one environment (in two halves of what was walked) and in two.
     """
     rates = units.hippocampal
-    room = run.settings.largest()
+    room = largest_space(run.settings)
     shown = np.linspace(0, rates.shape[2] - 1, min(SHOWN, rates.shape[2])).round().astype(int)
     found, codes = remapping(rates), remapping(units.entorhinal)
     with style():
@@ -139,7 +139,7 @@ def in_environments(run: Done, units: Units) -> "Figure":
     return figure
 
 
-def scores_and_shuffles(runs: Sequence[Done], measure: Measure) -> "Figure":
+def scores_and_shuffles(runs: Sequence[TemRun], measure: Measure) -> "Figure":
     """Grid and band scores of all units of a group, and, dashed, of all their shuffles."""
     groups = grouped(runs)
     with style():

@@ -11,47 +11,26 @@ from typing import Any
 from llm.common.arguments import accept_old_name, add_command
 from llm.common.errors import UserError
 
-from ..arguments import (
+from ..experiment.options import (
     add_bench,
     add_device,
     add_figures_out,
     add_folders,
+    add_options,
+    add_out,
+    add_runs,
     check_figures_out,
+    chosen,
     count,
     device_of,
+    make_parser,
     run_command,
+    seeds_of,
+    shown,
 )
+from .settings import MODULES, PRESETS, MachineSizes, RecordingSettings, TemSettings, TransformerSizes
 
-SETTINGS = {
-    "symbols": "number of different symbols (default: 45)",
-    "steps": "number of gradient steps (default: 1000; paper: 20000)",
-    "batch": "environments per gradient step (default: 64; paper: 16)",
-    "walk_from": "walking steps at the first gradient step (default: 100; paper: 25)",
-    "walk_to": "walking steps at the last gradient step (default: 100; paper: 300)",
-    "lr": "learning rate of Adam (default: 1e-3)",
-    "clip": "maximum gradient norm (default: 1)",
-    "test_every": "gradient steps between tests (default: 50; paper: 250)",
-    "tested": "environments per test (default: 96)",
-    "tested_steps": "walking steps per environment of a test (default: 200)",
-}
 OF_ONE_MODEL = {"tem-t": ("separation", "store", "below"), "tem": ("rule", "matrix", "modules", "sensory")}
-HOW = {
-    "walkers": "walkers in the room of the codes (default: 512)",
-    "steps": "recorded steps per walker, after 100 that are left out (default: 150)",
-    "shuffles": "shuffles per unit (default: 100)",
-    "environments": "environments for remapping (default: 4)",
-    "probes": "walkers per environment for remapping (default: 64)",
-}
-# Options that a preset sets unless the command line does. The paper's appendix is not available: modules, code width,
-# batch, number of gradient steps and the numbers of RULES["code"] are those of github.com/jbakermans/torch_tem; rooms
-# and walk lengths are ours.
-PRESETS: dict[str, dict[str, Any]] = {
-    "small": {"spaces": ("5x5", "6x6", "7x7"), "rule": "paper"},
-    "paper": {
-        "spaces": ("8x8", "9x9", "10x10", "11x11"), "rule": "code", "modules": True, "code": 120, "steps": 20_000,
-        "batch": 16, "walk_from": 25, "walk_to": 300, "test_every": 250,
-    },
-}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,50 +42,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from ..experiment.runs import make_folder, one_by_one
+    from .train import Run, train
+
+    asked, device = _asked(options), device_of(options)
+    for run in asked[: len(options.models)]:
+        Run(run)  # says what cannot be before the first trains
+    make_folder(options.out)
+    for run in one_by_one(asked):
+        train(options.out / run.label, run, device, options.line)
+    _show(options.out)
+
+
+def _asked(options: argparse.Namespace) -> list[Any]:
+    """Return the runs of a command line."""
     from dataclasses import replace
 
-    from ..folder import made_folder
-    from .machine import MODULES, MachineSizes
     from .memory import RULES
-    from .model import Sizes
-    from .runs import combinations, read_runs
-    from .train import Model, Run, Settings, train
+    from .runs import Model, combinations
 
     preset = PRESETS[options.preset]
-
-    def of(*names: str) -> dict[str, Any]:
-        """What the line says, or else the preset; what neither says is the default."""
-        asked = {name: preset.get(name) if getattr(options, name) is None else getattr(options, name) for name in names}
-        return {name: value for name, value in asked.items() if value is not None}
-
-    settings = Settings(spaces=tuple(of("spaces")["spaces"]), **of(*SETTINGS))
-    width, modules = of("code"), of("modules").get("modules")
+    modules = preset["modules"] if options.modules is None else options.modules
+    settings = chosen(options, TemSettings, preset)
     if options.code is not None and modules:
         raise UserError(f"--code {options.code} and modules cannot both be: modules have {sum(MODULES)} (--no-modules)")
     if options.below is not None and options.store in (None, "all"):
-        raise UserError("--below is of a memory that keeps only some moments: give --store surprising or new")
+        raise UserError("--below needs --store surprising or --store new: pass one of them, or drop --below")
     _check_read(options)
-    rule = RULES[of("rule")["rule"]]
+    rule = RULES[options.rule or preset["rule"]]
     rule = replace(rule, form="matrix") if options.matrix else rule
-    sizes = Sizes(transition=options.transition, **width, **of("separation", "store", "below"))
-    tem_width = {"code": sum(MODULES), "modules": MODULES} if modules else width
-    machine = MachineSizes(transition=options.transition, **tem_width, **of("sensory"))
-    models = {"tem-t": Model(sizes), "tem": Model(machine, rule)}
+    split = {"code": sum(MODULES), "modules": MODULES} if modules else {}
+    models = {
+        "tem-t": Model(chosen(options, TransformerSizes, preset)),
+        "tem": Model(chosen(options, MachineSizes, preset, **split), rule),
+    }
     if len(set(options.models)) < len(options.models):
         raise UserError(f"a model is asked for twice: {', '.join(options.models)}")
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
-    asked, device = combinations([models[name] for name in options.models], settings, seeds), device_of(options)
-    for run in asked[: len(options.models)]:
-        Run(run.model, run.settings)  # what cannot be is said before the first trains
-    made_folder(options.out)
-    for number, run in enumerate(asked, start=1):
-        print(f"{number} of {len(asked)}: {run.label}", flush=True)
-        train(options.out / run.label, run.model, run.settings, device, options.line)
-    _show(read_runs(options.out), options.out)
+    return combinations([models[name] for name in options.models], settings, seeds_of(options, preset))
 
 
 def _check_read(options: argparse.Namespace) -> None:
-    """UserError where the line has an option that none of its models reads."""
+    """Raise UserError if the line has an option that none of its models reads."""
     for model, names in OF_ONE_MODEL.items():
         given = [name for name in names if getattr(options, name)]
         if given and model not in options.models:
@@ -114,76 +90,74 @@ def _check_read(options: argparse.Namespace) -> None:
 
 
 def _tables(options: argparse.Namespace) -> None:
-    from .runs import read_runs
-
     for folder in options.folders:
-        _show(read_runs(folder), folder)
+        _show(folder)
 
 
-def _show(runs: Sequence[Any], folder: Path) -> None:
-    """Print the table, and keep it and Figure 4 in the folder."""
+def _show(folder: Path) -> None:
+    """Print the table of the runs in a folder; write it and Figure 4 there."""
     from ..plots import show
     from .figures import learning_curves
-    from .runs import report
+    from .runs import read_runs
+    from .tables import accuracy_table
 
-    show(report(runs), folder, "tables.txt", [("figure4", learning_curves(runs))])
+    runs = read_runs(folder)
+    show(accuracy_table(runs), folder, "tables.txt", [("figure4", learning_curves(runs))])
 
 
 def _figures(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from ..folder import made_folder
+    from ..experiment.runs import make_folder
     from ..plots import show
-    from .cell_figures import drawn, table
+    from .cell_figures import drawn, unit_table
     from .figures import learning_curves
-    from .recording import How, measured, room_of
+    from .recording import record_once, room_of
     from .runs import read_runs
 
     check_figures_out(options)
-    given = {name: value for name in HOW if (value := getattr(options, name)) is not None}
-    how, device = How(room=options.room, **given), device_of(options)
+    how, device = chosen(options, RecordingSettings), device_of(options)
     every = {folder: read_runs(folder) for folder in options.folders}
     rooms = {run.folder: room_of(run, how) for runs in every.values() for run in runs}  # says what cannot be first
     for folder, runs in every.items():
         out = options.out or folder
-        made_folder(out)
+        make_folder(out)
         asked = tqdm([(run, trained) for run in runs for trained in (True, False)], desc="units", dynamic_ncols=True)
-        units = {(run.folder, trained): measured(run, how, device, trained) for run, trained in asked}
+        units = {(run.folder, trained): record_once(run, how, device, trained) for run, trained in asked}
         of = [lambda run, trained=trained: units[run.folder, trained] for trained in (True, False)]  # noqa: B023
         made = drawn(runs, lambda run: rooms[run.folder], of[0])
-        show(table(runs, *of), out, "cells.txt", [("figure4", learning_curves(runs)), *made])
+        show(unit_table(runs, *of), out, "cells.txt", [("figure4", learning_curves(runs)), *made])
 
 
 def _capacity(options: argparse.Namespace) -> None:
-    from ..folder import made_folder
+    from ..experiment.runs import make_folder
     from ..plots import show
-    from .capacity import measure, table
+    from .capacity import capacity_table, measure_capacity
     from .figures import capacities
 
-    curves = measure(options.widths, options.memories, options.repeats, options.noise, options.seed, device_of(options))
-    made_folder(options.out)
-    show(table(curves, options.memories), options.out, "capacity.txt", [("capacity", capacities(curves))])
+    curves = measure_capacity(
+        options.widths, options.memories, options.repeats, options.noise, options.seed, device_of(options)
+    )
+    make_folder(options.out)
+    show(capacity_table(curves, options.memories), options.out, "capacity.txt", [("capacity", capacities(curves))])
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from ..timing import benchmark
+    from ..experiment.bench import benchmark
     from . import bench
 
     benchmark(lambda: bench.run(options.rounds, device_of(options)), options)
 
 
-# ---- Arguments -------------------------------------------------------------------------------------------------------
+# ---- Options ---------------------------------------------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m small.tem",
-        description="Path integration and memory: TEM-t and the Tolman-Eichenbaum Machine (Whittington et al. 2022).",
+    return make_parser(
+        "small.tem",
+        "Path integration and memory: TEM-t and the Tolman-Eichenbaum Machine (Whittington et al. 2022).",
+        (_add_train, _add_tables, _add_figures, _add_capacity, _add_bench),
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_tables, _add_figures, _add_capacity, _add_bench):
-        add(commands)
-    return parser
 
 
 def _add_train(commands: Any) -> None:
@@ -201,17 +175,8 @@ def _add_train(commands: Any) -> None:
         "  python -m small.tem train --models tem --rule code --modules --out runs/tem/code\n"
         "  python -m small.tem train --models tem-t --spaces family:4 --separation linear --out runs/tem/linear",
     )
-    command.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/tem"),
-        metavar="DIR",
-        help="output folder, with a folder per run (default: runs/tem)",
-    )
-    command.add_argument(
-        "--preset", choices=PRESETS, default="small",
-        help="defaults of the options below: small for two CPU cores, or paper for a GPU (default: small)",
-    )  # fmt: skip
+    add_out(command, "output folder, with a folder per run", "runs/tem")
+    add_runs(command, PRESETS, "defaults of the options below: small for two CPU cores, or paper for a GPU")
     command.add_argument(
         "--models",
         nargs="+",
@@ -219,52 +184,24 @@ def _add_train(commands: Any) -> None:
         default=("tem-t", "tem"),
         help="models to train (default: both)",
     )
-    command.add_argument("--seeds", type=count, default=3, metavar="N", help="number of seeds (default: 3)")
-    command.add_argument("--first-seed", type=int, default=0, metavar="N", help="first seed (default: 0)")
+    for settings in (TransformerSizes, MachineSizes, TemSettings):
+        add_options(command, settings, PRESETS)
+    rules = "one step with ReLU (paper), five clipped steps with decay (code), or one linear step (linear)"
     command.add_argument(
-        "--spaces", nargs="+", metavar="S",
-        help="spaces of one structure: 5x5, line:20, hex:5x5, family:4, 3x3x3, or files (default: 5x5 6x6 7x7; paper: "
-        "8x8 9x9 10x10 11x11)",
-    )  # fmt: skip
-    command.add_argument(
-        "--transition", choices=("identity", "relu"), default="identity",
-        help="activation of the position codes (default: identity)",
-    )  # fmt: skip
-    command.add_argument("--code", type=int, metavar="C", help="width of a position code (default: 64; paper: 120)")
-    command.add_argument(
-        "--separation", choices=("softmax", "linear", "exponential", "polynomial"),
-        help="function that separates TEM-t's memories (default: softmax)",
-    )  # fmt: skip
-    command.add_argument(
-        "--store", choices=("all", "surprising", "new"),
-        help="moments that TEM-t's memory keeps: all, those with an unexpected symbol (surprising), or those with a "
-        "key unlike all kept ones (new) (default: all)",
-    )  # fmt: skip
-    command.add_argument(
-        "--below", type=float, metavar="X",
-        help="limit of --store: a moment is kept if the symbol's probability (surprising) or the largest cosine of the "
-        "keys (new) is below it (default: 0.5)",
-    )  # fmt: skip
-    command.add_argument(
-        "--rule", choices=("paper", "code", "linear"),
-        help="recall by TEM's memory: one step with ReLU (paper), five clipped steps with decay (code), or one "
-        "linear step (linear) (default: paper; --preset paper: code)",
-    )  # fmt: skip
-    command.add_argument("--sensory", type=int, metavar="N", help="number of TEM's sensory components (default: 10)")
+        "--rule",
+        choices=("paper", "code", "linear"),
+        help=f"recall by TEM's memory: {rules} {shown('rule', None, PRESETS)}",
+    )
     command.add_argument(
         "--matrix",
         action="store_true",
         help="compute TEM's memory as a matrix, as the paper writes it (default: as sums over memories)",
     )
     command.add_argument(
-        "--modules", action=argparse.BooleanOptionalAction,
+        "--modules",
+        action=argparse.BooleanOptionalAction,
         help="split TEM's codes into five modules, as wide as those of the authors' code (default: off; paper: on)",
-    )  # fmt: skip
-    for name, text in SETTINGS.items():
-        kind = float if name in ("lr", "clip") else int
-        metavar = "N" if kind is int else "X"
-        option = "--evaluate-every" if name == "test_every" else f"--{name.replace('_', '-')}"
-        command.add_argument(option, dest=name, type=kind, metavar=metavar, help=text)
+    )
     accept_old_name(command, "--test-every", "--evaluate-every")
     add_device(command)
     command.set_defaults(command=_train)
@@ -296,13 +233,7 @@ def _add_figures(commands: Any) -> None:
     )
     add_folders(command)
     add_figures_out(command)
-    command.add_argument(
-        "--room",
-        metavar="S",
-        help="room in which codes are recorded (default: 15x15 after squares, else the largest room of training)",
-    )
-    for name, text in HOW.items():
-        command.add_argument(f"--{name}", type=int, metavar="N", help=text)
+    add_options(command, RecordingSettings)
     add_device(command)
     command.set_defaults(command=_figures)
 
@@ -318,13 +249,7 @@ def _add_capacity(commands: Any) -> None:
         "python -m small.tem capacity --out runs/tem/capacity\n"
         "  python -m small.tem capacity --widths 8 16 --noise 0.5 --out runs/tem/noisy",
     )
-    command.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/tem/capacity"),
-        metavar="DIR",
-        help="output folder (default: runs/tem/capacity)",
-    )
+    add_out(command, "output folder", "runs/tem/capacity")
     command.add_argument(
         "--widths",
         nargs="+",
@@ -350,5 +275,4 @@ def _add_capacity(commands: Any) -> None:
 
 def _add_bench(commands: Any) -> None:
     command = add_bench(commands, "small.tem", "TEM's memory and gradient steps of both models", rounds=5)
-    add_device(command)
     command.set_defaults(command=_bench)

@@ -22,8 +22,7 @@ from llm.common.errors import UserError
 from ..draws import seeds_of
 from ..spaces import Graph
 from ..walks import ActionSampler, gaps_of
-
-SYMBOLS = 45
+from .settings import SYMBOLS
 
 
 class Episode(NamedTuple):
@@ -71,7 +70,7 @@ class Environments:
         if seed < 0 or symbols < 2:
             raise UserError(f"seed {seed} must be at least 0, and symbols {symbols} at least 2")
         self.spaces, self.seed, self.symbols, self.device = tuple(spaces), seed, symbols, torch.device(device)
-        self._dice = [ActionSampler(space) for space in spaces]
+        self._sampler = [ActionSampler(space) for space in spaces]
 
     @property
     def actions(self) -> int:
@@ -88,10 +87,10 @@ class Environments:
         random = np.random.default_rng(seeds_of(self.seed, f"environments {kind}", number))
         spaces = np.arange(environments) % len(self.spaces)
         cells, actions = np.zeros((2, environments, steps + 1), np.int64)
-        for index, (space, dice) in enumerate(zip(self.spaces, self._dice, strict=True)):
+        for index, (space, sampler) in enumerate(zip(self.spaces, self._sampler, strict=True)):
             own = spaces == index
             start = random.integers(len(space.cells), size=own.sum())
-            cells[own], actions[own] = dice.walks(start, steps, random)
+            cells[own], actions[own] = sampler.walks(start, steps, random)
         most = max(len(space.cells) for space in self.spaces)
         drawn = random.integers(self.symbols, size=(environments, most))  # (B, S)
         links = cells[:, :-1] * self.actions + actions[:, 1:]

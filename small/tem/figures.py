@@ -7,10 +7,10 @@ import numpy as np
 
 from llm.common.plots import new_figure, style
 
-from ..groups import grouped
+from ..experiment.groups import grouped
 from ..plots import colours, draw_curves
 from .capacity import REACHED, Curve
-from .runs import Done, names
+from .runs import TemRun, names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ ACCURACIES = {"zero_shot": "zero-shot accuracy", "visited": "accuracy at visited
 PLACES = 200  # at which curves over seconds are read off
 
 
-def learning_curves(runs: Sequence[Done]) -> "Figure":
+def learning_curves(runs: Sequence[TemRun]) -> "Figure":
     """Figure 4: both accuracies, per gradient step and per second.
 
     Single seeds light, their mean dark, with its 95% interval; over seconds, curves are read off at as many places.

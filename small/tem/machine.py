@@ -15,7 +15,6 @@ Dimension letters: B environments, T cells of a walk, C width of a code, X senso
 """
 
 import itertools
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,44 +23,10 @@ from llm.common.errors import UserError
 from llm.model.activations import activation
 from llm.model.feedforward import FeedForward
 
-from ..checks import below, refuse
 from .memory import Rule, recall
-from .model import TRANSITIONS, Codes, Prediction
+from .model import Codes, Prediction
+from .settings import MachineSizes
 from .store import every_time
-
-MODULES = tuple(3 * n for n in (10, 10, 8, 6, 6))  # of the reference code: 30, 30, 24, 18, 18, together 120
-
-
-@dataclass(frozen=True)
-class MachineSizes:
-    """Sizes of TEM.
-
-    Args:
-        code: C.
-        modules: widths of the frequency modules, which sum to C: a module's code moves on by itself. () is one module.
-        places: G; with modules a third of each, as in the reference code, and not read.
-        sensory: X.
-        two_hot: sensory vectors are fixed: a symbol is two ones among X zeros (the reference code's compression), which
-            has X (X - 1) / 2 symbols. Else W_x is learned.
-        neurons: of the MLP.
-        transition: act of the codes.
-    """
-
-    code: int = 64
-    modules: tuple[int, ...] = ()
-    places: int = 20
-    sensory: int = 10
-    two_hot: bool = True
-    neurons: int = 128
-    transition: str = "identity"
-
-    def __post_init__(self) -> None:
-        problems = below(self, dict.fromkeys(("code", "places", "sensory", "neurons"), 1))
-        if self.transition not in TRANSITIONS:
-            problems.append(f"transition {self.transition!r} is unknown: give {' or '.join(TRANSITIONS)}")
-        if self.modules and (sum(self.modules) != self.code or any(n < 3 or n % 3 for n in self.modules)):
-            problems.append(f"modules {self.modules} must be multiples of 3 and sum to code {self.code}")
-        refuse(problems)
 
 
 class Machine(nn.Module):

@@ -26,14 +26,13 @@ from torch import Tensor, nn
 
 from llm.model.attention import eager_attention
 
-from ..checks import below, refuse
+from ..experiment.options import at_least, option, problems, raise_problems
 
 ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda p: p,
     "relu": torch.relu,
     "clipped": lambda p: nn.functional.leaky_relu(p.clamp(-1, 1), 0.01),  # the authors' code: nothing grows beyond 1
 }
-SEPARATIONS = ("softmax", "linear", "exponential", "polynomial")
 FORMS = ("sums", "matrix", "factored")
 POWER = 3  # of the polynomial; odd, so that what is unlike counts against
 
@@ -53,23 +52,19 @@ class Rule:
     """
 
     decay: float = 1.0
-    rate: float = 1.0
-    keep: float = 0.0
-    steps: int = 1
-    act: str = "relu"
-    form: str = "sums"
+    rate: float = option(1.0, limit=at_least(0))
+    keep: float = option(0.0, limit=at_least(0))
+    steps: int = option(1, limit=at_least(1))
+    act: str = option("relu", choices=tuple(ACTS))
+    form: str = option("sums", choices=FORMS)
 
     def __post_init__(self) -> None:
-        problems = below(self, {"rate": 0, "keep": 0, "steps": 1})
+        found = problems(self)
         if not 0 < self.decay <= 1:
-            problems.append(f"decay {self.decay} must be above 0 and at most 1")
-        if self.act not in ACTS:
-            problems.append(f"act {self.act!r} is unknown: give {', '.join(ACTS)}")
-        if self.form not in FORMS:
-            problems.append(f"form {self.form!r} is unknown: give {', '.join(FORMS)}")
+            found.append(f"decay {self.decay} must be above 0 and at most 1")
         if self.form == "factored" and (self.steps, self.act) != (1, "identity"):
-            problems.append("the factored form is of one step with act identity: give the form sums")
-        refuse(problems)
+            found.append("the factored form is of one step with act identity: give the form sums")
+        raise_problems(found)
 
 
 RULES = {

@@ -19,7 +19,6 @@ Dimension letters: B environments, T cells of a walk, M memories, C width of a c
 A actions.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -29,49 +28,10 @@ from torch import Tensor, nn
 from llm.model.activations import activation
 from llm.model.feedforward import FeedForward
 
-from ..checks import below, refuse
 from ..recurrence import path_integration
-from .memory import SEPARATIONS, attention
-from .store import STORES, every_time, new, surprising, times_of
-
-TRANSITIONS = ("identity", "relu")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of TEM-t; the paper gives none.
-
-    Args:
-        code: C.
-        keys, values: K, V.
-        neurons: of the MLP that reads what was retrieved.
-        transition: act of the codes.
-        separation: how a query tells memories apart, see `memory.attention`.
-        store: which moments are kept: "all", or those that are "surprising" or "new", see `store`.
-        below: a moment is surprising where its symbol had a probability below this, and new where its key has a cosine
-            below this with every kept one; not read where all are kept.
-    """
-
-    code: int = 64
-    keys: int = 64
-    values: int = 64
-    neurons: int = 128
-    transition: str = "identity"
-    separation: str = "softmax"
-    store: str = "all"
-    below: float = 0.5
-
-    def __post_init__(self) -> None:
-        problems = below(self, dict.fromkeys(("code", "keys", "values", "neurons"), 1))
-        if self.transition not in TRANSITIONS:
-            problems.append(f"transition {self.transition!r} is unknown: give {' or '.join(TRANSITIONS)}")
-        if self.separation not in SEPARATIONS:
-            problems.append(f"separation {self.separation!r} is unknown: give {', '.join(SEPARATIONS)}")
-        if self.store not in STORES:
-            problems.append(f"store {self.store!r} is unknown: give {', '.join(STORES)}")
-        if not 0 < self.below < 1:
-            problems.append(f"below {self.below} must be between 0 and 1")
-        refuse(problems)
+from .memory import attention
+from .settings import TransformerSizes
+from .store import every_time, new, surprising, times_of
 
 
 class Prediction(NamedTuple):
@@ -86,7 +46,7 @@ class Prediction(NamedTuple):
 class TemTransformer(nn.Module):
     """The transformer."""
 
-    def __init__(self, actions: int, symbols: int, sizes: Sizes) -> None:
+    def __init__(self, actions: int, symbols: int, sizes: TransformerSizes) -> None:
         super().__init__()
         self.sizes = sizes
         self.codes = Codes(actions, sizes.code, sizes.transition)

@@ -1,4 +1,4 @@
-"""What units of a trained model do in a room: rate maps, grid and band scores beside shuffles, remapping.
+"""Recording of units of a trained model: rate maps, grid and band scores compared with shuffles, remapping.
 
 Whittington et al. 2022, Sections 3 and 6, Figures 1, 2b, 5. Two recordings:
 
@@ -8,8 +8,8 @@ Whittington et al. 2022, Sections 3 and 6, Figures 1, 2b, 5. Two recordings:
                stays -> rate maps of codes and of hippocampal units in both halves of these walkers
 
 Hippocampal units are, of TEM-t, its memory neurons: the attention weights, one neuron for each memory in the order in
-which they were made; of TEM, its conjunctions of what is seen and where. An untrained model, of the same first weights,
-tells how much of all this is learned.
+which they were made; of TEM, its conjunctions of what is seen and where. An untrained model, of the same initial
+weights, tells how much of all this is learned.
 
 Dimension letters: E environments, W walkers, T steps, S cells of the room, C components of a code, M hippocampal units,
 L shuffles.
@@ -26,53 +26,25 @@ from torch import Tensor
 
 from llm.common.errors import UserError
 
-from ..checks import below, refuse
 from ..draws import seeds_of
-from ..folder import copy_into
+from ..experiment.runs import copy_into, measured_once
 from ..rate_maps import RateMaps, band_scores, grid_scores
 from ..spaces import Graph, space
-from ..state import measured_once
 from ..walks import ActionSampler
 from .machine import Machine
 from .memory import attention, conjunction
 from .model import TemTransformer
-from .runs import Done
-from .train import Run, digest
+from .runs import TemRun, digest, largest_space
+from .settings import SQUARE, RecordingSettings
+from .train import Run
 
 UNITS = "units.safetensors"
 SETTLE = 100  # steps of a walk that are left out: until then where a walker is tells how long it has walked
 FLAT = 1e-6  # a map varies less than this of its size by rounding
-SQUARE = "15x15"  # larger than any room of training, so that several periods are seen
-
-
-@dataclass(frozen=True)
-class How:
-    """How units are measured.
-
-    Args:
-        room: of the codes; None is SQUARE, or the largest of training where those are of another structure.
-        walkers, steps: of the codes' walks, after SETTLE steps.
-        shuffles: for each unit, fewer than walkers.
-        environments: E; their room is the largest of training.
-        probes: walkers that go on in each; half of them make one map, half the other.
-    """
-
-    room: str | None = None
-    walkers: int = 512
-    steps: int = 150
-    shuffles: int = 100
-    environments: int = 4
-    probes: int = 64
-
-    def __post_init__(self) -> None:
-        problems = below(self, {"walkers": 21, "steps": 1, "shuffles": 20, "environments": 2, "probes": 2})
-        if self.shuffles >= self.walkers:
-            problems.append(f"shuffles {self.shuffles} must be fewer than walkers {self.walkers}")
-        refuse(problems)
 
 
 class Units(NamedTuple):
-    """What was measured of a run; scores are NaN in a room that is no square."""
+    """What was measured of a run; scores are NaN in a room that is not square."""
 
     codes: Tensor  # (C, S), rates of the codes
     by_place: Tensor  # (): the share of the codes' variance that the cell explains, of one half of walkers by the other
@@ -104,42 +76,42 @@ class Units(NamedTuple):
         return found.double().mean().item()
 
 
-def measured(done: Done, how: How, device: str = "cpu", trained: bool = True) -> Units:
-    """The units of a run at its last checkpoint, or with its first weights; kept in its folder.
+def record_once(saved: TemRun, how: RecordingSettings, device: str = "cpu", trained: bool = True) -> Units:
+    """Return the units of a run at its last checkpoint, or with its initial weights; kept in its folder.
 
     Raises:
         UserError: a damaged checkpoint; a room of other actions; a cell that no walker came to.
     """
-    room = room_of(done, how)
-    facts = asdict(how) | {"room": digest(room), "step": done.last.step if trained else 0}
+    room = room_of(saved, how)
+    facts = asdict(how) | {"room": digest(room), "step": saved.last.step if trained else 0}
 
     def measure() -> Units:
-        run = Run(done.model, done.settings, device)
+        run = Run(saved, device)
         if trained:
-            copy_into(run.tensors(), done.folder)
+            copy_into(run.tensors(), saved.folder)
         return record(run, room, how)
 
     name = UNITS if trained else f"untrained_{UNITS}"
-    return measured_once(done.folder / name, Units, facts, measure)
+    return measured_once(saved.folder / name, Units, facts, measure)
 
 
-def room_of(done: Done, how: How) -> Graph:
+def room_of(saved: TemRun, how: RecordingSettings) -> Graph:
     """Where codes are recorded; UserError for a room of other actions than those of training."""
-    largest = done.settings.largest()
+    largest = largest_space(saved.settings)
     if how.room is None:
         square = space(SQUARE)
         return square if square.actions == largest.actions else largest
     room = space(how.room)
     if room.actions != largest.actions:
         raise UserError(
-            f"room {how.room} has the actions {', '.join(room.actions)}, and {done.folder.name} was trained on "
+            f"room {how.room} has the actions {', '.join(room.actions)}, and {saved.folder.name} was trained on "
             f"{', '.join(largest.actions)}: give a room of that structure"
         )
     return room
 
 
 @torch.no_grad()
-def record(run: Run, room: Graph, how: How) -> Units:
+def record(run: Run, room: Graph, how: RecordingSettings) -> Units:
     """Both recordings; the model is left in evaluation mode."""
     run.model.eval()
     return Units(*(part.float() for part in (*_codes(run, room, how), *_remapping(run, how))))
@@ -148,7 +120,7 @@ def record(run: Run, room: Graph, how: How) -> Units:
 # ---- Codes in a room -------------------------------------------------------------------------------------------------
 
 
-def _codes(run: Run, room: Graph, how: How) -> tuple[Tensor, ...]:
+def _codes(run: Run, room: Graph, how: RecordingSettings) -> tuple[Tensor, ...]:
     random = np.random.default_rng(seeds_of(run.settings.seed, "record codes"))
     start, steps = np.full(how.walkers, _middle(room)), SETTLE + how.steps
     cells, actions = (torch.from_numpy(each).to(run.device) for each in ActionSampler(room).walks(start, steps, random))
@@ -193,7 +165,7 @@ def _middle(room: Graph) -> int:
 
 
 def _scored(score: Callable[[Tensor], Tensor], rates: Tensor, room: Graph) -> Tensor:
-    """(C, S) -> (C,), NaN in a room that is no square."""
+    """(C, S) -> (C,), NaN in a room that is not square."""
     if room.shape is None:
         return torch.full_like(rates[:, 0], torch.nan)
     return score(rates.unflatten(1, room.shape))
@@ -209,22 +181,22 @@ def _rates(activity: Tensor, cells: Tensor, room: Graph) -> Tensor:
 # ---- Remapping -------------------------------------------------------------------------------------------------------
 
 
-def _remapping(run: Run, how: How) -> tuple[Tensor, Tensor]:
+def _remapping(run: Run, how: RecordingSettings) -> tuple[Tensor, Tensor]:
     """Rates of hippocampal units (E, 2, M, S) and of codes (E, 2, C, S)."""
-    room = run.settings.largest()
+    room = largest_space(run.settings)
     found = [_in_environment(run, room, how, number) for number in range(how.environments)]
     fewest = min(hippocampal.shape[1] for hippocampal, _ in found)  # a neuron that one memory never used has no map
     return torch.stack([hippocampal[:, :fewest] for hippocampal, _ in found]), torch.stack([c for _, c in found])
 
 
-def _in_environment(run: Run, room: Graph, how: How, number: int) -> tuple[Tensor, Tensor]:
+def _in_environment(run: Run, room: Graph, how: RecordingSettings, number: int) -> tuple[Tensor, Tensor]:
     """(2, M, S) and (2, C, S) of one environment."""
     random = np.random.default_rng(seeds_of(run.settings.seed, "record environment", number))
     symbols = random.integers(run.settings.symbols, size=len(room.cells))  # (S,)
-    dice, steps = ActionSampler(room), run.settings.tested_steps
-    filling = dice.walks(random.integers(len(room.cells), size=1), steps, random)
+    sampler, steps = ActionSampler(room), run.settings.tested_steps
+    filling = sampler.walks(random.integers(len(room.cells), size=1), steps, random)
     # Probes have walked the filling walk too: so their codes have come from the same start.
-    after = dice.walks(np.repeat(filling[0][:, -1], how.probes), steps, random)
+    after = sampler.walks(np.repeat(filling[0][:, -1], how.probes), steps, random)
     cells, actions = (
         torch.from_numpy(np.concatenate([np.repeat(first, how.probes, axis=0), then[:, 1:]], axis=1)).to(run.device)
         for first, then in zip(filling, after, strict=True)

@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STORES = ("all", "surprising", "new")
-
 
 @torch.no_grad()
 def surprising(symbols: Tensor, ask: Callable[[int, Tensor], Tensor], below: float) -> Tensor:
@@ -31,8 +29,8 @@ def surprising(symbols: Tensor, ask: Callable[[int, Tensor], Tensor], below: flo
     kept = torch.zeros_like(symbols, dtype=torch.bool)
     kept[:, 0] = True
     for now in range(1, symbols.shape[1]):
-        told = ask(now, kept[:, :now]).softmax(-1).gather(-1, symbols[:, now, None])[:, 0]
-        kept[:, now] = told < below
+        probability = ask(now, kept[:, :now]).softmax(-1).gather(-1, symbols[:, now, None])[:, 0]
+        kept[:, now] = probability < below
     return kept
 
 

@@ -2,7 +2,6 @@
 
 from torch import nn
 
-AUGMENTATIONS = ("none", "basic", "strong")
 PADDING = 4  # pixels around an image before a crop, as is usual for CIFAR (He et al. 2016)
 
 

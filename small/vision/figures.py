@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING
 
 from llm.common.plots import new_figure, style
 
-from ..groups import grouped
+from ..experiment.groups import grouped
 from ..plots import colours, draw_curves
 from .datasets import DATASETS
-from .runs import Done, by_data_set, names
+from .runs import VisionRun, by_data_set, names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def over_epochs(runs: Sequence[Done]) -> "Figure":
+def over_epochs(runs: Sequence[VisionRun]) -> "Figure":
     """Training loss and test accuracy over epochs, a row for each data set; single seeds light, means dark."""
     data_sets = by_data_set(runs)
     with style():

@@ -8,8 +8,6 @@ sees every other.
 Dimension letters: B images, S side of an image, P side of a patch, N patches, T = 1 + N tokens, D width.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,57 +18,10 @@ from llm.model.feedforward import FeedForward
 from llm.model.norms import norm
 from llm.model.streams import Carry
 
-from ..checks import below, refuse
 from ..variants import Variant
+from .settings import VisionSizes
 
 EPS = 1e-6  # of the norms (Dosovitskiy et al.'s code)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of the transformer. The paper gives none; those of Lee et al. (2021) are for data sets of small images.
-
-    Args:
-        side: S, in pixels.
-        classes: how many.
-        patch: P, in pixels; None is an eighth of the side.
-        width, heads, layers: D, of attention, of blocks.
-        neurons: of the feed-forward network.
-        dropout: of the embedded tokens, and of what attention and feed-forward network add.
-    """
-
-    side: int = 32
-    classes: int = 100
-    patch: int | None = None
-    width: int = 192
-    heads: int = 12
-    neurons: int = 384
-    layers: int = 9
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.patch is None:
-            object.__setattr__(self, "patch", max(1, self.side // 8))
-        problems = below(self, dict.fromkeys(("side", "patch", "width", "heads", "neurons", "layers"), 1))
-        problems += below(self, {"classes": 2})
-        if not problems and self.side % self.patch_side:
-            problems.append(f"patch {self.patch} must divide the images' side of {self.side} pixels")
-        if not problems and self.width % self.heads:
-            problems.append(f"width {self.width} must be a multiple of heads {self.heads}")
-        if not 0 <= self.dropout < 1:
-            problems.append(f"dropout {self.dropout} must be at least 0 and below 1")
-        refuse(problems)
-
-    @property
-    def patch_side(self) -> int:
-        """P."""
-        assert self.patch is not None
-        return self.patch
-
-    @property
-    def tokens(self) -> int:
-        """T."""
-        return 1 + (self.side // self.patch_side) ** 2
 
 
 class TwoWayAttention(Attention):
@@ -82,7 +33,7 @@ class TwoWayAttention(Attention):
 class VisionTransformer(nn.Module):
     """The classifier."""
 
-    def __init__(self, sizes: Sizes, variant: Variant) -> None:
+    def __init__(self, sizes: VisionSizes, variant: Variant) -> None:
         super().__init__()
         self.sizes = sizes
         self.patches = nn.Linear(3 * sizes.patch_side**2, sizes.width)  # a convolution whose stride is its width
@@ -116,7 +67,7 @@ def into_patches(images: Tensor, patch: int) -> Tensor:
     return parts.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
-def _block(sizes: Sizes, variant: Variant, layer: int) -> Block:
+def _block(sizes: VisionSizes, variant: Variant, layer: int) -> Block:
     attention = TwoWayAttention(
         sizes.width, sizes.heads, sizes.heads, sizes.width // sizes.heads, layer, bias=True,
         stream=variant.stream(sizes.heads, layer),

@@ -29,10 +29,10 @@ TEXT = [
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever asks for a network fails here at once instead of waiting for one."""
 
-    def refuse(self: socket.socket, address: object) -> None:
+    def raise_problems(self: socket.socket, address: object) -> None:
         raise AssertionError(f"a network connection to {address} was tried")
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect", raise_problems)
 
 
 @pytest.fixture(autouse=True)

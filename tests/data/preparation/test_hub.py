@@ -156,8 +156,8 @@ def test_progress_ends_at_the_size_which_is_about_that_of_the_text(folder):
 
 IN_A_WORKER = """
 import pickle, socket, sys
-def refuse(*_): raise RuntimeError("no network here")
-socket.socket.connect = socket.getaddrinfo = refuse
+def raise_problems(*_): raise RuntimeError("no network here")
+socket.socket.connect = socket.getaddrinfo = raise_problems
 from llm.data.preparation.documents import BadDocuments
 sources = pickle.load(sys.stdin.buffer)
 texts = [document.text for source in sources for document in source.documents(BadDocuments())]

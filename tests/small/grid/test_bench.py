@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from small import timing
+from small.experiment.bench import format_ratios
 from small.grid import bench
-from small.grid.model import Navigator, Sizes, Variant
+from small.grid.model import Navigator, Variant
+from small.grid.settings import GridSizes
 from small.grid.world import World
 from small.rate_maps import place_cell_scores
 from small.spaces import space
 
-SIZES = Sizes(width=32, heads=2, head_dim=16, neurons=64, code=8, segment=4, memory=4, dropout=0.0)
+SIZES = GridSizes(width=32, heads=2, head_dim=16, neurons=64, code=8, segment=4, memory=4, dropout=0.0)
 
 
 def test_the_plain_navigator_has_the_logits_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +75,7 @@ def test_the_benchmark_compares_everything(monkeypatch: pytest.MonkeyPatch) -> N
     for name, value in (("BATCH", 4), ("WALKERS", (8, 16)), ("STEPS", 16), ("NEURONS", 32), ("NETWORKX_NEURONS", 4)):
         monkeypatch.setattr(bench, name, value)
     result = bench.run(1, "cpu", replace(SIZES, dropout=0.1))
-    text = timing.report(result)
+    text = format_ratios(result)
     for ratio in (
         "cumulative rows to walkers",
         "networkx to scores",

@@ -11,9 +11,10 @@ import pytest
 from small.grid import cli
 from small.grid.biophysics import Receptor
 from small.grid.cli import main
-from small.grid.model import Sizes, Variant
-from small.grid.runs import combinations, grouped, read_runs, table
-from small.grid.train import Settings
+from small.grid.model import Variant
+from small.grid.runs import combinations, grouped, read_runs
+from small.grid.settings import GridSettings, GridSizes
+from small.grid.tables import error_table
 from small.spaces import space
 
 from ..pictures import is_a_picture
@@ -59,7 +60,7 @@ def test_train_makes_a_run_for_every_combination_a_table_and_figures(tmp_path: P
     mean = np.mean(
         [run.last.errors["novel"].reference for run in runs if run.variant.act == "relu" and run.settings.maps == 2]
     )
-    assert f"{mean:.3f} ± " in next(line for line in table(runs).splitlines() if line.startswith("relu, N = 2"))
+    assert f"{mean:.3f} ± " in next(line for line in error_table(runs).splitlines() if line.startswith("relu, N = 2"))
 
     lives = json.loads((out / "act=relu,maps=2,seed=0" / "run.json").read_text())["lives"]
     assert lives[0]["command"].startswith("python -m small.grid train --preset small")
@@ -92,15 +93,19 @@ def test_every_option_reaches_the_run(tmp_path: Path) -> None:
 def test_the_paper_preset_is_the_paper() -> None:
     options = cli._parser().parse_args(["train", "--out", "x"])
     asked = cli._asked(options)
-    assert [run.settings for run in asked] == [Settings(seed=seed) for seed in range(3)]
+    assert [run.settings for run in asked] == [GridSettings(seed=seed) for seed in range(3)]
     assert all(
-        run.sizes == Sizes() and run.variant == Variant("nmda:10") and len(run.graph.cells) == 121 for run in asked
+        run.sizes == GridSizes() and run.variant == Variant("nmda:10") and len(run.space.cells) == 121 for run in asked
     )
 
 
 def test_combinations_name_what_varies() -> None:
     asked = combinations(
-        space("3x3"), Sizes(), Variant(), Settings(), {"lr": [1e-3, 1e-4], "streams": [(), ("values",)], "seed": [0]}
+        space("3x3"),
+        GridSizes(),
+        Variant(),
+        GridSettings(),
+        {"lr": [1e-3, 1e-4], "streams": [(), ("values",)], "seed": [0]},
     )
     assert [run.label for run in asked][1] == "act=nmda:1,maps=32,lr=0.001,streams=values,seed=0"
     assert asked[2].settings.lr == 1e-4 and asked[3].variant.streams == ("values",)

@@ -9,19 +9,20 @@ import pytest
 from scipy import stats
 
 from small.grid import figures, place_figures
-from small.grid.model import Sizes, Variant
+from small.grid.model import Variant
 from small.grid.place_figures import spearman
-from small.grid.runs import Done, grouped, names
-from small.grid.train import Errors, Row, Settings
+from small.grid.runs import Errors, GridRun, Row, grouped, names
+from small.grid.settings import GridSettings, GridSizes
 from small.spaces import space
 
 GRAPH = space("3x3")
 
 
-def made(act: str, seed: int, reference: float, graph=GRAPH, **settings) -> Done:
+def made(act: str, seed: int, reference: float, graph=GRAPH, **settings) -> GridRun:
     familiar = Errors(0.01, reference, reference + 0.1, 9, 9, 9)
     row = Row(5, 1.0, {"familiar": familiar, "novel": Errors(0.02, 0.9, 0.9, 9, 9, 9)})
-    return Done(Path(f"{act}-{seed}-{settings}"), graph, Sizes(), Variant(act), Settings(seed=seed, **settings), [row])
+    folder, asked = Path(f"{act}-{seed}-{settings}"), GridSettings(seed=seed, **settings)
+    return GridRun(graph, GridSizes(), Variant(act), asked, label=folder.name, folder=folder, rows=[row])
 
 
 def points(axes) -> dict[str, list[tuple[float, float, float]]]:

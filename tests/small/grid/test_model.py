@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from llm.common.errors import UserError
-from small.grid.model import Answer, Navigator, Sizes, Variant
+from small.grid.model import Answer, Navigator, Variant
+from small.grid.settings import GridSizes
 
-SIZES = Sizes(width=16, heads=2, head_dim=5, neurons=24, layers=3, code=6, segment=4, memory=3, dropout=0.0)
+SIZES = GridSizes(width=16, heads=2, head_dim=5, neurons=24, layers=3, code=6, segment=4, memory=3, dropout=0.0)
 ACTIONS, LETTERS, WALKERS = 5, 7, 3
 VARIANTS = {
     "paper": Variant("nmda:10"),
@@ -22,7 +23,7 @@ VARIANTS = {
 }
 
 
-def navigator(variant: Variant, sizes: Sizes = SIZES, spread: float = 0.3) -> Navigator:
+def navigator(variant: Variant, sizes: GridSizes = SIZES, spread: float = 0.3) -> Navigator:
     """With weights far from their small start, so that every part shows in the logits."""
     torch.manual_seed(3)
     model = Navigator(ACTIONS, LETTERS, sizes, variant).double()
@@ -83,7 +84,7 @@ def written_codes(w: dict[str, Tensor], variant: Variant, actions: list[int], wi
     return codes
 
 
-def written_attention(own: dict[str, Tensor], mixed: dict[str, list[Tensor]], t: int, sizes: Sizes) -> Tensor:
+def written_attention(own: dict[str, Tensor], mixed: dict[str, list[Tensor]], t: int, sizes: GridSizes) -> Tensor:
     """What token t of the context adds to itself: every head, every token before it."""
     attended = []
     for head in range(sizes.heads):
@@ -223,9 +224,9 @@ def test_memory_may_be_switched_off_and_keeps_no_gradient() -> None:
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: Sizes(width=15), "width 15 must be even"),
-        (lambda: Sizes(heads=0, memory=-1), "heads 0 must be at least 1; memory -1"),
-        (lambda: Sizes(dropout=1), "dropout 1"),
+        (lambda: GridSizes(width=15), "width 15 must be even"),
+        (lambda: GridSizes(heads=0, memory=-1), "heads 0 must be at least 1; memory -1"),
+        (lambda: GridSizes(dropout=1), "dropout 1"),
         (lambda: Variant("nmda:-1"), "activation 'nmda:-1'"),
         (lambda: Variant("nmda:x"), "activation 'nmda:x'"),
         (lambda: Variant("gelu:2"), "activation 'gelu:2'"),

@@ -8,19 +8,26 @@ import torch
 
 from llm.common.errors import UserError
 from small.grid import recording
-from small.grid.model import Sizes, Variant
-from small.grid.recording import How, measured, record
-from small.grid.train import Folder, Run, Settings, train
+from small.grid.model import Variant
+from small.grid.recording import record, record_once
+from small.grid.runs import GridFolder, GridSpec
+from small.grid.settings import GridSettings, GridSizes, RecordingSettings
+from small.grid.train import Run, train
 from small.rate_maps import gini, place_cell_scores
 from small.spaces import space
 
-SIZES = Sizes(width=16, heads=2, head_dim=8, neurons=12, code=8, segment=4, memory=4)
+SIZES = GridSizes(width=16, heads=2, head_dim=8, neurons=12, code=8, segment=4, memory=4)
 
 
 @pytest.fixture(scope="module")
 def run() -> Run:
     made = Run(
-        space("3x3"), SIZES, Variant("nmda:10"), Settings(maps=2, letters=4, trials=1, steps=16, batch=4, lr=1e-2)
+        GridSpec(
+            space("3x3"),
+            SIZES,
+            Variant("nmda:10"),
+            GridSettings(maps=2, letters=4, trials=1, steps=16, batch=4, lr=1e-2),
+        )
     )
     made.train(1)
     return made
@@ -76,26 +83,28 @@ def test_hooks_are_taken_off_again(run: Run) -> None:
 
 
 def test_what_was_measured_is_kept_until_the_run_or_the_question_changes(tmp_path: Path, monkeypatch) -> None:
-    graph, settings = space("3x3"), Settings(maps=2, letters=4, trials=2, steps=16, batch=4, lr=1e-2, walkers=4)
-    train(tmp_path, graph, SIZES, Variant("nmda:10"), settings)
-    first = measured(tmp_path, How(steps=1000))
+    graph, settings = space("3x3"), GridSettings(maps=2, letters=4, trials=2, steps=16, batch=4, lr=1e-2, walkers=4)
+    train(tmp_path, GridSpec(graph, SIZES, Variant("nmda:10"), settings))
+    first = record_once(tmp_path, RecordingSettings(steps=1000))
     assert [tuple(part.shape) for part in first] == [(2, 12, 9), (2, 12), (2, 18, 9), (2, 18), (8, 9), (2,)]
     expected = place_cell_scores(first.ffn_rates[1].double(), graph)
     np.testing.assert_allclose(first.ffn_scores[1].numpy(), expected.numpy(), atol=1e-4)
     asked: list[int] = []
     monkeypatch.setattr(recording, "record", lambda *args: asked.append(1) or record(*args))
-    again = measured(tmp_path, How(steps=1000))
+    again = record_once(tmp_path, RecordingSettings(steps=1000))
     assert not asked and all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
-    measured(tmp_path, How(steps=1000, normalisation="occupancy"))
+    record_once(tmp_path, RecordingSettings(steps=1000, normalisation="occupancy"))
     (tmp_path / "neurons.safetensors").write_bytes(b"torn")
-    measured(tmp_path, How(steps=1000))
+    record_once(tmp_path, RecordingSettings(steps=1000))
     assert len(asked) == 2
-    with Folder(tmp_path, graph, SIZES, Variant("nmda:10"), settings) as folder:  # a trial more, not evaluated
-        run = Run(graph, SIZES, Variant("nmda:10"), settings)
+    with GridFolder(
+        tmp_path, GridSpec(graph, SIZES, Variant("nmda:10"), settings)
+    ) as folder:  # a trial more, not evaluated
+        run = Run(GridSpec(graph, SIZES, Variant("nmda:10"), settings))
         folder.restore(run.tensors())
         folder.begin(2, {})
         folder.keep(None, 3, run.tensors())
-    measured(tmp_path, How(steps=1000))
+    record_once(tmp_path, RecordingSettings(steps=1000))
     assert len(asked) == 3
 
 

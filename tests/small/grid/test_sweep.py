@@ -14,10 +14,10 @@ import torch
 from llm.common.errors import UserError
 from small.grid import sweep as sweeping
 from small.grid.cli import main
-from small.grid.model import Sizes, Variant
+from small.grid.model import Variant
 from small.grid.runs import combinations, read_runs
+from small.grid.settings import GridSettings, GridSizes
 from small.grid.sweep import Knob, places, share
-from small.grid.train import Settings
 from small.spaces import space
 
 TINY = [
@@ -41,7 +41,7 @@ def test_a_sweep_trains_what_train_does(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_the_tasks_of_an_array_share_all_runs(tmp_path: Path) -> None:
-    asked = combinations(space("3x3"), Sizes(), Variant(), Settings(), {"maps": [1, 2, 3], "seed": range(3)})
+    asked = combinations(space("3x3"), GridSizes(), Variant(), GridSettings(), {"maps": [1, 2, 3], "seed": range(3)})
     shares = [share(asked, f"{task}/4") for task in range(1, 5)]
     assert sorted(run.label for part in shares for run in part) == sorted(run.label for run in asked)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -118,7 +118,7 @@ def test_bad_input_is_one_sentence(words: list[str], named: str, tmp_path: Path,
 
 
 def test_a_worker_that_is_killed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = combinations(space("3x3"), Sizes(), Variant(), Settings(), {"seed": range(2)})
+    asked = combinations(space("3x3"), GridSizes(), Variant(), GridSettings(), {"seed": range(2)})
     monkeypatch.setattr(sweeping, "_train", _dies)
     said = (
         "2 of 2 runs could not be trained: act=nmda:1,maps=32,seed=0 (its process ended by SIGKILL: if for its memory"

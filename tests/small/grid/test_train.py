@@ -13,18 +13,20 @@ import pytest
 import torch
 
 from llm.common.errors import UserError
-from small.grid.model import Answer, Sizes, Variant
-from small.grid.train import Run, Settings, errors_of, read_rows, train
+from small.grid.model import Answer, Variant
+from small.grid.runs import GridSpec, read_rows
+from small.grid.settings import GridSettings, GridSizes
+from small.grid.train import Run, errors_of, train
 from small.spaces import read, space
 
 GRAPH = space("4x4")
-SIZES = Sizes(width=16, heads=2, head_dim=8, neurons=16, code=8, segment=4, memory=4)
-SETTINGS = Settings(maps=2, letters=4, trials=3, steps=16, batch=4, lr=1e-2, walkers=6)
+SIZES = GridSizes(width=16, heads=2, head_dim=8, neurons=16, code=8, segment=4, memory=4)
+SETTINGS = GridSettings(maps=2, letters=4, trials=3, steps=16, batch=4, lr=1e-2, walkers=6)
 VARIANT = Variant("nmda:10")
 
 
 def test_errors_are_those_of_a_slow_count() -> None:
-    run = Run(GRAPH, SIZES, VARIANT, replace(SETTINGS, walkers=40, steps=200))
+    run = Run(GridSpec(GRAPH, SIZES, VARIANT, replace(SETTINGS, walkers=40, steps=200)))
     walks = run.world.trial("familiar", 5, 40, 200)
     wrong = torch.rand(40, 50, generator=torch.Generator().manual_seed(0)) < 0.4
     hits: dict[str, list[bool]] = defaultdict(list)
@@ -44,7 +46,7 @@ def test_errors_are_those_of_a_slow_count() -> None:
 
 def test_an_evaluation_counts_what_the_navigator_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that always says the letter of the last cell is right where that is the letter, whatever the step before."""
-    run = Run(GRAPH, SIZES, VARIANT, replace(SETTINGS, walkers=50))
+    run = Run(GridSpec(GRAPH, SIZES, VARIANT, replace(SETTINGS, walkers=50)))
 
     def says_the_last(code, actions, letters, memory, asked) -> Answer:
         assert asked == (4,) and letters.shape == (50, 4) and actions.shape == (50, 5)
@@ -61,7 +63,7 @@ def test_an_evaluation_counts_what_the_navigator_says(monkeypatch: pytest.Monkey
 
 def test_an_evaluation_carries_code_and_memory_from_segment_to_segment() -> None:
     """Against each walker's own passes, one segment after the other."""
-    run = Run(GRAPH, SIZES, VARIANT, replace(SETTINGS, walkers=8, steps=40))
+    run = Run(GridSpec(GRAPH, SIZES, VARIANT, replace(SETTINGS, walkers=8, steps=40)))
     with torch.no_grad():
         for weight in run.model.parameters():  # large ones: what is not carried shows
             weight.add_(0.5 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
@@ -84,9 +86,11 @@ def test_an_evaluation_carries_code_and_memory_from_segment_to_segment() -> None
 
 def test_first_weights_are_those_of_notes() -> None:
     """N(0, 0.02), biases zero, transitions at the identity; the same ones whatever the form of the code."""
-    sizes = Sizes(width=128, neurons=256, code=32, heads=4, head_dim=32)
+    sizes = GridSizes(width=128, neurons=256, code=32, heads=4, head_dim=32)
     positions = ("paper", "residual", "actions")
-    forms = {form: Run(GRAPH, sizes, Variant(position=form), Settings(letters=4)).model for form in positions}
+    forms = {
+        form: Run(GridSpec(GRAPH, sizes, Variant(position=form), GridSettings(letters=4))).model for form in positions
+    }
     weights = dict(forms["paper"].named_parameters())
     for name, weight in weights.items():
         if name == "codes.transitions":
@@ -102,7 +106,7 @@ def test_first_weights_are_those_of_notes() -> None:
 
 
 def test_dropout_falls_on_the_input_and_in_every_layer() -> None:
-    run = Run(GRAPH, SIZES, VARIANT, SETTINGS)
+    run = Run(GridSpec(GRAPH, SIZES, VARIANT, SETTINGS))
     walks, code = run.world.trial("train", 1, 4, 4), run.first_code("train", 1, 4)
     asked = (code, walks.actions, walks.letters[:, :4], (), (4,))
     shares: dict[str, float] = {}
@@ -123,7 +127,8 @@ def test_dropout_falls_on_the_input_and_in_every_layer() -> None:
 
 def test_bfloat16_products_are_near_and_not_equal() -> None:
     losses = {
-        p: Run(GRAPH, SIZES, VARIANT, replace(SETTINGS, products=p, lr=1e-9)).train(1) for p in ("float32", "bfloat16")
+        p: Run(GridSpec(GRAPH, SIZES, VARIANT, replace(SETTINGS, products=p, lr=1e-9))).train(1)
+        for p in ("float32", "bfloat16")
     }
     assert losses["float32"] != losses["bfloat16"]
     assert losses["float32"] == pytest.approx(losses["bfloat16"], rel=0.01)
@@ -133,12 +138,12 @@ def test_a_training_that_diverges_ends_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match="the loss of trial 1 is nan, so the training has diverged: give an lr below 1e"
     ):
-        train(tmp_path / "run", GRAPH, SIZES, VARIANT, replace(SETTINGS, lr=1e30))
+        train(tmp_path / "run", GridSpec(GRAPH, SIZES, VARIANT, replace(SETTINGS, lr=1e30)))
     assert [row.trial for row in read_rows(tmp_path / "run")] == [0]
 
 
 def test_a_target_that_is_no_target_has_no_error() -> None:
-    run = Run(GRAPH, SIZES, VARIANT, SETTINGS)
+    run = Run(GridSpec(GRAPH, SIZES, VARIANT, SETTINGS))
     walks = run.world.trial("familiar", 0, 2, 4)
     walks = walks._replace(gaps=torch.ones_like(walks.gaps))
     found = errors_of(torch.zeros(2, 1, dtype=torch.bool), walks, 4, 8)
@@ -149,7 +154,7 @@ def test_a_target_that_is_no_target_has_no_error() -> None:
 def test_a_trial_is_adam_on_the_mean_cross_entropy(objective: str) -> None:
     """Against a loop with autograd, `torch.optim.Adam`'s update written out, and the schedule's rates."""
     sizes, settings = replace(SIZES, dropout=0.0), replace(SETTINGS, objective=objective, steps=8, clip=1e-3)
-    run, other = (Run(GRAPH, sizes, VARIANT, settings) for _ in range(2))
+    run, other = (Run(GridSpec(GRAPH, sizes, VARIANT, settings)) for _ in range(2))
     loss = run.train(1)
     walks = other.world.trial("train", 1, 4, 8)
     weights = dict(other.model.named_parameters())
@@ -191,16 +196,16 @@ def results(path: Path) -> tuple[bytes, bytes]:
 @pytest.mark.parametrize("objective", ["steps", "parallel"])
 def test_a_killed_training_goes_on_with_the_same_bits(objective: str, tmp_path: Path) -> None:
     settings = replace(SETTINGS, objective=objective, trials=6, evaluate_every=2)
-    train(tmp_path / "whole", GRAPH, SIZES, VARIANT, settings)
+    train(tmp_path / "whole", GridSpec(GRAPH, SIZES, VARIANT, settings))
     killed = tmp_path / "killed"
     ask = (
         "import sys, time; from pathlib import Path; from small.grid import train as t\n"
-        "from small.spaces import space; from small.grid.model import *\n"
-        "keep = t.Folder.keep\n"
+        "from small.spaces import space; from small.grid.model import *; from small.grid.settings import *\n"
+        "keep = t.GridFolder.keep\n"
         "def slow(self, row, trial, run):\n"
         "    keep(self, row, trial, run); print(trial, flush=True); time.sleep(0.3)\n"
-        "t.Folder.keep = slow\n"
-        f"t.train(Path(sys.argv[1]), space('4x4'), {SIZES!r}, {VARIANT!r}, t.{settings!r})"
+        "t.GridFolder.keep = slow\n"
+        f"t.train(Path(sys.argv[1]), t.GridSpec(space('4x4'), {SIZES!r}, {VARIANT!r}, {settings!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", ask, str(killed)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -209,20 +214,21 @@ def test_a_killed_training_goes_on_with_the_same_bits(objective: str, tmp_path: 
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert [row.trial for row in read_rows(killed)] == [0, 2]
-    rows = train(killed, GRAPH, SIZES, VARIANT, settings)
+    rows = train(killed, GridSpec(GRAPH, SIZES, VARIANT, settings))
     assert results(killed) == results(tmp_path / "whole")
     assert [row.trial for row in rows] == [0, 2, 4, 6]
     lives = json.loads((killed / "run.json").read_text())["lives"]
     assert [life["from_step"] for life in lives] == [0, 3]
     kept = results(killed)
-    assert train(killed, GRAPH, SIZES, VARIANT, settings)[-1] == rows[-1]
+    assert train(killed, GridSpec(GRAPH, SIZES, VARIANT, settings))[-1] == rows[-1]
     assert results(killed) == kept and json.loads((killed / "run.json").read_text())["lives"] == lives
 
 
 def test_runs_of_one_seed_share_what_they_have_in_common() -> None:
     """First weights, maps and walks: alpha and streams are the one difference."""
     one, other = (
-        Run(GRAPH, SIZES, Variant(act, streams=s), SETTINGS) for act, s in (("nmda:0", ()), ("relu", ("values",)))
+        Run(GridSpec(GRAPH, SIZES, Variant(act, streams=s), SETTINGS))
+        for act, s in (("nmda:0", ()), ("relu", ("values",)))
     )
     for (name, left), (_, right) in zip(one.model.named_parameters(), other.model.named_parameters(), strict=True):
         assert torch.equal(left, right), name
@@ -232,7 +238,7 @@ def test_runs_of_one_seed_share_what_they_have_in_common() -> None:
 def test_compiled_steps_learn_the_same() -> None:
     """In few graphs for all times of a segment, with memory and without. Compiled dropout draws other numbers."""
     sizes, settings = replace(SIZES, dropout=0.0, layers=1, segment=8), replace(SETTINGS, trials=1)
-    plain, compiled = (Run(GRAPH, sizes, VARIANT, settings, compiled=c) for c in (False, True))
+    plain, compiled = (Run(GridSpec(GRAPH, sizes, VARIANT, settings), compiled=c) for c in (False, True))
     torch._dynamo.utils.counters.clear()
     assert compiled.train(1) == pytest.approx(plain.train(1), rel=1e-4)
     assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] < 8  # of 16 steps with other shapes
@@ -243,34 +249,34 @@ def test_compiled_steps_learn_the_same() -> None:
 def test_a_space_of_a_file_is_trained(tmp_path: Path) -> None:
     maze = tmp_path / "maze.txt"
     maze.write_text("...\n.#.\n...\n")
-    rows = train(tmp_path / "run", read(maze), SIZES, VARIANT, replace(SETTINGS, trials=1))
+    rows = train(tmp_path / "run", GridSpec(read(maze), SIZES, VARIANT, replace(SETTINGS, trials=1)))
     assert [row.trial for row in rows] == [0, 1] and math.isfinite(rows[1].loss)
 
 
 def test_a_short_training_learns(tmp_path: Path) -> None:
     """What was seen a few steps ago is told on maps that were never trained on: working memory."""
     sizes = replace(SIZES, width=32, neurons=64, code=16, dropout=0.0)
-    settings = Settings(
+    settings = GridSettings(
         maps=8, letters=4, trials=12, steps=128, batch=64, lr=3e-3, objective="parallel", walkers=64, evaluate_every=12
     )
-    first, last = train(tmp_path / "run", space("3x3"), sizes, VARIANT, settings)
+    first, last = train(tmp_path / "run", GridSpec(space("3x3"), sizes, VARIANT, settings))
     assert first.errors["novel"].working > 0.6
     assert last.errors["novel"].working < 0.45
     assert last.errors["novel"].reference > 0.6  # chance is 0.75
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
-    train(tmp_path / "run", GRAPH, SIZES, VARIANT, replace(SETTINGS, trials=1))
+    train(tmp_path / "run", GridSpec(GRAPH, SIZES, VARIANT, replace(SETTINGS, trials=1)))
     for changed in (
-        {"graph": space("4x5")}, {"sizes": replace(SIZES, neurons=8)}, {"variant": Variant("nmda:1")},
+        {"space": space("4x5")}, {"sizes": replace(SIZES, neurons=8)}, {"variant": Variant("nmda:1")},
         {"settings": replace(SETTINGS, trials=2)},
     ):  # fmt: skip
-        asked = {"graph": GRAPH, "sizes": SIZES, "variant": VARIANT, "settings": replace(SETTINGS, trials=1)} | changed
-        with pytest.raises(UserError, match="holds other runs, they differ in"):
-            train(tmp_path / "run", **asked)
+        asked = {"space": GRAPH, "sizes": SIZES, "variant": VARIANT, "settings": replace(SETTINGS, trials=1)} | changed
+        with pytest.raises(UserError, match="holds runs with different settings"):
+            train(tmp_path / "run", GridSpec(**asked))
     (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot be read"):
-        train(tmp_path / "run", GRAPH, SIZES, VARIANT, replace(SETTINGS, trials=1))
+        train(tmp_path / "run", GridSpec(GRAPH, SIZES, VARIANT, replace(SETTINGS, trials=1)))
 
 
 @pytest.mark.parametrize(
@@ -289,4 +295,4 @@ def test_settings_that_cannot_be_are_refused(changed: dict, named: str) -> None:
 
 def test_steps_must_be_whole_segments() -> None:
     with pytest.raises(UserError, match="steps 18 must be a multiple of the segment 4"):
-        Run(GRAPH, SIZES, VARIANT, replace(SETTINGS, steps=18))
+        Run(GridSpec(GRAPH, SIZES, VARIANT, replace(SETTINGS, steps=18)))

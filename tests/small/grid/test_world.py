@@ -34,7 +34,7 @@ def test_a_step_is_an_action_of_its_cell_and_leads_where_it_says() -> None:
 
 
 @pytest.mark.parametrize("text", ["11x11", *SPACES])
-@pytest.mark.parametrize("reach", [2, 1, 0], ids=["two dice", "a die", "uniform"])
+@pytest.mark.parametrize("reach", [2, 1, 0], ids=["two steps", "one step", "uniform"])
 def test_transitions_and_stationary_distribution_are_within_one_percent(text, reach, monkeypatch) -> None:
     """Of D^-1 (A + I), whose stationary distribution is proportional to the number of actions."""
     graph = space(text)
@@ -55,19 +55,19 @@ def test_transitions_and_stationary_distribution_are_within_one_percent(text, re
 
 
 @pytest.mark.parametrize("text", SPACES)
-def test_every_roll_of_two_dice_counts_the_walks_of_two_steps(text: str, monkeypatch) -> None:
+def test_every_roll_of_two_steps_counts_the_walks_of_two_steps(text: str, monkeypatch) -> None:
     """Exactly: all rolls from a cell together hold every walk as often as its probability says."""
     graph = space(text)
     monkeypatch.setattr(small_walks, "BLOCK", 2**30)
-    dice = small_walks.ActionSampler(graph)
-    assert dice.reach == 2
+    sampler = small_walks.ActionSampler(graph)
+    assert sampler.reach == 2
 
     class EveryRoll:
         def integers(self, high: int, size: tuple, dtype: object) -> np.ndarray:
             return np.arange(high).reshape(size)  # one block
 
     for start in range(len(graph.cells)):
-        cells, actions = dice.walk(np.full(dice.rolls, start), 2, EveryRoll())  # type: ignore[arg-type]
+        cells, actions = sampler.walk(np.full(sampler.rolls, start), 2, EveryRoll())  # type: ignore[arg-type]
         walks = zip(*actions[0].T.tolist(), *cells[0].T.tolist(), strict=True)
         found = collections.Counter(walks)
         expected = {
@@ -76,23 +76,23 @@ def test_every_roll_of_two_dice_counts_the_walks_of_two_steps(text: str, monkeyp
             for second, then in enumerate(graph.targets[there])
             if there != NOWHERE and then != NOWHERE
         }
-        assert {walk: count / dice.rolls for walk, count in found.items()} == pytest.approx(expected)
+        assert {walk: count / sampler.rolls for walk, count in found.items()} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("cells", "reach"), [(256, 2), (257, 2), (65_536, 2), (65_537, 1), (2_100_000, 0)])
 def test_walks_on_rings_of_any_size(cells: int, reach: int) -> None:
     """Cells of one, two and four bytes; everyone goes on by one or stays."""
     cells_of = np.arange(cells)
-    dice = small_walks.ActionSampler(Ring(np.stack([cells_of, (cells_of + 1) % cells], axis=1)))  # type: ignore[arg-type]
-    assert dice.reach == reach
+    sampler = small_walks.ActionSampler(Ring(np.stack([cells_of, (cells_of + 1) % cells], axis=1)))  # type: ignore[arg-type]
+    assert sampler.reach == reach
     start = np.arange(cells - 50, cells)
-    walked, actions = dice.walks(start, 21, np.random.default_rng(0))
+    walked, actions = sampler.walks(start, 21, np.random.default_rng(0))
     assert np.array_equal(walked, (start[:, None] + actions.cumsum(1)) % cells)
     assert 0.4 < actions[:, 1:].mean() < 0.6
 
 
 class Ring(NamedTuple):
-    """What dice read of a graph, whose own checks take long for so many cells."""
+    """What a sampler reads of a graph, whose own checks take long for so many cells."""
 
     targets: np.ndarray
 

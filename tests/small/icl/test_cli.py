@@ -12,16 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from small import timing
+from small.experiment.bench import format_ratios
 from small.icl import bench, cli, figures
 from small.icl import sweep as sweeping
 from small.icl.bench import NumpyLoop
 from small.icl.cli import main
-from small.icl.folder import Snapshot, joined, read_snapshots
-from small.icl.model import Sizes
-from small.icl.settings import Settings
+from small.icl.runs import IclSpec, Snapshot, joined, read_snapshots
+from small.icl.settings import IclSettings, IclSizes, Task
 from small.icl.sweep import Knob, points
-from small.icl.task import KINDS, Task
+from small.icl.task import KINDS
 from small.icl.train import Machine
 
 from ..pictures import is_a_picture
@@ -134,11 +133,13 @@ def test_sweep_draws_the_phase_plot_and_goes_on(tmp_path: Path, capsys: pytest.C
 
 
 def test_knobs_turn_what_they_name() -> None:
-    given = points(Knob.parse("content=40,85"), Knob.parse("layers=2,4"), Task(), Sizes(), Settings())
+    given = points(Knob.parse("content=40,85"), Knob.parse("layers=2,4"), IclSpec(Task(), IclSizes(), IclSettings()))
     assert [(p.task.content, p.sizes.width, p.sizes.layers) for p in given] == [
         (40, 105, 2), (85, 150, 2), (40, 105, 4), (85, 150, 4),
     ]  # fmt: skip
-    (point, *_) = points(Knob.parse("lr=0.1"), Knob.parse("alpha=10"), Task(), Sizes(), Settings(("keys",)))
+    (point, *_) = points(
+        Knob.parse("lr=0.1"), Knob.parse("alpha=10"), IclSpec(Task(), IclSizes(), IclSettings(("keys",)))
+    )
     assert point.settings.lr == 0.1 and point.settings.variants == ("keys:nmda10",)
 
 
@@ -151,7 +152,6 @@ def test_knobs_turn_what_they_name() -> None:
         (["train", "--noise", "-1"], "noise -1.0"),
         (["train", "--steps", "77"], "multiple"),
         (["train", "--device", "toaster"], "--device cpu"),
-        (["train", "--seeds", "0"], "seed"),
         (["train", "--layers", "0"], "layers 0"),
         (["sweep", "--x", "nois=1", "--y", "lr=1"], "nois"),
         (["sweep", "--x", "noise=a", "--y", "lr=1"], "VALUE"),
@@ -224,15 +224,15 @@ def test_an_out_that_cannot_be_made_is_refused(
 
 def test_the_command_lines_defaults_are_those_of_the_settings() -> None:
     given = cli._parser().parse_args(["train", "--out", "x", "--device", "cpu", "--no-compile"])
-    assert cli._asked(given) == (Task(), Sizes(), Settings(), Machine())
+    assert cli._asked(given) == IclSpec(Task(), IclSizes(), IclSettings()) and cli._machine(given) == Machine()
 
 
 def test_a_sweeps_grid_has_its_steps_where_they_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """2 x 3 points with a first snapshot of their own each; in one, a seed never passes."""
     firsts = {(x, y): 2 * x + 7 * y for x in (1, 2, 3) for y in (0, 1)}
 
-    def trained(folder: Path, task: Task, *_: object) -> list[Snapshot]:
-        first, rows = firsts[task.copies, int(task.novel)], []
+    def trained(folder: Path, spec: IclSpec, *_: object) -> list[Snapshot]:
+        first, rows = firsts[spec.task.copies, int(spec.task.novel)], []
         for seed in (0, 1):
             for n in range(20):
                 passed = n >= first + seed and not (first == 11 and seed)
@@ -244,7 +244,7 @@ def test_a_sweeps_grid_has_its_steps_where_they_belong(tmp_path: Path, monkeypat
     monkeypatch.setattr(sweeping.figures, "phase", lambda x, y, grids, steps: drawn.update(x=x, y=y, **grids))
     monkeypatch.setattr(sweeping, "write", lambda *_: None)
     x, y = Knob.parse("copies=1,2,3"), Knob.parse("novel=0,1")
-    made = points(x, y, Task(pairs=6), Sizes(), Settings(("keys",), (0, 1)))
+    made = points(x, y, IclSpec(Task(pairs=6), IclSizes(), IclSettings(("keys",), (0, 1))))
     text = sweeping.sweep(x, y, made, tmp_path, 0.9, Machine(), "")
     expected = [[500 * (firsts[a, b] + 0.5) for a in (1, 2, 3)] for b in (0, 1)]
     expected[1][1] = np.nan
@@ -302,7 +302,7 @@ def test_the_benchmark_reports_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     result = {"device": "CPU", "generator": bench._generator(2, "cpu", False), "amicl": bench._amicl(2, "cpu")}
     monkeypatch.setattr(bench, "LARGE", 64)
     result["step"] = bench._step(1, "cpu", "bfloat16", compiled=False)
-    text = timing.report(result)
+    text = format_ratios(result)
     assert "NumPy loop to generator" in text and "step to its products alone" in text
     median, least, greatest = result["generator"]["ratios"]["NumPy loop to generator"]
     assert least <= median <= greatest

@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from llm.common.errors import UserError
-from small.icl.model import Sizes, Transformers, Variant
-from small.icl.task import Task, World
+from small.icl.model import Transformers
+from small.icl.settings import IclSizes, Task, Variant
+from small.icl.task import World
 
 PAPER = ("classic", "queries", "keys", "values")
 BEYOND = ("queries+values", "values:learned", "queries+keys+values:accumulated", "values:first", "classic:nmda10")
 TASK = Task()
 
 
-def reference(weights: dict[str, Tensor], variant: Variant, sizes: Sizes, inputs: Tensor, answers: Tensor) -> Tensor:
+def reference(weights: dict[str, Tensor], variant: Variant, sizes: IclSizes, inputs: Tensor, answers: Tensor) -> Tensor:
     """Mean cross-entropy of one run, from Section 3.2: weights of that run, inputs (B, T, D), answers (B,)."""
     x, raw = inputs, {"queries": [], "keys": [], "values": []}
     time, k = inputs.shape[1], sizes.key_width
@@ -55,7 +56,7 @@ def weights_of(model: Transformers, run: int) -> dict[str, Tensor]:
 
 
 def make(names: tuple[str, ...], seeds: tuple[int, ...] = (0, 1), layers: int = 2, task: Task = TASK) -> Transformers:
-    sizes = Sizes(width=task.width, labels=task.labels, layers=layers)
+    sizes = IclSizes(width=task.width, labels=task.labels, layers=layers)
     return Transformers([Variant.parse(name) for name in names], seeds, sizes, task.tokens, task.content)
 
 

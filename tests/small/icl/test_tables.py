@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from small.icl.folder import Snapshot
-from small.icl.tables import PAPER, compare, first_above, report, verdict
+from small.icl.runs import Snapshot
+from small.icl.tables import PAPER, compare, first_above, format_tables, verdict
 from small.icl.task import KINDS
 
 
@@ -57,7 +57,7 @@ def test_the_papers_t_follows_from_its_table() -> None:
 
 def test_the_table_has_means_deviations_and_the_papers_row() -> None:
     rows = passing("classic", [64, 60, 71, 63]) + passing("values", [50, 49, 47, None])
-    text = report(rows)
+    text = format_tables(rows)
     assert f"{np.mean([64, 60, 71, 63]):.2f} ± {np.std([64, 60, 71, 63]):.2f}" in text
     assert "48.67 ± 1.25 (3 of 4)" in text
     assert "64.5 ± 5.12" in text and "49 ± 2.12" in text
@@ -83,11 +83,11 @@ def test_variants_with_a_run_that_never_passed_are_not_judged() -> None:
     """Left out, their slow runs would make them look faster than they are."""
     rows = passing("classic", [60, 62, 64, 66]) + passing("values", [58, 60, None, None])
     assert verdict(rows) == "values: nothing is said of it (2 of 4 values and 4 of 4 classic passed)."
-    assert "2 of 4 and 4 of 4 passed" in report(rows)
+    assert "2 of 4 and 4 of 4 passed" in format_tables(rows)
 
 
 def test_a_table_says_how_far_it_has_looked() -> None:
-    assert report(curve("values", 0, [0.1, 0.2])).count("not by 1") == 6
+    assert format_tables(curve("values", 0, [0.1, 0.2])).count("not by 1") == 6
 
 
 def test_ic_and_ic2_have_rows_and_tests_of_their_own() -> None:
@@ -98,7 +98,7 @@ def test_ic_and_ic2_have_rows_and_tests_of_their_own() -> None:
             for n in range(20):
                 accuracy = {kind: 0.99 if n >= passed.get(kind, 99) else 0.1 for kind in KINDS}
                 rows.append(Snapshot(n, 500 * n, variant, seed, accuracy, dict.fromkeys(KINDS, 1.0)))
-    lines = {line.split("  ")[0]: line for line in report(rows).splitlines()}
+    lines = {line.split("  ")[0]: line for line in format_tables(rows).splitlines()}
     assert "10.33" in lines["IC"] and "5.33" in lines["IC"]
     assert "13.00" in lines["IC2"] and "9.00" in lines["IC2"]
     assert "-5.00" in lines["IC: values - classic"] and "-4.00" in lines["IC2: values - classic"]

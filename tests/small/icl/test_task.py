@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from scipy import stats
 
 from llm.common.errors import UserError
-from small.icl.task import COUNTED_UP_TO, KINDS, Sequences, Task, World, _ranks, amicl_task
+from small.icl.settings import Task
+from small.icl.task import COUNTED_UP_TO, KINDS, Sequences, World, _ranks, amicl_task
 
 N = 10_000
 TASK = Task()

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from small.tem.capacity import EQUAL_SUM, MACHINES, REACHED, Curve, measure, table
-from small.tem.memory import SEPARATIONS
+from small.tem.capacity import EQUAL_SUM, MACHINES, REACHED, Curve, capacity_table, measure_capacity
+from small.tem.settings import SEPARATIONS
 
 
 def simulated(separation: str, width: int, memories: int, noise: float, trials: int = 600) -> float:
@@ -51,7 +51,7 @@ def simulated_machine(name: str, width: int, memories: int, trials: int = 200) -
 
 @pytest.mark.parametrize("name", MACHINES)
 def test_recall_of_tem_is_that_of_its_matrix(name: str) -> None:
-    (curve,) = (curve for curve in measure([4], 24, 400, 0.0, 0) if curve.rule == name)
+    (curve,) = (curve for curve in measure_capacity([4], 24, 400, 0.0, 0) if curve.rule == name)
     for place in (4, 9, len(curve.memories) - 1):
         expected = simulated_machine(name, 4, round(curve.memories[place]))
         assert curve.recall[place] == pytest.approx(expected, abs=0.11)
@@ -59,7 +59,7 @@ def test_recall_of_tem_is_that_of_its_matrix(name: str) -> None:
 
 @pytest.mark.parametrize("noise", [0.0, 0.6])
 def test_recall_is_that_of_a_plain_simulation(noise: float) -> None:
-    curves = {curve.rule: curve for curve in measure([8], 128, 200, noise, 0)}
+    curves = {curve.rule: curve for curve in measure_capacity([8], 128, 200, noise, 0)}
     assert list(curves) == [*SEPARATIONS, *MACHINES]
     for separation in SEPARATIONS:
         curve = curves[separation]
@@ -77,5 +77,5 @@ def test_a_capacity_is_where_the_curve_falls() -> None:
     assert Curve("linear", 8, [1, 4, 10], [1.0, 0.95, 0.85]).capacity == pytest.approx(7)
     assert Curve("linear", 8, [1, 4], [0.8, 0.2]).capacity == 1
     falls, holds = Curve("linear", 8, [1, 4, 10], [1.0, 0.95, 0.85]), Curve("softmax", 8, [1, 4], [1.0, 1.0])
-    rows = [line.split() for line in table([holds, falls], 64).splitlines()[2:]]
+    rows = [line.split() for line in capacity_table([holds, falls], 64).splitlines()[2:]]
     assert rows == [["softmax", ">", "64"], ["linear", "7"]]

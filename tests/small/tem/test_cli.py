@@ -10,11 +10,9 @@ import pytest
 
 from small.tem import recording
 from small.tem.cli import main
-from small.tem.machine import MODULES, MachineSizes
 from small.tem.memory import RULES, Rule
-from small.tem.model import Sizes
-from small.tem.runs import read_runs
-from small.tem.train import Model, Settings
+from small.tem.runs import Model, read_runs
+from small.tem.settings import MODULES, MachineSizes, TemSettings, TransformerSizes
 
 from ..pictures import is_a_picture
 
@@ -44,7 +42,7 @@ def test_options_reach_the_models(tmp_path: Path) -> None:
     words += ["--store", "new", "--below", "0.7", "--sensory", "11"]
     assert main([*words, "--transition", "relu", "--out", str(tmp_path)]) == 0
     transformer, machine = (run.model for run in read_runs(tmp_path))
-    sizes = Sizes(transition="relu", separation="linear", store="new", below=0.7)
+    sizes = TransformerSizes(transition="relu", separation="linear", store="new", below=0.7)
     assert transformer.sizes == sizes and transformer.rule is None
     sizes = MachineSizes(code=sum(MODULES), modules=MODULES, transition="relu", sensory=11)
     assert machine == Model(sizes, replace(RULES["code"], form="matrix"))
@@ -53,15 +51,14 @@ def test_options_reach_the_models(tmp_path: Path) -> None:
 def test_the_papers_preset_is_the_reference_codes(tmp_path: Path, monkeypatch) -> None:
     """github.com/jbakermans/torch_tem: 20,000 walks of 25 to 300 steps, batch 16, 45 symbols, five modules, rule."""
     asked = []
-    monkeypatch.setattr("small.tem.train.train", lambda path, model, settings, *_: asked.append((model, settings)))
-    monkeypatch.setattr("small.tem.runs.read_runs", lambda _: [])
+    monkeypatch.setattr("small.tem.train.train", lambda path, spec, *_: asked.append((spec.model, spec.settings)))
     monkeypatch.setattr("small.tem.cli._show", lambda *_: None)
     assert main(["train", "--preset", "paper", "--seeds", "1", "--batch", "8", "--out", str(tmp_path)]) == 0
     (transformer, settings), (machine, same) = asked
-    assert settings == same == Settings(
+    assert settings == same == TemSettings(
         spaces=("8x8", "9x9", "10x10", "11x11"), steps=20_000, batch=8, walk_from=25, walk_to=300, test_every=250
     )  # fmt: skip
-    assert transformer == Model(Sizes(code=120))
+    assert transformer == Model(TransformerSizes(code=120))
     assert machine == Model(MachineSizes(code=120, modules=(30, 30, 24, 18, 18)), RULES["code"])
 
 
@@ -120,7 +117,7 @@ def test_capacity_writes_a_table_and_curves(tmp_path: Path, capsys) -> None:
         (["capacity", "--memories", "1"], "memories 2 to 16,384"),
         (["capacity", "--noise", "nan"], "the noise finite and not below 0"),
         (["capacity", "--widths", "5000"], "widths must be 1 to 4,096"),
-        (["train", "--out", "o", "--below", "0.1"], "--below is of a memory that keeps only some moments"),
+        (["train", "--out", "o", "--below", "0.1"], "--below needs --store surprising or --store new"),
         (["train", "--out", "o", "--models", "tem", "--store", "new"], "--store is read by tem-t alone"),
         (["train", "--out", "o", "--models", "tem-t", "--rule", "code"], "--rule is read by tem alone"),
         (["train", "--out", "o", "--modules", "--code", "12"], "--code 12 and modules cannot both be"),

@@ -10,8 +10,9 @@ from torch import Tensor
 from llm.common.errors import UserError
 from small.spaces import space
 from small.tem.environments import Environments, accuracy
-from small.tem.machine import MODULES, Machine, MachineSizes, two_hot
+from small.tem.machine import Machine, two_hot
 from small.tem.memory import RULES, Rule
+from small.tem.settings import MODULES, MachineSizes
 
 SIZES = MachineSizes(code=12, places=5, sensory=5, neurons=7)
 VARIANTS = {

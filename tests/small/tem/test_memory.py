@@ -14,7 +14,6 @@ from small.tem.memory import (
     FORMS,
     POWER,
     RULES,
-    SEPARATIONS,
     Rule,
     attention,
     conjunction,
@@ -23,6 +22,7 @@ from small.tem.memory import (
     retrieve,
     retrieve_by_matrix,
 )
+from small.tem.settings import SEPARATIONS
 
 CASES = {
     "paper": Rule(),
@@ -141,7 +141,7 @@ def test_attention_is_a_sum_over_memories(separation: str) -> None:
         ),
         (
             {"steps": 0, "act": "tanh", "form": "list"},
-            "steps 0 must be at least 1; act 'tanh' is unknown: give identity, relu, clipped; form 'list' is unknown",
+            "steps 0 must be at least 1; act 'tanh' is unknown: give identity, relu or clipped; form 'list' is unknown",
         ),
     ],
 )

@@ -10,9 +10,10 @@ from torch import Tensor
 from llm.common.errors import UserError
 from small.spaces import space
 from small.tem.environments import Environments, accuracy
-from small.tem.model import Codes, Sizes, TemTransformer
+from small.tem.model import Codes, TemTransformer
+from small.tem.settings import TransformerSizes
 
-SIZES = Sizes(code=8, keys=6, values=5, neurons=7)
+SIZES = TransformerSizes(code=8, keys=6, values=5, neurons=7)
 
 
 def plain(model: TemTransformer, actions: Tensor, symbols: Tensor, relu: bool) -> Tensor:
@@ -43,7 +44,7 @@ def plain(model: TemTransformer, actions: Tensor, symbols: Tensor, relu: bool) -
 @pytest.mark.parametrize("transition", ["identity", "relu"])
 def test_logits_and_gradients_equal_a_plain_loop(transition: str) -> None:
     torch.manual_seed(0)
-    model = TemTransformer(5, 9, Sizes(8, 6, 5, 7, transition))
+    model = TemTransformer(5, 9, TransformerSizes(8, 6, 5, 7, transition))
     actions, symbols = torch.randint(5, (3, 9)), torch.randint(9, (3, 9))
     found = model(actions, symbols)
     expected = plain(model, actions, symbols, transition == "relu")
@@ -95,7 +96,7 @@ def test_zero_shot_links_are_learned_from_actions_alone(shuffled: bool) -> None:
     """Fresh environments of sizes that training had; with actions of another walk the same training is at chance."""
     torch.manual_seed(0)
     environments = Environments([space("3x3"), space("4x4")], 0, symbols=20)
-    model = TemTransformer(environments.actions, 20, Sizes(code=32, keys=32, values=32, neurons=32))
+    model = TemTransformer(environments.actions, 20, TransformerSizes(code=32, keys=32, values=32, neurons=32))
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
 
     def told(kind: str, number: int, count: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,4 +119,4 @@ def test_zero_shot_links_are_learned_from_actions_alone(shuffled: bool) -> None:
 
 def test_sizes_that_cannot_be() -> None:
     with pytest.raises(UserError, match="code 0 must be at least 1; transition 'tanh' is unknown: give identity or re"):
-        Sizes(code=0, transition="tanh")
+        TransformerSizes(code=0, transition="tanh")

@@ -13,22 +13,22 @@ from scipy import stats
 from llm.common.errors import UserError
 from small.spaces import space
 from small.tem import recording
-from small.tem.cell_figures import table
-from small.tem.machine import MachineSizes
+from small.tem.cell_figures import unit_table
 from small.tem.memory import Rule
-from small.tem.model import Sizes, TemTransformer
-from small.tem.recording import How, Units, measured, record, remapping
-from small.tem.runs import Done, read_runs
-from small.tem.train import Model, Row, Run, Settings, train
+from small.tem.model import TemTransformer
+from small.tem.recording import Units, record, record_once, remapping
+from small.tem.runs import Model, Row, TemRun, TemSpec, read_runs
+from small.tem.settings import MachineSizes, RecordingSettings, TemSettings, TransformerSizes
+from small.tem.train import Run, train
 
 ROOM, PERIOD = space("15x15"), 6.0
-SETTINGS = Settings(spaces=("5x5",), tested_steps=400)
-HOW = How(walkers=128, steps=120, shuffles=40, environments=3, probes=40)
+SETTINGS = TemSettings(spaces=("5x5",), tested_steps=400)
+HOW = RecordingSettings(walkers=128, steps=120, shuffles=40, environments=3, probes=40)
 
 
 def waves(mixed: bool, store: str = "new") -> Run:
     """TEM-t with codes of three plane waves at 60 degrees, two components each; mixed so that every one is a grid."""
-    run = Run(Model(Sizes(code=6, keys=6, store=store, below=0.98)), SETTINGS)
+    run = Run(TemSpec(Model(TransformerSizes(code=6, keys=6, store=store, below=0.98)), SETTINGS))
     model = run.model
     assert isinstance(model, TemTransformer)
     start = torch.tensor([1.0, 0, 1, 0, 1, 0])
@@ -138,9 +138,10 @@ def test_the_table_says_of_each_column_what_it_is(tmp_path: Path) -> None:
         grid, low = torch.tensor([0.1, 0.7 + seed / 10, 0.2]), torch.zeros(40, 3) + 0.15
         band = torch.tensor([0.4, 0.45, 0.9])
         found.append(Units(torch.zeros(3, 4), torch.tensor(0.8), grid, low, band, low, hippocampal, entorhinal))
-    runs = [Done(Path(f"seed={s}"), Model(Sizes()), Settings(seed=s), [Row(1, 1.0, 1, 1, 1, 1)]) for s in (0, 1)]
+    model, rows = Model(TransformerSizes()), [Row(1, 1.0, 1, 1, 1, 1)]
+    runs = [TemRun(model, TemSettings(seed=s), folder=Path(f"seed={s}"), rows=rows) for s in (0, 1)]
     empty = [each._replace(by_place=torch.tensor(0.25)) for each in found]
-    text = table(runs, lambda run: found[run.settings.seed], lambda run: empty[run.settings.seed])
+    text = unit_table(runs, lambda run: found[run.settings.seed], lambda run: empty[run.settings.seed])
     lines = [[cell for cell in line.split("  ") if cell] for line in text.splitlines()]
     rows = {line[0]: dict(zip([c.strip() for c in lines[0]][1:], [c.strip() for c in line[2:]], strict=True))
             for line in lines[2:4]}  # fmt: skip
@@ -175,7 +176,7 @@ def test_memory_neurons_fire_where_they_were_made_and_remap() -> None:
 
 
 def test_conjunctions_are_what_is_seen_times_where() -> None:
-    run = Run(Model(MachineSizes(code=6, places=4, sensory=10), Rule()), replace(SETTINGS, tested_steps=20))
+    run = Run(TemSpec(Model(MachineSizes(code=6, places=4, sensory=10), Rule()), replace(SETTINGS, tested_steps=20)))
     units = record(run, ROOM, HOW)
     assert units.hippocampal.shape == (3, 2, 40, 25) and units.entorhinal.shape == (3, 2, 6, 25)
     maps = units.hippocampal[0, 0].view(10, 4, 25)
@@ -208,24 +209,26 @@ def test_remapping_is_pearsons_by_hand() -> None:
 
 
 def test_what_was_measured_is_kept_until_the_run_or_the_question_changes(tmp_path: Path, monkeypatch) -> None:
-    settings = Settings(spaces=("3x3",), symbols=6, steps=1, batch=2, walk_from=4, walk_to=4, tested=2, tested_steps=9)
-    train(tmp_path / "a", Model(Sizes(code=4)), settings, quiet=True)
+    settings = TemSettings(
+        spaces=("3x3",), symbols=6, steps=1, batch=2, walk_from=4, walk_to=4, tested=2, tested_steps=9
+    )
+    train(tmp_path / "a", TemSpec(Model(TransformerSizes(code=4)), settings), quiet=True)
     (run,) = read_runs(tmp_path)
     how, times = replace(HOW, walkers=30, steps=20, shuffles=20, probes=2, room="3x3"), []
     before = recording.record
     monkeypatch.setattr(recording, "record", lambda *words: times.append(0) or before(*words))
-    first, again = measured(run, how), measured(run, how)
+    first, again = record_once(run, how), record_once(run, how)
     assert len(times) == 1
     torch.testing.assert_close(tuple(first), tuple(again), rtol=0, atol=0, equal_nan=True)
-    measured(run, replace(how, probes=4))
+    record_once(run, replace(how, probes=4))
     assert len(times) == 2
     (run.folder / recording.UNITS).write_bytes(b"torn")
-    measured(run, replace(how, probes=4))
+    record_once(run, replace(how, probes=4))
     assert len(times) == 3
     with pytest.raises(UserError, match=r"room line:9 has the actions .*: give a room of that structure"):
-        measured(run, replace(how, room="line:9"))
-    assert not torch.equal(measured(run, how, trained=False).codes, first.codes)
+        record_once(run, replace(how, room="line:9"))
+    assert not torch.equal(record_once(run, how, trained=False).codes, first.codes)
     with pytest.raises(
         UserError, match="environments 1 must be at least 2; shuffles 100 must be fewer than walkers 50"
     ):
-        How(walkers=50, environments=1)
+        RecordingSettings(walkers=50, environments=1)

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 
 from llm.common.errors import UserError
-from small.tem.model import Sizes, TemTransformer
+from small.tem.model import TemTransformer
+from small.tem.settings import TransformerSizes
 from small.tem.store import new, surprising, times_of
 
 
@@ -46,7 +47,7 @@ def test_a_moment_is_asked_for_with_what_was_kept_before() -> None:
 @pytest.mark.parametrize(("store", "below"), [("surprising", 0.3), ("new", 0.6), ("new", 0.99), ("all", 0.5)])
 def test_logits_are_those_of_a_memory_that_is_a_list(store: str, below: float, separation: str) -> None:
     torch.manual_seed(0)
-    model = TemTransformer(5, 4, Sizes(8, 6, 5, 7, separation=separation, store=store, below=below))
+    model = TemTransformer(5, 4, TransformerSizes(8, 6, 5, 7, separation=separation, store=store, below=below))
     with torch.no_grad():
         model.read_out[1].weight.mul_(6)  # so that some predictions are sure
         model.code_to_key.weight.mul_(4)
@@ -77,5 +78,7 @@ def test_logits_are_those_of_a_memory_that_is_a_list(store: str, below: float, s
 
 
 def test_stores_that_cannot_be() -> None:
-    with pytest.raises(UserError, match="store 'some' is unknown: give all, surprising, new; below 1 must be between"):
-        Sizes(store="some", below=1)
+    with pytest.raises(
+        UserError, match="store 'some' is unknown: give all, surprising or new; below 1 must be between"
+    ):
+        TransformerSizes(store="some", below=1)

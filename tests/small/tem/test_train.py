@@ -14,22 +14,25 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from llm.common.errors import UserError
-from small.groups import grouped
-from small.tem.machine import Machine, MachineSizes
+from small.experiment.groups import grouped
+from small.experiment.runs import read_rows
+from small.tem.machine import Machine
 from small.tem.memory import RULES
-from small.tem.model import Sizes, TemTransformer
-from small.tem.runs import Done, comparison, names, read_runs, report
-from small.tem.train import Model, Row, Run, Settings, read_table, train
+from small.tem.model import TemTransformer
+from small.tem.runs import Model, Row, TemRun, TemSpec, names, read_runs
+from small.tem.settings import MachineSizes, TemSettings, TransformerSizes
+from small.tem.tables import accuracy_table, comparison
+from small.tem.train import Run, train
 
-SETTINGS = Settings(
+SETTINGS = TemSettings(
     spaces=("3x3", "3x4"), symbols=6, steps=6, batch=4, walk_from=8, walk_to=12, test_every=2, tested=4, tested_steps=20
 )  # fmt: skip
-TEM_T = Model(Sizes(code=8, keys=6, values=5, neurons=7))
+TEM_T = Model(TransformerSizes(code=8, keys=6, values=5, neurons=7))
 TEM = Model(MachineSizes(code=9, modules=(6, 3), sensory=4, neurons=7), RULES["code"])
 
 
 def test_a_training_is_adam_on_fresh_walks_of_growing_length() -> None:
-    run = Run(TEM_T, SETTINGS)
+    run = Run(TemSpec(TEM_T, SETTINGS))
     plain = TEM_T.build(run.environments.actions, 6)
     plain.load_state_dict(run.model.state_dict())
     adam = torch.optim.Adam(plain.parameters(), SETTINGS.lr)
@@ -57,21 +60,21 @@ def results(folder: Path) -> tuple[list, dict[str, torch.Tensor]]:
     """All but the seconds."""
     tensors = load_file(folder / "checkpoint.safetensors")
     assert tensors.pop("seconds") > 0
-    return [(row.step, *row[2:]) for row in read_table(folder)][1:], tensors
+    return [(row.step, *row[2:]) for row in read_rows(folder / "accuracy.csv", Row)][1:], tensors
 
 
 @pytest.mark.parametrize("model", [TEM_T, TEM], ids=["tem-t", "tem"])
 def test_a_killed_training_ends_with_the_same_weights(model: Model, tmp_path: Path) -> None:
-    train(tmp_path / "whole", model, SETTINGS, quiet=True)
+    train(tmp_path / "whole", TemSpec(model, SETTINGS), quiet=True)
     ask = (
         "import sys, time; from pathlib import Path\n"
         "from tests.small.tem.test_train import *\n"
-        "from small.folder import TableFolder\n"
+        "from small.experiment.runs import TableFolder\n"
         "keep = TableFolder.keep\n"
         "def slow(self, row, step, tensors):\n"
         "    keep(self, row, step, tensors); print(step, flush=True); time.sleep(0.3)\n"
         "TableFolder.keep = slow\n"
-        f"train(Path(sys.argv[1]), {'TEM_T' if model == TEM_T else 'TEM'}, SETTINGS, quiet=True)"
+        f"train(Path(sys.argv[1]), TemSpec({'TEM_T' if model == TEM_T else 'TEM'}, SETTINGS), quiet=True)"
     )
     killed = tmp_path / "killed"
     with subprocess.Popen([sys.executable, "-c", ask, str(killed)], stdout=subprocess.PIPE, text=True) as process:
@@ -79,8 +82,8 @@ def test_a_killed_training_ends_with_the_same_weights(model: Model, tmp_path: Pa
         while int(process.stdout.readline()) < 2:
             pass
         process.send_signal(signal.SIGKILL)
-    assert [row.step for row in read_table(killed)] == [0, 2]
-    rows = train(killed, model, SETTINGS, quiet=True)
+    assert [row.step for row in read_rows(killed / "accuracy.csv", Row)] == [0, 2]
+    rows = train(killed, TemSpec(model, SETTINGS), quiet=True)
     assert [row.step for row in rows] == [0, 2, 4, 6] and rows[-1].seconds > rows[1].seconds > 0
     for one, other in zip(results(killed), results(tmp_path / "whole"), strict=True):
         if isinstance(one, dict):
@@ -88,34 +91,35 @@ def test_a_killed_training_ends_with_the_same_weights(model: Model, tmp_path: Pa
         else:
             assert one == other
     before = (killed / "run.json").read_bytes()
-    assert list(train(killed, model, SETTINGS, quiet=True))[1:] == list(rows)[1:]
+    assert list(train(killed, TemSpec(model, SETTINGS), quiet=True))[1:] == list(rows)[1:]
     assert (killed / "run.json").read_bytes() == before
 
 
 def test_a_folder_of_another_run_is_left_alone(tmp_path: Path) -> None:
-    train(tmp_path, TEM_T, SETTINGS, quiet=True)
+    train(tmp_path, TemSpec(TEM_T, SETTINGS), quiet=True)
     for model, settings, sentence in (
         (TEM, SETTINGS, "model.name"), (TEM_T, replace(SETTINGS, lr=0.1), "settings.lr"),
         (TEM_T, replace(SETTINGS, spaces=("3x3",)), "settings.spaces"),
     ):  # fmt: skip
-        with pytest.raises(UserError, match=f"differ in {sentence}"):
-            train(tmp_path, model, settings, quiet=True)
+        with pytest.raises(UserError, match=rf"different settings \({sentence}"):
+            train(tmp_path, TemSpec(model, settings), quiet=True)
 
 
 def test_a_diverged_training_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the loss before step 2 is nan.*give an lr below 1e\+30"):
-        train(tmp_path, TEM_T, replace(SETTINGS, lr=1e30), quiet=True)
+        train(tmp_path, TemSpec(TEM_T, replace(SETTINGS, lr=1e30)), quiet=True)
 
 
-def made(model: Model, seed: int, *rows: tuple[int, float, float]) -> Done:
+def made(model: Model, seed: int, *rows: tuple[int, float, float]) -> TemRun:
     """A run with rows of step, seconds and zero-shot accuracy."""
-    return Done(Path(f"{seed}"), model, Settings(seed=seed), [Row(s, t, 1.0, 0.99, z, 30.0) for s, t, z in rows])
+    made = [Row(s, t, 1.0, 0.99, z, 30.0) for s, t, z in rows]
+    return TemRun(model, TemSettings(seed=seed), folder=Path(f"{seed}"), rows=made)
 
 
 def test_the_table_says_when_runs_got_there_and_compares_within_seeds() -> None:
     first = [made(TEM_T, s, (0, 0, 0.1), (50, 2.0, 0.8), (100, 4.0, 0.9 + s / 100)) for s in range(3)]
     second = [made(TEM, s, (0, 0, 0.1), (100, 12.0, 0.4 + s * s / 100)) for s in range(3)]
-    text = report([*first, *second])
+    text = accuracy_table([*first, *second])
     lines = {line.split("  ")[0]: line.split() for line in text.splitlines() if line.startswith("TEM")}
     assert lines["TEM-t"][-3:] == ["40.0", "100", "4"] and lines["TEM"][-3:] == ["120.0", "not", "not"]
     differences = np.array([0.5, 0.5, 0.48])
@@ -148,10 +152,10 @@ def test_a_space_that_changed_under_its_name_is_another(tmp_path: Path) -> None:
     maze = tmp_path / "maze.txt"
     maze.write_text("#####\n#...#\n#...#\n#####\n")
     settings = replace(SETTINGS, spaces=(str(maze),))
-    train(tmp_path / "run", TEM_T, settings, quiet=True)
+    train(tmp_path / "run", TemSpec(TEM_T, settings), quiet=True)
     assert len(read_runs(tmp_path)) == 1
     maze.write_text("#####\n#...#\n#.#.#\n#...#\n#####\n")
-    with pytest.raises(UserError, match=r"differ in spaces\..*maze.txt"):
-        train(tmp_path / "run", TEM_T, settings, quiet=True)
+    with pytest.raises(UserError, match=r"different settings \(spaces\..*maze.txt"):
+        train(tmp_path / "run", TemSpec(TEM_T, settings), quiet=True)
     with pytest.raises(UserError, match=r"a file among the spaces of .* has changed since"):
         read_runs(tmp_path)

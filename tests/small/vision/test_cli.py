@@ -70,7 +70,7 @@ def test_what_cannot_be_trained_is_said_before_and_the_rest_is_trained(data, tmp
     words = ["train", "--dataset", "cifar100", "--data", str(data), *TINY, "--seeds", "1", "--out", str(tmp_path / "o")]
     assert main([*words, "--act", "gelu"]) == 0
     assert main([*words, "--act", "relu", "gelu", "--smoothing", "0.3"]) == 2
-    assert "differ in settings.smoothing" in capsys.readouterr().err
+    assert "different settings (settings.smoothing" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "o").glob("act=*")] == ["act=gelu,seed=0"]
     step = Run._step
     nan_of_nmda = lambda run, *rest: step(run, *rest) * (math.nan if "NMDA" in str(run.model) else 1)  # noqa: E731

@@ -9,12 +9,13 @@ from transformers import ViTConfig, ViTForImageClassification
 from llm.common.errors import UserError
 from llm.model.fast_paths import enable_fast_paths
 from small.variants import Variant
-from small.vision.model import EPS, Sizes, VisionTransformer
+from small.vision.model import EPS, VisionTransformer
+from small.vision.settings import VisionSizes
 
-SIZES = Sizes(side=16, classes=7, patch=4, width=24, heads=3, neurons=40, layers=3)
+SIZES = VisionSizes(side=16, classes=7, patch=4, width=24, heads=3, neurons=40, layers=3)
 
 
-def theirs(ours: VisionTransformer, sizes: Sizes, act: str) -> ViTForImageClassification:
+def theirs(ours: VisionTransformer, sizes: VisionSizes, act: str) -> ViTForImageClassification:
     """transformers' model with the weights of ours."""
     config = ViTConfig(
         image_size=sizes.side, patch_size=sizes.patch_side, hidden_size=sizes.width, num_hidden_layers=sizes.layers,
@@ -54,7 +55,7 @@ def theirs(ours: VisionTransformer, sizes: Sizes, act: str) -> ViTForImageClassi
     return model
 
 
-def scattered(sizes: Sizes, variant: Variant) -> VisionTransformer:
+def scattered(sizes: VisionSizes, variant: Variant) -> VisionTransformer:
     """Every weight is drawn, so that none hides behind a zero or a one."""
     torch.manual_seed(0)
     model = VisionTransformer(sizes, variant).eval()
@@ -65,8 +66,8 @@ def scattered(sizes: Sizes, variant: Variant) -> VisionTransformer:
 
 
 @pytest.mark.parametrize("act", ["gelu", "relu", "nmda:1"])
-@pytest.mark.parametrize("sizes", [SIZES, Sizes(layers=2), Sizes(side=64, classes=200, layers=2)])
-def test_logits_and_gradients_equal_those_of_transformers(sizes: Sizes, act: str) -> None:
+@pytest.mark.parametrize("sizes", [SIZES, VisionSizes(layers=2), VisionSizes(side=64, classes=200, layers=2)])
+def test_logits_and_gradients_equal_those_of_transformers(sizes: VisionSizes, act: str) -> None:
     ours = scattered(sizes, Variant(act))
     model = theirs(ours, sizes, {"nmda:1": "silu"}.get(act, act))
     images = torch.randn(4, 3, sizes.side, sizes.side)
@@ -84,7 +85,9 @@ def test_logits_and_gradients_equal_those_of_transformers(sizes: Sizes, act: str
         torch.testing.assert_close(ours_at.grad, theirs_at.grad.view(ours_at.shape), rtol=1e-4, atol=1e-6)
 
 
-def plain(model: VisionTransformer, images: Tensor, sizes: Sizes, alpha: float, streams: tuple[str, ...]) -> Tensor:
+def plain(
+    model: VisionTransformer, images: Tensor, sizes: VisionSizes, alpha: float, streams: tuple[str, ...]
+) -> Tensor:
     """The transformer with NMDA and streams of the layer before, written out image by image and head by head."""
     answers = []
     for image in images:
@@ -142,7 +145,7 @@ def test_every_patch_reaches_every_other() -> None:
 
 
 def test_dropout_is_of_training_alone() -> None:
-    model = scattered(Sizes(side=16, width=24, heads=3, neurons=40, layers=1, dropout=0.5), Variant("gelu"))
+    model = scattered(VisionSizes(side=16, width=24, heads=3, neurons=40, layers=1, dropout=0.5), Variant("gelu"))
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(model(images), model(images))
     assert not torch.equal(model.train()(images), model(images))
@@ -160,5 +163,9 @@ def test_dropout_is_of_training_alone() -> None:
 )
 def test_sizes_that_cannot_be(changes: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        Sizes(**changes)
-    assert Sizes().patch_side == 4 and Sizes(side=64).patch_side == 8 and Sizes().tokens == Sizes(side=64).tokens == 65
+        VisionSizes(**changes)
+    assert (
+        VisionSizes().patch_side == 4
+        and VisionSizes(side=64).patch_side == 8
+        and VisionSizes().tokens == VisionSizes(side=64).tokens == 65
+    )

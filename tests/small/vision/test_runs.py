@@ -15,9 +15,9 @@ from statsmodels.stats.multitest import multipletests
 from llm.common.errors import UserError
 from small.variants import Variant
 from small.vision.figures import over_epochs
-from small.vision.model import Sizes
-from small.vision.runs import read_runs, report
-from small.vision.train import Settings
+from small.vision.runs import read_runs
+from small.vision.settings import VisionSettings, VisionSizes
+from small.vision.tables import table_s1
 
 IMAGES = 2000
 
@@ -37,9 +37,9 @@ def made(
     folder.mkdir(parents=True)
     record = {
         "data": {"name": data, "classes": 5, "side": 32, "train": 9, "test": len(right), "crc32": "0"},
-        "sizes": asdict(Sizes()),
+        "sizes": asdict(VisionSizes()),
         "variant": asdict(Variant(act, **more)),
-        "settings": asdict(Settings(seed=seed, epochs=epochs, warmup=0)),
+        "settings": asdict(VisionSettings(seed=seed, epochs=epochs, warmup=0)),
         "lives": [],
     }
     (folder / "run.json").write_text(json.dumps(record))
@@ -65,7 +65,7 @@ def test_means_deviations_and_the_papers_rows(tmp_path: Path) -> None:
         for seed, side in enumerate(sides):
             made(tmp_path / data, act, seed, side, data=data)
         accuracies[data, act] = [100 * side.mean() for side in sides]
-    text = report(read_runs([tmp_path / "cifar100", tmp_path / "tiny-imagenet"]))
+    text = table_s1(read_runs([tmp_path / "cifar100", tmp_path / "tiny-imagenet"]))
     found = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()[2:8]]
     assert found[0] == ["GELU", "NMDA α = 10", "NMDA α = 0"]
     expected = {key: f"{np.mean(v):.2f} ± {np.std(v):.2f} (3 seeds)" for key, v in accuracies.items()}
@@ -92,7 +92,7 @@ def test_verdicts_are_paired_within_seeds_and_images_and_corrected(tmp_path: Pat
         made(tmp_path, "gelu", seed, base)
         for act, side in acts.items():
             made(tmp_path, act, seed, side)
-    lines = report(read_runs([tmp_path])).splitlines()
+    lines = table_s1(read_runs([tmp_path])).splitlines()
     tests = {act: stats.ttest_rel(side.astype(float), base.astype(float)) for act, side in acts.items()}
     corrected = multipletests([test.pvalue for test in tests.values()], method="holm")[1]
     words = {"nmda:10": "above", "nmda:5": "not shown to differ from", "relu": "below"}
@@ -119,19 +119,19 @@ def test_a_correction_may_turn_a_verdict(tmp_path: Path) -> None:
         made(tmp_path, act, 0, other)
     made(tmp_path, "gelu", 0, base)
     made(tmp_path / "alone", "nmda:1", 5, base, epochs=1, done=1)
-    lines = [line for line in report(read_runs([tmp_path, tmp_path / "alone"])).splitlines() if " GELU" in line]
+    lines = [line for line in table_s1(read_runs([tmp_path, tmp_path / "alone"])).splitlines() if " GELU" in line]
     words = {line.split(": ")[1].split(" is ")[0]: line for line in lines if "points" in line}
     assert "is above" in words["NMDA α = 10"] and "not shown" in words["NMDA α = 1"] and "not shown" in words["relu"]
     _, low, _, p_value = numbers(words["NMDA α = 1"])
     assert low > 0 and 0.03 < p_value < 0.09
-    text = report(read_runs([tmp_path, tmp_path / "alone"]))
+    text = table_s1(read_runs([tmp_path, tmp_path / "alone"]))
     assert "corrected for 3 comparisons" in text and "compared with nothing" in text
 
 
 def test_activations_whose_names_are_nearly_alike_are_two(tmp_path: Path) -> None:
     for act, accuracy in (("gelu", 0.5), ("nmda:1", 0.5), ("nmda:1.0000001", 0.8)):
         made(tmp_path, act, 0, right(accuracy, 3))
-    text = report(read_runs([tmp_path]))
+    text = table_s1(read_runs([tmp_path]))
     assert text.count(" points, ") == 2 and "NMDA α = 1.0000001 is above" in text
 
 
@@ -142,7 +142,7 @@ def test_other_images_or_rates_are_never_one_group(part: str, name: str, value: 
     record = json.loads((folder / "run.json").read_text())
     record[part][name] = value
     (folder / "run.json").write_text(json.dumps(record))
-    assert "there is no GELU run of the same settings here" in report(read_runs([tmp_path]))
+    assert "there is no GELU run of the same settings here" in table_s1(read_runs([tmp_path]))
 
 
 def test_a_table_that_is_not_of_its_checkpoint_is_named(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_answers_of_another_number_of_images_are_refused(tmp_path: Path) -> None
     folder = made(tmp_path, "nmda:10", 0, right(0.5, 1))
     save_file({"test.right": torch.ones(1, dtype=torch.bool)}, folder / "checkpoint.safetensors", {"step": "2"})
     with pytest.raises(UserError, match=r"test\.right is torch\.bool of \(1,\), not of this training"):
-        report(read_runs([tmp_path]))
+        table_s1(read_runs([tmp_path]))
 
 
 def test_seeds_are_paired_by_their_numbers(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_seeds_are_paired_by_their_numbers(tmp_path: Path) -> None:
         made(tmp_path, "gelu", seed, base)
         made(tmp_path, "nmda:10", seed, np.arange(IMAGES) < (accuracy + 0.02 + 0.001 * seed) * IMAGES)
     made(tmp_path, "gelu", 7, right(0.1, 9))
-    (line,) = (line for line in report(read_runs([tmp_path])).splitlines() if "points" in line)
+    (line,) = (line for line in table_s1(read_runs([tmp_path])).splitlines() if "points" in line)
     difference, low, high, p_value = numbers(line)
     assert "is above GELU" in line and difference == pytest.approx(2.1) and 1 < low < high < 3 and p_value < 0.01
     assert "3 seeds x 2,000" in line
@@ -179,7 +179,7 @@ def test_equal_accuracies_are_no_difference(tmp_path: Path) -> None:
         base = np.arange(IMAGES) % 2 == 0
         made(tmp_path, "gelu", seed, base)
         made(tmp_path, "nmda:10", seed, np.random.default_rng(seed).permutation(base))
-    (line,) = (line for line in report(read_runs([tmp_path])).splitlines() if "points" in line)
+    (line,) = (line for line in table_s1(read_runs([tmp_path])).splitlines() if "points" in line)
     difference, low, high, p_value = numbers(line)
     assert "not shown to differ" in line and difference == 0 and low < 0 < high and p_value == 1
 
@@ -188,7 +188,7 @@ def test_one_seed_speaks_of_two_trainings(tmp_path: Path) -> None:
     base = right(0.5, 0)
     made(tmp_path, "gelu", 0, base)
     made(tmp_path, "nmda:10", 0, right(0.8, 1, base))
-    text = report(read_runs([tmp_path]))
+    text = table_s1(read_runs([tmp_path]))
     assert "with one seed this speaks of two trainings" in text and "(1 seed)" in text and "corrected" not in text
 
 
@@ -202,7 +202,7 @@ def test_runs_count_as_of_their_checkpoint(tmp_path: Path) -> None:
     assert [(run.variant.act, run.settings.seed, run.rows[-1].epoch) for run in runs] == [
         ("gelu", 0, 2), ("gelu", 1, 1), ("nmda:10", 0, 1)
     ]  # fmt: skip
-    text = report(runs)
+    text = table_s1(runs)
     assert f"{100 * right(0.5, 0).mean():.2f} (1 seed, 1 not done)" in text and "(epoch 1 of 2)" in text
     assert "NMDA α = 10 is compared with nothing: no seed is finished with it and with GELU." in text
 
@@ -211,11 +211,11 @@ def test_other_settings_are_other_rows_and_have_no_base(tmp_path: Path) -> None:
     made(tmp_path / "a", "gelu", 0, right(0.5, 0))
     made(tmp_path / "b", "nmda:10", 0, right(0.5, 1), epochs=1, done=1)
     made(tmp_path / "c", "nmda:10", 0, right(0.5, 1), streams=("values",))
-    text = report(read_runs([tmp_path / name for name in "abc"]))
+    text = table_s1(read_runs([tmp_path / name for name in "abc"]))
     assert "CIFAR-100, streams values, epochs 2: NMDA α = 10 is compared with nothing: there is no GELU run" in text
     assert text.count("the paper's") == 2  # of those without streams
     made(tmp_path / "d", "relu", 0, right(0.5, 0))
-    assert "the paper's" not in report(read_runs([tmp_path / "d"]))  # the paper has no ReLU
+    assert "the paper's" not in table_s1(read_runs([tmp_path / "d"]))  # the paper has no ReLU
 
 
 def test_one_run_twice_is_refused(tmp_path: Path) -> None:

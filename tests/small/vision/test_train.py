@@ -13,17 +13,20 @@ import torch
 import torch.nn.functional as F
 
 from llm.common.errors import UserError
+from small.experiment.runs import read_rows
 from small.variants import Variant
 from small.vision import train as trainer
 from small.vision.augmentation import augmentation
 from small.vision.datasets import Images, Split
-from small.vision.model import Sizes, VisionTransformer
-from small.vision.train import Row, Run, Settings, read_right, read_table, train
+from small.vision.model import VisionTransformer
+from small.vision.runs import Row, VisionSpec, read_right
+from small.vision.settings import VisionSettings, VisionSizes
+from small.vision.train import Run, train
 
 from .files import pictures
 
-SIZES = Sizes(side=16, classes=5, width=16, heads=2, neurons=24, layers=2, dropout=0.1)
-SETTINGS = Settings(epochs=3, batch=8, warmup=1, lr=3e-3)
+SIZES = VisionSizes(side=16, classes=5, width=16, heads=2, neurons=24, layers=2, dropout=0.1)
+SETTINGS = VisionSettings(epochs=3, batch=8, warmup=1, lr=3e-3)
 ACT = Variant("nmda:10")
 
 
@@ -35,11 +38,16 @@ def images(train: int = 30, test: int = 12, side: int = 16) -> Images:
     return Images("cifar100", tuple("abcde"), *splits)
 
 
+def asked(sizes: VisionSizes, variant: Variant, settings: VisionSettings, of: Images | None = None) -> VisionSpec:
+    """The run of these images, without any those of `images()`."""
+    return VisionSpec((of or images()).record, sizes, variant, settings)
+
+
 def test_a_training_is_adamw_with_warm_up_and_cosine_on_smoothed_labels(monkeypatch) -> None:
     """Against a loop in plain torch: one optimizer per rule, the cosine and the smoothing written out."""
     data, settings = images(), replace(SETTINGS, augmentation="none", smoothing=0.2, weight_decay=0.3)
     sizes = replace(SIZES, dropout=0.0)
-    run = Run(data, sizes, ACT, settings)
+    run = Run(data, asked(sizes, ACT, settings))
     model = VisionTransformer(sizes, ACT)
     model.load_state_dict(run.model.state_dict())
     orders = [run.order(epoch) for epoch in (1, 2, 3)]
@@ -79,11 +87,11 @@ def test_a_training_is_adamw_with_warm_up_and_cosine_on_smoothed_labels(monkeypa
 
 
 def test_an_epoch_shows_every_image_at_most_once_in_an_order_of_its_own() -> None:
-    run, other = Run(images(), SIZES, ACT, SETTINGS), Run(images(), SIZES, Variant("gelu"), SETTINGS)
+    run, other = Run(images(), asked(SIZES, ACT, SETTINGS)), Run(images(), asked(SIZES, Variant("gelu"), SETTINGS))
     first, second = run.order(1), run.order(2)
     assert first.shape == (3, 8) and len(first.unique()) == 24 and not torch.equal(first, second)
     assert torch.equal(first, other.order(1))
-    another = Run(images(), SIZES, ACT, replace(SETTINGS, seed=1))
+    another = Run(images(), asked(SIZES, ACT, replace(SETTINGS, seed=1)))
     assert not torch.equal(first, another.order(1))
     assert not torch.equal(run.model.patches.weight, another.model.patches.weight)
     for (name, left), (_, right) in zip(run.model.named_parameters(), other.model.named_parameters(), strict=True):
@@ -92,7 +100,10 @@ def test_an_epoch_shows_every_image_at_most_once_in_an_order_of_its_own() -> Non
 
 def test_a_model_learns_what_can_be_learned(tmp_path: Path) -> None:
     rows = train(
-        tmp_path / "run", images(400, 100), SIZES, ACT, replace(SETTINGS, epochs=12, augmentation="none"), quiet=True
+        tmp_path / "run",
+        images(400, 100),
+        asked(SIZES, ACT, replace(SETTINGS, epochs=12, augmentation="none")),
+        quiet=True,
     )
     assert rows[-1].accuracy > 0.9 and rows[-1].loss < rows[0].loss
     right = read_right(tmp_path / "run", 100)
@@ -103,12 +114,12 @@ def test_first_weights_leave_the_generator_of_others_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    Run(images(), SIZES, ACT, SETTINGS).train(1)
+    Run(images(), asked(SIZES, ACT, SETTINGS)).train(1)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_bfloat16_products_learn_the_same() -> None:
-    exact, rounded = (Run(images(), SIZES, ACT, replace(SETTINGS, products=p)) for p in ("float32", "bfloat16"))
+    exact, rounded = (Run(images(), asked(SIZES, ACT, replace(SETTINGS, products=p))) for p in ("float32", "bfloat16"))
     first, second = exact.train(1), rounded.train(1)
     assert first != second and first == pytest.approx(second, rel=0.02)
     assert all(weight.dtype == torch.float32 for weight in rounded.model.parameters())
@@ -156,7 +167,7 @@ def test_strong_augmentation_changes_colours_turns_and_paints_over_as_often_as_i
 
 def test_a_training_paints_over_with_the_images_mean() -> None:
     data = images()
-    painted = Run(data, SIZES, ACT, SETTINGS).augment[4](torch.zeros(200, 3, 16, 16))
+    painted = Run(data, asked(SIZES, ACT, SETTINGS)).augment[4](torch.zeros(200, 3, 16, 16))
     mean = (data.train.pixels / 255).mean().item()
     assert painted.max().item() == pytest.approx(mean, rel=1e-4)
 
@@ -176,7 +187,7 @@ def test_a_training_sees_augmented_images_others_in_each_epoch_and_of_each_seed(
     data = images()
 
     def seen(seed: int, epoch: int, act: Variant = ACT) -> torch.Tensor:
-        run = Run(data, SIZES, act, replace(SETTINGS, seed=seed, augmentation="basic"))
+        run = Run(data, asked(SIZES, act, replace(SETTINGS, seed=seed, augmentation="basic")))
         found: list[torch.Tensor] = []
         monkeypatch.setattr(run, "_step", lambda _, batch, labels: found.append(batch) or torch.zeros(()))
         run.train(epoch)
@@ -197,16 +208,16 @@ def results(folder: Path) -> dict[str, bytes]:
 
 def test_a_killed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
     settings, killed = replace(SETTINGS, epochs=5), tmp_path / "killed"
-    train(tmp_path / "whole", images(), SIZES, ACT, settings, quiet=True)
+    train(tmp_path / "whole", images(), asked(SIZES, ACT, settings), quiet=True)
     ask = (
         "import sys, time; from pathlib import Path\n"
         "from tests.small.vision.test_train import *\n"
-        "from small.folder import TableFolder\n"
+        "from small.experiment.runs import TableFolder\n"
         "keep = TableFolder.keep\n"
         "def slow(self, row, epoch, tensors):\n"
         "    keep(self, row, epoch, tensors); print(epoch, flush=True); time.sleep(0.3)\n"
         "TableFolder.keep = slow\n"
-        f"train(Path(sys.argv[1]), images(), SIZES, ACT, {settings!r}, quiet=True)"
+        f"train(Path(sys.argv[1]), images(), asked(SIZES, ACT, {settings!r}), quiet=True)"
     )
     process = subprocess.Popen([sys.executable, "-c", ask, str(killed)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -215,68 +226,68 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert [row.epoch for row in read_table(killed)] == [1, 2]
-    rows = train(killed, images(), SIZES, ACT, settings, quiet=True)
+    assert [row.epoch for row in read_rows(killed / "accuracy.csv", Row)] == [1, 2]
+    rows = train(killed, images(), asked(SIZES, ACT, settings), quiet=True)
     assert results(killed) == results(tmp_path / "whole") and [row.epoch for row in rows] == [1, 2, 3, 4, 5]
     lives = json.loads((killed / "run.json").read_text())["lives"]
     assert [life["from_step"] for life in lives] == [0, 2]
     kept = results(killed)
-    assert train(killed, images(), SIZES, ACT, settings, quiet=True) == rows
+    assert train(killed, images(), asked(SIZES, ACT, settings), quiet=True) == rows
     assert results(killed) == kept and json.loads((killed / "run.json").read_text())["lives"] == lives
 
 
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        ({"images": images(test=13)}, "data.test"),
-        ({"images": replace(images(), train=Split(images().train.pixels + 1, images().train.labels))}, "data.crc32"),
+        ({"of": images(test=13)}, "data.test"),
+        ({"of": replace(images(), train=Split(images().train.pixels + 1, images().train.labels))}, "data.crc32"),
         ({"sizes": replace(SIZES, neurons=8)}, "sizes.neurons"),
         ({"variant": Variant("gelu")}, "variant.act"),
         ({"settings": replace(SETTINGS, epochs=4)}, "settings.epochs"),
     ],
 )
 def test_a_folder_of_another_run_is_left_alone(other: dict, sentence: str, tmp_path: Path) -> None:
-    same = {"images": images(), "sizes": SIZES, "variant": ACT, "settings": SETTINGS}
-    train(tmp_path / "run", **same, quiet=True)
+    same = {"of": images(), "sizes": SIZES, "variant": ACT, "settings": SETTINGS}
+    train(tmp_path / "run", images(), asked(**same), quiet=True)
     before = results(tmp_path / "run")
-    with pytest.raises(UserError, match=f"differ in {sentence}"):
-        train(tmp_path / "run", **(same | other), quiet=True)
+    with pytest.raises(UserError, match=rf"different settings \({sentence}"):
+        train(tmp_path / "run", (same | other)["of"], asked(**(same | other)), quiet=True)
     assert results(tmp_path / "run") == before
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    train(tmp_path / "run", images(), SIZES, ACT, SETTINGS, quiet=True)
+    train(tmp_path / "run", images(), asked(SIZES, ACT, SETTINGS), quiet=True)
     path = tmp_path / "run" / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UserError, match="cannot be read"):
-        train(tmp_path / "run", images(), SIZES, ACT, SETTINGS, quiet=True)
+        train(tmp_path / "run", images(), asked(SIZES, ACT, SETTINGS), quiet=True)
 
 
 def test_a_diverged_training_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the loss of epoch 1 is nan.*give an lr below"):
-        train(tmp_path / "run", images(), SIZES, ACT, replace(SETTINGS, lr=1e30), quiet=True)
+        train(tmp_path / "run", images(), asked(SIZES, ACT, replace(SETTINGS, lr=1e30)), quiet=True)
     with pytest.raises(UserError, match=r"has no rows|cannot be read"):
-        read_table(tmp_path / "run")
+        read_rows(tmp_path / "run" / "accuracy.csv", Row)
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"warmup": 100}, "warmup 100 must be below epochs 100"),
-        ({"weight_decay": math.nan}, "weight_decay nan must be a finite number of at least 0"),
+        ({"weight_decay": math.nan}, "weight-decay nan must be a finite number of at least 0"),
         ({"lr": 0.0, "smoothing": 1.0}, "lr 0.0 must be a finite number above 0; smoothing 1.0"),
-        ({"augmentation": "mixup"}, "augmentation 'mixup' is unknown: give none, basic, strong"),
+        ({"augmentation": "mixup"}, "augmentation 'mixup' is unknown: give none, basic or strong"),
         ({"products": "float16"}, "dtype 'float16' is unknown"),
         ({"epochs": 0}, "epochs 0 must be at least 1"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        Settings(**changes)
+        VisionSettings(**changes)
 
 
 def test_a_batch_larger_than_the_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="batch 31 must be at most the 30 training images"):
-        train(tmp_path / "run", images(), SIZES, ACT, replace(SETTINGS, batch=31))
+        train(tmp_path / "run", images(), asked(SIZES, ACT, replace(SETTINGS, batch=31)))
     assert not (tmp_path / "run").exists()
     assert Row._fields == ("epoch", "loss", "test_loss", "accuracy")

@@ -1,28 +1,25 @@
-"""The folder of a training: its snapshots, and the weights of all runs at the last one (`small.folder`).
+"""Runs of one training folder: what they are asked to be, their snapshots, and the weights of all at the last one.
 
-snapshots.csv has a row for each snapshot and run: accuracy and loss on Test, IC, IC2 and IW. Plain SGD keeps nothing
-but weights.
+snapshots.csv has a row for each snapshot and run: accuracy and loss on Test, IC, IC2 and IW. Plain SGD has no state but
+the weights.
 """
 
-import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from llm.common.errors import UserError
 
-from ..folder import TENSORS, TrainingFolder, as_csv, read_record
-from .model import Sizes, Transformers
-from .task import KINDS, Task
+from ..experiment.runs import TENSORS, RunSpec, TrainingFolder, as_csv, read_record, read_table
+from .model import Transformers
+from .settings import IclSettings, IclSizes, Task
+from .task import KINDS
 
-if TYPE_CHECKING:
-    from .settings import Settings
-
-PROGRAM, PARTS = "small.icl", ("task", "sizes", "settings")
-MAY_CHANGE = ("settings.steps", "settings.until", "settings.patience")  # between two lives
+PARTS = ("task", "sizes", "settings")
+MAY_CHANGE = ("settings.steps", "settings.until", "settings.patience")  # between two attempts
 ROWS = "snapshots.csv"
 COLUMNS = (
     "snapshot",
@@ -31,6 +28,16 @@ COLUMNS = (
     "seed",
     *(f"{kind}_{what}" for what in ("accuracy", "loss") for kind in KINDS),
 )
+
+
+@dataclass(frozen=True)
+class IclSpec(RunSpec):
+    """The runs of one folder, as they are asked for: every variant with every seed."""
+
+    program: ClassVar = "small.icl"
+    task: Task
+    sizes: IclSizes
+    settings: IclSettings
 
 
 class Snapshot(NamedTuple):
@@ -44,16 +51,15 @@ class Snapshot(NamedTuple):
     loss: dict[str, float]  # nats
 
 
-class Folder(TrainingFolder):
-    """Of the runs of one task."""
+class IclFolder(TrainingFolder):
+    """The folder of the runs of one task."""
 
-    def __init__(self, path: Path, task: Task, sizes: Sizes, settings: "Settings") -> None:
-        asked = {"task": asdict(task), "sizes": asdict(sizes), "settings": asdict(settings)}
-        super().__init__(path, PROGRAM, asked, MAY_CHANGE, ROWS)
-        self.snapshots, self._every = list[Snapshot](), settings.snapshot_every
+    def __init__(self, path: Path, spec: IclSpec) -> None:
+        super().__init__(path, spec, ROWS, MAY_CHANGE)
+        self.snapshots, self._every = list[Snapshot](), spec.settings.snapshot_every
 
     def restore(self, models: Sequence[Transformers]) -> int:
-        """Read the snapshots and the weights of the last one into the models; returns its step, 0 for a new training.
+        """Read the snapshots, and the weights of the last one into the models; returns its step, 0 for a new training.
 
         Raises:
             UserError: weights or snapshots are damaged, or not of these models.
@@ -70,38 +76,35 @@ class Folder(TrainingFolder):
         return step
 
     def keep(self, rows: Sequence[Snapshot], step: int, models: Sequence[Transformers]) -> None:
-        """Add a snapshot of all runs, with the weights to go on from.
+        """Add a snapshot of all runs, with the weights to resume from.
 
         Raises:
-            UserError: the disk is full; the snapshot before it is whole.
+            UserError: the disk is full; the snapshot before it is complete.
         """
         self.snapshots += rows
         self.write(_as_csv(self.snapshots), _weights(models), step)
 
 
 def read_snapshots(path: Path) -> list[Snapshot]:
-    """Every snapshot of a training, in order; UserError where there is none yet, or the file is damaged."""
+    """Read every snapshot of a training, in order; UserError if there is none yet, or the file is damaged."""
+    read_record(path, IclSpec.program, PARTS)
     if not (path / ROWS).is_file():
-        raise UserError(f"{path} has no snapshot yet: wait for the first, or give its train command again")
-    try:
-        with (path / ROWS).open(newline="") as file:
-            found = [
-                Snapshot(
-                    int(row["snapshot"]), int(row["step"]), row["variant"], int(row["seed"]),
-                    {kind: float(row[f"{kind}_accuracy"]) for kind in KINDS},
-                    {kind: float(row[f"{kind}_loss"]) for kind in KINDS},
-                )
-                for row in csv.DictReader(file)
-            ]  # fmt: skip
-        if not found:
-            raise ValueError("it has no rows")
-        return found
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path / ROWS} cannot be read ({error!r}): train again with another --out") from error
+        raise UserError(f"{path} has no snapshot yet: wait for the first, or repeat its train command")
+    return read_table(
+        path / ROWS,
+        lambda row: Snapshot(
+            int(row["snapshot"]),
+            int(row["step"]),
+            row["variant"],
+            int(row["seed"]),
+            {kind: float(row[f"{kind}_accuracy"]) for kind in KINDS},
+            {kind: float(row[f"{kind}_loss"]) for kind in KINDS},
+        ),
+    )
 
 
 def joined(paths: Sequence[Path]) -> list[Snapshot]:
-    """The snapshots of several trainings of the same variants with other seeds.
+    """Read the snapshots of several trainings of the same variants with other seeds.
 
     Raises:
         UserError: they differ in more than their seeds and how long they ran, or share a seed.
@@ -109,7 +112,7 @@ def joined(paths: Sequence[Path]) -> list[Snapshot]:
     first: dict[str, Any] = {}
     owners: dict[int, Path] = {}
     for path in paths:
-        record = read_record(path, PROGRAM, PARTS)
+        record = read_record(path, IclSpec.program, PARTS)
         facts = {
             f"{part}.{name}": value
             for part in PARTS
@@ -142,7 +145,7 @@ def _as_csv(snapshots: Sequence[Snapshot]) -> str:
 
 
 def _weights(models: Sequence[Transformers]) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of every weight of every run, whatever models the runs are batched in."""
+    """Yield name and tensor of every weight of every run, whatever models the runs are batched in."""
     for model in models:
         for name, tensor in model.named_parameters():
             if name.startswith("streams."):  # of one variant: a row a seed

@@ -1,4 +1,4 @@
-"""Benchmarks of the small experiments: contenders take turns within a round, a ratio is the median of the rounds'."""
+"""Benchmarks of the small experiments: contenders alternate within a round; a ratio is a median over rounds."""
 
 import argparse
 import statistics
@@ -11,11 +11,11 @@ import torch
 from llm.common.files import write_json
 from llm.common.tables import text_table
 
-from .folder import made_folder
+from .runs import make_folder
 
 
-def report(result: dict[str, Any]) -> str:
-    """The ratios as text."""
+def format_ratios(result: dict[str, Any]) -> str:
+    """Return the ratios and the times as text."""
     rows = []
     for name, part in result.items():
         if isinstance(part, dict) and "ratios" in part:
@@ -32,7 +32,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def in_turn(rounds: int, contenders: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Seconds of each contender in each round; a round that is not counted comes first."""
+    """Measure seconds of each contender in each round, after one round that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, measure in contenders.items():
@@ -43,7 +43,7 @@ def in_turn(rounds: int, contenders: dict[str, Callable[[], float]]) -> dict[str
 
 
 def seconds_of(work: Callable[[], Any], device: str, repeats: int = 1) -> float:
-    """Of one call, the mean of `repeats`; a GPU's work is waited for."""
+    """Measure seconds of one call, the mean of `repeats`; waits for a GPU."""
     _wait(device)
     began = time.perf_counter()
     for _ in range(repeats):
@@ -58,7 +58,7 @@ def _wait(device: str) -> None:
 
 
 def compared(times: dict[str, list[float]], ratios: dict[str, tuple[str, str]]) -> dict[str, Any]:
-    """Medians of the times, and each named ratio (slower, faster) with its range over the rounds."""
+    """Return medians of the times, and each named ratio (slower / faster) with its range over the rounds."""
     found = {}
     for name, (over, under) in ratios.items():
         each = [a / b for a, b in zip(times[over], times[under], strict=True)]
@@ -69,8 +69,8 @@ def compared(times: dict[str, list[float]], ratios: dict[str, tuple[str, str]]) 
 def benchmark(measure: Callable[[], dict[str, Any]], options: argparse.Namespace) -> None:
     """Run a command `bench`: print the ratios, and write the whole result where --json says."""
     if options.json is not None:
-        made_folder(options.json.parent)
+        make_folder(options.json.parent)
     result = measure() | {"command": options.line}
-    print(report(result))
+    print(format_ratios(result))
     if options.json is not None:
         write_json(options.json, result)
