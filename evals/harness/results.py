@@ -1,7 +1,8 @@
-"""Results of multiple-choice tasks beside the model they are of, and which of them need not be made again.
+"""Results of tasks beside the model they are of, and which of them need not be made again.
 
     EXPORT/evals/lm_eval.json                       a list of results, one for each task and number of shots
     EXPORT/evals/samples/<task>-<shots>shot.jsonl   a record for each of a result's items
+    EXPORT/evals/groups.json                        the tasks of each group that was asked for, and their weighting
 
 A result carries all that it rests on (`harness.conditions`, `fingerprint`): where these are the same, so would be the
 numbers.
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evals.exports import WEIGHTS, Export
+from evals.harness import metrics
+from evals.harness.catalogue import Group
 from evals.harness.tasks import jsonl
 from llm.common.errors import UserError
 from llm.common.files import read_json, write_file, write_json
@@ -27,7 +30,7 @@ Key = tuple[str, int]  # task, shots
 FILES = ("config.json", "*.py", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
          "*.model")  # fmt: skip
 # What two results of one task and number of shots must share to stand in one figure.
-ALIKE = ("n", "limit", "batch_size", "dtype", "device", "task_version", "versions", "rows")
+ALIKE = ("n", "limit", "batch_size", "dtype", "device", "task_version", "versions", "rows", "definition")
 BLOCK, BLOCKS = 1 << 20, 64
 
 
@@ -154,17 +157,44 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def save_groups(export: Export, groups: Mapping[str, Group]) -> None:
+    """Add groups to groups.json, in the place of older ones of the same name."""
+    if groups:
+        with locked(export.results / ".lm_eval.lock"):
+            written = {name: group._asdict() for name, group in groups.items()}
+            write_json(export.results / "groups.json", export.result("groups", {}) | written)
+
+
 def format_results(results: Iterable[tuple[str, Result]]) -> str:
-    """A table of (model, result) in percent, with standard errors over items."""
-    header = ["model", "task", "shots", "items", "cut", "acc %", "acc_norm %"]
-    rows = [
+    """A table of (model, result) with standard errors over items; accuracies and other shares in percent."""
+    rows = list(results)
+    names = list(dict.fromkeys(name for _, result in rows for name in metrics.of_result(result)))
+    shares = {name: all(_share(result, name) for _, result in rows) for name in names}
+    header = ["model", "task", "shots", "items", "cut", *(name + " %" * shares[name] for name in names)]
+    lines = [
         [
             *(model, result["task"], str(result["shots"]), str(result["n"]), str(result["truncated"])),
-            *(percent(result[metric], result[f"{metric}_stderr"]) for metric in ("acc", "acc_norm")),
+            *(_cell(result, name, 100 if shares[name] else 1) for name in names),
         ]
-        for model, result in results
+        for model, result in rows
     ]
-    return text_table(header, rows)
+    return text_table(header, lines)
+
+
+def _share(result: Result, name: str) -> bool:
+    return name not in result or metrics.of_result(result)[name].share
+
+
+def _cell(result: Result, name: str, scale: int) -> str:
+    """A score with its standard error; empty where the task has no such metric."""
+    if result.get(name) is None:
+        return ""
+    error = result.get(f"{name}_stderr")
+    return percent(result[name], error) if scale == 100 else _plain(result[name], error)
+
+
+def _plain(score: float, error: float | None) -> str:
+    return f"{score:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def percent(share: float, error: float | None) -> str:
