@@ -8,12 +8,15 @@ of the wanted tasks are parsed, by lm-eval's own loader. Nothing here reads a ro
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from evals.harness.built_in import Rows, story_rows, text_rows
 from evals.harness.suites import BUILT_IN, YAML
@@ -87,8 +90,8 @@ def find(asked: Sequence[str]) -> Found:
             for task in tasks:
                 _check_name(task, found.tasks)
             found.tasks.update({task.name: task for task in tasks})
-        except (UserError, ValueError, TypeError, OSError) as error:  # the last three: of lm-eval's loader
-            found.missing[name] = first_line(error)
+        except UserError as error:
+            found.missing[name] = str(error)
     return found
 
 
@@ -118,8 +121,8 @@ def _tasks_behind(name: str, groups: dict[str, Group]) -> Iterator[Definition]:
             yield from _of_yaml(official_names()[task], official_names(), {})
     else:
         raise UserError(
-            f"there is no task, group or tag {name} in lm-eval, and no such file; `python -m lm_eval ls tasks` "
-            "lists what there is"
+            f"there is no task {name}: lm-eval has no task, group or tag of that name, and no such file is here; "
+            "`python -m lm_eval ls tasks` lists all names"
         )
 
 
@@ -135,13 +138,29 @@ def _text_name(path: Path) -> str:
 @cache
 def official_names() -> dict[str, Path]:
     """lm-eval's tasks and groups, and the file of each."""
-    return _names_below(OFFICIAL)
+    return _names_in(_official_texts())
+
+
+@cache
+def _official_texts() -> dict[Path, str]:
+    return _texts_below(OFFICIAL)
 
 
 def _names_below(folder: Path) -> dict[str, Path]:
+    return _names_in(_texts_below(folder))
+
+
+def _texts_below(folder: Path) -> dict[Path, str]:
+    """The YAML files in a folder, and what they include, which has no suffix in lm-eval: path -> text, sorted."""
+    files = [Path(place) / name for place, _, names in os.walk(folder) for name in names]
+    wanted = sorted(path for path in files if path.suffix in ("", *YAML))
+    return {path: path.read_text(encoding="utf-8", errors="replace") for path in wanted}
+
+
+def _names_in(texts: Mapping[Path, str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in sorted(path for suffix in YAML for path in folder.rglob(f"*{suffix}")):
-        for name in NAMED.findall(path.read_text(encoding="utf-8", errors="replace")):
+    for path, text in texts.items():
+        for name in NAMED.findall(text) if path.suffix in YAML else ():
             found.setdefault(name, path)
     return found
 
@@ -151,17 +170,19 @@ def _tagged(tag: str) -> list[str]:
     from lm_eval.tasks._index import TaskIndex
 
     word = re.compile(rf"\b{re.escape(tag)}\b")
-    files = (path for path in OFFICIAL.rglob("*") if path.suffix not in (".py", ".pyc", ".md") and path.is_file())
-    tagged = (path for path in files if word.search(path.read_text("utf-8", "replace")))
-    folders = {OFFICIAL / path.relative_to(OFFICIAL).parts[0] for path in tagged}
-    entry = TaskIndex.build(sorted(folders)).get(tag)
-    return sorted(entry.tags) if entry is not None else []
+    holding = (path for path, text in _official_texts().items() if tag in text and word.search(text))
+    folders = {OFFICIAL / path.relative_to(OFFICIAL).parts[0] for path in holding}
+    entries = [TaskIndex.build([folder]).get(tag) for folder in folders]  # of several at once, the last would count
+    return sorted(set().union(*(entry.tags for entry in entries if entry is not None)))
 
 
 def _load(path: Path) -> dict[str, Any]:
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    return dict(load_yaml(path, resolve_func=False))
+    try:
+        return dict(load_yaml(path, resolve_func=False))
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: an include of itself, no mapping
+        raise UserError(f"{path} is no YAML of a task ({first_line(error)}); correct it") from error
 
 
 def _of_yaml(

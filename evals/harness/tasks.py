@@ -109,10 +109,11 @@ def prepare_tasks(protocol: Protocol, data: Path | None, work: Path) -> Prepared
 
 def lacking(missing: Mapping[str, str]) -> str:
     """What was asked for and is not there, in one line: the reason of one, names and the first reason of several."""
-    if len(missing) == 1:
-        return next(iter(missing.values()))
-    first = next(iter(missing))
-    return f"{len(missing)} of the tasks have no result: {', '.join(missing)}; the first because {missing[first]}"
+    first, *others = missing
+    if not others:
+        return missing[first]
+    named = ", ".join([first, *others[:9]]) + (f" and {len(others) - 9} more" if len(others) > 9 else "")
+    return f"{len(missing)} of the tasks have no result: {named}; the first because {missing[first]}"
 
 
 def _prepare(definition: Definition, prepared: Prepared, protocol: Protocol) -> None:

@@ -297,13 +297,15 @@ def break_rows(data: Path, change) -> None:
 @pytest.mark.parametrize(
     ("spoil", "arguments", "message"),
     [
-        (lambda data: None, ["nothing"], "there is no task, group or tag nothing in lm-eval, and no such file"),
+        (lambda data: None, ["nothing"], "there is no task nothing: lm-eval has no task, group or tag of that name"),
         (lambda data: None, ["hellaswag", "sciq"], "2 of the tasks have no result: hellaswag, sciq; the first because"),
         (lambda data: None, ["hellaswag"], "validation.jsonl, which is not there"),
         (lambda data: (data / "arc_easy/test.jsonl").unlink(), ["arc_easy"], "test.jsonl, which is not there"),
         (lambda data: (data / "piqa/train.jsonl").unlink(), ["piqa", "--shots", "1"], "has only its validation split"),
         (lambda data: None, ["piqa", "--shots", "12"], "has 12 rows to draw 12 examples from"),
         (lambda data: break_rows(data, lambda row: row.pop("sol2")), ["piqa"], "line 3, lacks sol2"),
+        (lambda data: write_rows(data / "piqa", "validation", [{"goal": "x", "sol1": "y", "label": 0}]), ["piqa"],
+         "the rows of piqa cannot be read ('sol2' is undefined)"),
         (lambda data: break_rows(data, lambda row: row.update(label=-1)), ["piqa"], "row 3 that piqa evaluates has no"),
         (lambda data: break_rows(data, lambda row: row.update(label="?")), ["piqa"], "piqa cannot be read"),
         (lambda data: write_rows(data / "piqa", "validation", []), ["piqa"], "validation.jsonl is empty"),
