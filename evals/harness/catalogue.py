@@ -165,12 +165,13 @@ def _names_in(texts: Mapping[Path, str]) -> dict[str, Path]:
     return found
 
 
+@cache
 def _tagged(tag: str) -> list[str]:
-    """lm-eval's tasks with a tag. Only folders in which the word occurs are indexed, by lm-eval."""
+    """lm-eval's tasks with a tag. Only folders with a file of tags in which the word occurs are indexed, by lm-eval."""
     from lm_eval.tasks._index import TaskIndex
 
     word = re.compile(rf"\b{re.escape(tag)}\b")
-    holding = (path for path, text in _official_texts().items() if tag in text and word.search(text))
+    holding = (path for path, text in _official_texts().items() if "tag" in text and word.search(text))
     folders = {OFFICIAL / path.relative_to(OFFICIAL).parts[0] for path in holding}
     entries = [TaskIndex.build([folder]).get(tag) for folder in folders]  # of several at once, the last would count
     return sorted(set().union(*(entry.tags for entry in entries if entry is not None)))

@@ -10,10 +10,12 @@ numbers.
 
 import fcntl
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from evals.exports import WEIGHTS, Export
 from evals.harness import metrics
@@ -163,6 +165,31 @@ def save_groups(export: Export, groups: Mapping[str, Group]) -> None:
         with locked(export.results / ".lm_eval.lock"):
             written = {name: group._asdict() for name, group in groups.items()}
             write_json(export.results / "groups.json", export.result("groups", {}) | written)
+
+
+def of_groups(found: Iterable[Result], groups: Mapping[str, Group]) -> list[Result]:
+    """The means of groups over their tasks, as lm-eval weights them, at numbers of shots where all tasks are there."""
+    kept, means = {key_of(result): result for result in found}, []
+    for name, group in groups.items():
+        for shots in sorted({shots for _, shots in kept}):
+            parts = [kept[task, shots] for task in group.tasks if (task, shots) in kept]
+            if len(parts) == len(group.tasks):
+                means.append({"task": name, "shots": shots} | _mean_of(parts, group.by_size))
+    return means
+
+
+def _mean_of(parts: Sequence[Result], by_size: bool) -> Result:
+    """The means of what all these results have as a mean over items; standard errors are those of independent tasks."""
+    shares = np.array([part["n"] if by_size else 1.0 for part in parts])
+    shares /= shares.sum()
+    described = [metrics.of_result(part) for part in parts]
+    names = [name for name in described[0] if all(name in d and d[name].kind == "mean" for d in described)]
+    mean: Result = {key: sum(part[key] for part in parts) for key in ("n", "truncated")}
+    for name in names:
+        errors = [part.get(f"{name}_stderr") for part in parts]
+        mean[name] = float(shares @ [part[name] for part in parts])
+        mean[f"{name}_stderr"] = None if None in errors else float(np.hypot.reduce(shares * errors))
+    return mean | {"metrics": {name: described[0][name]._asdict() for name in names}}
 
 
 def format_results(results: Iterable[tuple[str, Result]]) -> str:

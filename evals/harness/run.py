@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Outcome(NamedTuple):
-    """Every model's results, and what was asked for and is lacking -> why."""
+    """Every model's results, then the means of its groups; and what was asked for and is lacking -> why."""
 
     results: list[tuple[Export, Result]]
     missing: dict[str, str]
@@ -86,7 +86,7 @@ def run(
         made = [
             (plan.export, result)
             for plan, found in _evaluate_all(plans, prepared, protocol, target, dtype)
-            for result in found
+            for result in [*found, *results.of_groups(found, prepared.groups)]
         ]
     for export in exports:
         results.save_groups(export, prepared.groups)

@@ -92,10 +92,10 @@ def test_what_is_missing(tmp_path, monkeypatch):
     write_yaml(tmp_path / "slash.yaml", task="a/b", **CHOICE)
     write_yaml(tmp_path / "group.yaml", group="g", task=["nowhere"])
     (tmp_path / "broken.yaml").write_text("task: [")
-    found = find(["nothing", "a/one.yaml", "b", "slash.yaml", "group.yaml", "broken.yaml", "piqa"])
+    found = find(["no_such_task", "a/one.yaml", "b", "slash.yaml", "group.yaml", "broken.yaml", "piqa"])
     assert set(found.tasks) == {"same", "piqa"}
     assert {name: reason[:25] for name, reason in found.missing.items()} == {
-        "nothing": "there is no task nothing:",
+        "no_such_task": "there is no task no_such_t",
         "b": "two tasks are called same",
         "slash.yaml": "the task a/b has a / in i",
         "group.yaml": f"{tmp_path}/group.yaml names"[:25],

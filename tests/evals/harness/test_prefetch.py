@@ -140,8 +140,8 @@ def test_what_cannot_be_fetched(hub, capsys):
     # The tests have HF_HUB_OFFLINE set, as a machine without a network should.
     assert "Rowan/hellaswag cannot be fetched (" in refused("data", "--tasks", "hellaswag")
     assert "run this where the hub can be reached" in refused("data", "--tasks", "hellaswag")
-    assert "there is no suite nothing" in refused("data", "--suite", "nothing")
-    assert "there is no task nothing" in refused("data", "--tasks", "nothing")
+    assert "there is no suite no_such_task" in refused("data", "--suite", "no_such_task")
+    assert "there is no task no_such_task" in refused("data", "--tasks", "no_such_task")
     (hub / "file").touch()
     assert "file is a file" in refused("file", "--tasks", "piqa")
     (hub / "own/piqa").mkdir(parents=True)

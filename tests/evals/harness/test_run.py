@@ -297,7 +297,7 @@ def break_rows(data: Path, change) -> None:
 @pytest.mark.parametrize(
     ("spoil", "arguments", "message"),
     [
-        (lambda data: None, ["nothing"], "there is no task nothing: lm-eval has no task, group or tag of that name"),
+        (lambda data: None, ["no_such_task"], "there is no task no_such_task: lm-eval has no task, group or tag"),
         (lambda data: None, ["hellaswag", "sciq"], "2 of the tasks have no result: hellaswag, sciq; the first because"),
         (lambda data: None, ["hellaswag"], "validation.jsonl, which is not there"),
         (lambda data: (data / "arc_easy/test.jsonl").unlink(), ["arc_easy"], "test.jsonl, which is not there"),
