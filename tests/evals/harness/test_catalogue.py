@@ -95,7 +95,7 @@ def test_what_is_missing(tmp_path, monkeypatch):
     found = find(["no_such_task", "a/one.yaml", "b", "slash.yaml", "group.yaml", "broken.yaml", "piqa"])
     assert set(found.tasks) == {"same", "piqa"}
     assert {name: reason[:25] for name, reason in found.missing.items()} == {
-        "no_such_task": "there is no task no_such_t",
+        "no_such_task": "there is no task no_such_",
         "b": "two tasks are called same",
         "slash.yaml": "the task a/b has a / in i",
         "group.yaml": f"{tmp_path}/group.yaml names"[:25],
