@@ -104,7 +104,7 @@ def seek(
 
     def predicted(size: int, recompute: int) -> float:
         work = Work(run.config, size, run.context, formats(precision, 0), kernels, run.masked, compiled)
-        layout = Layout(0, 1, run.bucket, overlap=False)
+        layout = Layout(0, 1, run.bucket, overlap=False, optimizer=run.optimizer.name)
         return Step(work, layout, micro_batches(size), recompute).peak().total / MIB
 
     def micro_batches(size: int) -> int:
@@ -113,18 +113,18 @@ def seek(
     def predicted_to_fit(recompute: int, size: int) -> bool:
         return predicted(size, recompute) <= budget
 
-    def fits(recompute: int, size: int) -> bool:
+    def measured(recompute: int, size: int) -> Candidate:
         one = attempt(words(recompute, size, micro_batches(size)), recompute, size, predicted(size, recompute))
-        tried.append(one)
         tell(one, budget)
-        return one.within(budget)
+        return one
+
+    def fits(recompute: int, size: int) -> bool:
+        tried.append(measured(recompute, size))
+        return tried[-1].within(budget)
 
     tried: list[Candidate] = []
     finalists: list[tuple[int, int]] = []
-    for every in CHECKPOINTING:
-        if every > run.config.num_hidden_layers:
-            continue
-
+    for every in [every for every in CHECKPOINTING if every <= run.config.num_hidden_layers]:
         expected = largest_micro_batch(rows, partial(predicted_to_fit, every))
         best = largest_fitting_divisor(rows, expected or 1, partial(fits, every))
         finalists += [] if best is None else [(every, best)]
@@ -135,12 +135,7 @@ def seek(
             f"not one row fits into {budget:,.0f} MiB, with every block recomputed: shorten data.context, or see "
             "python -m llm plan for devices and ZeRO stages that hold it"
         )
-    rates: dict[tuple[int, int], list[float]] = {each: [] for each in finalists}
-    for turn in range(rounds if len(finalists) > 1 else 0):
-        for every, size in finalists if turn % 2 == 0 else finalists[::-1]:
-            one = attempt(words(every, size, micro_batches(size)), every, size, predicted(size, every))
-            rates[every, size].append(one.tokens_per_second or 0.0)
-            tell(one, budget)
+    rates = rates_in_turns(finalists, rounds, measured)
     every, size = max(finalists, key=lambda each: statistics.median(rates[each] or [0.0]))
     return {
         "budget_mib": budget,
@@ -149,6 +144,17 @@ def seek(
         "finalists": [{"checkpointing": a, "rows": b, "tokens_per_second": each} for (a, b), each in rates.items()],
         "chosen": {"checkpointing": every, "rows": size},
     }
+
+
+def rates_in_turns(
+    finalists: list[tuple[int, int]], rounds: int, measure: Callable[[int, int], Candidate]
+) -> dict[tuple[int, int], list[float]]:
+    """Measure each finalist once per round, in an order that reverses every round; a sole finalist is not measured."""
+    rates: dict[tuple[int, int], list[float]] = {each: [] for each in finalists}
+    for turn in range(rounds if len(finalists) > 1 else 0):
+        for each in finalists if turn % 2 == 0 else finalists[::-1]:
+            rates[each].append(measure(*each).tokens_per_second or 0.0)
+    return rates
 
 
 def attempt(words: list[str], every: int, rows: int, predicted: float) -> Candidate:

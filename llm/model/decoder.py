@@ -296,37 +296,33 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
                 batch, instead of by this micro-batch's own.
             output_attentions: attention weights of each layer, (B, H, T, S); needs `attn_implementation="eager"`.
             shift_labels (a keyword; transformers' Trainer would ask for every named argument with labels): (B, T),
-                already shifted: entry t is predicted at position t. For training: only the loss is returned, so that
-                no logits need be kept.
+                already shifted: entry t is predicted at position t. For training: no logits are returned, so that none
+                need be kept.
         """
         shift_labels: Tensor | None = kwargs.pop("shift_labels", None)
-        training = labels is not None or shift_labels is not None
+        if labels is not None or shift_labels is not None:
+            use_cache = use_cache or False
         out = self.model(
             input_ids,
             attention_mask,
             position_ids,
             past_key_values,
             inputs_embeds,
-            use_cache=False if training and use_cache is None else use_cache,
+            use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             **kwargs,
         )
         if shift_labels is not None:
-            return CausalLMOutputWithPast(loss=self._loss(out.last_hidden_state, shift_labels, num_items_in_batch))
+            loss = self._loss(out.last_hidden_state, shift_labels, num_items_in_batch)
+            return CausalLMOutputWithPast(loss=loss, hidden_states=out.hidden_states)
         kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self._without_padding(self.lm_head(out.last_hidden_state[:, kept]))
         loss = None
         if labels is not None:
             shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
             loss = next_token_loss(logits, shifted, num_items_in_batch)
-        result = CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=out.past_key_values,
-            hidden_states=out.hidden_states,
-            attentions=out.attentions,
-        )
+        result = CausalLMOutputWithPast(loss, logits, out.past_key_values, out.hidden_states, out.attentions)
         return result if return_dict is not False else result.to_tuple()
 
     def _loss(self, hidden: Tensor, targets: Tensor, num_items: Tensor | int | None) -> Tensor:

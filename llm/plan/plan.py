@@ -22,6 +22,7 @@ from ..common.errors import UserError
 from ..model import DecoderConfig
 from ..train.cli import parse
 from ..train.flops import PEAKS, flops_per_token
+from ..train.optim import Optimizer
 from .activation_memory import Work, block_terms
 from .communication import bytes_sent, collectives
 from .parameters import head_matrix, parameters
@@ -72,6 +73,7 @@ class Run:
     plain: list[str]
     masked: bool
     bucket: int
+    optimizer: Optimizer
 
     @property
     def tokens(self) -> int:
@@ -95,7 +97,9 @@ class Run:
         stages = [(0, False)]
         if self.precision != "bf16-true":
             stages += [(1, False), (2, False), (3, False), (1, True), (2, True), (3, True)]
-        return [Layout(stage, devices, self.bucket, offload, overlap) for stage, offload in stages]
+        possible = [each for each in stages if not self.optimizer.sharding_problems(*each)]
+        name = self.optimizer.name
+        return [Layout(stage, devices, self.bucket, offload, overlap, name) for stage, offload in possible]
 
 
 def read(path: str, overrides: list[str]) -> Run:
@@ -124,6 +128,7 @@ def read(path: str, overrides: list[str]) -> Run:
         model.disable_fast_paths,
         data.mask_documents,
         cli.config["strategy.bucket_elements"],
+        model.optimizer_settings,
     )
 
 

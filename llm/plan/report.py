@@ -23,7 +23,8 @@ FORMULAS = {
     "without the masters.",
     "gradients": "one device 4P. DDP 4P, 8P if m > 1 (its buckets, and the sum so far). ZeRO 1 in bf16 4P + 2P; ZeRO 2 "
     "and 3 4P/N, and what is not summed yet.",
-    "optimizer": "AdamW's moments: 8P; ZeRO 8P/N (Rajbhandari et al. 2020, Section 3.1).",
+    "optimizer": "AdamW's moments: 8P; ZeRO 8P/N (Rajbhandari et al. 2020, Section 3.1). Muon: 4 for a number of "
+    "the blocks' matrices.",
     "activations": "a block: norms 2 (h n D + 4n); inputs of q, k, v w n D and of the FFN w n D (under autocast 3 and "
     "2 copies); q, k, v and the result w n K (2H + 2G) + 4 n H; FFN 4 w n F, a plain one 2 w n F. Outside: ids 16 n, "
     "angles 2 h T K, last norm. Backward pass: h n D + 2 w n F, with NMDA in bf16 26 n F. A recomputed block: its "

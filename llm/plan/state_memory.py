@@ -1,8 +1,8 @@
-"""What weights, gradients and AdamW's state take on one device, in bytes: one device, DDP, DeepSpeed's ZeRO 1, 2, 3.
+"""What weights, gradients and the optimizer's state take on one device, in bytes: one device, DDP, DeepSpeed's ZeRO.
 
 What ZeRO divides is in Rajbhandari et al. 2020 (Section 3.1). What is allocated beside it was read in DeepSpeed 0.19.8
 (`runtime/bf16_optimizer.py`, `runtime/zero/stage_1_and_2.py`, `runtime/zero/stage3.py`) as `train/strategy.py` sets it
-up: bf16 weights with fp32 master weights, or fp32; gradients accumulated and sent in fp32; moments in fp32.
+up: bf16 weights with fp32 master weights, or fp32; gradients accumulated and sent in fp32; optimizer state in fp32.
 
 P parameters, N devices, b numbers in a bucket, w bytes of a weight.
 """
@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..model import DecoderConfig
+from ..train.optim import OPTIMIZERS
 from .activation_memory import Formats
-from .parameters import parameters, small_parameters, table
+from .parameters import block_matrices, parameters, small_parameters, table
 
 # DeepSpeed's defaults, which `train/strategy.py` leaves as they are.
 LIVE = 500_000_000  # weights that ZeRO-3 keeps gathered: half of stage3_max_reuse_distance, forward and back again
@@ -31,6 +32,7 @@ class Layout:
         bucket: b, numbers reduced at once; never more than the model has.
         offload: master weights and moments in host memory.
         overlap: sums run beside the backward pass, from a second bucket (GPUs).
+        optimizer: a name in `OPTIMIZERS`.
     """
 
     stage: int
@@ -38,6 +40,7 @@ class Layout:
     bucket: int
     offload: bool = False
     overlap: bool = True
+    optimizer: str = "adamw"
 
     @property
     def name(self) -> str:
@@ -97,11 +100,11 @@ def state(config: DecoderConfig, weight: int, layout: Layout, micro_batches: int
 
 
 def _whole(config: DecoderConfig, weight: int, layout: Layout, several: bool) -> State:
-    """Weights, gradients and two moments in one format. DDP's buckets are the gradients (gradient_as_bucket_view) and
-    outlast the step; the sum of micro-batches that are not sent yet lies beside them."""
+    """Weights, gradients and optimizer state in one format. DDP's buckets are the gradients (gradient_as_bucket_view)
+    and outlast the step; the sum of micro-batches that are not sent yet lies beside them."""
     p = parameters(config)
     kept = (layout.devices > 1) + several
-    held = {"weights": weight * p, "optimizer": 2 * weight * p, "gradients": kept * weight * p}
+    held = {"weights": weight * p, "optimizer": weight * _state(config, layout), "gradients": kept * weight * p}
     return State(held, per_gradient=0 if kept else weight)
 
 
@@ -109,7 +112,11 @@ def _zero_1_half(config: DecoderConfig, layout: Layout, several: bool) -> State:
     """DeepSpeed's BF16_Optimizer: bf16 gradients, and whole fp32 ones beside them, which are joined into one tensor to
     be summed unless the matrices alone are more than JOINED."""
     p, part = parameters(config), _part(config, layout)
-    held = {"weights": 2 * p + 4 * part, "optimizer": 8 * part, "gradients": 4 * p + (2 * p if several else 0)}
+    held = {
+        "weights": 2 * p + 4 * part,
+        "optimizer": 4 * _state(config, layout),
+        "gradients": 4 * p + (2 * p if several else 0),
+    }
     return State(held, per_gradient=0 if several else 2, summing=lambda made: 4 * p if p <= JOINED else 0)
 
 
@@ -118,7 +125,7 @@ def _zero_1(config: DecoderConfig, layout: Layout, several: bool) -> State:
     p, part, b = parameters(config), _part(config, layout), _bucket(config, layout)
     held = {
         "weights": 4 * p + 4 * part,
-        "optimizer": 8 * part,
+        "optimizer": 4 * _state(config, layout),
         "gradients": 4 * p if several else 0,
         "buffers": 4 * b * (1 + layout.overlap),
     }
@@ -138,7 +145,7 @@ def _zero_1_offload(config: DecoderConfig, weight: int, layout: Layout, several:
     copied = _summing(config, 4, layout)
     return State(
         held,
-        host=(16 + weight) * part + largest,
+        host=(8 + weight) * part + 4 * _state(config, layout) + largest,
         per_gradient=0 if several else 4,
         summing=lambda made: copied(made) + 4 * part,
     )
@@ -148,10 +155,10 @@ def _zero_2(config: DecoderConfig, weight: int, layout: Layout, several: bool) -
     """Gradients divided too: those of other devices are gone once they are summed, in every micro-batch. In fp32 those
     of the micro-batch under way are copied beside the sum of the others."""
     p, part, b = parameters(config), _part(config, layout), _bucket(config, layout)
-    held, host = {"weights": weight * p + 4 * part, "optimizer": 8 * part}, 0
+    held, host = {"weights": weight * p + 4 * part, "optimizer": 4 * _state(config, layout)}, 0
     if layout.offload:
         held = {"weights": weight * p, "buffers": weight * table(config)}
-        host = (16 + weight) * part + weight * table(config)
+        host = (8 + weight) * part + 4 * _state(config, layout) + weight * table(config)
     bucket, again = weight * b * (1 + layout.overlap), 4 * part if several and weight == 4 else 0
     summing = _summing(config, weight, layout)
     return State(
@@ -181,11 +188,16 @@ def _summing(config: DecoderConfig, weight: int, layout: Layout) -> Callable[[in
 def _zero_3(config: DecoderConfig, weight: int, layout: Layout) -> State:
     """Weights divided too, and gathered for use; those that are soon used again stay. The bucket is fp32."""
     p, part, b = parameters(config), _part(config, layout), _bucket(config, layout)
-    held = {"weights": (weight + 4) * part, "gradients": 4 * part, "optimizer": 8 * part, "buffers": 4 * b}
+    held = {
+        "weights": (weight + 4) * part,
+        "gradients": 4 * part,
+        "optimizer": 4 * _state(config, layout),
+        "buffers": 4 * b,
+    }
     host, updating = 0, 4 * part
     if layout.offload:
         held |= {"weights": weight * part, "gradients": 0, "optimizer": 0}
-        host, updating = 20 * part, 0
+        host, updating = 12 * part + 4 * _state(config, layout), 0
 
     def summing(made: int) -> int:
         if made >= p and table(config) > b:  # as it is made, in fp32, and in the order of the devices
@@ -212,6 +224,14 @@ def persistent_parameters(config: DecoderConfig) -> int:
 def _part(config: DecoderConfig, layout: Layout) -> int:
     """P / N, rounded up."""
     return -(-parameters(config) // layout.devices)
+
+
+def _state(config: DecoderConfig, layout: Layout) -> int:
+    """Numbers that the optimizer keeps on one device."""
+    in_blocks, elsewhere = (rule.state_tensors() for rule in OPTIMIZERS[layout.optimizer])
+    hidden = config.num_hidden_layers * sum(block_matrices(config))
+    kept = in_blocks * hidden + elsewhere * (parameters(config) - hidden)
+    return -(-kept // (layout.devices if layout.stage else 1))
 
 
 def _bucket(config: DecoderConfig, layout: Layout) -> int:

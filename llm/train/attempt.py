@@ -68,6 +68,10 @@ class Attempt(LightningCLI):
         trainer: Trainer = self.trainer
         problems = [*self.model.problems(trainer.max_steps, self.datamodule.context), *self.datamodule.problems()]
         problems += self._attention_problems(training=True)
+        strategy = self._get(self.config_init, "strategy")
+        if strategy.name == "deepspeed":
+            optimizer = self.model.optimizer_settings
+            problems += optimizer.sharding_problems(strategy.stage, strategy.offload_optimizer)
         if self._get(self.config_init, "trainer").log_every_n_steps < 1:
             problems.append("trainer.log_every_n_steps must be at least 1")
         if problems:
@@ -76,7 +80,7 @@ class Attempt(LightningCLI):
         self.run_folder = RunFolder(self._get(self.config_init, "run"))
         self.signals = Signals()
         self.signals.install()
-        opening = OpenRunFolder(self.run_folder, self._open, self._get(self.config_init, "strategy").timeout)
+        opening = OpenRunFolder(self.run_folder, self._open, strategy.timeout)
         evaluation = self._get(self.config_init, "evaluation")
         self.evaluations = Evaluations(self.run_folder, evaluation) if evaluation.every else None
         trainer.callbacks += [opening, *callbacks(self.run_folder, self.signals, self.evaluations)]

@@ -2,7 +2,7 @@
 
     RUN/checkpoints/step-00000500/
         model.safetensors       parameters by name, fp32: the master weights where the model computes in bf16
-        optimizer.safetensors   AdamW's state by parameter name: "exp_avg/model.norm.weight", ...
+        optimizer.safetensors   the optimizer's state by parameter name: "exp_avg/model.norm.weight", ...
         config.json             the DecoderConfig
         state.json              step, tokens seen, digest of the data, seconds, last validation loss, parameters, and
                                 what a run must be to continue from here (identity)
@@ -241,7 +241,13 @@ def restore(checkpoint: Checkpoint, model: nn.Module, state: State | None = None
     if wrong := [name for name, shape in shapes.items() if shape != weights[name].shape]:
         raise UserError(f"{checkpoint.path} is of another model: {wrong[0]} has another shape")
     if state is not None:
-        state.load(weights, checkpoint.optimizer_state())
+        optimizer = checkpoint.optimizer_state()
+        if optimizer and (different := sorted(optimizer.keys() ^ state.state_keys())):
+            raise UserError(
+                f"{checkpoint.path} has the state of another optimizer ({different[0]} is only in one of the two): "
+                "set model.optimizer.name as its run has it"
+            )
+        state.load(weights, optimizer)
         return
     with torch.no_grad():
         for name, parameter in own.items():

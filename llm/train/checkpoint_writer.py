@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 from . import checkpoint as checkpoints
+from .evaluation import Evaluations
 from .run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from .evaluation import Evaluations
 
 
 class Writer:

@@ -10,23 +10,21 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 
 from ..common.errors import StoppedError
 from . import checkpoint as checkpoints
+from .agreement import Agreement
 from .checkpoint_writer import Writer
 from .lightning_loop import set_progress, validated_next, whole_step
+from .loss_guard import LossSpikeMonitor
+from .metrics import Measurements
 from .ranks import on_rank_zero
 from .run_folder import MetricsFile, RunFolder
 from .signals import SAVING
 from .state import state_of
-
-if TYPE_CHECKING:
-    from .agreement import Agreement
-    from .loss_guard import LossSpikeMonitor
-    from .metrics import Measurements
 
 PATIENCE = 5.0  # seconds
 

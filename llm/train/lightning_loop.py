@@ -10,6 +10,11 @@ def whole_step(trainer: pl.Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
+def is_logged(trainer: pl.Trainer, step: int) -> bool:
+    """Whether metrics are logged after optimizer step `step`, counted from 1."""
+    return step % trainer.log_every_n_steps == 0 or step == trainer.max_steps
+
+
 def validated_next(trainer: pl.Trainer) -> bool:
     """Whether a validation follows the step that just ended."""
     return trainer.global_step % trainer.datamodule.validate_every == 0 and trainer.enable_validation

@@ -17,7 +17,7 @@ from ..common.processes import peak_rss, progress_bar
 from ..data.rows import DIGESTS
 from .agreement import Agreement
 from .flops import device_peak, flops_per_token
-from .lightning_loop import validate_now, whole_step
+from .lightning_loop import is_logged, validate_now, whole_step
 from .loss_guard import LossSpikeMonitor
 from .run_folder import MetricsFile, RunFolder
 
@@ -29,7 +29,8 @@ class Measurements(pl.Callback):
     the same steps, without validation and checkpoints; tokens are predicted tokens, padding not counted. mfu is model
     FLOPs per second over the peak of all devices, empty where the device's peak is not known; epochs count how often
     the run went through its store, or each of its stores; skipped_steps are those of the whole run (see
-    `loss_guard.py`). Learned numbers of switches have a column for each layer: `learned_switches`.
+    `loss_guard.py`). Learned numbers of switches have a column for each layer: `learned_switches`. So
+    has activation_rms on request: of the rows that rank zero had last.
 
     data_digest, in metrics.csv alone as it is no number to plot, is the sum of the digests of all rows of all steps
     since step 0 (see `rows.py`): two runs that agree in it have seen equal data up to there. A run that was begun
@@ -77,7 +78,7 @@ class Measurements(pl.Callback):
         if not module.skipped:
             self.losses.append(self.agreement.loss)
         self.bar.update()
-        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps:
+        if is_logged(trainer, trainer.global_step):
             self._log_training(trainer, module)
 
     def _log_training(self, trainer: pl.Trainer, module: Any) -> None:
@@ -94,6 +95,7 @@ class Measurements(pl.Callback):
             skipped_steps=self.guard.skipped,
             data_digest=self.data_digest(trainer, module),
             **learned_switches(module),
+            **{f"activation_rms/{layer}": rms.item() for layer, rms in enumerate(module.activation_rms)},
         )
         self.bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
         self.losses = []

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..model import DecoderConfig, DecoderForCausalLM
 from ..model.fast_paths import FAST_PATHS
 from ..model.loss import IGNORED
+from .lightning_loop import is_logged
 from .optim import Optimizer, Schedule
 from .strategy import ZeroStrategy
 
@@ -38,6 +39,7 @@ class LanguageModule(pl.LightningModule):
         compile: torch.compile the blocks and the loss; the first step takes longer.
         attention: "sdpa", "eager", "flex_attention", "flash_attention_2" or "flash_attention_3" (`attention.py`).
         disable_fast_paths: fast paths that stay off, any of those of `llm/model/fast_paths.py`.
+        log_activation_rms: log the root mean square of each block's output as "activation_rms/LAYER".
         retain_freed_memory: on a CPU, memory that is freed stays with the process while it trains (`allocator.py`).
     """
 
@@ -52,6 +54,7 @@ class LanguageModule(pl.LightningModule):
         compile: bool = False,
         attention: str = "sdpa",
         disable_fast_paths: list[str] | None = None,
+        log_activation_rms: bool = False,
         retain_freed_memory: bool = True,
     ) -> None:
         super().__init__()
@@ -74,6 +77,8 @@ class LanguageModule(pl.LightningModule):
             self.model.lm_head.compiled_loss = True  # read by the fast output head alone
         self.attention, self.retain_freed_memory = attention, retain_freed_memory
         self.disable_fast_paths = disable_fast_paths or []
+        self.log_activation_rms = log_activation_rms
+        self.activation_rms: list[Tensor] = []  # of each block in the last micro-batch of a logged step
         self.step_loss = torch.zeros(())  # of the step under way: this rank's share of the global mean
         self.gradient_norm = torch.zeros(())  # of the last step, before clipping
         self.skipped = False  # whether the last step changed nothing, its gradient not being finite
@@ -99,13 +104,14 @@ class LanguageModule(pl.LightningModule):
         self.model.set_attn_implementation(self.attention)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; the learning rate is set before each step, so there is no scheduler with a state."""
+        """The optimizer; learning rates are set before each step, so there is no scheduler with a state."""
         return self.optimizer_settings.build(self.model)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.learning_rate = self.optimizer_settings.lr * self.schedule.factor(self.global_step, self.trainer.max_steps)
+        factor = self.schedule.factor(self.global_step, self.trainer.max_steps)
+        self.learning_rate = self.optimizer_settings.lr * factor
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = group["initial_lr"] * factor
         micro_batch = batch_idx % self.trainer.accumulate_grad_batches
         seed = step_seed(self.seed, self.global_step, self.global_rank, micro_batch)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed formats a stack trace for each unused backend
@@ -118,9 +124,20 @@ class LanguageModule(pl.LightningModule):
         if batch_idx % micro_batches == 0:
             self.step_loss = torch.zeros((), device=self.device, dtype=torch.float32)
         inputs = {name: value for name, value in batch.items() if name != "data_digest"}
-        loss = self.model(**inputs).loss * (micro_batches * self.trainer.world_size)
+        measured = self.log_activation_rms and is_logged(self.trainer, self.global_step + 1)
+        out = self._measured(inputs) if measured else self.model(**inputs)
+        loss = out.loss * (micro_batches * self.trainer.world_size)
         self.step_loss += loss.detach() / micro_batches
         return loss * (loss.detach() * 0 + 1)  # a loss that is not finite makes its gradient so: all ranks see that
+
+    def _measured(self, inputs: dict[str, Any]) -> Any:
+        """The model's output; `activation_rms` is then that of its blocks."""
+        last_block: list[Tensor] = []  # transformers' last hidden state comes after the final norm
+        with self.model.model.norm.register_forward_pre_hook(lambda _, given: last_block.append(given[0])):
+            out = self.model(**inputs, output_hidden_states=True)
+        outputs = [*out.hidden_states[1:-1], *last_block]
+        self.activation_rms = [hidden.detach().float().square().mean().sqrt() for hidden in outputs]
+        return out
 
     def optimizer_step(self, *words: Any, **others: Any) -> None:
         """Gradients go with the step, not before the next backward pass as Lightning has it: the forward pass between

@@ -1,55 +1,160 @@
-"""Parameter groups and the learning-rate schedule."""
+"""Optimizers and learning-rate schedules, by name.
+
+An optimizer is an `Algorithm` and an entry in `OPTIMIZERS`, a schedule an entry in `SHAPES`. Checkpoints, sharding and
+`plan` follow from these.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from .muon import ShardedMuon
+
+Groups = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """An update rule.
+
+    Args:
+        build: torch's optimizer for parameter groups that have their own `lr` and `weight_decay`.
+        state_names: what it keeps for each parameter: tensors of the parameter's shape, and "step" if it counts steps.
+        whole_matrices: whether the update of a matrix needs all of it, which ZeRO 3 and off-load have in no place.
+    """
+
+    build: Callable[[Optimizer, Groups], torch.optim.Optimizer]
+    state_names: tuple[str, ...]
+    whole_matrices: bool = False
+
+    def state_tensors(self) -> int:
+        """Number of state tensors per parameter."""
+        return len(set(self.state_names) - {"step"})
+
+
+def _adamw(settings: Optimizer, groups: Groups) -> torch.optim.Optimizer:
+    s = settings
+    return torch.optim.AdamW(groups, lr=s.lr, betas=s.betas, eps=s.eps, fused=s.fused)
+
+
+def _muon(settings: Optimizer, groups: Groups) -> torch.optim.Optimizer:
+    return ShardedMuon(groups, momentum=settings.muon_momentum, adjust_lr_fn="match_rms_adamw")
+
+
+ADAMW = Algorithm(_adamw, ("step", "exp_avg", "exp_avg_sq"))
+MUON = Algorithm(_muon, ("momentum_buffer",), whole_matrices=True)
+# name -> algorithm of the blocks' matrices, and of all other parameters
+OPTIMIZERS: dict[str, tuple[Algorithm, Algorithm]] = {"adamw": (ADAMW, ADAMW), "muon": (MUON, ADAMW)}
+
 
 @dataclass
 class Optimizer:
-    """AdamW (Loshchilov & Hutter 2019).
+    """AdamW, or Muon for the matrices of the blocks and AdamW for the rest.
 
     Args:
+        name: "adamw" (Loshchilov & Hutter 2019) or "muon" (Jordan et al. 2024). Embeddings, the output head and what
+            is not a matrix have AdamW either way.
         lr: peak learning rate.
-        betas, eps: of the moments.
+        betas, eps: of AdamW's moments.
         weight_decay: on matrices only (two dimensions, embeddings among them); never on norms, biases, stream
-            weights or the scalars of a learned NMDA.
-        fused: torch's fused kernel.
+            weights or the scalars of a learned activation.
+        fused: torch's fused kernel of AdamW.
+        muon_lr: peak learning rate under Muon; None is `lr`. Muon's update is scaled to the root mean square of
+            AdamW's, 0.2 (Liu et al. 2025), so one rate serves both.
+        muon_momentum: of Muon (Nesterov).
     """
 
+    name: str = "adamw"
     lr: float = 3e-4
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
     fused: bool = True
+    muon_lr: float | None = None
+    muon_momentum: float = 0.95
 
     def problems(self) -> list[str]:
-        """What cannot be: each a sentence."""
+        """One sentence for each setting that cannot be."""
         allowed = {
-            "lr": self.lr > 0,
-            "betas": all(0 <= beta < 1 for beta in self.betas),
-            "eps": self.eps > 0,
-            "weight_decay": self.weight_decay >= 0,
+            "lr": (self.lr > 0, "above 0"),
+            "betas": (all(0 <= beta < 1 for beta in self.betas), "from 0 to below 1"),
+            "eps": (self.eps > 0, "above 0"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "muon_lr": (self.muon_lr is None or self.muon_lr > 0, "above 0, or null for lr"),
+            "muon_momentum": (0 <= self.muon_momentum < 1, "from 0 to below 1"),
+            "name": (self.name in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
         }
-        rules = {"lr": "above 0", "betas": "from 0 to below 1", "eps": "above 0", "weight_decay": "0 or more"}
         return [
-            f"model.optimizer.{name} {getattr(self, name)} must be {rules[name]}"
-            for name, ok in allowed.items()
+            f"model.optimizer.{name} {getattr(self, name)} must be {rule}"
+            for name, (ok, rule) in allowed.items()
             if not ok
         ]
 
-    def build(self, model: nn.Module) -> torch.optim.AdamW:
-        """AdamW over the model's parameters, in two groups."""
+    def sharding_problems(self, stage: int, offload: bool) -> list[str]:
+        """Why DeepSpeed's ZeRO `stage` cannot shard this optimizer."""
+        if any(rule.whole_matrices for rule in OPTIMIZERS[self.name]) and (stage == 3 or offload):
+            return [
+                f"model.optimizer.name {self.name} updates whole matrices, which strategy.stage 3 and "
+                "strategy.offload_optimizer cut up: set strategy.stage 1 or 2 without off-load, or adamw"
+            ]
+        return []
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of the model's parameters, in groups with their `initial_lr` and `state_names`."""
+        in_blocks, elsewhere = OPTIMIZERS[self.name]
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        apart = _table_ids(model) if in_blocks is not elsewhere else {id(parameter) for parameter in trained}
+        hidden = [p for p in trained if p.ndim == 2 and id(p) not in apart]
         groups = [
-            {"params": [p for p in trained if p.ndim == 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim != 2], "weight_decay": 0.0},
+            (in_blocks, hidden, self.weight_decay, self.muon_lr or self.lr),
+            (elsewhere, [p for p in trained if p.ndim == 2 and id(p) in apart], self.weight_decay, self.lr),
+            (elsewhere, [p for p in trained if p.ndim != 2], 0.0, self.lr),
         ]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=self.fused)
+        by_rule: dict[Algorithm, Groups] = {}
+        for rule, parameters, decay, lr in groups:
+            group = {"params": parameters, "weight_decay": decay, "lr": lr, "initial_lr": lr}
+            if parameters:
+                by_rule.setdefault(rule, []).append(group | {"state_names": rule.state_names})
+        parts = [rule.build(self, own) for rule, own in by_rule.items()]
+        return parts[0] if len(parts) == 1 else Combined(parts)
+
+
+def _table_ids(model: nn.Module) -> set[int]:
+    """Identities of the parameters of embeddings and of the output head, which is as wide as the vocabulary."""
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return {id(parameter) for module in [*tables, head] if module is not None for parameter in module.parameters()}
+
+
+class Combined(torch.optim.Optimizer):
+    """Several optimizers as one, with their groups and their state; each group is updated by its own."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = parts
+        for index, part in enumerate(parts):
+            for group in part.param_groups:
+                group["part"] = index
+            part.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update. ZeRO calls this with one group at a time, and with flat tensors in the place of parameters."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            part = self.parts[group["part"]]
+            part.param_groups = [group]
+            part.step()
+        return loss
 
 
 @dataclass
@@ -67,10 +172,10 @@ class Schedule:
     min_lr_ratio: float = 0.0
 
     def problems(self, max_steps: int) -> list[str]:
-        """Why a run of `max_steps` cannot follow this schedule: each a sentence."""
+        """One sentence for each reason why a run of `max_steps` cannot follow this schedule."""
         problems = []
-        if self.shape not in ("cosine", "constant"):
-            problems.append(f"model.schedule.shape {self.shape!r} is unknown: give cosine or constant")
+        if self.shape not in SHAPES:
+            problems.append(f"model.schedule.shape {self.shape!r} is unknown: give {' or '.join(SHAPES)}")
         if min(self.warmup_steps, self.cooldown_steps) < 0 or not 0 <= self.min_lr_ratio <= 1:
             problems.append(
                 "model.schedule needs warmup_steps and cooldown_steps of 0 or more and a min_lr_ratio from 0 to 1"
@@ -95,7 +200,13 @@ class Schedule:
         return self._shape(cooldown_start, max_steps) * (max_steps - step) / self.cooldown_steps
 
     def _shape(self, step: int, max_steps: int) -> float:
-        if self.shape == "constant":
-            return 1.0
         progress = (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps)
-        return self.min_lr_ratio + (1 - self.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+        return SHAPES[self.shape](progress, self.min_lr_ratio)
+
+
+def _cosine(progress: float, least: float) -> float:
+    return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+# name -> factor at a progress from 0 (after warm-up) to 1 (the last step), given min_lr_ratio
+SHAPES: dict[str, Callable[[float, float], float]] = {"cosine": _cosine, "constant": lambda progress, least: 1.0}

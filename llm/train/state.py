@@ -7,24 +7,26 @@ the other way: every rank reads each tensor and keeps its own part.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, beside its count of steps
-
 
 class State(Protocol):
-    """Weights and AdamW's state of a model under some strategy."""
+    """Weights and the optimizer's state of a model under some strategy."""
 
     def snapshot(self, keep: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Copies in host memory: (name -> weight, "STATE/name" -> AdamW's state). Every rank has to call it; those
+        """Copies in host memory: (name -> weight, "STATE/name" -> optimizer state). Every rank has to call it; those
         without `keep` get nothing."""
 
+    def state_keys(self) -> set[str]:
+        """The "STATE/name" of every parameter's optimizer state, as it is after the first step."""
+
     def load(self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
-        """Take weights by name and AdamW's state by "STATE/name", which is empty before the first step."""
+        """Take weights by name and the optimizer's state by "STATE/name", which is empty before the first step."""
 
 
 def state_of(model: nn.Module, strategy: Any, optimizer: torch.optim.Optimizer) -> State:
@@ -58,6 +60,11 @@ class ReplicatedState:
         }
         return weights, moments
 
+    def state_keys(self) -> set[str]:
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        groups = self.optimizer.param_groups
+        return {f"{kind}/{names[id(p)]}" for group in groups for p in group["params"] for kind in group["state_names"]}
+
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
@@ -69,8 +76,23 @@ class ReplicatedState:
             self.optimizer.state[parameter][kind] = tensor.to(parameter.device, dtype)
 
 
+@dataclass
+class FlatGroup:
+    """A flat fp32 tensor of which this rank holds a part.
+
+    Args:
+        flat: this rank's part, with which the optimizer works.
+        parameters: what it is made of.
+        state_names: what the optimizer keeps for each (`optim.py`).
+    """
+
+    flat: Tensor
+    parameters: list[nn.Parameter]
+    state_names: tuple[str, ...]
+
+
 class _Zero:
-    """What ZeRO's stages have in common: flat fp32 tensors, each with AdamW's state, of which a rank holds a part."""
+    """What ZeRO's stages have in common: flat fp32 tensors with the optimizer's state, of which a rank holds a part."""
 
     def __init__(self, model: nn.Module, optimizer: Any) -> None:
         self.parameters = dict(model.named_parameters())
@@ -86,30 +108,38 @@ class _Zero:
             if keep:
                 kept[key] = _copy(whole)
 
-        counted = self._steps()
-        if counted is not None:
+        states = self.optimizer.optimizer.state
+        groups = self._by_parameter() if any(states.values()) else {}  # there is no state before the first step
+        if groups:
             self._link_moments()
         for name, parameter in self.parameters.items():
             take(weights, name, safe_get_full_fp32_param(parameter))
-            if counted is not None:
-                take(moments, f"step/{name}", counted)
-                for kind in MOMENTS:
-                    take(moments, f"{kind}/{name}", safe_get_full_optimizer_state(parameter, kind))
+            for kind in groups[name].state_names if groups else ():
+                counted = kind == "step"
+                whole = states[groups[name].flat][kind] if counted else safe_get_full_optimizer_state(parameter, kind)
+                take(moments, f"{kind}/{name}", whole)
         return weights, moments
+
+    def state_keys(self) -> set[str]:
+        return {f"{kind}/{name}" for name, group in self._by_parameter().items() for kind in group.state_names}
 
     def load(self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
         self.load_weights(weights)
         if not optimizer:
             return
-        count = optimizer[f"step/{next(iter(self.parameters))}"]
-        for flat in self._flat():
-            state = self.optimizer.optimizer.state[flat]
-            state["step"] = count.clone().to(flat.device if flat.is_cuda else "cpu")
-            state |= {kind: torch.zeros_like(flat) for kind in MOMENTS}
+        groups = self._by_parameter()
+        for name, group in groups.items():
+            state = self.optimizer.optimizer.state[group.flat]
+            if not state:
+                state |= {kind: torch.zeros_like(group.flat) for kind in group.state_names}
+                if "step" in state:
+                    count = optimizer[f"step/{name}"].clone()
+                    state["step"] = count.to(group.flat.device if group.flat.is_cuda else "cpu")
         self._link_moments()
         for name, parameter in self.parameters.items():
-            for kind in MOMENTS:
-                self._set(parameter, optimizer[f"{kind}/{name}"], kind)
+            for kind in groups[name].state_names:
+                if kind != "step":
+                    self._set(parameter, optimizer[f"{kind}/{name}"], kind)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take master weights by name, and make the working weights from them."""
@@ -117,12 +147,13 @@ class _Zero:
             self._set(parameter, weights[name], None)
         self._refresh()
 
-    def _steps(self) -> Tensor | None:
-        """AdamW's count of steps, equal for all parameters; None before the first."""
-        return next((state["step"] for state in self.optimizer.optimizer.state.values() if "step" in state), None)
+    def _by_parameter(self) -> dict[str, FlatGroup]:
+        """The flat tensor of each parameter by its name."""
+        of = {id(parameter): group for group in self._flat() for parameter in group.parameters}
+        return {name: of[id(parameter)] for name, parameter in self.parameters.items()}
 
-    def _flat(self) -> list[Tensor]:
-        """This rank's flat fp32 tensors."""
+    def _flat(self) -> list[FlatGroup]:
+        """The flat tensors."""
         raise TypeError("of a stage")
 
     def _link_moments(self) -> None:
@@ -140,8 +171,11 @@ class _Zero:
 class ShardedState(_Zero):
     """ZeRO stages 1 and 2: each group of parameters is one flat tensor, cut into as many parts as there are ranks."""
 
-    def _flat(self) -> list[Tensor]:
-        return [group["params"][0] for group in self.optimizer.optimizer.param_groups]
+    def _flat(self) -> list[FlatGroup]:
+        zero = self.optimizer
+        parts = zero.bf16_groups if hasattr(zero, "bf16_groups") else zero.bit16_groups
+        groups = zip(zero.optimizer.param_groups, parts, strict=True)
+        return [FlatGroup(group["params"][0], part, group["state_names"]) for group, part in groups]
 
     def _link_moments(self) -> None:
         """DeepSpeed's first step does so when only the first of several parameter groups has moments."""
@@ -163,8 +197,13 @@ class ShardedState(_Zero):
 class PartitionedState(_Zero):
     """ZeRO stage 3: each parameter is cut into as many equal parts as there are ranks, the last one padded."""
 
-    def _flat(self) -> list[Tensor]:
-        return self.optimizer.fp32_partitioned_groups_flat
+    def _flat(self) -> list[FlatGroup]:
+        zero = self.optimizer
+        groups = zero.optimizer.param_groups
+        return [
+            FlatGroup(flat, part, groups[zero.sub_group_to_group_id[index]]["state_names"])
+            for index, (flat, part) in enumerate(zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True))
+        ]
 
     def _set(self, parameter: nn.Parameter, whole: Tensor, kind: str | None) -> None:
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state

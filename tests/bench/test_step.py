@@ -168,6 +168,7 @@ def test_the_search_for_a_micro_batch_finds_the_largest(rows: int, data: st.Data
     assert len(set(asked)) == len(asked) and set(asked) <= set(divisors)
 
 
+@pytest.mark.usefixtures("trials_start_fast")
 def test_fit_says_what_to_set_and_the_run_takes_it(tiny_config: Callable[..., Path], tmp_path: Path, capsys) -> None:
     """A budget between the needs of many rows and of few: a context of 256 on a tiny model."""
     out, config = tmp_path / "fit.json", str(tiny_config())
@@ -201,6 +202,7 @@ def test_fit_says_what_to_set_and_the_run_takes_it(tiny_config: Callable[..., Pa
     assert parse(["--config", config, *setting], run=False).datamodule.given_micro_batch_size == found["chosen"]["rows"]
 
 
+@pytest.mark.usefixtures("trials_start_fast")
 def test_fit_refuses_a_budget_below_one_row(tiny_config: Callable[..., Path], capsys) -> None:
     words = ["bench", "--config", str(tiny_config()), "--find-micro-batch", "--memory-budget", "0.0001", "--steps", "1"]
     assert main([*words, "--", "--data.batch_size", "1"]) == 2

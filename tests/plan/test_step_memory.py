@@ -17,10 +17,10 @@ from llm.model import DecoderConfig, DecoderForCausalLM
 from llm.plan.activation_memory import Formats, Work, block_terms, outer_terms, weight_copies
 from llm.plan.communication import bytes_sent, collectives
 from llm.plan.parameters import parameters
-from llm.plan.state_memory import Layout, formats
+from llm.plan.state_memory import Layout, formats, state
 from llm.plan.step_memory import Step, largest_micro_batch
 from llm.train.module import LanguageModule
-from llm.train.optim import Optimizer
+from llm.train.optim import OPTIMIZERS, Optimizer
 
 from ..train.runs import Config, fit
 from . import allocations
@@ -131,6 +131,18 @@ def test_peak_of_steps_in_one_process(name: str, precision: str, recompute: int,
         del model, optimizer
     work = Work(config, rows, context, formats(precision, 0), "cpu")
     assert Step(work, ONE, micro_batches, recompute).peak().total == pytest.approx(recording.peak(), rel=0.1)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_state_is_that_of_torch(name: str) -> None:
+    config = MODELS["llama streams, nmda"]
+    model = DecoderForCausalLM(config)
+    optimizer = Optimizer(name).build(model)
+    loss(model, 1, 8, False).backward()
+    optimizer.step()
+    tensors = [tensor for kept in optimizer.state.values() for kind, tensor in kept.items() if kind != "step"]
+    held = state(config, 4, Layout(0, 1, 1, optimizer=name), 1).held
+    assert held["optimizer"] == sum(tensor.nbytes for tensor in tensors)
 
 
 RUNS = {  # stage, precision, recomputed blocks, off-load

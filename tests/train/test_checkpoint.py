@@ -9,7 +9,7 @@ import torch
 from llm.common.errors import UserError
 from llm.model import DecoderConfig, DecoderForCausalLM
 from llm.train import checkpoint as checkpoints
-from llm.train.optim import Optimizer
+from llm.train.optim import OPTIMIZERS, Optimizer
 from llm.train.state import ReplicatedState
 
 
@@ -30,20 +30,26 @@ def save(folder: Path, model: DecoderForCausalLM, optimizer: torch.optim.Optimiz
     return checkpoints.write(folder, checkpoints.Snapshot(weights, state, model.config, {"step": step}), **kept)
 
 
-def test_a_restored_run_continues_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_restored_run_continues_bit_for_bit(tmp_path: Path, name: str) -> None:
     model = small()
-    optimizer = Optimizer().build(model)
+    optimizer = Optimizer(name).build(model)
     for seed in range(3):
         step(model, optimizer, seed)
     save(tmp_path, model, optimizer, 3, keep=2)
     other = small(initializer_seed=9)
-    restored = Optimizer().build(other)
+    restored = Optimizer(name).build(other)
     checkpoints.restore(checkpoints.newest(tmp_path)[0], other, ReplicatedState(other, restored))
     for seed in range(3, 6):
         step(model, optimizer, seed)
         step(other, restored, seed)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     assert other.lm_head.weight is other.model.embed_tokens.weight
+    (another,) = OPTIMIZERS.keys() - {name}
+    with pytest.raises(UserError, match=r"state of another optimizer.*model\.optimizer\.name"):
+        checkpoints.restore(
+            checkpoints.newest(tmp_path)[0], other, ReplicatedState(other, Optimizer(another).build(other))
+        )
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from scipy import stats
 from torch import nn
 
 from llm.cli import main
-from llm.model import DecoderConfig, DecoderForCausalLM
+from llm.model import DecoderConfig, DecoderForCausalLM, fast_dropout
 from llm.model.fast_attention import FastAttention
 from llm.model.fast_dropout import FastDropout
-from llm.model.fast_linear import FastLinear
+from llm.model.fast_linear import FastLinear, use_onednn
 from llm.model.fast_loss import FastOutputHead
 from llm.model.fast_norm import FastRMSNorm
 from llm.model.fast_paths import FAST_PATHS, enable_fast_paths
@@ -167,6 +167,63 @@ def test_a_model_is_plain_torch_until_they_are_switched_on() -> None:
     assert {name: type(module) for name, module in model.named_modules()} == kinds
     with pytest.raises(ValueError, match=r"no fast path is called speed: give any of matmul, "):
         model.enable_fast_paths(["matmul", "speed"])
+
+
+NODES = {  # in the graph of the loss, of a fast path alone
+    "matmul": {"_LinearBackward"},
+    "attention": {"_CausalAttentionBackward"},
+    "dropout": set(),
+    "rotary": {"_RotationBackward"},
+    "norm": {"_RMSNormBackward"},
+    "loss": {"_SummedLossBackward"},
+}
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("names", [(), *PATHS], ids=lambda names: "+".join(names) or "none")
+def test_each_path_acts_where_it_is_on_and_nowhere_else(
+    names: tuple[str, ...], half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DecoderConfig.llama(
+        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, residual_dropout=0.5
+    )
+    model, ids = DecoderForCausalLM(config).train(), torch.zeros(1, 4, dtype=torch.long)
+    model.enable_fast_paths(names)
+    drawn: list[torch.Tensor] = []
+    monkeypatch.setattr(fast_dropout, "keep_factors", lambda x, p: drawn.append(x) or torch.ones_like(x))
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        node = model(ids, shift_labels=ids).loss.grad_fn
+    found, to_visit = set(), [node]
+    while to_visit:
+        if (node := to_visit.pop()) is not None and node not in found:
+            found.add(node)
+            to_visit += [following for following, _ in node.next_functions]
+    nodes = {node.name() for node in found}
+    expected = set().union(*(NODES[name] for name in names))
+    if half or not use_onednn(torch.zeros(1)):
+        expected -= NODES["matmul"]
+    if not half:
+        expected -= NODES["attention"]
+    assert {name for name in nodes if name in set().union(*NODES.values())} == expected
+    assert len(drawn) == (2 if "dropout" in names else 0)  # after attention, and after the FFN
+
+
+def test_compiled_blocks_multiply_by_the_fast_path() -> None:
+    config = DecoderConfig.llama(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    ids = torch.zeros(1, 4, dtype=torch.long)
+
+    def functions(names: tuple[str, ...]) -> int:
+        graphs: list[torch.fx.GraphModule] = []
+        model = DecoderForCausalLM(config).train()
+        model.enable_fast_paths(names)
+        torch._dynamo.reset()
+        model.model.layers[0].compile(backend=lambda graph, _: graphs.append(graph) or graph.forward)
+        model(ids, shift_labels=ids)
+        (graph,) = graphs
+        return sum("autograd_function_apply" in str(node.target) for node in graph.graph.nodes)
+
+    assert functions(("rotary", "norm")) == 0  # the compiler fuses torch's own
+    assert functions(("matmul",)) == (7 if use_onednn(torch.zeros(1)) else 0)
 
 
 def test_a_run_switches_off_those_that_are_named() -> None:

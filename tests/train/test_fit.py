@@ -15,6 +15,7 @@ from llm.cli import main
 from llm.data.order import WindowOrder
 from llm.data.store import TokenStore
 from llm.model import DecoderConfig, DecoderForCausalLM
+from llm.runs.batch import data_of
 from llm.train.module import LanguageModule
 from llm.train.run_folder import MetricsFile
 
@@ -323,6 +324,21 @@ def test_learned_switches_have_a_column_for_each_layer(tiny_config: Config, tmp_
     heads = saved["model.layers.1.attention.stream.values_weight"].flatten().tolist()
     assert float(row["stream_values/1"]) == pytest.approx(sum(heads) / 2, rel=1e-6)
     assert "stream_values/0" not in row  # nothing arrives in the first layer
+
+
+def test_activation_rms_is_logged_on_request(tiny_config: Config, tmp_path: Path) -> None:
+    """That of the blocks of the last checkpoint, for the batch after it."""
+    config = tiny_config(trainer__max_steps=3, run__checkpoint_every=2, model__log_activation_rms=True)
+    assert fit(config) == 0
+    rows = torch.stack([torch.from_numpy(row) for row in data_of(tmp_path / "run").batch(3).tokens])
+    model = DecoderForCausalLM.from_pretrained(tmp_path / "run" / "checkpoints" / "step-00000002")
+    outputs: list[torch.Tensor] = []
+    for block in model.model.layers:
+        block.register_forward_hook(lambda _, given, result: outputs.append(result[0]))
+    model(rows[:, :-1])
+    row = next(row for row in metrics(tmp_path / "run") if row["step"] == "3" and row["train_loss"])
+    for layer, hidden in enumerate(outputs):
+        assert float(row[f"activation_rms/{layer}"]) == pytest.approx(hidden.pow(2).mean().sqrt().item(), rel=1e-5)
 
 
 def test_a_metric_of_a_new_name_adds_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

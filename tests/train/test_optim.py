@@ -38,6 +38,48 @@ def test_only_matrices_decay(style: Any) -> None:
         torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if matrix else 1.0), msg=name)
 
 
+def test_muon_by_hand() -> None:
+    """Three updates of every parameter, against Muon and AdamW written out in float64."""
+    config = DecoderConfig.llama(
+        vocab_size=64, hidden_size=32, intermediate_size=80, num_hidden_layers=2, num_attention_heads=2
+    )
+    model = DecoderForCausalLM(config)
+    settings = Optimizer(name="muon", lr=1e-3, muon_lr=0.02, weight_decay=0.5, muon_momentum=0.9)
+    optimizer = settings.build(model)
+    expected = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
+    state = {name: torch.zeros(2, *weight.shape, dtype=torch.float64) for name, weight in expected.items()}
+    for count in range(1, 4):
+        for index, (name, parameter) in enumerate(model.named_parameters()):
+            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(10 * index + count))
+            weight, moments, gradient = expected[name], state[name], parameter.grad.double()
+            if ".layers." in name and weight.ndim == 2:
+                moments[0] = 0.9 * moments[0] + 0.1 * gradient
+                rms = 0.2 * max(weight.shape) ** 0.5  # times that of a matrix with orthonormal rows or columns
+                update = 0.02 * rms * newton_schulz(0.1 * gradient + 0.9 * moments[0])
+                expected[name] = weight * (1 - 0.02 * 0.5) - update
+            else:
+                moments[0], moments[1] = (
+                    0.9 * moments[0] + 0.1 * gradient,
+                    0.95 * moments[1] + 0.05 * gradient.square(),
+                )
+                ratio = moments[0] / (1 - 0.9**count) / ((moments[1] / (1 - 0.95**count)).sqrt() + 1e-8)
+                expected[name] = weight * (1 - 1e-3 * 0.5 * (weight.ndim == 2)) - 1e-3 * ratio
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        moved = 0.02 * 0.2 if ".layers." in name and parameter.ndim == 2 else 1e-3  # an element's change in a step
+        tolerance = 0.05 * moved if moved > 1e-3 else 1e-6  # torch's Muon multiplies in bf16
+        torch.testing.assert_close(parameter.double(), expected[name], rtol=0, atol=3 * tolerance, msg=name)
+
+
+def newton_schulz(matrix: torch.Tensor) -> torch.Tensor:
+    """Five steps of the quintic iteration of Jordan et al. 2024, by singular values."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    values = values / matrix.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
+    return left * values @ right
+
+
 def test_the_papers_schedule_by_hand() -> None:
     """500 steps of warm-up, cosine to 0 at 40,000, a straight line to 0 over the last 5,000."""
     schedule = Schedule(shape="cosine", warmup_steps=500, cooldown_steps=5000)
@@ -84,6 +126,16 @@ def test_any_schedule_rises_then_falls_within_bounds(
 def test_a_schedule_that_cannot_be_is_named(schedule: Schedule, steps: int, message: str) -> None:
     (problem,) = schedule.problems(steps)
     assert message in problem
+
+
+def test_settings_that_cannot_be_are_named() -> None:
+    assert Optimizer(name="sgd").problems() == ["model.optimizer.name sgd must be one of adamw, muon"]
+    (problem,) = Optimizer(name="muon", muon_lr=-1.0).problems()
+    assert "muon_lr" in problem
+    assert Optimizer(name="muon").sharding_problems(2, False) == Optimizer().sharding_problems(3, True) == []
+    for stage, offload in ((3, False), (1, True)):
+        (problem,) = Optimizer(name="muon").sharding_problems(stage, offload)
+        assert "strategy.stage" in problem
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,9 @@ VARIANTS: dict[str, dict] = {
         "decoder__hidden_act": "nmda",
         "decoder__nmda_learnable": True,
     },
+    "muon": {"model__optimizer": {"name": "muon", "lr": 3e-3, "muon_lr": 6e-3}},
 }
+MUON = ("ddp", "zero1", "zero2")  # the others are refused
 COMMON = {
     "decoder__tie_word_embeddings": True,
     "data__micro_batch_size": 2,  # two micro-batches on each of two devices, four on one
@@ -59,7 +61,7 @@ def test_two_processes_train_as_one(tiny_config: Config, tmp_path: Path) -> None
         alone = tmp_path / f"{variant}-alone"
         assert fit(tiny_config(**COMMON, **settings, run__folder=str(alone))) == 0
         for strategy, words in STRATEGIES.items():
-            if variant in ("values", "learned") or not strategy.startswith("offload"):
+            if strategy in MUON if variant == "muon" else variant in ("values", "learned") or "offload" not in strategy:
                 runs[variant, strategy] = tmp_path / f"{variant}-{strategy}"
                 config = tiny_config(**COMMON, **settings, run__folder=str(runs[variant, strategy]))
                 commands.append(Command(["fit", "--config", str(config), *words]))
@@ -69,8 +71,9 @@ def test_two_processes_train_as_one(tiny_config: Config, tmp_path: Path) -> None
     assert set(together(tmp_path / "pair", commands)) == {(0, 0)}
     for (variant, strategy), run in runs.items():
         alone = tmp_path / f"{variant}-alone"
-        assert curve(run) == pytest.approx(curve(alone), abs=1e-5), (variant, strategy)
-        assert validated(run) == pytest.approx(validated(alone), abs=1e-5), (variant, strategy)
+        near = 1e-3 if variant == "muon" else 1e-5  # torch's Muon multiplies in bf16
+        assert curve(run) == pytest.approx(curve(alone), abs=near), (variant, strategy)
+        assert validated(run) == pytest.approx(validated(alone), abs=near), (variant, strategy)
         for name in ("data_digest", "tokens", "learning_rate"):
             assert [row[name] for row in metrics(run)] == [row[name] for row in metrics(alone)]
         norms = [[float(row["gradient_norm"]) for row in metrics(r) if row["gradient_norm"]] for r in (run, alone)]
