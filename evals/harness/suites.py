@@ -72,9 +72,8 @@ def chosen(suite: str | None, tasks: Sequence[str] | None, shots: Sequence[int] 
 
 
 def is_local(task: str) -> bool:
-    """Whether a task's rows are on this machine for sure: built in, or a text or token store."""
-    return task in BUILT_IN or (Path(task).exists() and not _holds_yaml(Path(task)))
-
-
-def _holds_yaml(path: Path) -> bool:
-    return path.suffix in YAML or any(next(path.glob(f"*{suffix}"), None) for suffix in YAML)
+    """Whether a task's rows are on this machine for sure: built in, or a text or token store, told by its path."""
+    path = Path(task)
+    if task in BUILT_IN or not path.exists() or not (path.suffix or len(path.parts) > 1):
+        return task in BUILT_IN
+    return path.suffix not in YAML and not any(next(path.rglob(f"*{suffix}"), None) for suffix in YAML)

@@ -258,17 +258,20 @@ def test_other_tasks_run_and_the_last_line_says_what_lacks(make_export, data, ca
 
 
 def test_what_a_task_cannot_do_with_a_model(make_export, tmp_path, capsys):
-    """More new tokens than the context, and code of the user's that fails."""
+    """Examples that are evaluated, more new tokens than the context, and code of the user's that fails."""
     write_task(tmp_path, "long", [{"question": "Why?", "answer": "So."}], **GENERATE)
     (tmp_path / "code.py").write_text("def score(doc, results):\n    raise KeyError('no such key')\n")
     with write_task(tmp_path, "broken").open("a") as file:
         file.write("process_results: !function code.score\n")
+    write_task(tmp_path, "leak", fewshot_split="test")
     folder = make_export(context=64)
     for name, why in (
+        ("leak", "leak, 1-shot, needs examples that are not evaluated and has only its test split"),
         ("long", "asks for up to 256 new tokens and the model's context is 64; include the task in a YAML of your own"),
         ("broken", "lm-eval cannot do broken: KeyError: 'no such key'"),
     ):
-        assert main(["run", str(folder), "--tasks", str(tmp_path / f"{name}.yaml"), "--device", "cpu"]) == 2
+        words = ["run", str(folder), "--tasks", str(tmp_path / f"{name}.yaml"), "--device", "cpu"]
+        assert main([*words, "--shots", str(int(name == "leak"))]) == 2
         assert why in capsys.readouterr().err.splitlines()[-1]
     assert not (folder / "evals/lm_eval.json").exists()
 

@@ -9,7 +9,7 @@ from lm_eval.tasks._index import Kind, TaskIndex
 
 from evals.harness import catalogue
 from evals.harness.catalogue import Group, find
-from evals.harness.suites import DECISION_ACCURACY, SUITES, TITLES
+from evals.harness.suites import DECISION_ACCURACY, SUITES, TITLES, is_local
 from llm.data.store import TokenStore
 
 CHOICE = {
@@ -121,3 +121,13 @@ def test_texts_and_stores(tmp_path, story_store):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(Exception, match="holds no document with any text"):
         find([str(tmp_path / "empty.jsonl")]).tasks["empty.jsonl"].rows(None)
+
+
+def test_what_needs_no_network(tmp_path, monkeypatch, story_store):
+    monkeypatch.chdir(tmp_path)
+    write_yaml(tmp_path / "deep/er/one.yaml", task="one", **CHOICE)
+    (tmp_path / "piqa").mkdir()  # lm-eval's task is meant
+    (tmp_path / "a.txt").write_text("text")
+    local = {"stories": True, "a.txt": True, str(story_store): True, "deep/er": False, "deep/er/one.yaml": False}
+    for name, expected in (local | {"deep": False, "piqa": False, "b.txt": False}).items():
+        assert is_local(name) == expected, name
