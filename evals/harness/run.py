@@ -83,13 +83,13 @@ def run(
         for plan in plans:
             if plan.missing:
                 check_tokenizer(plan.export)
+        for export in exports:
+            results.save_groups(export, prepared.groups)
         made = [
             (plan.export, result)
             for plan, found in _evaluate_all(plans, prepared, protocol, target, dtype)
             for result in [*found, *results.of_groups(found, prepared.groups)]
         ]
-    for export in exports:
-        results.save_groups(export, prepared.groups)
     return Outcome(made, prepared.missing)
 
 
