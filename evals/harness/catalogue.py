@@ -106,7 +106,7 @@ def _tasks_behind(name: str, groups: dict[str, Group]) -> Iterator[Definition]:
     """The tasks that one word of the command line stands for; a group that is asked for is added to `groups`."""
     path = Path(name)
     if name in BUILT_IN:
-        yield _definition(name, HERE / f"{name}.yaml")._replace(rows=lambda limit: story_rows())
+        yield _built_in(name, name, lambda limit: story_rows())
     elif name in official_names():
         yield from _of_yaml(official_names()[name], official_names(), groups)
     elif path.suffix in YAML and path.is_file():
@@ -115,7 +115,7 @@ def _tasks_behind(name: str, groups: dict[str, Group]) -> Iterator[Definition]:
         for file in dict.fromkeys(mine.values()):
             yield from _of_yaml(file, {**official_names(), **mine}, groups)
     elif path.exists():
-        yield _definition(_text_name(path), HERE / "text.yaml")._replace(rows=partial(text_rows, path))
+        yield _built_in(_text_name(path), "text", partial(text_rows, path))
     elif tagged := _tagged(name):
         for task in tagged:
             yield from _of_yaml(official_names()[task], official_names(), {})
@@ -192,7 +192,7 @@ def _of_yaml(
     """The task of a YAML, or the tasks of the group that it defines, all the way down."""
     config = _load(path)
     if "group" not in config or "class" in config:
-        yield _definition(str(config.get("task")), path, overrides)
+        yield _definition(str(config.get("task")), path, config, overrides)
         return
     tasks = list(_members(config, path, names, overrides or {}))
     if (means := config.get("aggregate_metric_list")) is not None:
@@ -201,10 +201,16 @@ def _of_yaml(
     yield from tasks
 
 
-def _definition(name: str, path: Path, overrides: Mapping[str, Any] | None = None) -> Definition:
+def _definition(
+    name: str, path: Path, config: dict[str, Any], overrides: Mapping[str, Any] | None = None
+) -> Definition:
     own = {key: value for key, value in (overrides or {}).items() if key != "task"}
-    config = _load(path) | own
-    return Definition(name, config, {"include": str(path), "task": name, **own}, _digest(path, config))
+    return Definition(name, config | own, {"include": str(path), "task": name, **own}, _digest(path, config | own))
+
+
+def _built_in(name: str, kind: str, rows: Callable[[int | None], Rows]) -> Definition:
+    path = HERE / f"{kind}.yaml"
+    return _definition(name, path, _load(path))._replace(rows=rows)
 
 
 def _digest(path: Path, config: Mapping[str, Any]) -> str | None:

@@ -180,8 +180,8 @@ def of_groups(found: Iterable[Result], groups: Mapping[str, Group]) -> list[Resu
 
 def _mean_of(parts: Sequence[Result], by_size: bool) -> Result:
     """The means of what all these results have as a mean over items; standard errors are those of independent tasks."""
-    shares = np.array([part["n"] if by_size else 1.0 for part in parts])
-    shares /= shares.sum()
+    counts = np.array([part["n"] if by_size else 1 for part in parts])
+    shares = counts / counts.sum()
     described = [metrics.of_result(part) for part in parts]
     names = [name for name in described[0] if all(name in d and d[name].kind == "mean" for d in described)]
     mean: Result = {key: sum(part[key] for part in parts) for key in ("n", "truncated")}
