@@ -40,34 +40,44 @@ def _ioi(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from evals.harness.tasks import BUILT_IN, chosen
+    from evals.harness.suites import chosen, is_local
 
     suite = chosen(options.suite, options.tasks, options.shots)
     if not options.checkpoints and (options.out is not None or options.metric is not None):
         raise UserError("--out and --metric are for the figures of --checkpoints; give them with it")
-    if options.data is not None or set(suite.tasks) <= BUILT_IN:
+    if options.data is not None or all(map(is_local, suite.tasks)):
         # Read once, when huggingface_hub and datasets are imported: nothing then waits for a network.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-    from evals.harness import results
+    from evals.harness import catalogue, results
     from evals.harness import run as harness
+    from evals.harness.tasks import lacking
     from evals.page import curves
 
+    if len(unknown := catalogue.find(suite.tasks).missing) == len(suite.tasks):
+        raise UserError(lacking(unknown))
     protocol = harness.Protocol(suite.tasks, suite.shots, options.limit, options.batch_size)
     wanted = (protocol, options.data, options.device, options.dtype, options.again)
     if options.checkpoints:
-        print(curves.evaluate(options.exports, options.out, options.metric or "acc_norm", *wanted))
+        told, missing = curves.evaluate(options.exports, options.out, options.metric or "acc_norm", *wanted)
     else:
-        made = harness.run([open_export(folder) for folder in options.exports], *wanted)
-        print(results.format_results((harness.label(export), result) for export, result in made))
+        made, missing = harness.run([open_export(folder) for folder in options.exports], *wanted)
+        told = results.format_results((harness.label(export), result) for export, result in made)
+    print(told)
+    if missing:
+        raise UserError(lacking(missing))
 
 
 def _prefetch(options: argparse.Namespace) -> None:
     from evals.harness.prefetch import prefetch
-    from evals.harness.tasks import chosen
+    from evals.harness.suites import chosen
+    from evals.harness.tasks import lacking
 
     suite = chosen(options.suite or "paper", options.tasks, None)
-    print("\n".join(prefetch(options.folder, suite.tasks)))
+    told, missing = prefetch(options.folder, suite.tasks)
+    print("\n".join(told))
+    if missing:
+        raise UserError(lacking(missing))
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -156,42 +166,54 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     command = add_command(
         commands,
         "run",
-        "accuracy on multiple-choice tasks, through lm-eval",
-        "Multiple-choice accuracy through lm-eval, on its official prompts and metrics. Results are merged by task and "
-        "shots into EXPORT/evals/lm_eval.json, every item's log-likelihoods go to EXPORT/evals/samples. What is "
-        "there already for the same weights, rows, versions and arguments is kept: a killed run goes on where it was.",
+        "tasks of lm-eval, by name or from your own YAML",
+        "Any task of lm-eval, on its own prompts and metrics: multiple choice, log-likelihood, perplexity, generation. "
+        "Results are merged by task and shots into EXPORT/evals/lm_eval.json, every item goes to EXPORT/evals/samples. "
+        "What is there already for the same weights, rows, versions and arguments is kept: a killed run goes on where "
+        "it was. A task that is missing or fails does not stop the others; the last line then names it.",
         "python -m evals run out/classic out/values --suite paper --data data/evals\n"
-        "  python -m evals run out/values --tasks piqa hellaswag --shots 0 1 --limit 200\n"
+        "  python -m evals run out/values --tasks blimp gsm8k my_tasks/riddles.yaml --limit 200\n"
+        "  python -m evals run out/values --tasks books.txt runs/stories/store\n"
         "  python -m evals run --checkpoints runs/classic runs/values --suite paper --out out/curves",
     )
     command.add_argument(
         "exports", nargs="+", type=Path, metavar="EXPORT", help="an exported folder; with --checkpoints a run folder"
     )
     command.add_argument(
-        "--suite", metavar="NAME", help="paper (the five tasks below at 0, 1 and 5 shots) or stories (0 shots; default)"
+        "--suite",
+        metavar="NAME",
+        help="paper (ARC, PIQA, OpenBookQA, HellaSwag at 0, 1 and 5 shots), base (these, WinoGrande, SciQ, LAMBADA and "
+        "BoolQ at 0), minimal-pairs (BLiMP), perplexity (WikiText, Paloma) or stories (built in; default)",
     )
     command.add_argument(
         "--tasks",
         nargs="+",
         metavar="TASK",
-        help="in place of the suite's: arc_easy arc_challenge piqa openbookqa hellaswag, or stories (built in)",
+        help="in place of the suite's: tasks, groups and tags of lm-eval, YAML files or folders of your own, and for "
+        "bits per byte text files (as `llm prepare` reads them) and token stores",
     )
     command.add_argument(
         "--shots",
         nargs="+",
         type=_count(0),
         metavar="N",
-        help="examples before each item, in place of the suite's (0 with --tasks alone)",
+        help="examples before each item, in place of the suite's (with --tasks alone each task's own number, mostly 0)",
     )
     command.add_argument(
         "--data",
         type=Path,
         metavar="DIR",
-        help="read DIR/TASK/{train,validation,test}.jsonl, with the hub's columns (see `prefetch`), and use no "
-        "network; else the hub",
+        help="read DIR/TASK/SPLIT.jsonl, with the hub's columns (see `prefetch`), and use no network; else what the "
+        "task names, mostly the hub",
     )
     command.add_argument("--limit", type=_count(1), metavar="N", help="only the first N items of each task")
-    command.add_argument("--batch-size", type=_count(1), default=16, metavar="N", help="requests at once (16)")
+    command.add_argument(
+        "--batch-size",
+        type=_batch_size,
+        default=16,
+        metavar="N",
+        help="requests at once (16), or `auto`: up to 64, as many as the GPU can take; 16 on a CPU",
+    )
     command.add_argument(
         "--overwrite", dest="again", action="store_true", help="rerun evaluations that already have results"
     )
@@ -204,7 +226,9 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     command.add_argument(
         "--out", type=Path, metavar="DIR", help="where these figures and their CSV go (exports/ of the first run)"
     )
-    command.add_argument("--metric", choices=("acc_norm", "acc"), help="what these figures show (acc_norm)")
+    command.add_argument(
+        "--metric", metavar="NAME", help="what these figures show, of the tasks that have it (acc_norm)"
+    )
     _add_device(command)
     command.set_defaults(command=_run)
 
@@ -214,13 +238,13 @@ def _add_prefetch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         commands,
         "prefetch",
         "the tasks' rows, for machines without a network",
-        "Fetches the rows of the official tasks from the hub and writes DIR/TASK/{train,validation,test}.jsonl, which "
-        "`run --data DIR` reads without a network. What is there and whole is not fetched again.",
+        "Fetches the rows of tasks from the hub, as their definitions name them, and writes DIR/TASK/SPLIT.jsonl, "
+        "which `run --data DIR` reads without a network. What is there and whole is not fetched again.",
         "python -m evals prefetch data/evals && python -m evals run out/values --suite paper --data data/evals",
     )
     command.add_argument("folder", type=Path, metavar="DIR", help="where the rows go")
     command.add_argument("--suite", metavar="NAME", help="whose tasks (paper)")
-    command.add_argument("--tasks", nargs="+", metavar="TASK", help="these tasks instead")
+    command.add_argument("--tasks", nargs="+", metavar="TASK", help="these instead, named as for `run`")
     command.set_defaults(command=_prefetch)
 
 
@@ -259,7 +283,9 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument(
         "--documents", type=_count(0), default=1000, metavar="N", help="of validation; 0: only what is kept (1000)"
     )
-    command.add_argument("--metric", choices=("acc_norm", "acc"), default="acc_norm", help="of the tasks (acc_norm)")
+    command.add_argument(
+        "--metric", default="acc_norm", metavar="NAME", help="of the tasks that have it (acc_norm), else their first"
+    )
     command.add_argument("--level", type=_share, default=0.95, metavar="P", help="of the intervals (0.95)")
     command.add_argument(
         "--target-loss",
@@ -337,6 +363,11 @@ def _positive(text: str) -> float:
     if not 0 < (value := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"{value} is not above 0 and finite")
     return value
+
+
+def _batch_size(text: str) -> int | str:
+    """An argument type: a whole number, at least 1, or `auto`."""
+    return text if text == "auto" else _count(1)(text)
 
 
 def _count(least: int) -> Callable[[str], int]:

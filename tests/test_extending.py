@@ -1,6 +1,7 @@
 """The walk-throughs of docs/extending.md: their diffs are applied to a copy, and their commands run as written."""
 
 import csv
+import json
 import os
 import re
 import shlex
@@ -17,16 +18,17 @@ PAGE = (ROOT / "docs" / "extending.md").read_text()
 
 
 def test_each_walk_through_as_it_is_written(tmp_path: Path) -> None:
-    for name in ("llm", "configs"):
+    for name in ("llm", "evals", "configs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     diffs = re.findall(r"^```diff\n(.*?)^```", PAGE, re.M | re.S)
-    assert len(diffs) == 4
+    assert len(diffs) == 5
     for diff in diffs:
         words = ["git", "apply", "--unidiff-zero", "-"]
         applied = subprocess.run(words, cwd=tmp_path, input=diff, capture_output=True, text=True)
         assert applied.returncode == 0, applied.stderr
     commands = re.findall(r"^    python -m ((?:.*\\\n)*.*)", PAGE, re.M)
-    assert [command.split()[1] for command in commands] == ["prepare", "fit", "fit", "export", "fit", "plan"]
+    expected = ["prepare", "fit", "fit", "export", "fit", "plan", "run"]
+    assert [command.split()[1] for command in commands] == expected
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
     for command in commands:
         words = [sys.executable, "-m", *shlex.split(command.replace("\\\n", " "))]
@@ -45,3 +47,8 @@ def test_each_walk_through_as_it_is_written(tmp_path: Path) -> None:
         rates = [float(row["learning_rate"]) for row in csv.DictReader(stream) if row["learning_rate"]]
     assert rates[-1] == pytest.approx(1e-3 * (1 - 3 / 4))  # the fourth step after one of warm-up
     assert "class Softcap" in (run / "export" / "activations.py").read_text()
+    results = json.loads((run / "export" / "evals" / "lm_eval.json").read_text())
+    assert [(result["task"], result["shots"], result["n"]) for result in results] == [
+        ("opposites", 0, 3),
+        ("opposites", 1, 3),
+    ]

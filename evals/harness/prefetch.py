@@ -1,6 +1,6 @@
-"""The rows of the official tasks, fetched from the hub for machines without a network.
+"""The rows of tasks, fetched from the hub for machines without a network.
 
-names -> lm-eval's definition of each -> `load_dataset` -> DIR/<task>/<split>.jsonl, DIR/<task>/source.json
+names -> each task's own definition -> `load_dataset` -> DIR/<task>/<split>.jsonl, DIR/<task>/source.json
 
 `python -m evals run EXPORT --data DIR` then reads them. source.json says where the rows came from and holds the sha256
 of each file. Files are written aside, source.json next, and then they are renamed: what agrees with it is whole.
@@ -9,15 +9,16 @@ of each file. Files are written aside, source.json next, and then they are renam
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from evals.harness.catalogue import Definition, find
 from evals.harness.results import locked
-from evals.harness.tasks import BUILT_IN, SPLITS, TASKS, official
+from evals.harness.tasks import ROLES, lacking, reads_own_files
 from llm.common.errors import UserError
 from llm.common.files import first_line, read_json, write_json
 
@@ -25,26 +26,38 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def prefetch(folder: Path, tasks: Sequence[str]) -> list[str]:
-    """Fetch the rows of `tasks` to `folder`; a line on each. What is there and whole is not fetched again.
+def prefetch(folder: Path, tasks: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Fetch the rows of `tasks` (see `catalogue`) to `folder`; a line on each, and what is lacking -> why.
 
-    UserError: no network, no such data set, a split or column that is not there, a file that is not of this command.
+    What is there and whole is not fetched again. UserError: `folder` is a file, or nothing could be fetched.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a folder")
-    lines = []
-    with locked(folder / ".prefetch.lock"), tqdm(tasks, unit="task", file=sys.stderr) as bar:
-        for task in bar:
+    found = find(tasks)
+    lines, missing = [], dict(found.missing)
+    with locked(folder / ".prefetch.lock"), tqdm(found.tasks.items(), unit="task", file=sys.stderr) as bar:
+        for task, definition in bar:
             bar.set_description(task)
-            lines.append(f"{task}: built in, nothing to fetch" if task in BUILT_IN else _fetch(task, folder / task))
-    return lines
+            try:
+                lines.append(_fetch(definition, folder / task))
+            except UserError as error:
+                missing[task] = str(error)
+    if not lines:
+        raise UserError(lacking(missing))
+    return lines, missing
 
 
-def _fetch(task: str, folder: Path) -> str:
+def _fetch(definition: Definition, folder: Path) -> str:
     """One task's rows; returns what was done."""
-    definition = official(task)
-    splits = [split for split in SPLITS if definition.get(_key(split))]
-    source = {"dataset": definition["dataset_path"], "name": definition.get("dataset_name")}
+    task, config = definition.name, definition.config
+    if definition.rows is not None or reads_own_files(definition):
+        return f"{task}: reads what is here, nothing to fetch"
+    if "class" in config or not config.get("dataset_path"):
+        raise UserError(f"the rows of {task} are read by code of lm-eval's own; run it where the hub can be reached")
+    splits = list(dict.fromkeys(filter(None, [*(config.get(role) for role in ROLES), definition.examples])))
+    source = {"dataset": config["dataset_path"], "name": config.get("dataset_name")}
+    if arguments := _arguments(config):
+        source["arguments"] = arguments
     kept = _read_source(folder)
     if kept is not None and {key: kept.get(key) for key in source} == source and whole(folder, splits):
         return f"{task}: there already, {_count(kept)}"
@@ -53,7 +66,7 @@ def _fetch(task: str, folder: Path) -> str:
             f"{folder / there[0]}.jsonl was put there by someone else (there is no source.json); move it away, or give "
             "another folder"
         )
-    tables = _load(task, definition, splits)
+    tables = _load(task, source, splits)
     folder.mkdir(parents=True, exist_ok=True)
     facts = {split: _write(tables[split], folder / f"{split}.jsonl.part") for split in splits}
     written = source | {"datasets": version("datasets"), "splits": facts}
@@ -61,6 +74,12 @@ def _fetch(task: str, folder: Path) -> str:
     for split in splits:
         (folder / f"{split}.jsonl.part").replace(folder / f"{split}.jsonl")
     return f"{task}: fetched {_count(written)}"
+
+
+def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a task gives to `load_dataset` beside path and name. No code of a data set is run (nor could it be, from
+    datasets 4 on)."""
+    return {key: value for key, value in (config.get("dataset_kwargs") or {}).items() if key != "trust_remote_code"}
 
 
 def whole(folder: Path, splits: Sequence[str]) -> bool:
@@ -76,11 +95,6 @@ def whole(folder: Path, splits: Sequence[str]) -> bool:
     return True
 
 
-def _key(split: str) -> str:
-    """What a task's definition calls a split."""
-    return "training_split" if split == "train" else f"{split}_split"
-
-
 def _read_source(folder: Path) -> dict[str, Any] | None:
     """What source.json says; None where there is none."""
     path = folder / "source.json"
@@ -92,28 +106,22 @@ def _read_source(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is damaged; delete {folder} and fetch it again") from error
 
 
-def _load(task: str, definition: dict[str, Any], splits: Sequence[str]) -> "dict[str, Dataset]":
+def _load(task: str, source: Mapping[str, Any], splits: Sequence[str]) -> "dict[str, Dataset]":
     """The data set that a task names, with all that it reads; as lm-eval itself asks for it."""
     from datasets import load_dataset
 
-    path, name = definition["dataset_path"], definition.get("dataset_name")
+    path = source["dataset"]
     try:
-        tables = load_dataset(path, name, **(definition.get("dataset_kwargs") or {}))
+        tables = load_dataset(path, source["name"], **source.get("arguments", {}))
     except Exception as error:  # datasets, huggingface_hub and httpx raise kinds of their own
         raise UserError(
             f"{path} cannot be fetched ({first_line(error)}); run this where the hub can be reached and HF_HUB_OFFLINE "
             "is not set, then copy the folder"
         ) from error
-    lacking = [split for split in splits if split not in tables] or [
-        f"{split}.{column}"
-        for split in splits
-        for column in TASKS[task].columns
-        if column not in tables[split].column_names
-    ]
-    if lacking:
+    if lacking_splits := [split for split in splits if split not in tables]:
         raise UserError(
-            f"{path} has no {', '.join(lacking)}, which {task} of lm-eval {version('lm_eval')} reads; install the "
-            "lm-eval that this project was tested with"
+            f"{path} has no {', '.join(lacking_splits)}, which {task} of lm-eval {version('lm_eval')} reads; install "
+            "the lm-eval that this project was tested with"
         )
     return {split: tables[split] for split in splits}
 
@@ -123,7 +131,10 @@ def _write(table: "Dataset", file: Path) -> dict[str, Any]:
     sha256 = hashlib.sha256()
     with file.open("wb") as out:
         for row in table:
-            line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+            try:
+                line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+            except TypeError as error:  # pictures, sound
+                raise UserError(f"{file.parent.name} has rows that are no text ({error}); leave it out") from error
             sha256.update(line)
             out.write(line)
     return {"rows": len(table), "sha256": sha256.hexdigest()}

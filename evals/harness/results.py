@@ -1,7 +1,8 @@
-"""Results of multiple-choice tasks beside the model they are of, and which of them need not be made again.
+"""Results of tasks beside the model they are of, and which of them need not be made again.
 
     EXPORT/evals/lm_eval.json                       a list of results, one for each task and number of shots
     EXPORT/evals/samples/<task>-<shots>shot.jsonl   a record for each of a result's items
+    EXPORT/evals/groups.json                        the tasks of each group that was asked for, and their weighting
 
 A result carries all that it rests on (`harness.conditions`, `fingerprint`): where these are the same, so would be the
 numbers.
@@ -9,12 +10,16 @@ numbers.
 
 import fcntl
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from evals.exports import WEIGHTS, Export
+from evals.harness import metrics
+from evals.harness.catalogue import Group
 from evals.harness.tasks import jsonl
 from llm.common.errors import UserError
 from llm.common.files import read_json, write_file, write_json
@@ -27,7 +32,7 @@ Key = tuple[str, int]  # task, shots
 FILES = ("config.json", "*.py", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
          "*.model")  # fmt: skip
 # What two results of one task and number of shots must share to stand in one figure.
-ALIKE = ("n", "limit", "batch_size", "dtype", "device", "task_version", "versions", "rows")
+ALIKE = ("n", "limit", "batch_size", "dtype", "device", "task_version", "versions", "rows", "definition")
 BLOCK, BLOCKS = 1 << 20, 64
 
 
@@ -154,17 +159,69 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def save_groups(export: Export, groups: Mapping[str, Group]) -> None:
+    """Add groups to groups.json, in the place of older ones of the same name."""
+    if groups:
+        with locked(export.results / ".lm_eval.lock"):
+            written = {name: group._asdict() for name, group in groups.items()}
+            write_json(export.results / "groups.json", export.result("groups", {}) | written)
+
+
+def of_groups(found: Iterable[Result], groups: Mapping[str, Group]) -> list[Result]:
+    """The means of groups over their tasks, as lm-eval weights them, at numbers of shots where all tasks are there."""
+    kept, means = {key_of(result): result for result in found}, []
+    for name, group in groups.items():
+        for shots in sorted({shots for _, shots in kept}):
+            parts = [kept[task, shots] for task in group.tasks if (task, shots) in kept]
+            if len(parts) == len(group.tasks):
+                means.append({"task": name, "shots": shots} | _mean_of(parts, group.by_size))
+    return means
+
+
+def _mean_of(parts: Sequence[Result], by_size: bool) -> Result:
+    """The means of what all these results have as a mean over items; standard errors are those of independent tasks."""
+    counts = np.array([part["n"] if by_size else 1 for part in parts])
+    shares = counts / counts.sum()
+    described = [metrics.of_result(part) for part in parts]
+    names = [name for name in described[0] if all(name in d and d[name].kind == "mean" for d in described)]
+    mean: Result = {key: sum(part[key] for part in parts) for key in ("n", "truncated")}
+    for name in names:
+        errors = [part.get(f"{name}_stderr") for part in parts]
+        mean[name] = float(shares @ [part[name] for part in parts])
+        mean[f"{name}_stderr"] = None if None in errors else float(np.hypot.reduce(shares * errors))
+    return mean | {"metrics": {name: described[0][name]._asdict() for name in names}}
+
+
 def format_results(results: Iterable[tuple[str, Result]]) -> str:
-    """A table of (model, result) in percent, with standard errors over items."""
-    header = ["model", "task", "shots", "items", "cut", "acc %", "acc_norm %"]
-    rows = [
+    """A table of (model, result) with standard errors over items; accuracies and other shares in percent."""
+    rows = list(results)
+    names = list(dict.fromkeys(name for _, result in rows for name in metrics.of_result(result)))
+    shares = {name: all(_share(result, name) for _, result in rows) for name in names}
+    header = ["model", "task", "shots", "items", "cut", *(name + " %" * shares[name] for name in names)]
+    lines = [
         [
             *(model, result["task"], str(result["shots"]), str(result["n"]), str(result["truncated"])),
-            *(percent(result[metric], result[f"{metric}_stderr"]) for metric in ("acc", "acc_norm")),
+            *(_cell(result, name, 100 if shares[name] else 1) for name in names),
         ]
-        for model, result in results
+        for model, result in rows
     ]
-    return text_table(header, rows)
+    return text_table(header, lines)
+
+
+def _share(result: Result, name: str) -> bool:
+    return name not in result or metrics.of_result(result)[name].share
+
+
+def _cell(result: Result, name: str, scale: int) -> str:
+    """A score with its standard error; empty where the task has no such metric."""
+    if result.get(name) is None:
+        return ""
+    error = result.get(f"{name}_stderr")
+    return percent(result[name], error) if scale == 100 else _plain(result[name], error)
+
+
+def _plain(score: float, error: float | None) -> str:
+    return f"{score:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def percent(share: float, error: float | None) -> str:

@@ -1,17 +1,18 @@
-"""Multiple-choice accuracy through lm-eval, on official prompts and metrics.
+"""Tasks through lm-eval, on their own prompts and metrics.
 
 tasks checked -> for each model what is not kept already -> model -> lm-eval -> EXPORT/evals
 
-`evals.harness.tasks` says what is asked, `evals.harness.results` what is kept and when it need not be asked again.
+`evals.harness.tasks` says what is asked, `evals.harness.results` what is kept and when it need not be asked again. A
+task that fails is left out with the reason, and the others go on.
 """
 
 import copy
-import itertools
 import platform
 import random
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,18 +23,28 @@ import lm_eval
 import lm_eval.evaluator
 import numpy as np
 import torch
+from lm_eval.api.metrics import mean, mean_stderr
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
 from evals.exports import Export, LoadedModel, check_tokenizer, load_model
-from evals.harness import results
+from evals.harness import metrics, results
 from evals.harness.results import Evaluation, Key, Result
 from evals.harness.tasks import Prepared, Protocol, prepare_tasks, quiet
 from llm.common.devices import resolve_device
 from llm.common.errors import UserError
+from llm.common.files import first_line
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
+
+
+class Outcome(NamedTuple):
+    """Every model's results, then the means of its groups; and what was asked for and is lacking -> why."""
+
+    results: list[tuple[Export, Result]]
+    missing: dict[str, str]
 
 
 class Plan(NamedTuple):
@@ -56,22 +67,30 @@ def run(
     device: str = "auto",
     dtype: str = "auto",
     again: bool = False,
-) -> list[tuple[Export, Result]]:
+) -> Outcome:
     """Evaluate every model on every task and number of shots; each model's results, kept as `results.save` says.
 
     What is kept and was measured under the same conditions is taken from there, unless `again`; a model that has all
     of it is not loaded. `data`: a folder of local files, or None for the hub. `device`, `dtype`: see `load_model`. All
-    that can be refused without a model is refused before the first is loaded.
+    that can be refused without a model is refused before the first is loaded, and nothing is done if that is all.
     """
     target = str(torch.empty(0, device=resolve_device(device)).device)  # as results name it: cuda:0, not cuda
+    if protocol.batch_size == "auto" and target == "cpu":  # too large a batch ends the process there, it is no error
+        protocol = replace(protocol, batch_size=16)
     with TemporaryDirectory() as work:
         prepared = prepare_tasks(protocol, data, Path(work))
         plans = [_plan(export, prepared, protocol, target, dtype, again) for export in exports]
         for plan in plans:
             if plan.missing:
                 check_tokenizer(plan.export)
-        made = _evaluate_all(plans, prepared, protocol, target, dtype)
-        return [(plan.export, result) for plan, found in made for result in found]
+        for export in exports:
+            results.save_groups(export, prepared.groups)
+        made = [
+            (plan.export, result)
+            for plan, found in _evaluate_all(plans, prepared, protocol, target, dtype)
+            for result in [*found, *results.of_groups(found, prepared.groups)]
+        ]
+    return Outcome(made, prepared.missing)
 
 
 def label(export: Export) -> str:
@@ -91,15 +110,14 @@ def conditions(protocol: Protocol, prepared: Prepared, task: str, shots: int, de
         "versions": {name: version(name) for name in ("lm_eval", "transformers", "torch")}
         | {"python": platform.python_version()},
         "rows": prepared.rows[task].used(shots),
-    }
+    } | ({"definition": prepared.digests[task]} if task in prepared.digests else {})
 
 
 def _plan(export: Export, prepared: Prepared, protocol: Protocol, device: str, dtype: str, again: bool) -> Plan:
     """What one model lacks; says on stderr what it has."""
     kept, model = results.read(export), results.fingerprint(export)
     asked = {
-        (task, shots): conditions(protocol, prepared, task, shots, device) | model
-        for task, shots in itertools.product(protocol.tasks, protocol.shots)
+        (task, shots): conditions(protocol, prepared, task, shots, device) | model for task, shots in prepared.keys
     }
     found = {
         key: kept[key] for key, wanted in asked.items() if not again and results.reusable(export, kept, wanted, dtype)
@@ -135,11 +153,16 @@ def _evaluate_all(
             for task, shots in plan.missing:
                 assert loaded is not None
                 bar.set_description(f"{plan.label}: {task}, {shots}-shot")
-                found = evaluate_task(loaded, prepared.manager, task, shots, protocol)
+                try:
+                    found = evaluate_task(loaded, prepared.manager, task, shots, protocol)
+                except UserError as error:
+                    prepared.missing[f"{task}, {shots}-shot, of {plan.label}"] = str(error)
+                    continue
                 facts = plan.conditions[task, shots] | {"dtype_given": dtype}
                 made[task, shots] = results.save(plan.export, found._replace(result=found.result | facts))
                 bar.update()
-            yield plan, [(plan.kept | made)[key] for key in plan.conditions]
+            done = plan.kept | made
+            yield plan, [done[key] for key in plan.conditions if key in done]
 
 
 # ---- Evaluation ------------------------------------------------------------------------------------------------------
@@ -153,70 +176,143 @@ class CountingHFLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> Any:
-        for (_, text), prompt, choice in requests:
+        for texts, prompt, choice in requests:  # no texts: a window of a rolling request, which fits
             if len(choice) > self.max_length:
                 raise UserError(
-                    f"the choice {text[:60]!r} has {len(choice)} tokens and the model's context {self.max_length}; "
+                    f"the choice {texts[1][:60]!r} has {len(choice)} tokens and the model's context {self.max_length}; "
                     "leave this task out for this model"
                 )
             self.truncated += len(prompt) + len(choice) > self.max_length + 1
         return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        for prompt, settings in (request.args for request in requests):
+            new = normalize_gen_kwargs(settings, self.max_gen_toks)["max_gen_toks"]
+            if new >= self.max_length:
+                raise UserError(
+                    f"the task asks for up to {new} new tokens and the model's context is {self.max_length}; include "
+                    "the task in a YAML of your own with generation_kwargs.max_gen_toks below that"
+                )
+            self.truncated += len(self.tok_encode(prompt)) > self.max_length - new
+        return super().generate_until(requests, disable_tqdm)
 
 
 def evaluate_task(loaded: LoadedModel, manager: "TaskManager", task: str, shots: int, protocol: Protocol) -> Evaluation:
     """One task at one number of shots, on a loaded model, through `lm_eval.simple_evaluate`.
 
     The model's training mode and the global random states (Python, numpy, torch) are afterwards what they were.
+    UserError: whatever lm-eval or the task's own code cannot do with this model or these rows.
     """
     half = loaded.model.dtype in (torch.bfloat16, torch.float16)
     # lm-eval describes the machine with every result, by `pip list`, git and others: seconds each; we record our own.
     alone = patch.multiple(
         lm_eval.evaluator, create=True, add_env_info=lambda *_: None, get_git_commit_hash=lambda: None
     )
-    with _preserved(loaded.model), quiet(), alone:
+    with _preserved(loaded.model), quiet(), alone, redirect_stdout(sys.stderr), _as_user_errors(task):
         lm = CountingHFLM(
             pretrained=loaded.model,
             tokenizer=copy.deepcopy(loaded.tokenizer),  # lm-eval gives it a padding token
             batch_size=protocol.batch_size,
             softmax_dtype="float32" if half else None,  # a log-softmax in bf16 has two digits
         )
+        ready = manager.load([task])["tasks"][task]
         output = lm_eval.simple_evaluate(
-            lm, tasks=[task], num_fewshot=shots, limit=protocol.limit, task_manager=manager, log_samples=True
+            lm, tasks=[ready], num_fewshot=shots, limit=protocol.limit, task_manager=manager, bootstrap_iters=0
         )
-    assert output is not None  # None is for ranks other than 0
-    scores, samples = output["results"][task], [_sample(sample) for sample in output["samples"][task]]
+        assert output is not None  # None is for ranks other than 0
+        samples = _by_item(output["samples"][task])
+        scores = _scores(ready, output, samples)
     result = {
         "task": task,
         "shots": shots,
-        **{name: _number(scores[f"{name},none"]) for name in ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")},
+        **scores,
         "n": len(samples),
-        "chance": float(np.mean([1 / len(sample["loglikelihoods"]) for sample in samples])),
+        "chance": _chance(ready, samples),
         "limit": protocol.limit,
         "dtype": loaded.dtype,
         "device": loaded.device,
         "batch_size": protocol.batch_size,
         "truncated": lm.truncated,
     }
-    return Evaluation(result, samples)
+    return Evaluation(result, [_sample(sample, scores["metrics"]) for sample in samples])
 
 
-def _number(score: float | str) -> float | None:
-    """A score; lm-eval says "N/A" for the standard error of a single item."""
-    return score if isinstance(score, float) else None
+@contextmanager
+def _as_user_errors(task: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the GPU has too little memory ({first_line(error)}); lower --batch-size") from error
+    except Exception as error:  # lm-eval and a task's own code raise kinds of their own
+        raise UserError(f"lm-eval cannot do {task}: {type(error).__name__}: {first_line(error)}") from error
 
 
-def _sample(sample: dict[str, Any]) -> dict[str, Any]:
-    """What a paired test needs of one item. `loglikelihoods`: nats, one a choice, summed over the choice's tokens;
-    equal hashes mean that two models saw the same item and the same prompt, examples included."""
+# ---- Scores and items ------------------------------------------------------------------------------------------------
+
+
+def _by_item(samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """lm-eval's records with the scores under "scores", by the names it gives them, those of several filters in one."""
+    items: dict[int, dict[str, Any]] = {}
+    for sample in samples:
+        suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
+        item = items.setdefault(sample["doc_id"], sample | {"scores": {}})
+        item["scores"] |= {f"{name}{suffix}": sample[name] for name in sample["metrics"]}
+    return list(items.values())
+
+
+def _scores(task: Any, output: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Each metric with its standard error where it is a mean, and under "metrics" what kind each is."""
+    scores: dict[str, Any] = {}
+    kinds: dict[str, Any] = {}
+    reported, better = output["results"][task.task_name], output["higher_is_better"].get(task.task_name, {})
+    for name in samples[0]["scores"]:
+        metric, _, chosen = name.partition(",")
+        items = [sample["scores"][name] for sample in samples if name in sample["scores"]]
+        kind = getattr(task.aggregation().get(metric, mean), "__name__", "other")
+        if kind in metrics.PAIRED and len(items) < len(samples):
+            kind = "some items"
+        described = metrics.describe(kind, better.get(metric, True), items)
+        scores[name] = float(reported[f"{metric},{chosen or 'none'}"])
+        scores[f"{name}_stderr"] = float(mean_stderr(items)) if kind == "mean" and len(items) > 1 else None
+        kinds[name] = described._asdict()
+    return scores | {"metrics": kinds}
+
+
+def _chance(task: Any, samples: Sequence[Mapping[str, Any]]) -> float | None:
+    """The accuracy of choices drawn blindly; None where there are none to choose from."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return None
+    twice = 2 if "acc_mutual_info" in samples[0]["scores"] else 1  # each choice once more, without its prompt
+    return float(np.mean([twice / len(sample["resps"]) for sample in samples]))
+
+
+def _sample(sample: Mapping[str, Any], kinds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What a paired test needs of one item.
+
+    loglikelihoods: nats, one a choice, summed over the choice's tokens; responses: what was generated. Equal hashes
+    mean that two models saw the same item and the same prompt, examples included. Of each metric with a value for each
+    item, what lm-eval gave for this one: see `metrics.values`.
+    """
+    answers = [repeats[0] for repeats in sample["resps"]]  # one a request
+    if isinstance(answers[0], str):
+        kept: dict[str, Any] = {"responses": answers}
+    else:
+        kept = {"loglikelihoods": [answer[0] if isinstance(answer, tuple) else answer for answer in answers]}
+    target = sample["target"]
     return {
         "doc_id": sample["doc_id"],
         "doc_hash": sample["doc_hash"],
         "prompt_hash": sample["prompt_hash"],
-        "target": sample["target"],
-        "loglikelihoods": [loglikelihood for loglikelihood, _ in sample["filtered_resps"]],
-        "acc": sample["acc"],
-        "acc_norm": sample["acc_norm"],
+        "target": target if isinstance(target, str | int | float | list) else str(target),
+        **kept,
+        **{name: _numbers(sample["scores"][name]) for name in kinds if kinds[name]["kind"] in metrics.PAIRED},
     }
+
+
+def _numbers(score: Any) -> float | list[float]:
+    return [float(part) for part in score] if isinstance(score, tuple | list) else float(score)
 
 
 @contextmanager

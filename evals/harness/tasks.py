@@ -1,92 +1,54 @@
-"""The multiple-choice tasks: lm-eval's own definitions, and where their rows lie.
+"""Tasks made ready: where their rows lie, and whether they can be asked at so many shots.
 
-suite, names, shots -> generated task YAML -> tasks loaded and checked -> `Prepared`
+names -> definitions (`catalogue`) -> generated task YAML -> each task loaded and checked -> `Prepared`
 
-A task is lm-eval's own YAML, included by a generated one that only says where the rows lie: prompts, metrics and the
-rule for few-shot examples stay official. Rows come from DIR/<task>/{train,validation,test}.jsonl with the hub's
-columns (`python -m evals prefetch DIR` writes them), or from the hub; the built-in task `stories` is written from its
-grammar at run time.
+A task is its own YAML, included by a generated one that only says where the rows lie: prompts, metrics and the rule for
+few-shot examples stay official. Rows come from DIR/<task>/<split>.jsonl with the hub's columns (`python -m evals
+prefetch DIR` writes them), or from where the task itself says; those of `stories`, of a text and of a token store are
+written at run time. A task that cannot be had is left out with the reason, and the others are asked.
 
-The rule for few-shot examples (`Task.fewshot_docs`): the training split, else the validation split. It is given both
-only where they are not the evaluated one. An explicit `fewshot_split` would say the same and draw other examples:
-without it lm-eval 0.4.13 draws one spare, and stock `lm_eval` on the hub's data would no longer give these numbers.
+The rule for few-shot examples (`Task.fewshot_docs`): the split that the task names, else training, else validation. The
+latter two are given only where they are not the evaluated one. An explicit `fewshot_split` would say the same and draw
+other examples: without it lm-eval 0.4.13 draws one spare, and stock `lm_eval` on the hub's data would no longer give
+these numbers.
 
-lm-eval and datasets are imported where rows are read: names and suites are known without them.
+lm-eval and datasets are imported where rows are read.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
+from evals.harness.catalogue import Definition, Group, find
 from llm.common.errors import UserError
 from llm.common.files import first_line, write_file
-from llm.data.stories import choice_items
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-OFFICIAL = Path(str(getattr(find_spec("lm_eval"), "origin", ""))).parent / "tasks"
-SPLITS = ("train", "validation", "test")
-
-
-class TaskSource(NamedTuple):
-    """Where a task is defined, the columns its prompt, choices and answer read, and what a figure calls it."""
-
-    definition: Path
-    columns: tuple[str, ...]
-    title: str
-
-
-TASKS = {
-    "piqa": TaskSource(OFFICIAL / "piqa/piqa.yaml", ("goal", "sol1", "sol2", "label"), "PIQA"),
-    "hellaswag": TaskSource(
-        OFFICIAL / "hellaswag/hellaswag.yaml", ("activity_label", "ctx_a", "ctx_b", "endings", "label"), "HellaSwag"
-    ),
-    "openbookqa": TaskSource(
-        OFFICIAL / "openbookqa/openbookqa.yaml", ("question_stem", "choices", "answerKey"), "OpenBookQA"
-    ),
-    "arc_easy": TaskSource(OFFICIAL / "arc/arc_easy.yaml", ("question", "choices", "answerKey"), "ARC-Easy"),
-    "arc_challenge": TaskSource(
-        OFFICIAL / "arc/arc_challenge.yaml", ("question", "choices", "answerKey"), "ARC-Challenge"
-    ),
-    "stories": TaskSource(Path(__file__).parent / "task_files/stories.yaml", ("ctx", "endings", "label"), "stories"),
-}
-BUILT_IN = frozenset({"stories"})
-
-# `stories`: seeds of its few-shot pool and of its evaluated items, and how many of each are made.
-STORIES = {"train": (1_000_003, 200), "validation": (2_000_003, 1_000)}
-
-
-class Suite(NamedTuple):
-    """Tasks, and the numbers of examples before each item."""
-
-    tasks: tuple[str, ...]
-    shots: tuple[int, ...]
-
-
-# paper: the tasks of Burns et al. 2025, Section 5.2 (single- and five-shot there), and no examples at all.
-SUITES = {
-    "paper": Suite(("arc_easy", "arc_challenge", "piqa", "openbookqa", "hellaswag"), (0, 1, 5)),
-    "stories": Suite(("stories",), (0,)),
-}
+ROLES = ("training_split", "validation_split", "test_split")
+READERS = ("json", "csv", "text", "parquet", "arrow", "xml")  # of `datasets`, for files that a YAML names
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is asked of every model. `limit`: only the first so many items of a task; `batch_size`: requests at once."""
+    """What is asked of every model.
+
+    tasks: names and paths (see `catalogue`); shots: None asks each task at its own number; limit: only the first so
+    many items of a task; batch_size: requests at once, or "auto".
+    """
 
     tasks: tuple[str, ...]
-    shots: tuple[int, ...] = (0,)
+    shots: tuple[int, ...] | None = (0,)
     limit: int | None = None
-    batch_size: int = 16
+    batch_size: int | str = 16
 
 
 class Rows(NamedTuple):
@@ -101,103 +63,149 @@ class Rows(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """Tasks that were loaded and checked: a TaskManager that knows no others; their rows and versions by name."""
+    """Tasks that were loaded and checked.
+
+    manager: a TaskManager that knows no others; keys: (task, shots) in the order asked; rows, versions, digests (of
+    YAML that is not lm-eval's): by task; groups: those that were asked for; missing: what cannot be asked -> why.
+    """
 
     manager: "TaskManager"
+    keys: list[tuple[str, int]]
     rows: dict[str, Rows]
     versions: dict[str, Any]
-
-
-def chosen(suite: str | None, tasks: Sequence[str] | None, shots: Sequence[int] | None) -> Suite:
-    """What was asked for: the suite (None: `stories`), its tasks or shots replaced by those given, each once.
-
-    UserError: a suite or a task that there is not.
-    """
-    if suite is not None and suite not in SUITES:
-        raise UserError(f"there is no suite {suite}; the suites are {', '.join(SUITES)}")
-    base = SUITES[suite or "stories"]
-    names = base.tasks if tasks is None else tuple(dict.fromkeys(tasks))
-    if unknown := [task for task in names if task not in TASKS]:
-        raise UserError(f"there is no task {', '.join(unknown)}; the tasks are {', '.join(TASKS)}")
-    if shots is None:
-        return Suite(names, base.shots if suite is not None else (0,))
-    return Suite(names, tuple(dict.fromkeys(shots)))
-
-
-def official(task: str) -> dict[str, Any]:
-    """lm-eval's definition of a task, what it includes filled in."""
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    return dict(load_yaml(TASKS[task].definition, resolve_func=False))
+    digests: dict[str, str]
+    groups: dict[str, Group]
+    missing: dict[str, str]
 
 
 def prepare_tasks(protocol: Protocol, data: Path | None, work: Path) -> Prepared:
-    """Write the tasks' YAML (and the rows of `stories`) under `work` and load each once, so that all can be refused
-    before any model is read. `data` is a folder of local files, or None for the hub.
+    """Write the tasks' YAML (and rows that are made here) under `work` and load each once, before any model is read.
 
-    UserError: an unknown task; a missing file, row or column; shots without a split to draw them from; an answer that
-    is none of the choices.
+    `data` is a folder of local files, or None for where the tasks say. What is missing is left out with the reason: an
+    unknown task; a missing file, row or column; shots without a split to draw them from; an answer that is none of the
+    choices. UserError: nothing is left.
     """
     from lm_eval.tasks import TaskManager
 
-    chosen(None, protocol.tasks, protocol.shots)  # refuses an unknown one
-    for task in protocol.tasks:
-        definition: dict[str, Any] = {"include": str(TASKS[task].definition), "task": task}
-        if task in BUILT_IN:
-            definition |= _local_splits(task, _write_stories(work / "data" / task), work / "cache")
-        elif data is not None:
-            definition |= _local_splits(task, data / task, work / "cache")
-        write_file(work / "tasks" / f"{task}.yaml", yaml.safe_dump(definition))
-    manager = TaskManager(include_path=work / "tasks", include_defaults=False)
-    prepared = Prepared(manager, {}, {})
+    found = find(protocol.tasks)
+    missing = dict(found.missing)
+    for name, definition in found.tasks.items():
+        try:
+            written = definition.yaml | _where_rows_lie(definition, data, protocol.limit, work)
+        except UserError as error:
+            missing[name] = str(error)
+        else:
+            write_file(work / "tasks" / f"{name}.yaml", yaml.safe_dump(written))
     with quiet():
-        for name in protocol.tasks:
-            task = _load_task(manager, name)
-            _check_task(task, protocol)
-            prepared.rows[name] = Rows(_digest(task.eval_docs), _digest(task.sampler.df) if max(protocol.shots) else "")
-            prepared.versions[name] = task.VERSION
+        manager = TaskManager(include_path=work / "tasks", include_defaults=False)
+        prepared = Prepared(manager, [], {}, {}, {}, found.groups, missing)
+        for name, definition in found.tasks.items():
+            if name not in missing:
+                _prepare(definition, prepared, protocol)
+    if not prepared.keys:
+        raise UserError(lacking(missing))
     return prepared
 
 
-def _local_splits(task: str, folder: Path, cache: Path) -> dict[str, Any]:
-    """The part of a task's YAML that points it at local files: the evaluated split and, where there is one, the split
-    that few-shot examples come from (train, else validation; never test, whose answers are often withheld)."""
-    definition = official(task)
-    evaluated = definition.get("test_split") or definition["validation_split"]
-    if not (folder / f"{evaluated}.jsonl").is_file():
-        raise UserError(
-            f"{task} is evaluated on {folder / evaluated}.jsonl, which is not there; put the hub's rows there with "
-            f"`python -m evals prefetch {folder.parent}`"
-        )
-    others = [
-        split for split in ("train", "validation") if split != evaluated and (folder / f"{split}.jsonl").is_file()
-    ]
-    used = [evaluated, *others[:1]]
-    files = {split: folder / f"{split}.jsonl" for split in SPLITS if split in used}
+def lacking(missing: Mapping[str, str]) -> str:
+    """What was asked for and is not there, in one line: the reason of one, names and the first reason of several."""
+    first, *others = missing
+    if not others:
+        return missing[first]
+    named = ", ".join([first, *others[:9]]) + (f" and {len(others) - 9} more" if len(others) > 9 else "")
+    return f"{len(missing)} of the tasks have no result: {named}; the first because {missing[first]}"
+
+
+def _prepare(definition: Definition, prepared: Prepared, protocol: Protocol) -> None:
+    """Load one task and note what it can be asked at."""
+    name, shots = definition.name, definition.shots(protocol.shots)
+    try:
+        task = _load_task(prepared.manager, name)
+        _check_answers(task, "evaluates", task.doc_iterator(limit=protocol.limit))
+    except UserError as error:
+        prepared.missing[name] = str(error)
+        return
+    usable = []
+    for number in shots:
+        try:
+            _check_examples(task, number)
+            usable.append(number)
+        except UserError as error:
+            prepared.missing[f"{name}, {number}-shot"] = str(error)
+    prepared.keys.extend((name, number) for number in usable)
+    examples = _digest(task.sampler.df) if any(usable) else ""
+    prepared.rows[name] = Rows(_digest(task.eval_docs), examples)
+    prepared.versions[name] = task.VERSION
+    if definition.digest is not None:
+        prepared.digests[name] = definition.digest
+
+
+# ---- Where rows lie --------------------------------------------------------------------------------------------------
+
+
+def _where_rows_lie(definition: Definition, data: Path | None, limit: int | None, work: Path) -> dict[str, Any]:
+    """The part of a task's YAML that points it at local files; nothing where it stays with what it says itself."""
+    if definition.rows is not None:
+        folder = work / "data" / definition.name
+        for split, rows in definition.rows(limit).items():
+            write_file(folder / f"{split}.jsonl", jsonl(rows))
+        return _local_splits(definition, folder, work / "cache")
+    if data is None or reads_own_files(definition):
+        return {}
+    if "class" in definition.config:
+        raise UserError(f"the rows of {definition.name} are read by code of lm-eval's own; leave --data out for it")
+    return _local_splits(definition, data / definition.name, work / "cache")
+
+
+def reads_own_files(definition: Definition) -> bool:
+    """Whether a task makes its rows itself, or its YAML names files that are here."""
+    path = definition.config.get("dataset_path")
+    mine = definition.digest is not None and path is not None and Path(path).exists()
+    return path in READERS or mine or "custom_dataset" in definition.config
+
+
+def _local_splits(definition: Definition, folder: Path, cache: Path) -> dict[str, Any]:
+    """The evaluated split and, where there is one, the split that few-shot examples come from: the one that the task
+    names, else train, else validation; never another test split, whose answers are often withheld."""
+    config, evaluated, named = definition.config, definition.evaluated, definition.examples
+    if evaluated is None:
+        raise UserError(f"{definition.name} has no test_split or validation_split to evaluate; name one in its YAML")
+    for split in filter(None, (evaluated, named)):
+        if not (folder / f"{split}.jsonl").is_file():
+            what = "is evaluated on" if split == evaluated else "draws its examples from"
+            raise UserError(
+                f"{definition.name} {what} {folder / split}.jsonl, which is not there; put the hub's rows there with "
+                f"`python -m evals prefetch {folder.parent}`"
+            )
+    roles = {"training_split": "train"} | {role: config[role] for role in ROLES if config.get(role)}
+    others = [roles[role] for role in ROLES[:2] if role in roles and roles[role] != evaluated]
+    others = [split for split in others if (folder / f"{split}.jsonl").is_file()][: 0 if named else 1]
+    files = {split: folder / f"{split}.jsonl" for split in dict.fromkeys(filter(None, (*others, named, evaluated)))}
     for file in files.values():
-        check_rows(file, TASKS[task].columns)
+        check_rows(file)
     return {
         "dataset_path": "json",
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {s: str(f.resolve()) for s, f in files.items()}, "cache_dir": str(cache)},
-        "training_split": "train" if "train" in used else None,
-        "validation_split": "validation" if "validation" in used else None,
-        "test_split": "test" if "test" in used else None,
+        **{role: roles[role] if roles.get(role) in (*others, evaluated) else None for role in ROLES},
     }
 
 
-def check_rows(file: Path, columns: Sequence[str]) -> None:
-    """Refuse a .jsonl file with no rows, or with a row that is not an object with all of `columns`, by its line."""
-    number = 0
+def check_rows(file: Path) -> None:
+    """Refuse a .jsonl file with no rows, or with a row that is not an object with the first one's keys, by its line."""
+    first: dict[str, Any] | None = None
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
             except ValueError as error:
                 raise UserError(f"{file}, line {number}, is not JSON; write one object a line") from error
-            if missing := [column for column in columns if not isinstance(row, dict) or column not in row]:
-                raise UserError(f"{file}, line {number}, lacks {', '.join(missing)}; give it the hub's columns")
-    if not number:
+            first = row if first is None else first
+            if not isinstance(row, dict) or not isinstance(first, dict):
+                raise UserError(f"{file}, line {number}, is not a JSON object; write one object a line")
+            if lacking := first.keys() - row.keys():
+                raise UserError(f"{file}, line {number}, lacks {', '.join(lacking)}; give it the hub's columns")
+    if first is None:
         raise UserError(f"{file} is empty; put the hub's rows there, one JSON object a line")
 
 
@@ -214,14 +222,7 @@ def _digest(rows: Iterable[Any]) -> str:
     return sha256.hexdigest()
 
 
-def _write_stories(folder: Path) -> Path:
-    """Write both splits of the built-in task; an example whose beginning is also evaluated is left out."""
-    evaluated = list(choice_items(*STORIES["validation"]))
-    seen = {item["ctx"] for item in evaluated}
-    examples = [item for item in choice_items(*STORIES["train"]) if item["ctx"] not in seen]
-    for split, items in (("train", examples), ("validation", evaluated)):
-        write_file(folder / f"{split}.jsonl", jsonl(items))
-    return folder
+# ---- Loading and checking --------------------------------------------------------------------------------------------
 
 
 def _load_task(manager: "TaskManager", task: str) -> Any:
@@ -235,34 +236,47 @@ def _load_task(manager: "TaskManager", task: str) -> Any:
         ) from error
 
 
-def _check_task(task: Any, protocol: Protocol) -> None:
-    """Refuse examples from the evaluated split, or too few of them, and rows whose answer is none of the choices."""
-    shots, config = max(protocol.shots), task.config
-    pool = config.fewshot_split or config.training_split or config.validation_split  # lm-eval's rule
-    if shots and pool == (config.test_split or config.validation_split):
+def _check_examples(task: Any, shots: int) -> None:
+    """Refuse examples from the evaluated split, too few of them, or some without an answer."""
+    if not shots:
+        return
+    config = task.config
+    own = task.fewshot_cfg.split or (task.fewshot_cfg.samples and "samples")
+    pool = own or config.training_split or config.validation_split or config.test_split  # lm-eval's rule
+    if pool == (config.test_split or config.validation_split):
         raise UserError(
             f"{task.task_name}, {shots}-shot, needs examples that are not evaluated and has only its {pool} split; "
             "put train.jsonl beside it, or ask for --shots 0"
         )
-    if shots >= len(task.sampler.df):
+    spare = int(task.fewshot_cfg.split == config.test_split)  # see the module
+    if shots + spare > len(task.sampler.df):
         raise UserError(
             f"{task.task_name} has {len(task.sampler.df)} rows to draw {shots} examples from; ask for fewer --shots"
         )
-    asked = [("evaluates", task.doc_iterator(limit=protocol.limit))]
-    if shots:
-        asked.append((f"draws examples from ({pool})", enumerate(task.fewshot_docs())))
-    for what, rows in asked:
-        for number, row in rows:
-            if not _has_answer(task, row):
-                raise UserError(
-                    f"row {number + 1} that {task.task_name} {what} has no answer among its choices; give a split with "
-                    "answers"
-                )
+    if own != "samples":
+        _check_answers(task, f"draws examples from ({pool})", enumerate(task.fewshot_docs()))
+
+
+def _check_answers(task: Any, what: str, rows: Iterable[tuple[int, Any]]) -> None:
+    """Refuse rows of a multiple-choice task whose answer is none of the choices."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return
+    for number, row in rows:
+        if not _has_answer(task, row):
+            raise UserError(
+                f"row {number + 1} that {task.task_name} {what} has no answer among its choices; give a split with "
+                "answers"
+            )
 
 
 def _has_answer(task: Any, row: Any) -> bool:
+    """Whether the answer is a choice, or its number, or several of those; of a task with an input a choice, as
+    WinoGrande, the number of the input is the answer."""
     try:
-        return task.doc_to_target(row) in range(len(task.doc_to_choice(row)))
+        choices = task.doc_to_choice(row)
+        answer = task.doc_to_text(row) if task.multiple_input else task.doc_to_target(row)
+        answers = answer if isinstance(answer, list) else [answer]
+        return bool(answers) and all(one in choices or one in range(len(choices)) for one in answers)
     except Exception:  # the task's own template finds no such choice in its own way
         return False
 

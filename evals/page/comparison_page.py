@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from evals.harness.suites import DECISION_ACCURACY
 from evals.page import curves, figures
 from evals.page.html import Picture, Section, Table, page
 from evals.page.loss_curves import draw_loss
@@ -81,12 +82,38 @@ def _saving(found: Comparison) -> Section:
 
 
 def _tasks(found: Comparison) -> Section | None:
-    shares = [finding for finding in found.findings if finding.measure.unit == "points"]
-    if not shares:
+    tasks = [finding for finding in found.findings if finding.measure.family == "tasks"]
+    pictures = []
+    if any(finding.measure.unit == "points" for finding in found.findings):
+        pictures = [_picture(figures.draw_intervals(found.findings, "points"), "Differences in accuracy")]
+    if not pictures and not tasks:
         return None
-    return Section(
-        "Accuracy", pictures=[_picture(figures.draw_intervals(found.findings, "points"), "Differences in accuracy")]
+    return Section("Tasks", pictures=pictures, tables=[_noise(tasks)] if tasks else [])
+
+
+def _noise(tasks: Sequence[verdict.Finding]) -> Table:
+    """How well each task tells models apart: as published, and by the noise of this comparison."""
+    rows = []
+    for finding in tasks:
+        effect, published = finding.effect, DECISION_ACCURACY.get(finding.measure.task)
+        noise = (effect.high - effect.low) / 2
+        rows.append(
+            [
+                f"{finding.measure.name}, {finding.measure.unit}",
+                "–" if published is None else str(published),
+                verdict.signed(finding, effect.difference),
+                verdict.signed(finding, noise).removeprefix("+"),
+                f"{abs(effect.difference) / noise:.2f}" if noise else "–",
+            ]
+        )
+    note = (
+        "Decision accuracy is published for models of 150M parameters: in how many percent of pairs of training sets "
+        "the task orders such models as it orders models of 1B (Heineman et al. 2025, Signal and Noise); 50 is chance, "
+        "–: not published for this task. Noise is half of the interval of this comparison. A ratio below 1 says that "
+        "these models, seeds and items cannot tell the difference from none."
     )
+    header = ["", "decision accuracy, %", "difference", "noise", "difference / noise"]
+    return Table("How well each task tells models apart", header, rows, note)
 
 
 def _over_training(found: Comparison) -> Section | None:

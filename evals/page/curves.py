@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from evals.exported_steps import Curve, Run, exported_steps, read_run
-from evals.harness import results
+from evals.harness import metrics, results
 from evals.harness.results import Result
-from evals.harness.tasks import SUITES, TASKS, Protocol
+from evals.harness.suites import SUITES, TITLES
+from evals.harness.tasks import Protocol
 from llm.common.errors import UserError
 from llm.common.files import write_file
 from llm.common.plots import COLOURS, INK, MARKERS, as_png, new_figure, style
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
 PALETTE = (*COLOURS, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # the rest of Okabe and Ito's
 MARKS = (*MARKERS, "^", "D", "v", "P", "X")
 LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))  # most shots first
-ORDER = (*SUITES["paper"].tasks, *TASKS)  # of panels
-LABELS = {task: source.title for task, source in TASKS.items()}
+ORDER = SUITES["base"].tasks  # of panels
 
 
 class Point(NamedTuple):
@@ -104,22 +104,39 @@ def accuracy_over_steps(
 ) -> list[Point]:
     """The accuracy of every exported step that was evaluated, in the order of runs and steps; empty where none was.
 
-    `metric`: `acc`, or `acc_norm` (by the choices' length). Raises UserError as `results_over_steps`.
+    `metric`: of the tasks that have it; others show what stands for them (`metrics.primary`), and those whose scores
+    are no shares of 1 are left out. A group is one point a step. Raises UserError as `results_over_steps`.
     """
     called = dict(zip((run.folder for run in runs), labels(runs), strict=True))
-    return [
-        Point(
-            called[run.folder],
-            run.side,
-            step,
-            result["task"],
-            result["shots"],
-            result[metric],
-            result.get(f"{metric}_stderr"),
-            result.get("chance"),
-        )
-        for run, step, result in results_over_steps(runs, tasks, shots)
-    ]
+    points: list[Point] = []
+    sizes: dict[str, int] = {}
+    for run, step, result in results_over_steps(runs, tasks, shots):
+        name = metrics.primary(result, metric)
+        if name is None or not metrics.of_result(result)[name].share:
+            continue
+        sizes[result["task"]] = result["n"]
+        where = (called[run.folder], run.side, step, result["task"], result["shots"])
+        points.append(Point(*where, result[name], result.get(f"{name}_stderr"), result.get("chance")))
+    exports = [export for run in runs for export in exported_steps(run.folder).values()]
+    for name, group in {n: g for export in exports for n, g in export.result("groups", {}).items()}.items():
+        points = _as_one(points, name, {t: sizes.get(t, 0) if group["by_size"] else 1 for t in group["tasks"]})
+    return points
+
+
+def _as_one(points: Sequence[Point], name: str, weights: dict[str, int]) -> list[Point]:
+    """The tasks of a group as one point a run, step and number of shots, where all of them are there."""
+    rest = [point for point in points if point.task not in weights]
+    parts: dict[tuple[str, int, int], list[Point]] = {}
+    for point in points:
+        if point.task in weights:
+            parts.setdefault((point.run, point.step, point.shots), []).append(point)
+    for those in (those for those in parts.values() if len(those) == len(weights)):
+        shares = np.array([weights[point.task] for point in those]) / sum(weights.values())
+        values = [(point.accuracy, point.error or 0.0, point.chance or 0.0) for point in those]
+        mean, errors, chance = (shares * np.array(column) for column in zip(*values, strict=True))
+        whole = those[0]._replace(task=name, accuracy=float(mean.sum()), error=math.hypot(*errors))
+        rest.append(whole._replace(chance=float(chance.sum()) or None))
+    return rest
 
 
 def average(points: Sequence[Point]) -> list[Point]:
@@ -177,7 +194,7 @@ def draw_tasks(points: Sequence[Point], columns: int = 1) -> "Figure":
         figure, panels = _panels(len(tasks), columns)
         for task, panel in zip(tasks, panels, strict=False):
             _draw_lines(panel, [point for point in points if point.task == task], looks, lines)
-            panel.set_title(LABELS.get(task, task))
+            panel.set_title(TITLES.get(task, task))
         _legend(figure, looks, lines, points)
     return figure
 
@@ -296,11 +313,13 @@ def _legend(figure: "Figure", looks: dict[str, Look], lines: dict[int, Any], poi
 # ---- Output ----------------------------------------------------------------------------------------------------------
 
 
-def evaluate(folders: Sequence[Path], out: Path | None, metric: str, protocol: Protocol, *how: Any) -> str:
+def evaluate(
+    folders: Sequence[Path], out: Path | None, metric: str, protocol: Protocol, *how: Any
+) -> tuple[str, dict[str, str]]:
     """Evaluate every exported step of the runs in `folders`, as `harness.run(exports, protocol, *how)` does; figures.
 
-    `out`: where they go (RUN/exports of the first run where None). Returns what `write_figures` says. UserError: a
-    folder that is no run, a run without exported steps, and all that `harness.run` refuses.
+    `out`: where they go (RUN/exports of the first run where None). Returns what `write_figures` says, and what is
+    lacking. UserError: a folder that is no run, a run without exported steps, and all that `harness.run` refuses.
     """
     from evals.harness import run as harness
 
@@ -311,8 +330,9 @@ def evaluate(folders: Sequence[Path], out: Path | None, metric: str, protocol: P
     if place.exists() and not place.is_dir():
         raise UserError(f"{place} is a file; give a folder with --out")
     exports = [export for run in runs for export in exported_steps(run.folder).values()]
-    harness.run(exports, protocol, *how)
-    return write_figures(runs, place, protocol.tasks, protocol.shots, metric)
+    made, missing = harness.run(exports, protocol, *how)
+    tasks, shots = ({result[key] for _, result in made} for key in ("task", "shots"))
+    return write_figures(runs, place, sorted(tasks), sorted(shots), metric), missing
 
 
 def _run_with_steps(folder: Path) -> Run:
@@ -328,17 +348,17 @@ def _run_with_steps(folder: Path) -> Run:
 def write_figures(
     runs: Sequence[Run], out: Path, tasks: Sequence[str], shots: Sequence[int], metric: str = "acc"
 ) -> str:
-    """Write accuracy.png (Figure 5), accuracy-by-task.png (9), loss.png (4) and accuracy.csv to `out`.
+    """Write accuracy.png (Figure 5), accuracy-by-task.png (9), loss.png (4) and accuracy.csv to `out`; the first two
+    only where a task has an accuracy.
 
     Returns a table of the mean accuracies and where the files are.
     """
     points = accuracy_over_steps(runs, metric, tasks, shots)
-    files: dict[str, str | bytes] = {
-        "accuracy.png": as_png(draw_average(points, columns=3)),
-        "accuracy-by-task.png": as_png(draw_tasks(points, columns=3)),
-        "loss.png": as_png(draw_loss(runs)),
-        "accuracy.csv": accuracy_csv(runs, tasks, shots),
-    }
+    files: dict[str, str | bytes] = {}
+    if points:
+        files["accuracy.png"] = as_png(draw_average(points, columns=3))
+        files["accuracy-by-task.png"] = as_png(draw_tasks(points, columns=3))
+    files |= {"loss.png": as_png(draw_loss(runs)), "accuracy.csv": accuracy_csv(runs, tasks, shots)}
     for name, content in files.items():
         write_file(out / name, content)
     return f"{mean_table(points, metric)}\n\nwritten to {out}: {', '.join(files)}"
@@ -357,10 +377,11 @@ def mean_table(points: Sequence[Point], metric: str) -> str:
 
 
 def accuracy_csv(runs: Sequence[Run], tasks: Sequence[str] | None = None, shots: Sequence[int] | None = None) -> str:
-    """Both accuracies of every run, step, task and number of shots, in full precision; an empty cell: not measured."""
-    columns = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr", "n", "chance")
+    """Every metric of every run, step, task and number of shots, in full precision; an empty cell: not measured."""
     called = dict(zip((run.folder for run in runs), labels(runs), strict=True))
     found = results_over_steps(runs, tasks, shots)
+    names = dict.fromkeys(name for _, _, result in found for name in metrics.of_result(result))
+    columns = [*(column for name in names for column in (name, f"{name}_stderr")), "n", "chance"]
     text = io.StringIO(newline="")
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(["run", "seed", "step", "task", "shots", *columns])

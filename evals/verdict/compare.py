@@ -18,7 +18,7 @@ import numpy as np
 from evals.exported_steps import Run, exported_steps, step_folder
 from evals.exports import Export, open_export
 from evals.verdict import efficiency, verdict
-from evals.verdict.measurements import METRICS, Exports, both, kept_losses, read_measures
+from evals.verdict.measurements import Exports, both, kept_losses, read_measures
 from evals.verdict.pair import Pairs, read_pairs
 from evals.verdict.record import Comparison
 from llm.common.errors import UserError
@@ -38,7 +38,7 @@ class Settings:
     exports: tuple[Path, ...] = ()
     stores: tuple[Path, ...] = ()
     documents: int = 1000
-    metric: str = METRICS[0]
+    metric: str = "acc_norm"
     level: float = verdict.LEVEL
     targets: tuple[float, ...] = ()
     device: str = "auto"

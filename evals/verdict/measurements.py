@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evals.exports import Export
+from evals.harness import metrics
 from evals.harness.results import alike
 from llm.common.errors import UserError
 
 # What the results of one quantity must share, where they say it.
-PROTOCOL = ("n", "limit", "context", "batch_size", "task_version", "versions", "dtype", "device", "rows")
-METRICS = ("acc_norm", "acc")
+PROTOCOL = ("n", "limit", "context", "batch_size", "task_version", "versions", "dtype", "device", "rows", "definition")
 
 
 class Measure(NamedTuple):
@@ -27,7 +27,8 @@ class Measure(NamedTuple):
     first, second: (S, N) of S seeds and N items; weights: (N,) of a weighted mean, None where all count alike.
     better: 1 where more is better, -1 where less is. binary: each item is right (1) or wrong (0), shown in percent.
     family: of the tests that share one error rate: "primary" is the one quantity that the verdict is about, "tasks"
-    each task at each number of shots, "others" what is no task or follows from several.
+    each task, or group of tasks, at each number of shots, "others" what is no task or follows from several.
+    task: the task's or group's name.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Measure(NamedTuple):
     weights: np.ndarray | None = None
     binary: bool = False
     family: str = "others"
+    task: str = ""
 
     @property
     def means(self) -> tuple[float, float]:
@@ -55,13 +57,13 @@ def read_measures(exports: Exports, stores: Mapping[str, float], metric: str) ->
     Args:
         exports: a tuple a seed.
         stores: those whose validation documents count: fingerprint -> share of the training data.
-        metric: of the tasks, "acc_norm" or "acc".
+        metric: of the tasks that have it; others are compared in what stands for them (`metrics.primary`).
     """
     found: list[Measure] = []
     notes: list[str] = []
     for results in (
         _losses(exports, stores, notes),
-        _accuracies(exports, metric, notes),
+        _tasks(exports, metric, notes),
         _generated_ioi(exports, notes),
         _in_context(exports, notes),
     ):
@@ -155,42 +157,97 @@ def kept_losses(export: Export, store: str) -> dict[str, Any] | None:
     return next((r for r in results if (r["store_fingerprint"], r["split"]) == (store, "validation")), None)
 
 
-def _accuracies(exports: Exports, metric: str, notes: list[str]) -> list[Measure]:
-    """Every task and number of shots; and for each number of shots with several tasks their mean."""
+Key = tuple[str, int]  # task, shots
+
+
+def _tasks(exports: Exports, metric: str, notes: list[str]) -> list[Measure]:
+    """Every task and number of shots, those of a group as one; and the mean of several accuracies at as many shots."""
     kept = [
         tuple({(r["task"], r["shots"]): r for r in export.result("lm_eval", [])} for export in pair) for pair in exports
     ]
-    found: dict[tuple[str, int], Measure] = {}
+    found: dict[Key, Measure] = {}
     for task, shots in sorted({key for pair in kept for results in pair for key in results}):
-        name = f"{task}, {shots}-shot"
         pairs = [(one.get((task, shots)), other.get((task, shots))) for one, other in kept]
-        if complete(pairs, exports, name, notes) is None:
-            continue
-        items = [tuple(read_samples(export, task, shots) for export in pair) for pair in exports]
-        same_items([(one, other) for one, other in items], ("doc_id", "doc_hash", "prompt_hash"), name)
-        first, second = _stack([(one, other) for one, other in items], lambda samples: samples[metric])
-        found[task, shots] = Measure(f"{name}, {metric}", "points", 1, first, second, binary=True, family="tasks")
+        if (results := complete(pairs, exports, f"{task}, {shots}-shot", notes)) is not None:
+            measure = _task(exports, results[0][0], metric, notes)
+            found |= {(task, shots): measure} if measure is not None else {}
+    found = _grouped(exports[0][0], found, notes)
     means = []
     for shots in sorted({shots for _, shots in found}):
-        tasks = [measure for (_, number), measure in found.items() if number == shots]
+        tasks = [measure for (_, number), measure in found.items() if number == shots and measure.unit == "points"]
         if len(tasks) > 1:
-            means.append(_mean_of(tasks, f"mean of {len(tasks)} tasks, {shots}-shot, {metric}"))
+            named = {measure.name.rpartition(", ")[2] for measure in tasks}
+            called = named.pop() if len(named) == 1 else "accuracy"
+            name = f"mean of {len(tasks)} tasks, {shots}-shot, {called}"
+            means.append(_mean_of(tasks, [1.0] * len(tasks), name, "others"))
     return [*found.values(), *means]
 
 
-def _mean_of(tasks: Sequence[Measure], name: str) -> Measure:
-    """The mean of several tasks' accuracies, each task counting alike however many items it has."""
+def _task(exports: Exports, result: Mapping[str, Any], metric: str, notes: list[str]) -> Measure | None:
+    """One task at one number of shots, of all exports; None, with a note, where its items have no values."""
+    task, shots = result["task"], result["shots"]
+    name = f"{task}, {shots}-shot"
+    chosen = metrics.primary(result, metric)
+    if chosen is None:
+        told = ", ".join(metrics.of_result(result))
+        notes.append(f"{name} is left out: {told} is no mean over items, and no item has a value to be paired.")
+        return None
+    kind = metrics.of_result(result)[chosen]
+    items = [(read_samples(one, task, shots, chosen), read_samples(two, task, shots, chosen)) for one, two in exports]
+    same_items(items, ("doc_id", "doc_hash", "prompt_hash"), name)
+    weights = metrics.values(kind, items[0][0][chosen]).weights
+    counted = slice(None) if weights is None else weights > 0
+    first, second = _stack(items, lambda samples: metrics.values(kind, samples[chosen]).values[counted])
+    binary = kind.share and bool(np.isin([first, second], (0, 1)).all())
+    return Measure(
+        f"{name}, {chosen if kind.kind in ('mean', 'bits_per_byte') else f'log {chosen}'}",
+        metrics.unit(chosen, kind),
+        kind.better if kind.kind == "mean" else -1,
+        first,
+        second,
+        None if weights is None else weights[counted],
+        binary,
+        "tasks",
+        task,
+    )
+
+
+def _grouped(export: Export, found: Mapping[Key, Measure], notes: list[str]) -> dict[Key, Measure]:
+    """The tasks of each group as one measure where all were measured in the same unit, averaged as lm-eval does.
+
+    So a group of 67 tasks is one test among others, not 67 that lessen what the others can show.
+    """
+    left = dict(found)
+    for name, group in export.result("groups", {}).items():
+        for shots in sorted({shots for _, shots in found}):
+            tasks = [found[task, shots] for task in group["tasks"] if (task, shots) in found]
+            alike_in = {(task.unit, task.weights is None) for task in tasks}
+            if len(tasks) < len(group["tasks"]) or len(alike_in) > 1 or tasks[0].weights is not None:
+                continue
+            sizes = [task.first.shape[1] if group["by_size"] else 1.0 for task in tasks]
+            title = f"{name}, {shots}-shot, {tasks[0].name.rpartition(', ')[2]}"
+            left[name, shots] = _mean_of(tasks, sizes, title, "tasks")._replace(task=name)
+            notes.append(f"{name}, {shots}-shot, stands for its {len(tasks)} tasks.")
+            for task in group["tasks"]:
+                left.pop((task, shots), None)
+    return left
+
+
+def _mean_of(tasks: Sequence[Measure], counts: Sequence[float], name: str, family: str) -> Measure:
+    """The mean of several tasks' scores, each counting as `counts` says however many items it has."""
     first, second = (np.concatenate([getattr(task, side) for task in tasks], axis=1) for side in ("first", "second"))
-    weights = np.concatenate([np.full(task.first.shape[1], 1 / task.first.shape[1]) for task in tasks])
-    return Measure(name, "points", 1, first, second, weights)
+    weights = np.concatenate(
+        [np.full(task.first.shape[1], count / task.first.shape[1]) for task, count in zip(tasks, counts, strict=True)]
+    )
+    return Measure(name, tasks[0].unit, tasks[0].better, first, second, weights, family=family)
 
 
-def read_samples(export: Export, task: str, shots: int) -> dict[str, list[Any]]:
+def read_samples(export: Export, task: str, shots: int, metric: str) -> dict[str, list[Any]]:
     """EXPORT/evals/samples/TASK-Nshot.jsonl as columns. UserError where it is missing or damaged."""
     path = export.results / "samples" / f"{task}-{shots}shot.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {key: [row[key] for row in rows] for key in ("doc_id", "doc_hash", "prompt_hash", *METRICS)}
+        return {key: [row[key] for row in rows] for key in ("doc_id", "doc_hash", "prompt_hash", metric)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read ({' '.join(str(error).split())}); run `python -m evals run {export.folder} "

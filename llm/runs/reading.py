@@ -150,7 +150,7 @@ def accuracies(export: Path) -> dict[str, float]:
     """What `python -m evals run` found of an exported step, "TASK, N-shot" -> accuracy; empty where it left nothing."""
     try:
         results = json.loads((export / "evals" / "lm_eval.json").read_bytes())
-        return {f"{result['task']}, {result['shots']}-shot": float(result["acc"]) for result in results}
+        return {f"{r['task']}, {r['shots']}-shot": float(r["acc"]) for r in results if "acc" in r}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 

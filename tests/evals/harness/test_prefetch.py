@@ -55,11 +55,18 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def fetch(folder: Path, task: str) -> str:
+    """The line on a task that can be fetched."""
+    (line,), missing = prefetch(folder, [task])
+    assert missing == {}
+    return line
+
+
 def test_rows_are_those_of_the_hub(hub, capsys):
     assert main(["prefetch", "data", "--tasks", "piqa", "arc_easy", "arc_challenge", "stories"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["piqa: fetched 14 train, 12 validation", "arc_easy: fetched 9 train, 3 validation, 6 test"]
-    assert lines[-1] == "stories: built in, nothing to fetch"
+    assert lines[-1] == "stories: reads what is here, nothing to fetch"
     for task, (repository, config) in {
         "piqa": ("baber/piqa", "default"),
         "arc_easy": ("allenai/ai2_arc", "ARC-Easy"),
@@ -79,10 +86,10 @@ def test_rows_are_those_of_the_hub(hub, capsys):
 
 def test_what_is_whole_is_not_fetched_again(hub, capsys):
     folder = hub / "data/piqa"
-    assert prefetch(hub / "data", ["piqa"]) == ["piqa: fetched 14 train, 12 validation"]
+    assert fetch(hub / "data", "piqa") == "piqa: fetched 14 train, 12 validation"
     files = {path: path.stat().st_ino for path in folder.glob("*.json*")}
     (hub / "baber/piqa/README.md").rename(hub / "gone")  # nothing is asked of the hub
-    assert prefetch(hub / "data", ["piqa"]) == ["piqa: there already, 14 train, 12 validation"]
+    assert fetch(hub / "data", "piqa") == "piqa: there already, 14 train, 12 validation"
     assert {path: path.stat().st_ino for path in folder.glob("*.json*")} == files
     (hub / "gone").rename(hub / "baber/piqa/README.md")
     content = (folder / "train.jsonl").read_bytes()
@@ -93,7 +100,7 @@ def test_what_is_whole_is_not_fetched_again(hub, capsys):
     ):
         spoil()
         assert not whole(folder, ["train"])
-        assert prefetch(hub / "data", ["piqa"]) == ["piqa: fetched 14 train, 12 validation"]
+        assert fetch(hub / "data", "piqa") == "piqa: fetched 14 train, 12 validation"
         assert (folder / "train.jsonl").read_bytes() == content
 
 
@@ -117,7 +124,7 @@ def test_a_fetch_that_was_killed_leaves_nothing_that_looks_whole(hub, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             prefetch(hub / "data", ["piqa"])
     assert not list((hub / "data/piqa").glob("*.jsonl")) and not whole(hub / "data/piqa", ["train", "validation"])
-    assert prefetch(hub / "data", ["piqa"]) == ["piqa: fetched 14 train, 12 validation"]
+    assert fetch(hub / "data", "piqa") == "piqa: fetched 14 train, 12 validation"
     assert whole(hub / "data/piqa", ["train", "validation"])
     assert not list((hub / "data").rglob("*.part"))
 
@@ -133,8 +140,8 @@ def test_what_cannot_be_fetched(hub, capsys):
     # The tests have HF_HUB_OFFLINE set, as a machine without a network should.
     assert "Rowan/hellaswag cannot be fetched (" in refused("data", "--tasks", "hellaswag")
     assert "run this where the hub can be reached" in refused("data", "--tasks", "hellaswag")
-    assert "there is no suite nothing" in refused("data", "--suite", "nothing")
-    assert "there is no task nothing" in refused("data", "--tasks", "nothing")
+    assert "there is no suite no_such_task" in refused("data", "--suite", "no_such_task")
+    assert "there is no task no_such_task" in refused("data", "--tasks", "no_such_task")
     (hub / "file").touch()
     assert "file is a file" in refused("file", "--tasks", "piqa")
     (hub / "own/piqa").mkdir(parents=True)
@@ -143,11 +150,10 @@ def test_what_cannot_be_fetched(hub, capsys):
     assert (hub / "own/piqa/train.jsonl").read_text() == "{}\n"
     (hub / "own/piqa/source.json").write_text("[")
     assert "source.json is damaged; delete" in refused("own", "--tasks", "piqa")
-    rows = [{key: value for key, value in row.items() if key != "sol2"} for row in piqa_rows("x", 4)]
-    write_repository(
-        "baber/piqa", {("default", "train"): rows, ("default", "validation"): rows, ("default", "test"): rows}
-    )
-    assert "baber/piqa has no train.sol2, validation.sol2, which piqa" in refused("data", "--tasks", "piqa")
+    (hub / "baber/piqa/README.md").write_text("")
+    for split in ("validation", "test"):
+        (hub / f"baber/piqa/data/{split}-00000-of-00001.parquet").unlink()
+    assert "baber/piqa has no validation, which piqa of lm-eval" in refused("data", "--tasks", "piqa")
     assert not list((hub / "data").rglob("*.json*"))
     with pytest.raises(UserError, match="is a file"):
         prefetch(hub / "file", ["piqa"])

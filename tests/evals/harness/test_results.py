@@ -258,8 +258,8 @@ def test_a_damaged_file_is_refused_in_one_sentence(make_export, data, capsys, mo
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--suite", "papers"], "there is no suite papers; the suites are paper, stories"),
-        (["--suite", "paper", "--tasks", "mmlu"], "there is no task mmlu; the tasks are"),
+        (["--suite", "papers"], "there is no suite papers; the suites are paper, base, minimal-pairs, perplexity"),
+        (["--suite", "paper", "--tasks", "poetry"], "there is no task poetry: lm-eval has no task"),
         (["--out", "figures"], "--out and --metric are for the figures of --checkpoints"),
         (["--checkpoints"], "is an exported folder, no run; leave --checkpoints out"),
     ],

@@ -18,8 +18,8 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from evals.__main__ import main
 from evals.exports import load_model, open_export
+from evals.harness import catalogue, suites
 from evals.harness import run as harness
-from evals.harness import tasks
 from llm.common.errors import UserError
 
 from ..rows import rows_of, write_rows
@@ -186,7 +186,7 @@ def test_examples_come_from_the_other_split_and_prompts_are_official(
 
 @pytest.mark.parametrize("task", ["piqa", "hellaswag", "openbookqa"])
 def test_prompts_and_examples_equal_the_official_task_on_the_same_rows(real_items, tmp_path, task):
-    official = load_yaml(tasks.OFFICIAL / f"{task}/{task}.yaml")
+    official = load_yaml(catalogue.OFFICIAL / f"{task}/{task}.yaml")
     official.pop("tag", None)
     splits = {file.stem: datasets.Dataset.from_list(rows_of(file)) for file in (real_items / task).glob("*.jsonl")}
     if task == "openbookqa":
@@ -264,12 +264,12 @@ def test_a_single_item_has_no_standard_error(make_export, data, capsys):
 
 def test_suites_and_what_replaces_their_parts():
     five = ("arc_easy", "arc_challenge", "piqa", "openbookqa", "hellaswag")
-    assert tasks.chosen("paper", None, None) == (five, (0, 1, 5))
-    assert tasks.chosen("paper", ["piqa", "piqa"], None) == (("piqa",), (0, 1, 5))
-    assert tasks.chosen("paper", None, [2]) == (five, (2,))
-    assert tasks.chosen(None, ["piqa"], None) == (("piqa",), (0,))
-    assert tasks.chosen(None, None, [1, 0, 1]) == (("stories",), (1, 0))
-    assert all(set(suite.tasks) <= set(tasks.TASKS) for suite in tasks.SUITES.values())
+    assert suites.chosen("paper", None, None) == (five, (0, 1, 5))
+    assert suites.chosen("paper", ["piqa", "piqa"], None) == (("piqa",), (0, 1, 5))
+    assert suites.chosen("paper", None, [2]) == (five, (2,))
+    assert suites.chosen(None, ["piqa"], None) == (("piqa",), None)
+    assert suites.chosen(None, None, None) == (("stories",), (0,))
+    assert suites.chosen(None, None, [1, 0, 1]) == (("stories",), (1, 0))
 
 
 def test_names_and_help_need_no_torch():
@@ -297,12 +297,15 @@ def break_rows(data: Path, change) -> None:
 @pytest.mark.parametrize(
     ("spoil", "arguments", "message"),
     [
-        (lambda data: None, ["piqa", "mmlu"], "there is no task mmlu; the tasks are piqa, hellaswag, openbookqa"),
+        (lambda data: None, ["no_such_task"], "there is no task no_such_task: lm-eval has no task, group or tag"),
+        (lambda data: None, ["hellaswag", "sciq"], "2 of the tasks have no result: hellaswag, sciq; the first because"),
         (lambda data: None, ["hellaswag"], "validation.jsonl, which is not there"),
         (lambda data: (data / "arc_easy/test.jsonl").unlink(), ["arc_easy"], "test.jsonl, which is not there"),
         (lambda data: (data / "piqa/train.jsonl").unlink(), ["piqa", "--shots", "1"], "has only its validation split"),
         (lambda data: None, ["piqa", "--shots", "12"], "has 12 rows to draw 12 examples from"),
         (lambda data: break_rows(data, lambda row: row.pop("sol2")), ["piqa"], "line 3, lacks sol2"),
+        (lambda data: write_rows(data / "piqa", "validation", [{"goal": "x", "sol1": "y", "label": 0}]), ["piqa"],
+         "the rows of piqa cannot be read ('sol2' is undefined)"),
         (lambda data: break_rows(data, lambda row: row.update(label=-1)), ["piqa"], "row 3 that piqa evaluates has no"),
         (lambda data: break_rows(data, lambda row: row.update(label="?")), ["piqa"], "piqa cannot be read"),
         (lambda data: write_rows(data / "piqa", "validation", []), ["piqa"], "validation.jsonl is empty"),
