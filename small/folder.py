@@ -24,7 +24,7 @@ from torch import Tensor
 from llm.common.environment import environment, now
 from llm.common.errors import UserError
 from llm.common.files import write_file, write_json
-from llm.common.lock import hold
+from llm.common.lock import acquire_lock
 
 Row = TypeVar("Row", bound=tuple)  # a NamedTuple
 
@@ -60,7 +60,7 @@ class TrainingFolder:
                 raise UserError(f"{self.path} is not empty and holds no training (no {RECORD}): give another --out")
         made_folder(self.path)
         try:
-            self._lock = hold(self.path)
+            self._lock = acquire_lock(self.path)
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror}): give another --out") from error
         try:

@@ -214,7 +214,7 @@ def run(args: argparse.Namespace) -> None:
     if args.fit:
         fit(args)
         return
-    cli, rows, precision, device = settled(args)
+    cli, rows, precision, device = resolve_options(args)
     if args.against == "hf-liger":
         check_liger(cli.model, device)
     data: TokenDataModule = cli.datamodule
@@ -251,7 +251,7 @@ def run(args: argparse.Namespace) -> None:
     write(args.json, result)
 
 
-def settled(args: argparse.Namespace) -> tuple[Any, int, str, str]:
+def resolve_options(args: argparse.Namespace) -> tuple[Any, int, str, str]:
     """What the options mean: the config's command line, rows of a micro-batch, precision, and gpu or cpu.
 
     Raises:

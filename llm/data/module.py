@@ -126,14 +126,16 @@ class TokenDataModule(pl.LightningDataModule):
         self.components = components
 
     def check_sizes(self) -> None:
-        """Compare the size of every file of the stores with their indexes, before a run of days rather than within it.
+        """Compare sizes and samples of all shards with the stores' indexes, before a run of days rather than within it.
 
         Raises:
-            UserError: a shard is missing or truncated.
+            UserError: a shard is missing, truncated, or another one.
         """
         for component in self.components:
             component.train.check_sizes()
             component.validation.check_sizes()
+            component.train.check_samples()
+            component.validation.check_samples()
 
     @property
     def fingerprint(self) -> str:

@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.configuration_utils import PretrainedConfig
 
 from ..common.errors import UserError
+from ..common.processes import PARENT
 from ..data.module import TokenDataModule
 from ..model import DecoderConfig
 from ..runs import reading
@@ -61,6 +62,7 @@ OURS = {
     "strategy": "give strategy.name",
     "limit_train_batches": "give trainer.max_steps",
     "overfit_batches": "give a small store in data.store",
+    "max_time": "send SIGUSR1 before a time limit, as slurm/launch.sh does: the run saves and can be resumed",
     "fast_dev_run": "give a small trainer.max_steps and another run.folder",
     "reload_dataloaders_every_n_epochs": "a run reads its data once through",
 }
@@ -136,6 +138,8 @@ class CLI(Attempt):
         devices = device_count(given["devices"]) * int(given["num_nodes"])
         clip = self._get(self.config_init, "model").gradient_clip
         half = "bf16" in str(given["precision"])
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            os.environ[PARENT] = str(os.getpid())  # for the ranks that Lightning starts
         ours = {"strategy": strategy.build(devices, clip, half), "plugins": [*(given["plugins"] or []), *plugins()]}
         return super().instantiate_trainer(**ours, **kwargs)
 

@@ -118,6 +118,7 @@ class LanguageModule(pl.LightningModule):
         if batch_idx % micro_batches == 0:
             self.step_loss = torch.zeros((), device=self.device, dtype=torch.float32)
         inputs = {name: value for name, value in batch.items() if name != "data_digest"}
+        inputs["num_items_in_batch"] = max(1, batch["num_items_in_batch"])  # of none, the sum of no losses is 0
         loss = self.model(**inputs).loss * (micro_batches * self.trainer.world_size)
         self.step_loss += loss.detach() / micro_batches
         return loss * (loss.detach() * 0 + 1)  # a loss that is not finite makes its gradient so: all ranks see that

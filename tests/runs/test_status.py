@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from llm.cli import main
-from llm.train.run_folder import MetricsFile
+from llm.train.loggers import MetricsFile
 
 from ..train.runs import fit, metrics
 

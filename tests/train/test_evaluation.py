@@ -19,7 +19,8 @@ from llm.cli import main
 from llm.runs import reading, status
 from llm.train import checkpoint as checkpoints
 from llm.train.evaluation import Evaluations, EvaluationSettings, _environment
-from llm.train.run_folder import MetricsFile, RunFolder, RunSettings
+from llm.train.loggers import MetricsFile
+from llm.train.run_folder import RunFolder, RunSettings
 
 from .runs import Config, assert_same_weights, events, fit, measured, metrics
 

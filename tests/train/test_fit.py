@@ -15,8 +15,8 @@ from llm.cli import main
 from llm.data.order import WindowOrder
 from llm.data.store import TokenStore
 from llm.model import DecoderConfig, DecoderForCausalLM
+from llm.train.loggers import MetricsFile
 from llm.train.module import LanguageModule
-from llm.train.run_folder import MetricsFile
 
 from .runs import Config, events, fit, losses, metrics, weights
 

@@ -15,7 +15,7 @@ from llm.data.order import WindowOrder
 from llm.data.store import TokenStore
 from llm.model import DecoderForCausalLM
 from llm.train.callbacks import Measurements
-from llm.train.run_folder import MetricsFile
+from llm.train.loggers import MetricsFile
 
 from .runs import Config, fit, losses, metrics
 
