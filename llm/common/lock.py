@@ -22,6 +22,7 @@ from typing import TextIO
 
 from .errors import UserError
 from .files import as_json, write_file
+from .processes import is_alive
 
 LEASE = 180.0  # seconds that the lock of a node that was lost lives on
 BEAT = 20.0  # seconds between two beats
@@ -110,7 +111,7 @@ def is_beating(path: Path, now: float | None = None) -> bool:
     """
     host, process = owner(path)
     try:
-        if host == platform.node() and process is not None and not _is_alive(process):
+        if host == platform.node() and process is not None and not is_alive(process):
             return False
         return (now or _time_there(path.parent)) - path.stat().st_mtime <= LEASE
     except FileNotFoundError:
@@ -172,16 +173,6 @@ def _try_lock(folder: Path) -> FolderLock | None:
 def _who() -> str:
     when = datetime.now(UTC).isoformat(timespec="seconds")
     return as_json({"host": platform.node(), "process": os.getpid(), "time": when})
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _time_there(folder: Path) -> float:

@@ -29,11 +29,22 @@ def end_with_parent() -> None:
     A rank is a process of Lightning's or torchrun's. It asks for its parent's id: the signal that Linux can send at a
     parent's death follows the thread that started the process.
     """
-    started_by = os.environ.get(PARENT) if os.environ.get("LOCAL_RANK", "0") != "0" else None
-    if started_by is None and "TORCHELASTIC_RUN_ID" in os.environ:
-        started_by = str(os.getppid())
-    if started_by is not None:
-        threading.Thread(target=_watch, args=(int(started_by),), name="parent", daemon=True).start()
+    parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    if PARENT in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        parent = int(os.environ[PARENT])
+    if parent is not None and (parent == os.getppid() or not is_alive(parent)):  # else another process's environment
+        threading.Thread(target=_watch, args=(parent,), name="parent", daemon=True).start()
+
+
+def is_alive(process: int) -> bool:
+    """Return whether there is a process of this id on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def _watch(parent: int) -> None:

@@ -11,7 +11,7 @@ from ...common.errors import UserError
 from ..stories import Split
 
 REPAIR = "repair the file or leave it out"
-LARGEST = 100_000_000  # bytes of a document: a compressed file of a megabyte may hold one that no memory does
+LARGEST = 50_000_000  # bytes of a document, which take 7 GB to tokenize; a small compressed file may hold a larger one
 
 
 def too_large(where: str, size: int, largest: int) -> UserError:
