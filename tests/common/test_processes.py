@@ -71,13 +71,14 @@ def test_progress_in_a_log_is_whole_lines(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     bar = processes.progress_bar(100, 0, "train", "step", file=log, miniters=1)
     bar._time, bar.start_t, bar.last_print_t = (lambda: now[0]), now[0], now[0]  # tqdm's own clock
-    inner = processes.progress_bar(10, 0, "validate", "batch", file=log, leave=False, delay=3)
     for step in range(100):
         now[0] += 1
         bar.update()
         if step == 50:
+            inner = processes.progress_bar(10, 0, "validate", "batch", file=log, leave=False, delay=3)
+            inner.update(10)
+            inner.close()
             tqdm.write("step 50: validation loss 1.0", file=log)
-    inner.close()
     bar.close()
     text = log.getvalue()
     assert "\r" not in text and "\x1b" not in text and text.endswith("\n")
