@@ -201,7 +201,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure and print; with --json write the figures too."""
-    if min(args.rounds, args.steps, args.rows or 1, args.micro_batches) < 1:
+    if min(args.rounds, args.steps, 1 if args.rows is None else args.rows, args.micro_batches) < 1:
         raise UserError("--rounds, --steps, --rows and --micro-batches must be at least 1")
     if len(set(args.contenders)) < len(args.contenders):
         raise UserError(f"--contenders has one twice: {' '.join(args.contenders)}")

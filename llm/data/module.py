@@ -23,6 +23,9 @@ from .mixture import MixtureOrder, Pattern, mixed_fingerprint, open_stores, shor
 from .rows import KINDS, Rows, TrainingBatches, ValidationBatches
 
 
+MOST_WORKERS = 256  # loading processes of a rank
+
+
 class Prefetcher:
     """The batches of a loader, each made in a thread while the one before is used: a GPU does not wait for it."""
 
@@ -98,8 +101,8 @@ class TokenDataModule(pl.LightningDataModule):
             "validation_rows": self.validation_rows,
         }
         problems = [f"data.{k} {v} must be at least 1" for k, v in at_least_one.items() if v is not None and v < 1]
-        if self.workers < 0:
-            problems.append(f"data.workers {self.workers} must be 0 or more")
+        if not 0 <= self.workers <= MOST_WORKERS:
+            problems.append(f"data.workers {self.workers} must be 0 to {MOST_WORKERS}")
         if self.kind not in KINDS:
             problems.append(f"data.rows {self.kind!r} is unknown: give one of {', '.join(KINDS)}")
         elif self.mask_documents and self.kind == "documents":

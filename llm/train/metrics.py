@@ -84,12 +84,13 @@ class Measurements(pl.Callback):
             self._log_training(trainer, module)
 
     def _log_training(self, trainer: pl.Trainer, module: Any) -> None:
-        loss = statistics.fmean(self.losses) if self.losses else math.nan  # all of them were skipped
+        # Of steps that were all skipped it is nan; of steps that predict nothing there is none.
+        loss = statistics.fmean(self.losses) if self.losses else math.nan if module.skipped else None
         rate = (self.tokens_seen - self.clock_tokens) / (time.perf_counter() - self.clock)
         self._log(
             trainer,
             train_loss=loss,
-            perplexity=math.exp(min(loss, 700.0)),  # exp(710) is beyond float64
+            perplexity=None if loss is None else math.exp(min(loss, 700.0)),  # exp(710) is beyond float64
             learning_rate=module.learning_rate,
             gradient_norm=module.gradient_norm.item(),
             tokens_per_second=rate,
@@ -98,7 +99,8 @@ class Measurements(pl.Callback):
             data_digest=self.data_digest(trainer, module),
             **learned_switches(module),
         )
-        self.bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
+        said = "" if loss is None else f"loss {loss:.3f}, "
+        self.bar.set_postfix_str(f"{said}{rate:,.0f} tokens/s", refresh=False)
         self.losses = []
         self._start_clock()
 

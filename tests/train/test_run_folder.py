@@ -92,7 +92,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(
         assert files_of(run) == before
         (run / "summary.json").unlink(missing_ok=True)
         before.pop("summary.json", None)
-    assert fit(tiny_config(trainer__max_steps=1, run__folder=str(tmp_path / "new")), "--resume", "auto") == 0
+    assert fit(tiny_config(trainer__max_steps=2, run__folder=str(tmp_path / "new")), "--resume", "auto") == 0
     shutil.move(tmp_path / "kept", run / "checkpoints")
     assert fit(tiny_config(trainer__max_steps=12), "--resume", "auto") == 0
     assert list(losses(run)) == list(range(1, 13))
@@ -170,7 +170,7 @@ def test_a_replacement_that_fails_leaves_the_checkpoint_before(
 def test_the_umask_decides_who_reads_a_checkpoint(tiny_config: Config, tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        assert fit(tiny_config(trainer__max_steps=1)) == 0
+        assert fit(tiny_config(trainer__max_steps=2)) == 0
     finally:
         os.umask(before)
     for path in (tmp_path / "run").rglob("*"):

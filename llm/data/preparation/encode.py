@@ -91,6 +91,16 @@ def store_lock(store: Path, part: str) -> Iterator[None]:
                 heartbeat.close()
 
 
+def is_in_use(store: Path) -> bool:
+    """Return whether another process holds a part of a store, or may: without locks that is not known."""
+    try:
+        with (store / "prepare.lock").open("ab") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
 def shards_of(recipe: Recipe, source: Source, report: Report) -> list[Manifest]:
     """The shards of one source, one a split that it has documents for: those that are there and whole, or new ones."""
     with store_lock(recipe.out, source.name):

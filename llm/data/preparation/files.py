@@ -239,12 +239,13 @@ def _parquet(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
     row = 0
     columns = [key for key in (source.text_key, source.id_key) if key is not None]
     try:
+        names = parquet.read_schema(source.location).names
+        for key, option in zip(columns, ("--text-key", "--id-key"), strict=False):
+            if names.count(key) != 1:
+                what = "no column" if key not in names else "more than one column"
+                raise UserError(f"{source.location}: {what} {key!r} among {names}; name one with {option}")
         with parquet.ParquetFile(source.location, page_checksum_verification=True, read_dictionary=columns[:1]) as file:
-            names, rows = file.schema_arrow.names, file.metadata.num_rows
-            for key, option in zip(columns, ("--text-key", "--id-key"), strict=False):
-                if names.count(key) != 1:
-                    what = "no column" if key not in names else "more than one column"
-                    raise UserError(f"{source.location}: {what} {key!r} among {names}; name one with {option}")
+            rows = file.metadata.num_rows
             for group in range(file.num_row_groups):
                 at_a_time = _rows_at_a_time(file.metadata.row_group(group), source.text_key)
                 for batch in file.iter_batches(batch_size=at_a_time, row_groups=[group], columns=columns):

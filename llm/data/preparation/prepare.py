@@ -46,7 +46,7 @@ from ..tokenizer import load_tokenizer
 from ..workers import Progress, run_all
 from .deduplicate import repeats, rewrite
 from .documents import LARGEST, Source
-from .encode import Recipe, shards_of, splits_of, store_lock
+from .encode import Recipe, is_in_use, shards_of, splits_of, store_lock
 from .recipe import HELD_OUT, Settings, open_folder
 from .settle import check_lost_text, identity_with, resolve_recipe
 from .sources import DEFAULT_STORIES
@@ -139,7 +139,12 @@ def prepare(
 
 
 def _clear(out: Path, existed: bool) -> None:
-    """Remove what a run has written that could not make a shard, and the folder itself where the run made it."""
+    """Remove what a run has written that could not make a shard, and the folder itself where the run made it.
+
+    Not where the same command runs in another process, too, which is making one.
+    """
+    if is_in_use(out):
+        return
     for path in out.iterdir():
         with suppress(OSError):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
