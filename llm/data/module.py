@@ -22,7 +22,6 @@ from ..common.errors import UserError
 from .mixture import MixtureOrder, Pattern, mixed_fingerprint, open_stores, short_names, weight_problems
 from .rows import KINDS, Rows, TrainingBatches, ValidationBatches
 
-
 MOST_WORKERS = 256  # loading processes of a rank
 
 

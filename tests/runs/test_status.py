@@ -60,7 +60,8 @@ def made(run: Path, rows: str | None = None, record: dict[str, Any] | None = Non
 def checkpoint(folder: Path, **sizes: int) -> Path:
     """A checkpoint whose files have these sizes, with a manifest as `fit` writes it; its digests are not true."""
     folder.mkdir(parents=True)
-    names = {"model": "model.safetensors", "config": "config.json", "state": "state.json"}
+    kinds = ("model", "optimizer")
+    names = {"config": "config.json", "state": "state.json", **{kind: f"{kind}.safetensors" for kind in kinds}}
     given = {names[kind]: sizes.get(kind, 10) for kind in names}
     for name, size in given.items():
         (folder / name).write_bytes(b"x" * size)
