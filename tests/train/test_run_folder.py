@@ -75,6 +75,22 @@ def test_a_refused_run_leaves_no_folder(tmp_path: Path) -> None:
         RunFolder(RunSettings(folder=str(tmp_path / "file" / "below"))).acquire("auto")
 
 
+def test_what_a_refusal_advises_works(tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Another batch size, from a run in a folder of its own and in the run's own folder."""
+    run, new = str(tmp_path / "run"), str(tmp_path / "new")
+    assert fit(tiny_config(trainer__max_steps=2)) == 0
+    other = tiny_config(trainer__max_steps=2, data__batch_size=16)
+    assert fit(other, "--resume", run, "--run.folder", new) == 2
+    said = capsys.readouterr().err
+    assert "give the same settings, or leave --resume out to start from step 0" in said
+    assert not (tmp_path / "new").exists()
+    assert fit(other, "--run.folder", new) == 0
+    assert fit(other, "--resume", "auto") == 2
+    assert "give the same settings, or another --run.folder" in capsys.readouterr().err
+    assert fit(other, "--resume", "auto", "--run.folder", str(tmp_path / "third")) == 0
+    assert fit(tiny_config(trainer__max_steps=3), "--resume", run, "--run.folder", str(tmp_path / "fourth")) == 0
+
+
 # ---- What cannot be made again ---------------------------------------------------------------------------------------
 
 
