@@ -13,6 +13,7 @@ import sys
 
 from .common.arguments import version
 from .common.errors import exit_status
+from .common.processes import end_with_parent
 from .common.threads import set_wait_policy, warn_if_busy
 
 COMMANDS = {  # name: (module, one line for --help)
@@ -49,6 +50,7 @@ HELP = "\n".join(
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 for input that cannot be used."""
     set_wait_policy()
+    end_with_parent()
     words = sys.argv[1:] if arguments is None else arguments
     if not words or words[0] in ("-h", "--help"):
         print(HELP, file=sys.stdout if words else sys.stderr)

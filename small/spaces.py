@@ -7,9 +7,10 @@ structures, such as 2D hexagonal grids or 3D grid spaces", and a space here is a
     .json     {"edges": [[from, to] or [from, to, action], ...], "places": {cell: [x, y(, z)]}}
     .graphml, .gml, .adjlist, .edgelist    what networkx reads; cells may have `x`, `y`, `z`, directed edges an `action`
 
-An edge with an action leads one way, one without leads both. Where no action is named, cells with places have the
-displacement as the action, and cells without have their exits numbered in the order of the file, which says nothing of
-a direction: what can be learned there is where an exit leads, not how exits add up.
+Text is UTF-8. Names in .adjlist and .edgelist end at a space, or at a tab in a file that has tabs: then they may have
+spaces. An edge with an action leads one way; one without, or whose action is null, leads both. Where no action is
+named, cells with places have the displacement as the action, and cells without have their exits numbered in the order
+of the file, which says nothing of a direction: what can be learned there is where an exit leads, not how exits add up.
 """
 
 import itertools
@@ -228,8 +229,15 @@ def read(path: Path) -> Graph:
         raise UserError(f"{path} cannot be read as {path.suffix} ({error})") from error
 
 
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file, however they end. (str.splitlines would cut names at rarer characters, too.)"""
+    return re.split(r"\r\n|\r|\n", path.read_bytes().decode("utf-8-sig"))
+
+
 def _maze(path: Path) -> Graph:
-    lines = path.read_text().splitlines()
+    lines = _lines(path)
+    if odd := [mark for line in lines for mark in line if mark.isspace() and mark not in WALLS]:
+        raise UserError(f"the character {odd[0]!r} is neither a cell nor a wall: draw walls with spaces or #")
     at = [(row, column) for row, line in enumerate(lines) for column, mark in enumerate(line) if mark not in WALLS]
     there = set(at)
     edges = [
@@ -242,16 +250,57 @@ def _maze(path: Path) -> Graph:
 
 
 def _json(path: Path) -> Graph:
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_bytes().decode("utf-8-sig"))
     if not isinstance(record, dict) or not isinstance(record.get("edges"), list):
         raise UserError('it has no list of "edges"')
     for edge in record["edges"]:
         if not isinstance(edge, list) or len(edge) not in (2, 3):
             raise UserError(f"edge {edge} is not [from, to] or [from, to, action]")
-    edges = [(str(edge[0]), str(edge[1]), str(edge[2]) if len(edge) > 2 else None) for edge in record["edges"]]
-    places = {str(cell): tuple(map(float, at)) for cell, at in record.get("places", {}).items()}
+    edges = [(_name(edge[0], "cell"), _name(edge[1], "cell"), _action([*edge, None][2])) for edge in record["edges"]]
+    places = {cell: tuple(map(float, at)) for cell, at in (record.get("places") or {}).items()}
     cells = list(dict.fromkeys([*places, *(cell for edge in edges for cell in edge[:2])]))
     return _assembled(cells, _both_ways(edges), places)
+
+
+def _name(value: Any, what: str) -> str:
+    """The name of a cell or an action as text; UserError where it is none."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
+        raise UserError(f"{value!r} is no name of {what}: give text or a number")
+    return str(value)
+
+
+def _action(value: Any) -> str | None:
+    return None if value is None else _name(value, "an action")
+
+
+def _graphml(path: Path) -> nx.Graph:
+    return nx.read_graphml(path)
+
+
+def _gml(path: Path) -> nx.Graph:
+    text = path.read_bytes().decode("utf-8-sig").encode("ascii", "xmlcharrefreplace").decode()
+    graph = nx.parse_gml(text, label="id")
+    labels = [facts["label"] for _, facts in graph.nodes(data=True) if "label" in facts]
+    if not labels:
+        return graph
+    if len(set(labels)) < len(graph):
+        raise UserError("some cells have no label, or two have the same: give each its own, or none any")
+    return nx.relabel_nodes(graph, dict(zip(graph, labels, strict=True)))
+
+
+def _separated(parse: Callable[..., nx.Graph]) -> Callable[[Path], nx.Graph]:
+    """A reader of lines of names, which `parse` reads where one character separates them."""
+
+    def read_it(path: Path) -> nx.Graph:
+        lines = _lines(path)
+        if within := [line for line in lines if re.search(r"[^\s#]#", line)]:
+            raise UserError(f"the line {within[0]!r} has # in a name, where a comment would begin: rename the cell")
+        lines = [line.partition("#")[0] for line in lines]
+        if any("\t" in line.strip() for line in lines):
+            return parse([line.strip("\t") for line in lines if line.strip()], delimiter="\t")
+        return parse([re.sub(" +", " ", line.strip(" ")) for line in lines if line.strip()], delimiter=" ")
+
+    return read_it
 
 
 def _networkx(reader: Callable[[Path], nx.Graph]) -> Callable[[Path], Graph]:
@@ -262,7 +311,7 @@ def _networkx(reader: Callable[[Path], nx.Graph]) -> Callable[[Path], Graph]:
             for cell, facts in graph.nodes(data=True)
             if {"x", "y"} <= facts.keys()
         }
-        edges = [(a, b, facts.get("action")) for a, b, facts in graph.edges(data=True)]
+        edges = [(a, b, _action(facts.get("action"))) for a, b, facts in graph.edges(data=True)]
         if not graph.is_directed():
             if named := [edge for edge in edges if edge[2] is not None]:
                 raise UserError(
@@ -278,10 +327,10 @@ def _networkx(reader: Callable[[Path], nx.Graph]) -> Callable[[Path], Graph]:
 _READERS: dict[str, Callable[[Path], Graph]] = {
     ".txt": _maze,
     ".json": _json,
-    ".graphml": _networkx(nx.read_graphml),
-    ".gml": _networkx(nx.read_gml),
-    ".adjlist": _networkx(nx.read_adjlist),
-    ".edgelist": _networkx(nx.read_edgelist),
+    ".graphml": _networkx(_graphml),
+    ".gml": _networkx(_gml),
+    ".adjlist": _networkx(_separated(nx.parse_adjlist)),
+    ".edgelist": _networkx(_separated(nx.parse_edgelist)),
 }
 
 

@@ -32,7 +32,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..data.module import TokenDataModule
 from ..data.shard import SPLITS, ShardWriter, token_dtype
-from ..data.store import write_index
+from ..data.store_index import write_index
 from ..model import DecoderConfig, DecoderForCausalLM
 from ..model.convert import TO_HF_ACTIVATION, model_to_hf
 from ..model.fast_paths import FAST_PATHS

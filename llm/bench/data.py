@@ -35,7 +35,7 @@ from ..common.processes import available_cores, one_thread
 from ..data.preparation.documents import BadDocuments, Source
 from ..data.preparation.encode import shards_of
 from ..data.preparation.recipe import Settings, open_folder
-from ..data.preparation.settle import identity_with, settle
+from ..data.preparation.settle import identity_with, resolve_recipe
 from ..data.preparation.sources import open_sources
 from ..data.tokenizer import load_tokenizer
 from ..data.workers import Progress, run_all
@@ -94,16 +94,16 @@ def _prepare(text: Path, tokenizer: str, out: Path, workers: int) -> Figures:
     began = time.perf_counter()
     settings, sources, loaded = Settings(tokenizer=tokenizer), open_sources([str(text)]), load_tokenizer(tokenizer)
     open_folder(out, settings.plan(sources, identity_with(loaded, settings.bos)))
-    recipe = settle(out, settings, sources, loaded, workers)
-    settled = time.perf_counter()
+    recipe = resolve_recipe(out, settings, sources, loaded, workers)
+    resolved = time.perf_counter()
     with Progress(sum(source.size for source in sources), len(sources)) as progress:
         results = run_all(partial(shards_of, recipe), sources, workers, progress)
-    seconds, tokens = time.perf_counter() - settled, 0
+    seconds, tokens = time.perf_counter() - resolved, 0
     for manifests in results:
         if isinstance(manifests, UserError):
             raise manifests
         tokens += sum(manifest.tokens for manifest in manifests)
-    return {"tokens/s": tokens / seconds, "s before the first shard": settled - began}
+    return {"tokens/s": tokens / seconds, "s before the first shard": resolved - began}
 
 
 # ---- Command ---------------------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ import numpy as np
 from ..common.errors import UserError
 from ..common.processes import raise_open_file_limit
 from ..data.shard import SPLITS, Manifest, ShardWriter, token_dtype
-from ..data.store import TokenStore, write_index
+from ..data.store import TokenStore
+from ..data.store_index import write_index
 from ..data.stories import Split
 
 Figures = dict[str, float]  # unit: value
@@ -75,11 +76,8 @@ def _sparse_shard(folder: Path, split: Split, name: str, sizes: dict[str, int]) 
         with (folder / split / f"{name}.{kind}").open("wb") as file:
             file.truncate(width * sizes[kind])
     none = dict.fromkeys(sizes, "0" * 64)
-    counts = {"documents_in": sizes["ends"], "documents": sizes["ends"], "tokens": sizes["tokens"]}
-    return Manifest(
-        name, split, {}, left_out={}, bad=[], bytes_in=0, bytes_out=0, sha256=none, dtype="uint32",
-        tokenizer_fingerprint="", versions={}, **counts,
-    )  # fmt: skip
+    documents, tokens = sizes["ends"], sizes["tokens"]
+    return Manifest(name, split, {}, documents, documents, {}, [], tokens, 0, 0, none, "uint32", "", {})
 
 
 def _write_index(folder: Path, manifests: dict[Split, list[Manifest]]) -> None:

@@ -27,7 +27,7 @@ from ..common.errors import UserError
 from ..model import DecoderConfig
 from ..train.flops import flops_per_token
 from .contenders import UNCOUNTED, Fit, Plan, Variant, random_store, with_settings
-from .step import settled, write
+from .step import resolve_options, write
 
 FACTORS = (0.5, 1, 2, 4)
 SIZES = {  # name -> fields of the config that grow together; context is the data's
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print, write and draw."""
     if min(args.rounds, args.steps, args.rows or 1) < 1:
         raise UserError("--rounds, --steps and --rows must be at least 1")
-    cli, rows, precision, device = settled(args)
+    cli, rows, precision, device = resolve_options(args)
     data, config = cli.datamodule, cli.model.decoder_config
     plan = Plan(cli.model, precision, data.context, rows, device, args.compile, Path())
     sweeps = {name: variants(config, data.context, name) for name in args.sweep}

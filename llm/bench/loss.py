@@ -24,7 +24,7 @@ from ..model.fast_linear import linear
 from ..model.fast_loss import fused_linear_cross_entropy
 from ..model.loss import next_token_loss
 from .contenders import MIB, Window, now
-from .step import ratio, settled, write
+from .step import ratio, resolve_options, write
 
 
 def _plain(hidden: Tensor, weight: Tensor, targets: Tensor, items: int) -> Tensor:
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     """Measure and print; with --json write the figures too."""
     if min(args.rounds, args.rows or 1) < 1:
         raise UserError("--rounds and --rows must be at least 1")
-    cli, rows, precision, device = settled(args)
+    cli, rows, precision, device = resolve_options(args)
     config, device = cli.model.decoder_config, "cuda" if device == "gpu" else "cpu"
     tokens = rows * cli.datamodule.context
     sizes = Sizes(tokens, config.hidden_size, config.unpadded_vocab_size, precision, device)

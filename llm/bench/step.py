@@ -201,7 +201,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure and print; with --json write the figures too."""
-    if min(args.rounds, args.steps, args.rows or 1, args.micro_batches) < 1:
+    if min(args.rounds, args.steps, 1 if args.rows is None else args.rows, args.micro_batches) < 1:
         raise UserError("--rounds, --steps, --rows and --micro-batches must be at least 1")
     if len(set(args.contenders)) < len(args.contenders):
         raise UserError(f"--contenders has one twice: {' '.join(args.contenders)}")
@@ -214,7 +214,7 @@ def run(args: argparse.Namespace) -> None:
     if args.fit:
         fit(args)
         return
-    cli, rows, precision, device = settled(args)
+    cli, rows, precision, device = resolve_options(args)
     if args.against == "hf-liger":
         check_liger(cli.model, device)
     data: TokenDataModule = cli.datamodule
@@ -251,7 +251,7 @@ def run(args: argparse.Namespace) -> None:
     write(args.json, result)
 
 
-def settled(args: argparse.Namespace) -> tuple[Any, int, str, str]:
+def resolve_options(args: argparse.Namespace) -> tuple[Any, int, str, str]:
     """What the options mean: the config's command line, rows of a micro-batch, precision, and gpu or cpu.
 
     Raises:

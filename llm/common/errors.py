@@ -3,6 +3,7 @@
 import os
 import select
 import sys
+import unicodedata
 from collections.abc import Callable
 
 
@@ -18,6 +19,13 @@ class StoppedError(Exception):
         self.step, self.name = step, name
 
 
+def printable(text: str) -> str:
+    """Return text with escapes for what moves a terminal's cursor or cannot be written: names come from anyone."""
+    return "".join(
+        mark if mark in "\n\t" or unicodedata.category(mark)[0] != "C" else repr(mark)[1:-1] for mark in text
+    )
+
+
 def exit_status(command: Callable[[], None]) -> int:
     """Run a command: 0; 2 for a UserError, printed as `error: ...`; 130 where it was interrupted.
 
@@ -29,7 +37,7 @@ def exit_status(command: Callable[[], None]) -> int:
     except StoppedError:
         return os.EX_TEMPFAIL
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and JSON."""
+"""Files that are written atomically, and JSON."""
 
 import json
 import os
@@ -10,26 +10,29 @@ from typing import Any
 from .errors import UserError
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; a UserError names the file where it is not JSON."""
+def read_json(path: Path, fix: str = "delete it, and measure or export again") -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        UserError: the file cannot be read or is not JSON. The message names the file and ends with `fix`.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read as JSON ({first_line(error)}); delete it, and measure or export again"
-        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({first_line(error)}); {fix}") from error
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: aside first, then renamed over. Text is UTF-8.
+    """Write a file atomically: to a temporary file, then renamed. Text is UTF-8. The umask decides the mode.
 
-    UserError: a full disk, a folder that cannot be written; what was there stays.
+    Raises:
+        UserError: a full disk, or a folder that cannot be written. What was there stays.
     """
     write_files({path: content})
 
 
 def write_files(contents: Mapping[Path, str | bytes]) -> None:
-    """Write several files, all or none: none gets its name before all are written. As `write_file`."""
+    """Write several files as `write_file` does; none gets its name before all are written."""
     asides = {path: path.with_name(path.name + ".part") for path in contents}
     path = next(iter(contents))
     try:
@@ -51,16 +54,35 @@ def write_files(contents: Mapping[Path, str | bytes]) -> None:
                 aside.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """`write_file` of indented JSON."""
-    write_file(path, as_json(content))
+def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+    """Write JSON as `write_file` does."""
+    write_file(path, as_json(content, indent))
 
 
-def as_json(content: Any) -> str:
-    """Indented JSON."""
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+def as_json(content: Any, indent: int | None = 2) -> str:
+    """Return JSON with a line break at its end."""
+    return json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy a folder's files, those below it too, as new files: a source that is read-only gives none that is.
+
+    A file that has the same content in `target` already stays as it is.
+
+    Raises:
+        UserError: a file cannot be read or written.
+    """
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        new = target / path.relative_to(source)
+        try:
+            content = path.read_bytes()
+            is_there = new.is_file() and new.read_bytes() == content
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read ({error.strerror}); let this user read it") from error
+        if not is_there:
+            write_file(new, content)
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without its traceback's other lines."""
+    """Return the first line of what an error says."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -6,12 +6,17 @@ import os
 import re
 import resource
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+LINE_SECONDS = 30.0  # between two lines of progress in a log
+PARENT = "HIPPOFORMER_PARENT"  # the process that starts the other ranks, in their environment
 
 
 def available_cores() -> int:
@@ -30,6 +35,36 @@ def raise_open_file_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS takes no infinite limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def end_with_parent() -> None:
+    """Have a rank end when the process that started it does: a rank that waits for another would outlive it by hours.
+
+    A rank is a process of Lightning's or torchrun's. It asks for its parent's id: the signal that Linux can send at a
+    parent's death follows the thread that started the process.
+    """
+    parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    if PARENT in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        parent = int(os.environ[PARENT])
+    if parent is not None and (parent == os.getppid() or not is_alive(parent)):  # else another process's environment
+        threading.Thread(target=_watch, args=(parent,), name="parent", daemon=True).start()
+
+
+def is_alive(process: int) -> bool:
+    """Return whether there is a process of this id on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 @contextmanager
@@ -63,6 +98,39 @@ def peak_rss() -> int:
 
 
 def progress_bar(total: int, done: int, what: str, unit: str, **settings: Any) -> tqdm:
-    """A bar with rate and time left; in a log file a line every half minute instead of ten a second."""
-    interval = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm(total=total, initial=done, desc=what, unit=unit, mininterval=interval, dynamic_ncols=True, **settings)
+    """Return a bar with rate and time left; where standard error is no terminal, one that writes lines."""
+    kind = tqdm if sys.stderr.isatty() else ProgressLines
+    return kind(total=total, initial=done, desc=what, unit=unit, dynamic_ncols=True, **settings)
+
+
+class ProgressLines(tqdm):
+    """A progress bar for a log file: a whole line every half minute, and one at the end; no cursor is moved."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        settings["mininterval"] = LINE_SECONDS
+        self.said_at = -LINE_SECONDS if settings.get("delay", 0) == 0 else time.monotonic()
+        self.said = ""
+        super().__init__(*arguments, **settings)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Write the bar's state as a line, unless one was written less than half a minute ago."""
+        if time.monotonic() - self.said_at >= LINE_SECONDS:
+            self._say()
+
+    def clear(self, nolock: bool = False) -> None:
+        """A line in a log stays."""
+
+    def close(self) -> None:
+        """Write the last state, where any was written before."""
+        if not self.disable:
+            if self.said:
+                self._say()
+            self.disable = True
+            self._decr_instances(self)  # type: ignore[attr-defined]  # tqdm's own, which its stubs leave out
+
+    def _say(self) -> None:
+        self.said_at, line = time.monotonic(), str(self)
+        if line != self.said:
+            self.said = line
+            self.fp.write(f"{line}\n")
+            self.fp.flush()

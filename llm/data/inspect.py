@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError
+from ..common.errors import UserError, printable
+from ..common.files import write_file
 from ..common.processes import available_cores
 from .shard import SPLITS
 from .store import ListedShard, TokenStore
@@ -57,6 +58,8 @@ def summary(figures: Figures, context: int | None) -> Iterator[str]:
         )
     if reasons := ", ".join(f"{count:,} {reason}" for reason, count in figures.left_out.items() if count):
         yield f"  left out of {figures.documents_in:,} documents: {reasons}"
+    if lost := str(figures.lost):
+        yield f"  the tokenizer loses text: {lost}"
     if context:
         windows = max(0, (store.tokens - 1) // context)
         unread = store.tokens - (windows * context + 1 if windows else 0)
@@ -90,11 +93,7 @@ def write_plot(path: Path, every: Sequence[Figures]) -> None:
     """The lengths of the documents of each split that has any, as a PNG."""
     from .plots import draw_lengths
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(draw_lengths([figures for figures in every if figures.store.documents]))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); name another --plot") from error
+    write_file(path, draw_lengths([figures for figures in every if figures.store.documents]))
 
 
 # ---- Command ---------------------------------------------------------------------------------------------------------
@@ -135,7 +134,7 @@ def run(args: argparse.Namespace) -> None:
     every = [figures_of(split) for split in splits]
     for figures in every:
         print(*summary(figures, args.context), sep="\n")
-    print(*source_table(every, args.sources), *bad_documents(every, args.sources), sep="\n")
+    print(*map(printable, [*source_table(every, args.sources), *bad_documents(every, args.sources)]), sep="\n")
     for figures in every:
         if figures.store.documents:
             print(*histogram(figures), sep="\n")

@@ -24,6 +24,7 @@ from .mixture import MixtureOrder, Pattern, mixed_fingerprint, open_stores, shor
 from .rows import KINDS, Rows, TrainingBatches, ValidationBatches
 
 AHEAD = 16  # micro-batches, of 0.5 MB each at 1B: a file system may answer seconds late before a GPU waits for it
+MOST_WORKERS = 256  # loading processes of a rank
 
 
 class Prefetcher:
@@ -105,8 +106,8 @@ class TokenDataModule(pl.LightningDataModule):
             "validation_rows": self.validation_rows,
         }
         problems = [f"data.{k} {v} must be at least 1" for k, v in at_least_one.items() if v is not None and v < 1]
-        if self.workers < 0:
-            problems.append(f"data.workers {self.workers} must be 0 or more")
+        if not 0 <= self.workers <= MOST_WORKERS:
+            problems.append(f"data.workers {self.workers} must be 0 to {MOST_WORKERS}")
         if self.kind not in KINDS:
             problems.append(f"data.rows {self.kind!r} is unknown: give one of {', '.join(KINDS)}")
         elif self.mask_documents and self.kind == "documents":
@@ -138,14 +139,16 @@ class TokenDataModule(pl.LightningDataModule):
         return sum(store.files for component in self.components for store in (component.train, component.validation))
 
     def check_sizes(self) -> None:
-        """Compare the size of every file of the stores with their indexes, before a run of days rather than within it.
+        """Compare sizes and samples of all shards with the stores' indexes, before a run of days rather than within it.
 
         Raises:
-            UserError: a shard is missing or truncated.
+            UserError: a shard is missing, truncated, or another one.
         """
         for component in self.components:
             component.train.check_sizes()
             component.validation.check_sizes()
+            component.train.check_samples()
+            component.validation.check_samples()
 
     @property
     def fingerprint(self) -> str:

@@ -46,7 +46,7 @@ class Rows:
         self.stores, self.context, self.kind, self.mask_documents = stores, context, kind, mask_documents
         self.counts = [(s.tokens - 1) // context if kind == "windows" else s.documents for s in stores]
         for store, count in zip(stores, self.counts, strict=True):
-            if count < 1:
+            if count < 1 or (kind == "documents" and store.tokens == store.documents):  # each has its end alone
                 raise _too_small(store, context)
 
     def read(self, items: Iterable[Item]) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""One shard of a token store on disk: three files, whole or absent.
+"""One shard of a token store on disk: three files, each written atomically.
 
     ids, lengths  ->  ShardWriter  ->  NAME.tokens  little-endian uint16, or uint32 for a vocabulary above 65,536
                                        NAME.ends    position after each document in the shard, little-endian uint64
@@ -12,15 +12,16 @@ A document is its ids, then the end-of-document id. `is_complete` asks whether t
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..common.errors import UserError
+from ..common.files import write_json
 from .stories import Split
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -28,6 +29,8 @@ ENDS = np.dtype("<u8")
 # Of the text of each document that a shard was made of, duplicates too: the first 16 bytes of its sha256, big-endian in
 # two halves, and its length in UTF-8.
 HASHES = np.dtype([("high", ">u8"), ("low", ">u8"), ("bytes", "<u8")])
+PAGE = 4096  # bytes
+SAMPLED_PAGES = {"tokens": 3, "ends": 1}  # that `sampled_hash` reads of each file
 CHUNK = 1 << 22  # tokens checked at a time
 
 
@@ -59,6 +62,8 @@ class Manifest:
     dtype: str
     tokenizer_fingerprint: str
     versions: dict[str, str]
+    sampled: str = ""  # `sampled_hash` of the shard; older ones have none
+    lost: dict[str, Any] = field(default_factory=dict)  # `LostText` of the documents that were encoded
 
     @classmethod
     def read(cls, folder: Path, name: str) -> "Manifest | None":
@@ -117,6 +122,7 @@ class ShardWriter:
         tokenizer_fingerprint: str,
         versions: dict[str, str],
         bad: list[str] | None = None,
+        lost: dict[str, Any] | None = None,
     ) -> Manifest:
         """Move the shard into place, its manifest last, and return the manifest."""
         sha256 = self.move_into_place()
@@ -135,6 +141,8 @@ class ShardWriter:
             dtype=self.dtype.name,
             tokenizer_fingerprint=tokenizer_fingerprint,
             versions=versions,
+            sampled=sampled_hash(self.folder, self.name),
+            lost=lost or {},
         )
         write_json(self._path("json"), asdict(manifest))
         return manifest
@@ -150,23 +158,24 @@ class ShardWriter:
         return self.folder / f"{self.name}.{kind}"
 
 
-def write_json(path: Path, content: object, indent: int | None = 1) -> None:
-    """Write a JSON file aside and rename it: it is whole or absent, after a power cut too."""
-    with _partial(path).open("wb") as file:
-        file.write(json.dumps(content, indent=indent, ensure_ascii=False).encode() + b"\n")
-        _close(file)
-    _partial(path).replace(path)
+def sampled_hash(folder: Path, name: str) -> str:
+    """Hash a few pages of a shard's tokens and ends, at places that its name draws: 16 hex digits.
 
+    It tells shards of equal sizes apart in a few reads each, where hashing them whole would read the store.
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object that `write_json` wrote. Raises UserError where it is none."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete its folder and prepare again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not what prepare wrote; delete its folder and prepare again")
-    return content
+    Raises OSError where a file cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for kind, pages in SAMPLED_PAGES.items():
+        descriptor = os.open(folder / f"{name}.{kind}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            last = max(0, os.fstat(descriptor).st_size - PAGE) // PAGE
+            for page in range(pages):
+                drawn = zlib.crc32(f"{name}.{kind} {page}".encode()) % (last + 1)
+                digest.update(os.pread(descriptor, PAGE, drawn * PAGE))
+        finally:
+            os.close(descriptor)
+    return digest.hexdigest()
 
 
 def is_complete(folder: Path, manifest: Manifest) -> bool:

@@ -17,12 +17,10 @@ position.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import accumulate
@@ -33,14 +31,14 @@ import numpy as np
 
 from ..common.errors import UserError
 from ..common.processes import open_file_limit
-from .shard import ENDS, SPLITS, Manifest, shard_problems, token_dtype, write_json
+from .shard import ENDS, Manifest, sampled_hash, shard_problems, token_dtype
+from .store_index import content_fingerprint, read_index
 from .stories import Split
 from .tokenizer import load_tokenizer, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 2
 OPEN_FILES = 1 << 15  # all 31,279 shards of Nemotron-CC's high-quality part; at most a quarter of the process's limit
 STAT_THREADS, STATS = 16, 500  # files that a thread is given at a time
 PIECE = 1 << 24  # tokens read at a time; Linux reads at most 2 GiB a call
@@ -77,6 +75,7 @@ class TokenStore:
         shards = index["splits"][split]
         self._names: list[str] = shards["names"]
         self._sha256: list[str] = shards["sha256"]
+        self._sampled: list[str] = shards.get("sampled") or [""] * len(self._names)
         self._token_ends = list(accumulate(shards["tokens"]))  # global position after each shard's last token
         self._document_ends = list(accumulate(shards["documents"]))
         self.tokens: int = self._token_ends[-1] if self._token_ends else 0
@@ -167,6 +166,17 @@ class TokenStore:
                 raise self._missing(shard, kind, error) from error
             if found != expected[shard]:
                 self._check_size(shard, kind, found)
+
+    def check_samples(self) -> None:
+        """Compare a few pages of every shard with store.json: a shard of another store may have the same size.
+
+        Reads 16 KiB a shard. A store of an older version has nothing to compare with.
+
+        Raises UserError for a shard that is another.
+        """
+        for name, expected in zip(self._names, self._sampled, strict=True):
+            if expected and sampled_hash(self.path / self.split, name) != expected:
+                raise UserError(f"{self.path / self.split / name}: not the shard that store.json lists; {REMAKE}")
 
     def verify(self) -> list[str]:
         """Read everything again: each sentence names one shard and what is wrong with it; none means all is well."""
@@ -320,75 +330,3 @@ def check_vocabulary(store: TokenStore, model_vocab_size: int) -> None:
             f"{store.path} holds token ids up to {store.vocab_size - 1}, beyond the model's vocabulary of "
             f"{model_vocab_size}; set vocab_size to at least {store.vocab_size}"
         )
-
-
-def write_index(
-    path: Path,
-    manifests: dict[Split, list[Manifest]],
-    *,
-    vocab_size: int,
-    end_of_document: int,
-    begin_of_document: int | None = None,
-    tokenizer_fingerprint: str,
-    validation_fraction: float | None = None,
-) -> None:
-    """Write store.json from the manifests of all shards, in order: from then on the store is finished."""
-    # Columns rather than a record a shard: a third of the size, and 60,000 shards are read in 50 ms.
-    splits = {
-        split: {
-            "names": [manifest.name for manifest in shards],
-            "tokens": [manifest.tokens for manifest in shards],
-            "documents": [manifest.documents for manifest in shards],
-            "sha256": [manifest.sha256["tokens"] for manifest in shards],
-        }
-        for split, shards in manifests.items()
-    }
-    index = {
-        "format": FORMAT,
-        "vocab_size": vocab_size,
-        "dtype": token_dtype(vocab_size).str,
-        "end_of_document": end_of_document,
-        "begin_of_document": begin_of_document,
-        "tokenizer_fingerprint": tokenizer_fingerprint,
-        "validation_fraction": validation_fraction,
-        "fingerprint": content_fingerprint(splits),
-        "splits": splits,
-    }
-    write_json(path / "store.json", index, indent=None)
-
-
-def read_index(path: Path) -> dict[str, Any]:
-    """The content of store.json. Raises UserError where there is no finished store of this format."""
-    if not path.exists():
-        raise UserError(f"there is no token store {path}; make one with `python -m llm prepare SOURCE... --out {path}`")
-    try:
-        index = json.loads((path / "store.json").read_bytes())
-        readable = index["format"] == FORMAT
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} is no finished token store, having no store.json{_progress(path)}; run the same prepare command "
-            "again to finish it"
-        ) from error
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}/store.json cannot be read ({error}); delete it and run prepare again") from error
-    if not readable:
-        raise UserError(f"{path} is a token store of another format ({index['format']}); prepare it again")
-    return index
-
-
-def _progress(path: Path) -> str:
-    """How far an unfinished store is: its sources that have a manifest, of those in plan.json. Empty without a plan."""
-    try:
-        sources = len(json.loads((path / "plan.json").read_bytes())["sources"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return ""
-    done = {manifest.name for split in SPLITS for manifest in (path / split).glob("*.json")}
-    return f" ({len(done):,} of its {sources:,} sources are done)"
-
-
-def content_fingerprint(splits: Mapping[Any, Any]) -> str:
-    """sha256 over the sha256 of the tokens of every shard, in order: equal for equal data wherever it was made."""
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        digest.update(f"{split} {' '.join(splits[split]['sha256'])}\n".encode())
-    return digest.hexdigest()

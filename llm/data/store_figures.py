@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from ..common.errors import UserError
+from ..common.processes import progress_bar
+from .lost_text import LostText
 from .shard import Manifest, boundary_tokens
 from .store import REMAKE, TokenStore
 
@@ -53,6 +54,7 @@ class Figures:
     left_out: Counter[str] = field(default_factory=Counter)
     bad: list[str] = field(default_factory=list)
     sources: Counter[str] = field(default_factory=Counter)  # tokens of each
+    lost: LostText = field(default_factory=LostText)
 
     @property
     def mean(self) -> float:
@@ -93,15 +95,14 @@ def figures_of(store: TokenStore) -> Figures:
         figures.documents_in += manifest.documents_in
         figures.left_out.update(manifest.left_out)
         figures.bad += manifest.bad
+        figures.lost.add(LostText(**manifest.lost))
         figures.sources[str(manifest.source.get("location"))] += manifest.tokens
     return figures
 
 
 def _bar(store: TokenStore, total: int, what: str, items: Iterable[Any] | None = None) -> tqdm:
     """A bar that appears where something takes a while."""
-    every = 0.5 if sys.stderr.isatty() else 30  # a log is no terminal: there a line every half minute will do
-    name = f"{store.split}, {what}"
-    return tqdm(items, name, total, unit="", unit_scale=True, mininterval=every, delay=SECONDS)
+    return progress_bar(total, 0, f"{store.split}, {what}", "", iterable=items, unit_scale=True, delay=SECONDS)
 
 
 def length_edges(figures: Figures, bins: int) -> np.ndarray:

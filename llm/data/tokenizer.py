@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 # What ends a document, by name, for a tokenizer.json that comes without the configuration that would say so.
 END_TOKENS = (MARKER, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
+SAMPLING = ("dropout", "alpha", "nbest_size")  # of BPE and of unigram models
+LARGEST_FILE = 1 << 29  # bytes: fifteen times the tokenizer.json of Gemma
 BYTES = 256  # the alphabet of a byte-level BPE
 # Texts on which a converted SentencePiece model must agree with SentencePiece itself: spaces, line ends, accents,
 # ligatures, other scripts, emoji, long runs.
@@ -47,9 +50,15 @@ PROBES = (
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder, a tokenizer.json, a SentencePiece .model or, where none of these exists, the hub.
 
+    Where there is a tokenizer.json its ids are the tokenizer's, whatever class its configuration names. What would make
+    them depend on more than the text is switched off, with a note.
+
     Raises UserError where there is no such tokenizer, it cannot be read, or it has no fast (Rust) version.
     """
     path = Path(name_or_path)
+    for file in (path, path / "tokenizer.json", path / "tokenizer.model"):
+        if file.is_file() and (size := file.stat().st_size) > LARGEST_FILE:
+            raise UserError(f"{file} has {size:,} bytes, too many for a tokenizer; give another")
     if path.is_dir():
         tokenizer = _from_folder(path)
     elif path.is_file():
@@ -58,8 +67,26 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = _from_hub(str(name_or_path))
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer {name_or_path} has no fast version; give one that has a tokenizer.json")
+    if switched_off := keep_to_the_text(tokenizer.backend_tokenizer):
+        print(f"note: {', '.join(switched_off)} of {_called(tokenizer)} switched off", file=sys.stderr)
     _keep_specials_out_of_text(tokenizer.backend_tokenizer)
     return tokenizer
+
+
+def keep_to_the_text(backend: Tokenizer) -> list[str]:
+    """Switch off what makes ids depend on more than the text: how a file was last called, and sampling. Names it."""
+    model, found = backend.model, []
+    if backend.truncation is not None:
+        found.append(f"truncation to {backend.truncation['max_length']} tokens")
+        backend.no_truncation()
+    if backend.padding is not None:
+        found.append("padding")
+        backend.no_padding()
+    for name in SAMPLING:
+        if getattr(model, name, None):
+            found.append(f"{name} {getattr(model, name):g}")
+            setattr(model, name, None)
+    return found
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -87,6 +114,8 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase | Tokenizer, texts: Sequ
     backend = tokenizer if isinstance(tokenizer, Tokenizer) else tokenizer.backend_tokenizer
     # Set at each call: the flag is not saved with the tokenizer, and transformers' own calls reset it.
     backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
@@ -136,9 +165,10 @@ def _from_folder(path: Path) -> PreTrainedTokenizerBase:
 
     if (path / "tokenizer_config.json").is_file():
         try:
-            return AutoTokenizer.from_pretrained(path, local_files_only=True)
+            loaded = AutoTokenizer.from_pretrained(path, local_files_only=True)
         except Exception as error:  # transformers lets through whatever its parsers raise
             raise UserError(f"the folder {path} holds no tokenizer that can be read: {_first_line(error)}") from error
+        return _as_in_its_file(loaded, path / "tokenizer.json")
     for name, load in (("tokenizer.json", _from_json), ("tokenizer.model", _from_sentencepiece)):
         if (path / name).is_file():
             return load(path / name)
@@ -150,31 +180,59 @@ def _from_json(path: Path) -> PreTrainedTokenizerBase:
 
     if path.name == "tokenizer.json" and (path.parent / "tokenizer_config.json").is_file():
         return _from_folder(path.parent)  # its special tokens are named there
-    try:
-        backend = Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises bare Exception
-        raise UserError(
-            f"{path} is not a tokenizer.json ({_first_line(error)}); give a tokenizer.json, a SentencePiece .model, "
-            "a folder with either, or a hub name"
-        ) from error
+    backend = _backend(path)
     special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     end = next((name for name in END_TOKENS if name in special), None)
     return PreTrainedTokenizerFast(tokenizer_object=backend, name_or_path=str(path), eos_token=end)
 
 
+def _backend(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises bare Exception
+        raise UserError(
+            f"{path} is not a tokenizer.json ({_first_line(error)}); give a tokenizer.json, a SentencePiece .model, "
+            "a folder with either, or a hub name"
+        ) from error
+
+
+def _as_in_its_file(loaded: PreTrainedTokenizerBase, file: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer with the steps and the model of its tokenizer.json.
+
+    transformers builds some classes of tokenizer from the vocabulary alone, with steps of the class's own: where a
+    configuration names another class than the file was made with, text is cut otherwise.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if not (file.is_file() and loaded.is_fast):
+        return loaded
+    backend = _backend(file)
+    if tokenizer_fingerprint(backend) == tokenizer_fingerprint(loaded):
+        return loaded
+    kept = {"model_max_length": loaded.model_max_length, "chat_template": loaded.chat_template}
+    own = PreTrainedTokenizerFast(tokenizer_object=backend, **kept, **loaded.special_tokens_map)
+    own.name_or_path = loaded.name_or_path
+    if tokenizer_fingerprint(own) != tokenizer_fingerprint(loaded):
+        print(f"note: {file} is followed, not the class {type(loaded).__name__} of its configuration", file=sys.stderr)
+    return own
+
+
 def _from_hub(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
+    from transformers.utils import cached_file
 
     fix = "give a folder, a tokenizer.json or a SentencePiece .model that exists, or a hub name such as gpt2"
     # Two names and one slash could be a hub name, unless the first is a folder here: then a file was meant.
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir()):
         raise UserError(f"there is no tokenizer at {name}; {fix}")
     try:
-        return AutoTokenizer.from_pretrained(name)
+        loaded = AutoTokenizer.from_pretrained(name)
+        file = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
     except Exception as error:  # no network, no such name, a broken file: each has its own exception
         raise UserError(
             f"no tokenizer {name} here and none could be loaded from the hub ({_first_line(error)}); {fix}"
         ) from error
+    return loaded if file is None else _as_in_its_file(loaded, Path(file))
 
 
 def _from_sentencepiece(path: Path) -> PreTrainedTokenizerBase:

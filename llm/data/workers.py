@@ -9,7 +9,6 @@ process that began them, even where that is killed outright, so that none goes o
 import gc
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,10 +18,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from ..common.errors import UserError
-from ..common.processes import one_thread
+from ..common.processes import one_thread, progress_bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,9 +33,7 @@ class Progress:
     """A bar over the bytes of all sources, with files, documents and tokens a second beside it. A context."""
 
     def __init__(self, size: int, files: int, what: str = "prepare") -> None:
-        # A log is no terminal: there a line every half minute is enough.
-        every = 0.5 if sys.stderr.isatty() else 30
-        self._bar = tqdm(total=size, unit="B", unit_scale=True, desc=what, mininterval=every)
+        self._bar = progress_bar(size, 0, what, "B", unit_scale=True)
         self._files, self._done, self._documents, self._tokens = files, 0, 0, 0
 
     def __enter__(self) -> "Progress":

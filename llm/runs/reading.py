@@ -12,8 +12,10 @@ import hashlib
 import json
 import math
 import os
+import platform
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -23,10 +25,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from ..common.errors import UserError
+from ..common.lock import HEARTBEAT, is_beating, owner
 
 # struct flock of Linux on 64 bits: type, whence, start, length, process, each at its native alignment.
 FLOCK = struct.Struct("@hhqqi4x")
-NEEDED = ("config.json", "model", "state.json")  # each the beginning of some file's name
+NEEDED = ("config.json", "model", "optimizer", "state.json")  # each the beginning of some file's name
 
 
 # Keys of a config by their names in earlier versions, which are still accepted.
@@ -173,9 +176,17 @@ def lock(run: Path) -> Lock:
     except FileNotFoundError:  # a run from before it
         return Lock(False)
     except OSError:  # a file system without locks, or a file of someone else
-        return Lock(None)
+        return _by_heartbeat(run / HEARTBEAT)
     kind, _, _, _, process = FLOCK.unpack(answer)
     return Lock(kind != fcntl.F_UNLCK, process if kind != fcntl.F_UNLCK and process > 0 else None)  # elsewhere: <= 0
+
+
+def _by_heartbeat(file: Path) -> Lock:
+    """Who holds a folder where there are no locks."""
+    host, process = owner(file)
+    if host is None:
+        return Lock(None)
+    return Lock(is_beating(file, time.time()), process if host == platform.node() else None)
 
 
 def checkpoint_problems(checkpoint: Path, hashed: Callable[[int], object] | None = None) -> list[str]:

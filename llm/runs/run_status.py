@@ -39,14 +39,14 @@ class Status:
         tokens: seen up to the last row.
         train_loss, train_loss_step: the last that was logged, in nats per token, and its step.
         validation_loss, validation_loss_step: the same of the validation split.
-        tokens_per_second: median of the last rows of this life, without validation and checkpoints.
-        steps_per_second: over the last steps of this life, with both.
-        seconds: of training so far, in all lives.
-        written_seconds_ago: since the last row; in a life without rows, since its start.
+        tokens_per_second: median of the last rows of this attempt, without validation and checkpoints.
+        steps_per_second: over the last steps of this attempt, with both.
+        seconds: of training so far, in all attempts.
+        written_seconds_ago: since the last row; in an attempt without rows, since its start.
         seconds_left, ends_at: until the last step at `steps_per_second`, and when that is; of a run that goes on.
         lives: from_step, device and devices of each start of the run.
         skipped_steps: of the line of steps that the run is on.
-        events: how many of each kind, over all lives; a step that was made twice counts once.
+        events: how many of each kind, over all attempts; a step that was made twice counts once.
         last_events: the last lines of events.jsonl, but for evaluations that went well.
         evaluated_step, accuracies: the newest exported step that was evaluated, and "TASK, N-shot" -> accuracy.
         checkpoints: by step, those that were set aside last.

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError
+from ..common.errors import UserError, printable
 from ..common.tables import duration
 from . import reading
 from .run_status import Checkpoint, Status
@@ -55,8 +55,8 @@ def status_of(run: Path, hashed: Callable[[int], object] | None = None) -> Statu
         config = {}
         notes.append(str(error))
     lives = _lives(record)
-    life = [row for row in rows if int(row["step"]) >= lives[-1]["from_step"]]
-    window = _window(rows, life, config)
+    attempt = [row for row in rows if int(row["step"]) >= lives[-1]["from_step"]]
+    window = _window(rows, attempt, config)
     checkpoints = list(_checkpoints(run, lock.held, hashed))
     steps = [checkpoint.step for checkpoint in checkpoints if checkpoint.state == "complete"]
     steps += [int(row["step"]) for row in rows[-1:]]
@@ -91,7 +91,7 @@ def status_of(run: Path, hashed: Callable[[int], object] | None = None) -> Statu
             summary.get(name) for name in ("validation_loss", "step")
         )
     status.evaluated_step, status.accuracies = _evaluated(run)
-    _predict(status, _pause(life))
+    _predict(status, _pause(attempt))
     return status
 
 
@@ -103,12 +103,13 @@ def _setting(config: dict[str, Any], section: str, name: str) -> int | None:
 
 
 def _lives(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """From which step each life went on, and on what. What the first does not say of itself, run.json says of it."""
+    """From which step each attempt went on, and on what. What the first does not say of itself, run.json says of it."""
     unknown = {"from_step": 0, "device": None, "devices": None}
-    first, *others = record.get("lives") or [{}]
+    told = record.get("lives")
+    first, *others = told if told and isinstance(told, list) and all(isinstance(each, dict) for each in told) else [{}]
     of_first = {name: record[name] for name in ("device", "devices") if name in record}
     lives = [of_first | first, *others]
-    return [unknown | {name: life[name] for name in unknown if name in life} for life in lives]
+    return [unknown | {name: each[name] for name in unknown if name in each} for each in lives]
 
 
 def _last(rows: Sequence[dict[str, str]], name: str, what: str | None = None) -> Any:
@@ -123,13 +124,13 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _window(rows: list[dict[str, str]], life: list[dict[str, str]], config: dict[str, Any]) -> list[dict[str, str]]:
-    """The rows that say how fast the run is: those of this life, where it has two steps, and of its last few turns.
+def _window(rows: list[dict[str, str]], attempt: list[dict[str, str]], config: dict[str, Any]) -> list[dict[str, str]]:
+    """The rows that say how fast the run is: those of this attempt, where it has two steps, and of its last few turns.
 
     A turn is the longer of the intervals between validations and between checkpoints: an end predicted from fewer steps
     would have them too often, or not at all.
     """
-    rows = life if _several(life) else rows
+    rows = attempt if _several(attempt) else rows
     intervals = [_setting(config, "data", "validate_every"), _setting(config, "run", "checkpoint_every")]
     turn = max(filter(None, intervals), default=None)
     if not rows or not turn:
@@ -266,7 +267,7 @@ def run(args: argparse.Namespace) -> None:
             wrong.append(str(error))
             continue
         if not args.json:
-            print(*([""] if every else []), *block(status), sep="\n")
+            print(*([""] if every else []), *map(printable, block(status)), sep="\n")
         every.append(reading.finite(asdict(status)))
     if args.json:
         print(json.dumps(every, indent=1, allow_nan=False))

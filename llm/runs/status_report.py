@@ -76,17 +76,17 @@ def _time(status: Status) -> str:
     return ", ".join(trained)
 
 
-def _format_attempts(lives: list[dict[str, Any]]) -> str:
+def _format_attempts(attempts: list[dict[str, Any]]) -> str:
     """The starts of a run, those in a row on one device together."""
     groups: list[tuple[str, list[str]]] = []
-    for life in lives:
-        several = f"{life['devices']} x " if (life["devices"] or 1) > 1 else ""
-        device = f"{several}{life['device'] or 'an unknown device'}"
+    for attempt in attempts:
+        several = f"{attempt['devices']} x " if (attempt["devices"] or 1) > 1 else ""
+        device = f"{several}{attempt['device'] or 'an unknown device'}"
         if not groups or groups[-1][0] != device:
             groups.append((device, []))
-        groups[-1][1].append(f"{life['from_step']:,}")
+        groups[-1][1].append(f"{attempt['from_step']:,}")
     told = "; ".join(f"from step{'s' * (len(steps) > 1)} {_joined(steps)} on {device}" for device, steps in groups[-2:])
-    return f"{len(lives)}: {'... ' if len(groups) > 2 else ''}{told}"
+    return f"{len(attempts)}: {'... ' if len(groups) > 2 else ''}{told}"
 
 
 def _joined(steps: list[str]) -> str:

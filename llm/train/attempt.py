@@ -91,16 +91,16 @@ class Attempt(LightningCLI):
         trainer.callbacks += [opening, *callbacks(self.run_folder, self.signals, self.evaluations)]
 
     def _open(self) -> list[Logger]:
-        """On rank zero: find where the run starts, open its folder and say so. Returns the loggers.
+        """On rank zero: lock the folder, find where the run starts, open it and say so. Returns the loggers.
 
-        Everything that can be refused is refused before the folder is touched.
+        Everything that can be refused is refused before anything but the lock is written.
         """
         trainer, data = self.trainer, self.datamodule
         run, resume = self._folder(), self._get(self.config_init, "resume")
         run.identity = self._identity()
         if resume is not None:
             print("verifying the checkpoint to continue from", file=sys.stderr)
-        skipped = run.find(resume)
+        skipped = run.acquire(resume)
         for sentence in skipped:
             print(f"passed over: {sentence}", file=sys.stderr)
         if run.resumed is not None:
@@ -133,9 +133,8 @@ class Attempt(LightningCLI):
         return loggers
 
     def _evaluate_rest(self, step: int) -> None:
-        """Take up what the lives of a finished run have left to evaluate."""
+        """Take up what the attempts of a finished run have left to evaluate."""
         if self.evaluations is not None and any(self.evaluations.unfinished(step, step)):
-            self._folder().hold()
             self.evaluations.begin(step, step)
 
     def after_fit(self) -> None:
@@ -192,7 +191,7 @@ class Attempt(LightningCLI):
                     self.run_folder.release()
 
     def _ended(self, why: str, sentence: str = "") -> None:
-        """On rank zero: note in the run's folder why this life ended, and say so."""
+        """On rank zero: note in the run's folder why this attempt ended, and say so."""
         if self.run_folder is None or not self.trainer.is_global_zero:
             return
         self.run_folder.event("stopped", self.trainer.global_step, why=why)

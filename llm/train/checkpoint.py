@@ -9,9 +9,9 @@
         manifest.json           size and sha256 of each file above; written last
 
 Large ones are in several files with an index, as transformers writes them: model-00001-of-00003.safetensors. Nothing
-says on how many devices or how sharded the run was. A checkpoint is written aside and renamed, so a
-folder without `.partial` is whole; its manifest shows whether it still is. There is no random state in it: batches and
-dropout are functions of (seed, step).
+says on how many devices or how sharded the run was. A checkpoint is written to a temporary folder and renamed, so a
+folder without `.partial` is complete; its manifest shows whether it still is. There is no random state in it: batches
+and dropout are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..common.errors import UserError
@@ -35,7 +37,7 @@ from ..model import DecoderConfig
 from ..runs.reading import checkpoint_problems, folders, hashes, step_of, weights_sha256
 from .state import State
 
-PARTIAL = ".partial"
+PARTIAL, REPLACED = ".partial", ".replaced.partial"
 SHARD_BYTES = 2**31
 MIB = 2**20
 
@@ -118,10 +120,11 @@ def write(
         FullDiskError: it cannot be written (a full disk, say); what was there before is as it was.
     """
     path = folder / f"step-{snapshot.state['step']:08d}"
-    partial, replaced = (path.with_name(path.name + suffix) for suffix in (PARTIAL, ".replaced" + PARTIAL))
+    partial, replaced = (path.with_name(path.name + suffix) for suffix in (PARTIAL, REPLACED))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for stray in folder.glob(f"*{PARTIAL}"):  # of a life that was killed while it wrote
+        recover_replaced(folder)
+        for stray in folder.glob(f"*{PARTIAL}"):  # of an attempt that was killed while it wrote
             shutil.rmtree(stray)
         _check_space(folder, snapshot.bytes() + MIB)
         _write_files(partial, snapshot)
@@ -130,6 +133,7 @@ def write(
         partial.rename(path)
         _sync(folder)
     except (OSError, SafetensorError) as error:
+        recover_replaced(folder)
         shutil.rmtree(partial, ignore_errors=True)
         raise FullDiskError(
             f"checkpoint {path} cannot be written ({error}): free some space (superseded-* there may go), then "
@@ -138,6 +142,15 @@ def write(
     shutil.rmtree(replaced, ignore_errors=True)
     rotate(folder, keep, keep_every, pinned)
     return path
+
+
+def recover_replaced(folder: Path) -> None:
+    """Give a checkpoint its name back that was to be replaced, where its replacement did not arrive."""
+    for replaced in folder.glob(f"*{REPLACED}"):
+        path = replaced.with_name(replaced.name.removesuffix(REPLACED))
+        if not path.exists():
+            with suppress(OSError):
+                replaced.rename(path)
 
 
 def rotate(folder: Path, keep: int | None, keep_every: int | None = None, pinned: Collection[int] = ()) -> None:
@@ -161,8 +174,13 @@ def _write_files(partial: Path, snapshot: Snapshot) -> None:
     for kind, tensors in (("model", snapshot.weights), ("optimizer", snapshot.optimizer)):
         pattern = kind + "{suffix}.safetensors"
         save_torch_state_dict(tensors, partial, filename_pattern=pattern, max_shard_size=SHARD_BYTES)
+    if not snapshot.optimizer:  # every step was skipped: a file says so, where one that is missing is damage
+        save_file({}, partial / "optimizer.safetensors")
     snapshot.config.to_json_file(partial / "config.json", use_diff=False)
     (partial / "state.json").write_text(json.dumps(snapshot.state, indent=1))
+    mode = (partial / "state.json").stat().st_mode
+    for file in partial.glob("*.safetensors"):  # which safetensors writes for this user alone, whatever the umask
+        file.chmod(mode)
     manifest = {file.name: _describe(file) for file in sorted(partial.iterdir())}
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
     for file in [*partial.iterdir(), partial]:
@@ -187,12 +205,17 @@ def read(path: Path, hashed: bool = True) -> Checkpoint:
     """The checkpoint at `path`, every file's size and, unless `hashed` is off, sha256 checked.
 
     Raises:
-        UserError: it is not there, or torn; the message names the file and what is wrong.
+        UserError: it is not there, or damaged; the message names the file and what is wrong.
     """
     if problems := checkpoint_problems(path, (lambda _: None) if hashed else None):
         raise UserError(f"{path} is no complete checkpoint ({'; '.join(problems)}): use an older one or --resume auto")
-    state = json.loads((path / "state.json").read_text())
-    return Checkpoint(path, state["step"], state)
+    try:
+        state = json.loads((path / "state.json").read_bytes())
+        return Checkpoint(path, int(state["step"]), state | {"identity": dict(state["identity"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is no complete checkpoint (its state.json cannot be read): use an older one or --resume auto"
+        ) from error
 
 
 def newest(folder: Path, before: int | None = None, hashed: bool = True) -> tuple[Checkpoint | None, list[str]]:

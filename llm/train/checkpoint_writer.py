@@ -37,6 +37,7 @@ class Writer:
         pinned = self.evaluations.pinned() if self.evaluations is not None else ()
         try:
             checkpoints.write(self.run.path / "checkpoints", snapshot, keep, self.run.settings.keep_every, pinned)
+            self.run.note_checkpoint(snapshot.state["step"])
             if self.evaluations is not None:
                 self.evaluations.written(snapshot.state["step"])
         except Exception as error:  # whatever it is, the ranks have to know

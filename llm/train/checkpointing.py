@@ -19,10 +19,11 @@ from . import checkpoint as checkpoints
 from .agreement import Agreement
 from .checkpoint_writer import Writer
 from .lightning_loop import set_progress, validated_next, whole_step
+from .loggers import MetricsFile
 from .loss_guard import LossSpikeMonitor
 from .metrics import Measurements
 from .ranks import on_rank_zero
-from .run_folder import MetricsFile, RunFolder
+from .run_folder import RunFolder
 from .signals import SAVING
 from .state import state_of
 
@@ -32,7 +33,7 @@ PATIENCE = 5.0  # seconds
 class Checkpoints(pl.Callback):
     """Writes a checkpoint every so many steps, at a signal and at the end; restores the one that the run goes on from.
 
-    seconds: how long this life's training waited for checkpoints.
+    seconds: how long this attempt's training waited for checkpoints.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Checkpoints(pl.Callback):
         if not whole_step(trainer, batch_idx):
             return
         if self.agreement.write_failed:
-            self._settle(trainer, self.run.settings.on_full_disk)
+            self._handle_failed_write(trainer, self.run.settings.on_full_disk)
         stop = bool(self.agreement.signals.agreed & set(SAVING))
         self.due = stop or trainer.global_step % self.run.settings.checkpoint_every == 0
         if not validated_next(trainer):
@@ -117,9 +118,9 @@ class Checkpoints(pl.Callback):
     def _finish(self, trainer: pl.Trainer, on_full_disk: str) -> None:
         """Wait until the last checkpoint is written, and see whether it is."""
         self._wait(trainer)
-        self._settle(trainer, on_full_disk)
+        self._handle_failed_write(trainer, on_full_disk)
 
-    def _settle(self, trainer: pl.Trainer, on_full_disk: str) -> None:
+    def _handle_failed_write(self, trainer: pl.Trainer, on_full_disk: str) -> None:
         """End the run where the last checkpoint could not be written; or say so and go on, where the disk is full."""
 
         def look() -> None:

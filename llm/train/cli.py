@@ -27,6 +27,7 @@ from transformers.configuration_utils import PretrainedConfig
 
 from ..common.devices import missing_gpus
 from ..common.errors import UserError
+from ..common.processes import PARENT
 from ..data.module import TokenDataModule
 from ..model import DecoderConfig
 from ..runs import reading
@@ -62,9 +63,28 @@ OURS = {
     "strategy": "give strategy.name",
     "limit_train_batches": "give trainer.max_steps",
     "overfit_batches": "give a small store in data.store",
+    "max_time": "send SIGUSR1 before a time limit, as slurm/launch.sh does: the run saves and can be resumed",
     "fast_dev_run": "give a small trainer.max_steps and another run.folder",
     "reload_dataloaders_every_n_epochs": "a run reads its data once through",
+    "min_epochs": "give trainer.max_steps, at which a run ends",
+    "min_steps": "give trainer.max_steps, at which a run ends",
+    "limit_test_batches": "a run does not test: see python -m evals",
+    "limit_predict_batches": "a run does not predict: see python -m llm generate",
+    "gradient_clip_algorithm": "model.gradient_clip clips by the norm",
+    "enable_progress_bar": "a run has a bar of its own",
+    "enable_model_summary": "see python -m llm plan",
+    "use_distributed_sampler": "the batches of a step are the same for any number of devices",
+    "default_root_dir": "give run.folder",
+    "sync_batchnorm": "the decoder has no batch norm",
+    "barebones": "leave what is not needed out of run.loggers",
+    "enable_autolog_hparams": "config.yaml in the run folder has all settings",
+    "model_registry": "see python -m llm export",
 }
+# What it is told, and follows.
+FOLLOWED = {
+    "accelerator", "devices", "num_nodes", "precision", "max_steps", "log_every_n_steps", "callbacks", "plugins",
+    "deterministic", "benchmark", "detect_anomaly", "profiler", "inference_mode", "limit_val_batches",
+}  # fmt: skip
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "32", 32, None)
 EXAMPLES = {
     "fit": {"epilog": "example: python -m llm fit --config configs/stories_values.yaml --trainer.max_steps 100"},
@@ -142,6 +162,8 @@ class CLI(Attempt):
         devices = device_count(given["devices"]) * int(given["num_nodes"])
         clip = self._get(self.config_init, "model").gradient_clip
         half = "bf16" in str(given["precision"])
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            os.environ[PARENT] = str(os.getpid())  # for the ranks that Lightning starts
         ours = {"strategy": strategy.build(devices, clip, half), "plugins": [*(given["plugins"] or []), *plugins()]}
         return super().instantiate_trainer(**ours, **kwargs)
 

@@ -112,7 +112,7 @@ class EvaluationSettings:
 
 
 class Evaluations:
-    """The exports and evaluations of one life of a run, on rank zero; see the stages above.
+    """The exports and evaluations of one attempt at a run, on rank zero; see the stages above.
 
     Args:
         run: its folder, which this process holds from `begin` on.
@@ -139,7 +139,7 @@ class Evaluations:
         self.settings.check(self.exports)
 
     def begin(self, step: int, last_step: int) -> None:
-        """Start, with what earlier lives left to do up to `step`, from which this one goes on to `last_step`."""
+        """Start, with what earlier attempts left to do up to `step`, from which this one goes on to `last_step`."""
         self._last_step = last_step
         self._to_export, self._to_evaluate = self.unfinished(step, last_step)
         self._thread = threading.Thread(target=self._work, name="evaluation", daemon=True)

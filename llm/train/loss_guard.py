@@ -52,8 +52,9 @@ class LossSpikeMonitor(pl.Callback):
             return
         if not module.skipped:
             self.in_a_row = 0
-            self._look_for_spike(trainer)
-            self.recent.append(self.agreement.loss)
+            if batch["num_items_in_batch"]:  # a step that predicts nothing has no loss
+                self._look_for_spike(trainer)
+                self.recent.append(self.agreement.loss)
             return
         self.skipped += 1
         self.in_a_row += 1

@@ -13,13 +13,15 @@ import lightning.pytorch as pl
 import torch
 from tqdm import tqdm
 
+from ..common.files import first_line
 from ..common.processes import peak_rss, progress_bar
 from ..data.rows import DIGESTS
 from .agreement import Agreement
 from .flops import device_peak, flops_per_token
 from .lightning_loop import is_logged, validate_now, whole_step
+from .loggers import MetricsFile
 from .loss_guard import LossSpikeMonitor
-from .run_folder import MetricsFile, RunFolder
+from .run_folder import RunFolder
 
 
 class Measurements(pl.Callback):
@@ -41,6 +43,7 @@ class Measurements(pl.Callback):
         self.run, self.agreement, self.guard = run, agreement, guard
         self.bar = tqdm(disable=True)
         self.validated_at = -1
+        self.failed: set[str] = set()  # loggers that lost a row, by name
         self.digest_since = 0  # of this rank, since the digests of all ranks were last added up
 
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -75,19 +78,20 @@ class Measurements(pl.Callback):
         if not whole_step(trainer, batch_idx):
             return
         self.tokens_seen += batch["num_items_in_batch"]
-        if not module.skipped:
+        if not module.skipped and batch["num_items_in_batch"]:
             self.losses.append(self.agreement.loss)
         self.bar.update()
         if is_logged(trainer, trainer.global_step):
             self._log_training(trainer, module)
 
     def _log_training(self, trainer: pl.Trainer, module: Any) -> None:
-        loss = statistics.fmean(self.losses) if self.losses else math.nan  # all of them were skipped
+        # Of steps that were all skipped it is nan; of steps that predict nothing there is none.
+        loss = statistics.fmean(self.losses) if self.losses else math.nan if module.skipped else None
         rate = (self.tokens_seen - self.clock_tokens) / (time.perf_counter() - self.clock)
         self._log(
             trainer,
             train_loss=loss,
-            perplexity=math.exp(min(loss, 700.0)),  # exp(710) is beyond float64
+            perplexity=None if loss is None else math.exp(min(loss, 700.0)),  # exp(710) is beyond float64
             learning_rate=module.learning_rate,
             gradient_norm=module.gradient_norm.item(),
             tokens_per_second=rate,
@@ -97,7 +101,8 @@ class Measurements(pl.Callback):
             **learned_switches(module),
             **{f"activation_rms/{layer}": rms.item() for layer, rms in enumerate(module.activation_rms)},
         )
-        self.bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
+        said = "" if loss is None else f"loss {loss:.3f}, "
+        self.bar.set_postfix_str(f"{said}{rate:,.0f} tokens/s", refresh=False)
         self.losses = []
         self._start_clock()
 
@@ -121,11 +126,11 @@ class Measurements(pl.Callback):
         self.bar.close()
 
     def seconds(self) -> float:
-        """Seconds of training so far, validation and checkpoints included, over all lives of the run."""
+        """Seconds of training so far, validation and checkpoints included, over all attempts at the run."""
         return self.seconds_before + time.perf_counter() - self.started
 
     def peak_memory(self, device: torch.device) -> int | None:
-        """Bytes of rank zero at their most, over all lives of the run; None where an earlier one did not measure it.
+        """Bytes of rank zero at their most, over all attempts at the run; None where an earlier one did not measure it.
 
         On a GPU what torch had allocated there; else the resident memory of the process, Python and its libraries
         among it, which Linux alone tells.
@@ -157,7 +162,16 @@ class Measurements(pl.Callback):
         measured = {name: value for name, value in row.items() if value is not None}
         numbers = {name: value for name, value in measured.items() if not isinstance(value, str)}
         for logger in trainer.loggers:
-            logger.log_metrics(measured if isinstance(logger, MetricsFile) else numbers, trainer.global_step)
+            try:
+                logger.log_metrics(measured if isinstance(logger, MetricsFile) else numbers, trainer.global_step)
+            except Exception as error:  # no logger ends a run
+                self._record_failure(trainer, str(logger.name), first_line(error))
+
+    def _record_failure(self, trainer: pl.Trainer, logger: str, why: str) -> None:
+        if logger not in self.failed:
+            self.failed.add(logger)
+            tqdm.write(f"the logger {logger} lost a row ({why}); training continues", file=sys.stderr)
+            self.run.event("logger failed", trainer.global_step, logger=logger, why=why)
 
 
 def learned_switches(module: Any) -> dict[str, float]:

@@ -126,6 +126,7 @@ class LanguageModule(pl.LightningModule):
         if batch_idx % micro_batches == 0:
             self.step_loss = torch.zeros((), device=self.device, dtype=torch.float32)
         inputs = {name: value for name, value in batch.items() if name != "data_digest"}
+        inputs["num_items_in_batch"] = max(1, batch["num_items_in_batch"])  # of none, the sum of no losses is 0
         measured = self.log_activation_rms and is_logged(self.trainer, self.global_step + 1)
         out = self._measured(inputs) if measured else self.model(**inputs)
         loss = out.loss * (micro_batches * self.trainer.world_size)

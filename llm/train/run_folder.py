@@ -3,54 +3,46 @@
 RUN/
     tokenizer/      a copy of the store's, so that the run can be exported where the store is not
     config.yaml     the resolved config; `python -m llm fit --config RUN/config.yaml` is the same run
-    run.json        name, seed, parameters, identity, store fingerprint, git commit, versions, device, and the lives:
-                    when and where each start was and from which step it went on, with its commit and versions
+    run.json        name, seed, parameters, identity, store fingerprint, git commit, versions, device, and the attempts
+                    (under "lives"): when and where each started and from which step, with its commit and versions
     metrics.csv     one row a measurement (training) or validation
     tensorboard/    the same for TensorBoard
     checkpoints/    see `checkpoint.py`
     exports/        step-N, which transformers loads, with the results of its evaluations; see `evaluation.py`
     events.jsonl    what went wrong and was survived: steps skipped, loss spikes, checkpoints that could not be written
-                    or were passed over, how a life ended; with the step, and the batch where there is one. And which
-                    steps were evaluated
+                    or were passed over, how an attempt ended; with the step, and the batch where there is one. And
+                    which steps were evaluated
     summary.json    step, tokens_seen, validation_loss, seconds, parameters, peak_memory_bytes; written when the last
                     step is done
 """
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import hashlib
 import importlib.util
-import io
 import json
-import os
-import shutil
 import sys
-import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from ..common.environment import environment, now, process_info
 from ..common.errors import UserError
-from ..common.files import write_file
-from ..common.lock import hold
-from ..data.shard import write_json
-from ..runs.reading import finite, flat, metrics, renamed
+from ..common.files import copy_files, write_file, write_json
+from ..common.lock import HEARTBEAT, LOCK, FolderLock, acquire_lock
+from ..runs import reading
 from . import checkpoint as checkpoints
+from .loggers import GrowingFile, MetricsFile, TensorBoardFile
 
-COLUMNS = (
-    "step tokens train_loss perplexity learning_rate gradient_norm tokens_per_second mfu validation_loss seconds "
-    "data_digest skipped_steps"
-).split()
 SUMMARY = ("step", "tokens_seen", "validation_loss", "seconds", "parameters", "peak_memory_bytes")
 LOGGERS = ("csv", "tensorboard", "wandb")
 ON_FULL_DISK = ("stop", "continue")
+LOCKS = {LOCK, HEARTBEAT}
 
 
 @dataclass
@@ -116,11 +108,23 @@ class RunFolder:
         self.settings, self.identity = settings, identity or {}
         self.path = Path(settings.folder)
         self.resumed: checkpoints.Checkpoint | None = None
-        self._held: TextIO | None = None
-        self._telling = threading.Lock()
+        self._lock: FolderLock | None = None
+        self._is_new = False
+        self._events = GrowingFile(self.path / "events.jsonl")
+
+    def acquire(self, resume: str | None) -> list[str]:
+        """Lock the folder, and only then decide where the run starts: another attempt may have got further meanwhile.
+
+        Args, returns and raises as `find`. A folder that is refused before is not touched.
+        """
+        self._is_new = not self.path.exists()
+        if not self._is_new:
+            self._check_folder(resume)
+        self._acquire_lock()
+        return self.find(resume)
 
     def find(self, resume: str | None) -> list[str]:
-        """Decide where the run starts: `resumed` is a checkpoint or None. Returns sentences on torn checkpoints.
+        """Decide where the run starts: `resumed` is a checkpoint or None. Returns sentences on damaged checkpoints.
 
         Args:
             resume: None for a new run in an empty folder; "auto" for the folder's newest checkpoint that verifies, or
@@ -130,37 +134,78 @@ class RunFolder:
             UserError: the folder holds another run, or the checkpoint is of a different one.
         """
         skipped: list[str] = []
-        occupied = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
-        if resume is None:
-            if occupied:
-                raise UserError(
-                    f"run folder {self.path} is not empty: continue its run with --resume auto, or give another "
-                    "--run.folder"
-                )
-        elif resume == "auto":
-            if occupied and not (self.path / "run.json").is_file():
-                raise UserError(f"{self.path} is not empty and holds no run (no run.json): give another --run.folder")
+        occupied = self._check_folder(resume)
+        if resume == "auto":
+            checkpoints.recover_replaced(self.path / "checkpoints")
             self.resumed, skipped = checkpoints.newest(self.path / "checkpoints")
-            if skipped and self.resumed is None:  # to begin anew here would throw away what may still be mended
+            if skipped and self.resumed is None:  # to begin again here would throw away what may still be repaired
                 raise UserError(
-                    f"no checkpoint of {self.path} can be used ({'; '.join(skipped)}): mend one, or give another "
+                    f"no checkpoint of {self.path} can be used ({'; '.join(skipped)}): repair one, or give another "
                     "--run.folder"
                 )
-        elif (Path(resume) / "checkpoints").is_dir():
+            if self.resumed is None and (left := self._left_of_checkpoints()):
+                raise UserError(
+                    f"{self.path} holds {left}, and none of its checkpoints: put them back into "
+                    f"{self.path}/checkpoints, or give another --run.folder to start again from step 0"
+                )
+        elif resume is not None and (Path(resume) / "checkpoints").is_dir():
             self.resumed = checkpoints.find(Path(resume))
-        else:
+        elif resume is not None:
             self.resumed = checkpoints.read(Path(resume))
         if self.resumed is not None:
-            if occupied and self.resumed.path.parent.resolve() != (self.path / "checkpoints").resolve():
+            own = self.resumed.path.parent.resolve() == (self.path / "checkpoints").resolve()
+            if occupied and not own:
                 raise UserError(
                     f"{self.resumed.path} is not of the run in {self.path}: give an empty --run.folder to start "
                     "another run from it"
                 )
-            self.check_identity(self.resumed, list(self.identity))
+            fix = "give the same settings, or another --run.folder" if own else "give the same settings, or leave "
+            fix += "" if own else "--resume out to start from step 0"
+            self.check_identity(self.resumed, list(self.identity), fix)
         return skipped
 
-    def check_identity(self, checkpoint: checkpoints.Checkpoint, keys: list[str]) -> None:
-        """UserError naming those of `keys` in which the checkpoint's run is another than this one."""
+    def _check_folder(self, resume: str | None) -> bool:
+        """Whether the folder holds anything but a lock. Raises UserError where `resume` does not allow that."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"run folder {self.path} is a file: give another --run.folder")
+        occupied = self.path.is_dir() and any(path.name not in LOCKS for path in self.path.iterdir())
+        if occupied and resume is None:
+            raise UserError(
+                f"run folder {self.path} is not empty: continue its run with --resume auto, or give another "
+                "--run.folder"
+            )
+        known = (self.path / "run.json").is_file() or reading.folders(self.path / "checkpoints")
+        if occupied and resume == "auto" and not known:
+            raise UserError(f"{self.path} is not empty and holds no run (no run.json): give another --run.folder")
+        return occupied
+
+    def _left_of_checkpoints(self) -> str:
+        """Name what only a run leaves that had a checkpoint. A run that was killed before its first left nothing."""
+        record = self._record()
+        left = [name for name in ("summary.json",) if (self.path / name).is_file()]
+        left += ["exports"] if reading.folders(self.path / "exports") else []
+        first = record.get("first_checkpoint")
+        if first is not None or any(attempt.get("from_step") for attempt in record["lives"]):
+            left.append(f"the rows of a run with checkpoints{'' if first is None else f' from step {first} on'}")
+        return " and ".join(left)
+
+    def _record(self) -> dict[str, Any]:
+        """The content of run.json; without attempts where it is not there or damaged, which is said."""
+        try:
+            record = reading.record(self.path)
+            if isinstance(record.get("lives"), list) and all(isinstance(each, dict) for each in record["lives"]):
+                return record
+            problem = f"{self.path}/run.json lists no attempts"
+        except UserError as error:
+            problem = str(error).partition(":")[0]
+        if (self.path / "run.json").exists():
+            print(f"{problem}: it is written again, without earlier attempts", file=sys.stderr)
+        return {"lives": []}
+
+    def check_identity(
+        self, checkpoint: checkpoints.Checkpoint, keys: list[str], fix: str = "give the same settings"
+    ) -> None:
+        """UserError naming those of `keys` in which the checkpoint's run is another than this one, and the fix."""
         theirs = checkpoint.state["identity"]
         different = [
             f"{key} ({theirs.get(key)} there, {self.identity.get(key)} here)"
@@ -168,10 +213,7 @@ class RunFolder:
             if theirs.get(key) != self.identity.get(key)
         ]
         if different:
-            raise UserError(
-                f"{checkpoint.path} belongs to another run, it differs in {', '.join(different)}: give the same "
-                "settings or another --run.folder"
-            )
+            raise UserError(f"{checkpoint.path} belongs to another run, it differs in {', '.join(different)}: {fix}")
 
     def open(
         self,
@@ -183,38 +225,34 @@ class RunFolder:
     ) -> list[Logger]:
         """Write config.yaml and run.json, and return the loggers.
 
-        A resumed run keeps its metrics up to the checkpoint; what was made beyond it is set aside; run.json gains a
-        life. Settings that changed since are printed.
+        A resumed run keeps its metrics up to the checkpoint; what was made beyond it is set aside; run.json gains an
+        attempt. Settings that changed since are printed.
 
         Args:
             config_yaml: the resolved config.
             facts: what run.json says beside the identity and the environment.
             tokenizer: folder to copy.
             columns: of metrics.csv, beside those that every run has.
-            devices: that this life runs on.
+            devices: that this attempt runs on.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.hold()
+        if self._lock is None:
+            self._acquire_lock()
         step = self.resumed.step if self.resumed else 0
         for kind in ("checkpoints", "exports"):
             for aside in checkpoints.archive_after(self.path / kind, step):
                 print(f"set aside: {aside}", file=sys.stderr)
         (self.path / "summary.json").unlink(missing_ok=True)
         self._print_changes(config_yaml)
-        known = self.path / "run.json"
         record = {"name": self.path.name, **facts, "identity": self.identity, **environment(), "lives": []}
-        if self.resumed is not None and known.is_file():
-            record = json.loads(known.read_text())
-        life = {"from_step": step, "began": now(), "devices": devices, **process_info(), **environment()}
-        write_json(known, record | {"lives": [*record["lives"], life]})
-        (self.path / "config.yaml").write_text(config_yaml)
+        record |= self._record() if self.resumed is not None else {}
+        attempt = {"from_step": step, "began": now(), "devices": devices, **process_info(), **environment()}
+        write_json(self.path / "run.json", record | {"lives": [*record["lives"], attempt]})
+        write_file(self.path / "config.yaml", config_yaml)
         if tokenizer is not None:
-            shutil.copytree(tokenizer, self.path / "tokenizer", dirs_exist_ok=True)
+            copy_files(tokenizer, self.path / "tokenizer")
         makers = {
-            "csv": lambda: MetricsFile(self.path / "metrics.csv", step, columns),
-            "tensorboard": lambda: TensorBoardLogger(
-                self.path, name="tensorboard", version="", purge_step=step + 1 if self.resumed else None
-            ),
+            "csv": lambda: MetricsFile(self.path / "metrics.csv", step, columns, self.event),
+            "tensorboard": lambda: TensorBoardFile(self.path / "tensorboard", step, self.event),
             "wandb": lambda: WandbLogger(
                 name=self.path.name,
                 save_dir=self.path,
@@ -224,32 +262,51 @@ class RunFolder:
         }
         return [makers[name]() for name in self.settings.loggers]
 
-    def hold(self) -> None:
-        """Hold the folder until `release` or the end of the process; UserError where another process holds it."""
-        self._held = hold(self.path)
+    def _acquire_lock(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be made ({error.strerror}): give another --run.folder") from error
+        self._lock = acquire_lock(self.path)
 
     def event(self, what: str, step: int, **facts: Any) -> None:
-        """Add a line to events.jsonl, whichever life of the run it is; none where the folder is not made yet.
+        """Add a line to events.jsonl, in whichever attempt; none where the folder is not made yet.
 
         From any thread.
         """
-        if not self.path.is_dir():
-            return
-        line = {"time": now(), "step": step, "event": what, **finite(facts)}
-        with self._telling:
-            _append(self.path / "events.jsonl", json.dumps(line) + "\n")
+        if self.path.is_dir():
+            line = {"time": now(), "step": step, "event": what, **reading.finite(facts)}
+            self._events.add(json.dumps(line).encode() + b"\n", step)
+
+    def note_checkpoint(self, step: int) -> None:
+        """Note in run.json that a checkpoint was written, the first time: a run that had one is not begun again."""
+        with suppress(UserError):  # a full disk: the next checkpoint is noted
+            record = reading.record(self.path)
+            if "first_checkpoint" not in record:
+                write_json(self.path / "run.json", record | {"first_checkpoint": step})
 
     def release(self) -> None:
-        """Let go of the folder."""
-        if self._held is not None:
-            self._held.close()
+        """Let go of the folder. One that was made for a run which was then refused is removed."""
+        if self._lock is None:
+            return
+        self._events.close()
+        if self._is_new and {path.name for path in self.path.iterdir()} <= LOCKS:
+            for name in LOCKS:
+                (self.path / name).unlink(missing_ok=True)
+            self.path.rmdir()
+        self._lock.close()
+        self._lock = None
 
     def _print_changes(self, config_yaml: str) -> None:
         """Say which settings a resumed run changes."""
-        before = self.path / "config.yaml"
-        if self.resumed is None or not before.is_file():
+        if self.resumed is None or not (self.path / "config.yaml").is_file():
             return
-        old, new = (dict(flat(renamed(yaml.safe_load(text)))) for text in (before.read_text(), config_yaml))
+        try:
+            old = dict(reading.flat(reading.config(self.path)))
+        except UserError as error:
+            print(f"{str(error).rpartition(':')[0]}: it is written again", file=sys.stderr)
+            return
+        new = dict(reading.flat(yaml.safe_load(config_yaml)))
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 print(f"changed: {key} was {old.get(key)}, is {new.get(key)}", file=sys.stderr)
@@ -258,69 +315,3 @@ class RunFolder:
         """Write summary.json from the last checkpoint's state: the run is finished."""
         summary = {name: state.get(name) for name in SUMMARY}  # checkpoints of older runs lack the memory
         write_json(self.path / "summary.json", summary)
-
-
-class MetricsFile(Logger):
-    """metrics.csv: one row a call, flushed at once; rows after `step` are dropped, a resumed run makes them again.
-
-    `columns` come after `COLUMNS`, then those that an earlier attempt had in addition. A metric with a new name adds
-    its column to the file.
-    """
-
-    name, version = "csv", ""
-
-    def __init__(self, path: Path, step: int, columns: Sequence[str] = ()) -> None:
-        super().__init__()
-        self.path = path
-        rows = metrics(path.parent)
-        found = rows[0] if rows else ()
-        self.columns = list(dict.fromkeys([*COLUMNS, *columns, *found]))
-        self.without_column: set[str] = set()  # metrics for which there was no room on the disk
-        self._write([row for row in rows if int(row["step"]) <= step], self.columns)
-
-    def _write(self, rows: Sequence[dict[str, str]], columns: Sequence[str]) -> None:
-        """Write the whole file, atomically."""
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_file(self.path, text.getvalue())
-
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        if new := [name for name in metrics if name not in self.columns and name not in self.without_column]:
-            self._add_columns(new)
-        row = io.StringIO(newline="")
-        csv.DictWriter(row, self.columns, extrasaction="ignore").writerow({"step": step, **metrics})
-        _append(self.path, row.getvalue())
-
-    def _add_columns(self, new: Sequence[str]) -> None:
-        try:
-            self._write(metrics(self.path.parent), [*self.columns, *new])
-        except UserError as error:  # a full disk: the rows go on without them
-            print(f"{', '.join(new)} are not logged: {error}", file=sys.stderr)
-            self.without_column.update(new)
-        else:
-            self.columns += new
-
-    def sync(self) -> None:
-        """Have the rows on the disk, before a checkpoint says that they need not be made again."""
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """config.yaml holds them."""
-
-
-def _append(path: Path, text: str) -> None:
-    """Add whole lines to a file; where the disk is full, none, and training goes on to what can be done about it."""
-    size = path.stat().st_size if path.is_file() else 0
-    try:
-        with path.open("a", newline="") as stream:
-            stream.write(text)
-    except OSError as error:
-        print(f"{path}: a line is missing ({error.strerror})", file=sys.stderr)
-        with contextlib.suppress(OSError):
-            os.truncate(path, size)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from llm.common.environment import environment, now
 from llm.common.errors import UserError
 from llm.common.files import write_file, write_json
-from llm.common.lock import hold
+from llm.common.lock import acquire_lock
 
 Row = TypeVar("Row", bound=tuple)  # a NamedTuple
 Spec = TypeVar("Spec", bound="RunSpec")
@@ -111,7 +111,7 @@ class TrainingFolder:
                 raise UserError(f"{self.path} is not empty and holds no training (no {RECORD}): give another --out")
         make_folder(self.path)
         try:
-            self._lock = hold(self.path)
+            self._lock = acquire_lock(self.path)
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror}): give another --out") from error
         try:

@@ -98,8 +98,9 @@ def test_bench_refuses_what_cannot_be(tiny_config: Callable[..., Path], capsys: 
     words = ["bench", "--config", str(tiny_config())]
     assert main([*words, "--contenders", "values", "values"]) == 2
     assert "--contenders has one twice" in capsys.readouterr().err
-    assert main([*words, "--rounds", "0"]) == 2
-    assert "--rounds, --steps, --rows and --micro-batches must be at least 1" in capsys.readouterr().err
+    for option in ("--rounds", "--rows"):
+        assert main([*words, option, "0"]) == 2
+        assert "--rounds, --steps, --rows and --micro-batches must be at least 1" in capsys.readouterr().err
     assert main([*words, "--baseline", "hf-liger"]) == 2
     assert "--baseline hf-liger needs a GPU and pip install liger-kernel: give hf" in capsys.readouterr().err
     for bad in (["--memory-budget", "3"], ["--find-micro-batch", "--memory-budget", "0"]):

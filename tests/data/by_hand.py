@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 
 from llm.data.shard import Manifest, token_dtype
-from llm.data.store import write_index
+from llm.data.store_index import write_index
 from llm.data.tokenizer import tokenizer_fingerprint
 
 END = 0  # the end-of-document id of the small BPE

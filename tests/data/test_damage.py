@@ -1,5 +1,6 @@
 """What is wrong with a store is told: when it is opened, when it is read, and all of it by `verify`."""
 
+import copy
 import hashlib
 import json
 import os
@@ -11,11 +12,13 @@ import pytest
 
 import llm.data.store
 from llm.common.errors import UserError
+from llm.data.preparation.prepare import prepare
 from llm.data.shard import shard_problems, token_dtype
 from llm.data.store import TokenStore
 from llm.data.tokenizer import train_bpe
 
 from .by_hand import BEGIN, END, some_shards, write_store
+from .stores import write_lines
 
 
 def test_a_shard_of_the_wrong_size_is_told_when_it_is_read(tmp_path):
@@ -85,11 +88,47 @@ def test_what_is_no_finished_store_is_told(tmp_path):
         TokenStore.open(tmp_path)
     for content in (b"{", b"[]", b"{}"):
         (tmp_path / "store.json").write_bytes(content)
-        with pytest.raises(UserError, match=r"store\.json cannot be read \(.+\); delete it and run prepare again"):
+        with pytest.raises(UserError, match=r"store\.json cannot be read \(.+\); run the same prepare command again"):
             TokenStore.open(tmp_path)
     (tmp_path / "store.json").write_text('{"format": 99}')
     with pytest.raises(UserError, match=r"token store of another format \(99\)"):
         TokenStore.open(tmp_path)
+
+
+WRONG = {
+    "vocab_size": ["400", None, -1],
+    "dtype": ["<f8", None],
+    "end_of_document": ["0"],
+    "begin_of_document": ["1"],
+    "fingerprint": [None],
+    "splits": [None, [], {}, {"train": {}}, {"train": None, "validation": None}],
+    "names": [None, ["../../other/shard"], ["/etc/passwd"], [".."], ["a\0b"], [3], []],
+    "tokens": [[-1], ["9"], [1, 2]],
+    "sha256": [[None]],
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_an_index_that_says_what_cannot_be_is_refused_in_one_sentence(key, bpe, tmp_path):
+    path = write_store(tmp_path / "store", [[[1, 2, 3]]], tokenizer=bpe, validation=[[[1, 2]]])
+    whole = json.loads((path / "store.json").read_text())
+    for value in WRONG[key]:
+        index = copy.deepcopy(whole)
+        (index if key in index else index["splits"]["train"])[key] = value
+        (path / "store.json").write_text(json.dumps(index))
+        with pytest.raises(UserError, match=r"store\.json is damaged \(.+\); run the same prepare command again"):
+            TokenStore.open(path)
+
+
+def test_the_same_command_writes_a_damaged_index_again(bpe_folder, tmp_path):
+    """The way out of the refusal."""
+    write_lines(tmp_path / "a.jsonl", ["one", "two"])
+    settings = {"tokenizer": bpe_folder, "workers": 1, "validation_fraction": 0}
+    prepare([str(tmp_path / "a.jsonl")], tmp_path / "out", **settings)
+    whole = (tmp_path / "out" / "store.json").read_bytes()
+    (tmp_path / "out" / "store.json").write_bytes(whole[:-20])
+    prepare([str(tmp_path / "a.jsonl")], tmp_path / "out", **settings)
+    assert (tmp_path / "out" / "store.json").read_bytes() == whole
 
 
 def rewrite(change):

@@ -135,7 +135,7 @@ def test_the_plot_is_a_png(prepared, tmp_path, capsys):
     (tmp_path / "taken.png").mkdir()
     for words, told in (
         (["--plot", tmp_path / "a.pdf"], "is drawn as a PNG; name it"),
-        (["--plot", tmp_path / "taken.png"], "cannot be written (Is a directory); name another --plot"),
+        (["--plot", tmp_path / "taken.png"], "cannot be written (Is a directory); free space, or give"),
         (["--context", 0, "--tokens", 0], "--tokens 0 must be at least 1; --context 0 must be at least 1"),
     ):
         assert main(["inspect", str(prepared[0]), *map(str, words)]) == 2

@@ -10,7 +10,8 @@ import pytest
 
 from llm.bench.data_read import TOKENS, sparse_store
 from llm.data.shard import Manifest
-from llm.data.store import TokenStore, write_index
+from llm.data.store import TokenStore
+from llm.data.store_index import write_index
 
 MB = 10**6
 

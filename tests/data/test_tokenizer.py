@@ -121,6 +121,57 @@ def test_a_special_token_in_the_models_own_vocabulary_is_not_found_in_text(tmp_p
     assert tokenizer_fingerprint(load_tokenizer(tmp_path / "saved")) == tokenizer_fingerprint(loaded)
 
 
+def trained_otherwise(folder):
+    """A tokenizer.json that cuts digits one by one, which the class GPT2Tokenizer does not."""
+    backend = train_bpe([TEXT, "12 34 5678 12 34 5678 " * 20], 600).backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer]
+    )
+    folder.mkdir()
+    backend.save(str(folder / "tokenizer.json"))
+    return backend
+
+
+@pytest.mark.parametrize("given", ["", "tokenizer.json"])
+def test_a_tokenizer_json_is_followed_whatever_class_is_named(tmp_path, given, capsys):
+    backend = trained_otherwise(tmp_path / "odd")
+    config = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>", "model_max_length": 77}
+    (tmp_path / "odd" / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = load_tokenizer(tmp_path / "odd" / given)
+    assert "is followed, not the class GPT2Tokenizer" in capsys.readouterr().err
+    texts = ["5678", *PROBES]
+    expected = [backend.encode(text, add_special_tokens=False).ids for text in texts[:1]]
+    assert encode_documents(loaded, texts[:1]) == expected and len(expected[0]) == 4
+    assert encode_documents(loaded, texts) == encode_documents(backend, texts)
+    assert (loaded.eos_token_id, loaded.model_max_length) == (0, 77)
+    loaded.save_pretrained(tmp_path / "saved")
+    assert encode_documents(load_tokenizer(tmp_path / "saved"), texts) == encode_documents(backend, texts)
+    assert "followed" not in capsys.readouterr().err  # what is saved names a class that follows its file
+
+
+def test_call_time_state_and_sampling_are_switched_off_and_named(tmp_path, bpe, capsys):
+    plain = encode_documents(bpe, PROBES)
+    backend = Tokenizer.from_str(bpe.backend_tokenizer.to_str())
+    backend.enable_truncation(3)
+    backend.enable_padding(length=9)
+    backend.model.dropout = 0.5
+    backend.save(str(tmp_path / "called.json"))
+    loaded = load_tokenizer(tmp_path / "called.json")
+    assert "note: truncation to 3 tokens, padding, dropout 0.5 of the tokenizer" in capsys.readouterr().err
+    assert encode_documents(loaded, PROBES) == plain
+    loaded(PROBES, truncation=True, max_length=3)  # transformers leaves its settings behind
+    assert encode_documents(loaded, PROBES) == plain
+    assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(bpe)
+
+
+def test_a_file_that_is_too_large_for_a_tokenizer_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("llm.data.tokenizer.LARGEST_FILE", 10)
+    (tmp_path / "tokenizer.json").write_text("{" + " " * 10)
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        with pytest.raises(UserError, match="has 11 bytes, too many for a tokenizer"):
+            load_tokenizer(path)
+
+
 # ---- SentencePiece ---------------------------------------------------------------------------------------------------
 
 LOSSLESS = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}

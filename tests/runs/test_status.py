@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from llm.cli import main
-from llm.train.run_folder import MetricsFile
+from llm.train.loggers import MetricsFile
 
 from ..train.runs import fit, metrics
 
@@ -60,7 +60,8 @@ def made(run: Path, rows: str | None = None, record: dict[str, Any] | None = Non
 def checkpoint(folder: Path, **sizes: int) -> Path:
     """A checkpoint whose files have these sizes, with a manifest as `fit` writes it; its digests are not true."""
     folder.mkdir(parents=True)
-    names = {"model": "model.safetensors", "config": "config.json", "state": "state.json"}
+    kinds = ("model", "optimizer")
+    names = {"config": "config.json", "state": "state.json", **{kind: f"{kind}.safetensors" for kind in kinds}}
     given = {names[kind]: sizes.get(kind, 10) for kind in names}
     for name, size in given.items():
         (folder / name).write_bytes(b"x" * size)
@@ -257,3 +258,22 @@ def test_other_folders_are_named_after_the_runs(tmp_path: Path, capsys: pytest.C
     assert told.out.startswith(f"{run}: stopped\n")
     assert told.err.startswith(f"error: {tmp_path / 'store'} is no run folder")
     assert "torn/run.json cannot be read" in told.err and told.err.count("\n") == 1
+
+
+def test_names_and_events_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = made(tmp_path / "a\x1b[2Jb", "4,8,2.5,1,,1\r\n", {"name": "x", "lives": [{"device": "\x1b]0;own\x07"}]})
+    event = {"step": 4, "event": "loss \x1b[31mspike", "why": "\r\u202ehidden\x1b[1A"}
+    (run / "events.jsonl").write_text(json.dumps(event) + "\n")
+    assert main(["status", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert said.isprintable() or not [mark for mark in said if mark in "\x1b\x07\r\u202e"]
+    assert "\\x1b[2J" in said and "loss \\x1b[31mspike" in said
+    assert main(["status", str(tmp_path / "no\x1b[2Jrun")]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("record", [{}, [], {"lives": 3}, {"lives": [3]}, {"lives": []}])
+def test_a_record_without_attempts_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture, record: Any) -> None:
+    run = made(tmp_path / "run", "4,8,2.5,1,,1\r\n", record)
+    assert main(["status", str(run)]) == 0
+    assert "from step 0 on an unknown device" in capsys.readouterr().out

@@ -1,11 +1,15 @@
 """Spaces against networkx's own graphs; files of every kind; what cannot be walked is refused by name."""
 
+import itertools
 import json
+import tempfile
 from pathlib import Path
 
+import hypothesis
 import networkx as nx
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from llm.common.errors import UserError
 from small.spaces import NOWHERE, Graph, read, space
@@ -163,3 +167,92 @@ def test_what_cannot_be_walked_is_refused(tmp_path: Path, name: str, text: str, 
 def test_unknown_spaces_are_refused(text: str) -> None:
     with pytest.raises(UserError):
         space(text)
+
+
+# ---- Files that networkx writes --------------------------------------------------------------------------------------
+
+NAMES = st.text(st.sampled_from("abz019 _-.,;:&<>\"'()é漢字\u3000\u00a0🙂\u2028"), min_size=1, max_size=6)
+
+
+@st.composite
+def spaces_to_write(draw: st.DrawFn) -> nx.Graph:
+    """A connected graph, with loops; or a directed one whose edges all have an action, a different one at each cell."""
+    kind = draw(st.sampled_from([nx.Graph, nx.DiGraph, nx.MultiDiGraph]))
+    names = draw(st.lists(NAMES.filter(lambda name: name == name.strip()), min_size=2, max_size=6, unique=True))
+    graph = kind()
+    graph.add_nodes_from(names)
+    pairs = draw(st.lists(st.tuples(st.sampled_from(names), st.sampled_from(names)), max_size=6))
+    if kind is nx.Graph:
+        graph.add_edges_from([*itertools.pairwise(names), *pairs])
+        return graph
+    for origin, target in [*zip(names, [*names[1:], names[0]], strict=True), *pairs]:
+        taken = {facts["action"] for _, _, facts in graph.out_edges(origin, data=True)}
+        free = [action for action in ("north", "go back", "é", "5", "a&b", "six", "seven", "8") if action not in taken]
+        if free and not (kind is nx.DiGraph and graph.has_edge(origin, target)):
+            graph.add_edge(origin, target, action=free[draw(st.integers(0, len(free) - 1))])
+    return graph
+
+
+@hypothesis.settings(max_examples=150)
+@hypothesis.given(spaces_to_write(), st.sampled_from(["graphml", "gml", "adjlist", "edgelist", "json"]), st.data())
+def test_a_file_is_read_as_the_graph_that_was_written(graph: nx.Graph, kind: str, data: st.DataObject) -> None:
+    directed = graph.is_directed()
+    if kind == "adjlist":
+        hypothesis.assume(not directed)  # it has no actions
+    edges = [[a, b, facts.get("action")] for a, b, facts in graph.edges(data=True)]
+    lines = {
+        "graphml": lambda: nx.generate_graphml(graph),
+        "gml": lambda: nx.generate_gml(graph),
+        "adjlist": lambda: nx.generate_adjlist(graph, delimiter="\t"),
+        "edgelist": lambda: nx.generate_edgelist(graph, delimiter="\t", data=True),
+        "json": lambda: [json.dumps({"edges": edges})],
+    }[kind]()
+    mark = data.draw(st.sampled_from(["", "\ufeff"]))
+    content = mark + data.draw(st.sampled_from(["\n", "\r\n"])).join([*lines, ""])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"space.{kind}"
+        path.write_bytes(content.encode())
+        if kind == "edgelist" and directed:
+            with pytest.raises(UserError, match="has an action and no direction"):
+                read(path)
+            return
+        found = read(path)
+    expected = {(a, b, action) for a, b, action in edges if a != b}
+    expected |= set() if directed else {(b, a, None) for a, b, _ in expected}
+    rows, columns = np.nonzero(found.targets[:, 1:] != NOWHERE)
+    ways = {
+        (found.cells[row], found.cells[found.targets[row, column + 1]], found.actions[column + 1] if directed else None)
+        for row, column in zip(rows, columns, strict=True)
+    }
+    assert set(found.cells) == set(graph) and ways == expected
+
+
+def test_an_action_that_is_null_is_none(tmp_path: Path) -> None:
+    pairs = [["a", "b"], ["b", "c"], ["c", "a"]]
+    plain = read(written(tmp_path, "plain.json", json.dumps({"edges": pairs})))
+    null = read(written(tmp_path, "null.json", json.dumps({"edges": [[*pair, None] for pair in pairs]})))
+    assert plain.actions == null.actions and plain.targets.tolist() == null.targets.tolist()
+    listed = read(written(tmp_path, "null.edgelist", "a b {'action': None}\nb c {}\nc  a\n"))
+    assert set(listed.cells) == {"a", "b", "c"} and listed.actions == plain.actions
+
+
+def test_a_gml_file_without_labels_has_its_ids_as_names(tmp_path: Path) -> None:
+    nodes = "".join(f"node [ id {number} ] " for number in (3, 5))
+    graph = read(written(tmp_path, "ids.gml", f"graph [ {nodes} edge [ source 3 target 5 ] ]"))
+    assert graph.cells == ("3", "5")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "named"),
+    [
+        ("a.json", json.dumps({"edges": [["a", None]]}), "None is no name of cell"),
+        ("a.json", json.dumps({"edges": [["a", "b", ["on"]]]}), r"\['on'\] is no name of an action"),
+        ("a.json", json.dumps({"edges": [["a", "b", ""]]}), "'' is no name of an action"),
+        ("a.edgelist", "a b\nb c#d\n", "has # in a name"),
+        ("a.gml", 'graph [ node [ id 1 label "a" ] node [ id 2 ] edge [ source 1 target 2 ] ]', "have no label"),
+        ("a.txt", "..\t..\n", "neither a cell nor a wall"),
+    ],
+)
+def test_names_that_cannot_be_meant_are_refused(tmp_path: Path, name: str, text: str, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        read(written(tmp_path, name, text))

@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 
 from llm.cli import main
+from llm.common.lock import acquire_lock
 from llm.runs import reading, status
 from llm.train import checkpoint as checkpoints
 from llm.train.evaluation import Evaluations, EvaluationSettings, _environment
-from llm.train.run_folder import MetricsFile, RunFolder, RunSettings
+from llm.train.loggers import MetricsFile
+from llm.train.run_folder import RunFolder, RunSettings
 
 from .runs import Config, assert_same_weights, events, fit, measured, metrics
 
@@ -189,7 +191,7 @@ def test_a_stop_ends_the_evaluation_and_a_resumed_run_takes_it_up(
     until(lambda: all(gone(int(pid)) for pid in pids.read_text().split()), seconds=10)  # a signal takes its time
     assert not list((run / "exports").rglob("*.partial"))
     assert [event["event"] for event in events(run)] == ["stopped"]
-    assert RunFolder(RunSettings(folder=str(run))).hold() is None  # nothing holds it
+    acquire_lock(run).close()  # nothing holds it
     monkeypatch.setattr(MetricsFile, "log_metrics", log)
     stands_in()
     assert fit(config, "--resume", "auto") == 0

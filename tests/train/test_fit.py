@@ -1,5 +1,6 @@
 """`python -m llm fit` as a user runs it."""
 
+import inspect
 import json
 import math
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 from scipy import stats
 
 from llm.cli import main
@@ -16,8 +18,9 @@ from llm.data.order import WindowOrder
 from llm.data.store import TokenStore
 from llm.model import DecoderConfig, DecoderForCausalLM
 from llm.runs.batch import data_of
+from llm.train.cli import FOLLOWED, OURS
+from llm.train.loggers import MetricsFile
 from llm.train.module import LanguageModule
-from llm.train.run_folder import MetricsFile
 
 from .runs import Config, events, fit, losses, metrics, weights
 
@@ -284,6 +287,8 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         "warm-up": (["--model.schedule.warmup_steps", "-5"], "0 or more"),
         "validation": (["--data.validation_rows", "-1"], "validation_rows"),
         "logging": (["--trainer.log_every_n_steps", "0"], "log_every_n_steps"),
+        "workers": (["--data.workers", "100000"], "data.workers 100000 must be 0 to 256"),
+        "time": (["--trainer.max_time", "00:00:00:03"], "send SIGUSR1 before a time limit"),
         "not ours": (["--trainer.gradient_clip_val", "0.1"], "model.gradient_clip"),
         "accumulation": (["--trainer.accumulate_grad_batches", "4"], "data.micro_batch_size"),
         "epochs": (["--trainer.max_epochs", "0"], "trainer.max_steps"),
@@ -314,6 +319,12 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         assert part in message, (name, message)
         if name != "id beyond":  # seen when it is read
             assert not (tmp_path / "run").exists(), name
+
+
+def test_every_option_of_lightnings_trainer_is_followed_or_refused() -> None:
+    """A new version of Lightning may add one."""
+    known = set(inspect.signature(Trainer).parameters)
+    assert known == FOLLOWED | OURS.keys() and not FOLLOWED & OURS.keys()
 
 
 def test_learned_switches_have_a_column_for_each_layer(tiny_config: Config, tmp_path: Path) -> None:

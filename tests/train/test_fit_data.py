@@ -15,9 +15,10 @@ from llm.data.order import WindowOrder
 from llm.data.store import TokenStore
 from llm.model import DecoderForCausalLM
 from llm.train.callbacks import Measurements
-from llm.train.run_folder import MetricsFile
+from llm.train.loggers import MetricsFile
 
-from .runs import Config, fit, losses, metrics
+from ..data.by_hand import write_store
+from .runs import Config, fit, losses, metrics, weights
 
 
 def digests(run: Path) -> dict[int, str]:
@@ -165,3 +166,33 @@ def test_metrics_of_an_earlier_life_keep_their_columns(tmp_path: Path) -> None:
         "",
     )
     assert (second["train_loss"], second["epochs_new"], second["data_digest"]) == ("2.3", "0.2", "ab")
+
+
+@pytest.mark.parametrize("disabled", [[], ["loss"]])
+def test_a_step_without_targets_has_no_loss_and_ends_no_run(
+    tiny_config: Config, tmp_path: Path, story_store: Path, disabled: list[str]
+) -> None:
+    """Documents of an end alone, in a store of an older version: nothing is predicted, and no number is NaN."""
+    store = TokenStore.open(story_store)
+    empty, full = [[]] * 6, [store.document_tokens(index)[:-1].tolist() for index in range(2)]
+    tokenizer, by_hand = store.tokenizer(), tmp_path / "store"
+    write_store(by_hand, [[*empty, *full]], store.vocab_size, tokenizer, [[[], *full]])
+    settings = {"data__store": str(by_hand), "data__rows": "documents", "data__batch_size": 1, "trainer__max_steps": 16}
+    assert fit(tiny_config(**settings, model__disable_fast_paths=disabled)) == 0
+    rows = [row for row in metrics(tmp_path / "run") if row["gradient_norm"]]
+    without = [row for row in rows if not row["train_loss"]]
+    assert (len(rows), len(without)) == (16, 12)  # two epochs
+    assert all(float(row["gradient_norm"]) == 0 for row in without) and rows[-1]["skipped_steps"] == "0"
+    assert int(rows[-1]["tokens"]) == 2 * sum(min(len(document), 32) for document in full)
+    assert "nan" not in (tmp_path / "run" / "metrics.csv").read_text()
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run", 16).values())
+
+
+def test_a_store_of_documents_without_text_is_refused(
+    tiny_config: Config, tmp_path: Path, story_store: Path, capsys: pytest.CaptureFixture
+) -> None:
+    store = TokenStore.open(story_store)
+    write_store(tmp_path / "store", [[[]] * 9], store.vocab_size, store.tokenizer(), [[[]] * 9])
+    settings = {"data__store": str(tmp_path / "store"), "data__rows": "documents"}
+    assert fit(tiny_config(**settings)) == 2
+    assert "prepare more text" in capsys.readouterr().err

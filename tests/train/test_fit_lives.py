@@ -15,7 +15,7 @@ import yaml
 from llm.cli import main
 from llm.runs import reading
 from llm.train import checkpoint as checkpoints
-from llm.train.run_folder import MetricsFile
+from llm.train.loggers import MetricsFile
 
 from .preloaded import LLM, Python
 from .runs import Config, assert_same_weights, events, fit, losses, measured
@@ -44,7 +44,7 @@ main(sys.argv[3:])
     ("what", "function", "times"),
     [
         # rows of steps 4, 8, 10 (validation), 12, 16, 20
-        ("windows", "llm.train.run_folder:MetricsFile:log_metrics", 6),
+        ("windows", "llm.train.loggers:MetricsFile:log_metrics", 6),
         ("documents", "llm.train.checkpoint:_sync", 3 * 7 + 3),  # within the fourth checkpoint, seven times each
         ("mixture", "llm.train.module:LanguageModule:training_step", 2 * 23 + 1),  # between two micro-batches
     ],

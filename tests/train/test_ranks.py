@@ -245,7 +245,7 @@ def test_deepspeed_never_waits_for_the_device(
 # Rank zero is asked to end the run, as Slurm does before a time limit, while it writes the row of the step before.
 STOP = """
 import os, signal
-from llm.train.run_folder import MetricsFile
+from llm.train.loggers import MetricsFile
 log = MetricsFile.log_metrics
 def log_metrics(self, row, step=None):
     log(self, row, step)

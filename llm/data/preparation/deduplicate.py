@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from ...common.errors import UserError
-from ..shard import ENDS, HASHES, Manifest, ShardWriter, is_complete, write_json
+from ...common.files import write_json
+from ..shard import ENDS, HASHES, Manifest, ShardWriter, is_complete, sampled_hash
 from ..workers import Report
-from .encode import held
+from .encode import store_lock
 
 PART_DOCUMENTS = 1 << 25  # sorted at a time: 32 bytes each, about a gigabyte, and as much again while it lasts
 PIECE = 1 << 24  # tokens copied at a time
@@ -54,7 +55,7 @@ def _repeats_of_part(folder: Path, names: list[str], part: int, parts: int) -> n
 def rewrite(folder: Path, item: tuple[str, np.ndarray], report: Report) -> Manifest:
     """Rewrite a shard without the documents that `item`, (name, [documents] bool), marks; its new manifest."""
     name, drop = item
-    with held(folder.parent, name):
+    with store_lock(folder.parent, name):
         manifest = Manifest.read(folder, name)
         if manifest is not None and "duplicate" in manifest.left_out:  # another process was here
             return manifest
@@ -77,6 +78,7 @@ def rewrite(folder: Path, item: tuple[str, np.ndarray], report: Report) -> Manif
                 bytes_in=int(np.fromfile(folder / f"{name}.hashes", HASHES)["bytes"][~drop].sum()),
                 bytes_out=writer.tokens * writer.dtype.itemsize,
                 sha256=manifest.sha256 | sha256,
+                sampled=sampled_hash(folder, name),
             )
         write_json(folder / f"{name}.json", asdict(new))
         report(new.bytes_out, new.documents, new.tokens)

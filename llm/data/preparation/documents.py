@@ -11,6 +11,15 @@ from ...common.errors import UserError
 from ..stories import Split
 
 REPAIR = "repair the file or leave it out"
+LARGEST = 50_000_000  # bytes of a document, which take 7 GB to tokenize; a small compressed file may hold a larger one
+
+
+def too_large(where: str, size: int, largest: int) -> UserError:
+    """Return the error for a document of `size` bytes."""
+    return UserError(
+        f"{where}: a document of {size:,} bytes, more than {largest:,}; leave it out with --max-bad-documents, or "
+        "raise --max-document-bytes"
+    )
 
 
 class Document(NamedTuple):

@@ -13,8 +13,8 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import chain
@@ -25,9 +25,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ...common.errors import UserError
+from ...common.lock import HEARTBEAT, NO_LOCKS, Heartbeat
+from ..lost_text import CountingEncoder, LostText
 from ..shard import HASHES, SPLITS, Manifest, ShardWriter, boundary_tokens, is_complete, token_dtype
 from ..stories import Split
-from ..tokenizer import encode_documents
+from ..tokenizer import encode_documents, keep_to_the_text
 from ..workers import Report
 from .documents import BadDocuments, Document, Source
 from .subset import Subset
@@ -53,7 +55,8 @@ class Recipe:
     def lengths(self, texts: list[str]) -> list[int]:
         """Tokens of each text as a document, ids that begin and end it included."""
         around = boundary_tokens(self.begin_of_document)
-        return [len(ids) + around for ids in encode_documents(_backend(self.out, self.tokenizer_fingerprint), texts)]
+        encoded = encode_documents(_encoder(self.out, self.tokenizer_fingerprint).tokenizer, texts)
+        return [len(ids) + around if ids else 0 for ids in encoded]
 
 
 class Kept(NamedTuple):
@@ -67,21 +70,40 @@ class Kept(NamedTuple):
 
 
 @contextmanager
-def held(store: Path, what: str) -> Iterator[None]:
-    """Hold a part of a store against all other processes and wait for it where it is taken.
+def store_lock(store: Path, part: str) -> Iterator[None]:
+    """Lock a part of a store against all other processes; wait for it where it is taken.
 
-    Other nodes are held off where the file system carries locks between them, as NFS and Lustre can. One part at a
-    time: closing the file lets go of all that the process holds.
+    Other nodes are kept out where the file system carries locks between them, as NFS and Lustre can, and by a heartbeat
+    where it has none. One part at a time: closing the file lets go of all that the process holds.
     """
+    heartbeat = None
     with (store / "prepare.lock").open("ab") as file:
-        with suppress(OSError):  # a file system without locks: there it is the user who runs a task once
-            fcntl.lockf(file, fcntl.LOCK_EX, 1, zlib.crc32(what.encode()))
-        yield
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, zlib.crc32(part.encode()))
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            heartbeat = Heartbeat.wait(store / f".{part}{HEARTBEAT}")
+        try:
+            yield
+        finally:
+            if heartbeat is not None:
+                heartbeat.close()
+
+
+def is_in_use(store: Path) -> bool:
+    """Return whether another process holds a part of a store, or may: without locks that is not known."""
+    try:
+        with (store / "prepare.lock").open("ab") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
 
 
 def shards_of(recipe: Recipe, source: Source, report: Report) -> list[Manifest]:
     """The shards of one source, one a split that it has documents for: those that are there and whole, or new ones."""
-    with held(recipe.out, source.name):
+    with store_lock(recipe.out, source.name):
         return _shards_of(recipe, source, report)
 
 
@@ -105,13 +127,18 @@ def _shards_of(recipe: Recipe, source: Source, report: Report) -> list[Manifest]
             )
             for split in splits
         }
-        _encode(source, recipe, writers, bad, report)
+        lost = _encode(source, recipe, writers, bad, report)
         if source.stamp() != stamp:  # hashed before, read after
             raise UserError(f"{source.location} changed while it was read; run the same command again")
         versions = {"hippoformer": version("hippoformer"), "tokenizers": version("tokenizers")}
         return [
             writers[split].finish(
-                split, described, recipe.tokenizer_fingerprint, versions, bad.sentences if split == splits[0] else None
+                split,
+                described,
+                recipe.tokenizer_fingerprint,
+                versions,
+                bad.sentences if split == splits[0] else None,
+                asdict(lost[split]),
             )
             for split in splits
         ]
@@ -131,15 +158,22 @@ def split_of(source: Source, digest: bytes, validation_fraction: float) -> Split
 
 def _encode(
     source: Source, recipe: Recipe, writers: dict[Split, ShardWriter], bad: BadDocuments, report: Report
-) -> None:
-    """Write the ids of every document of a source to the writer of its split."""
-    backend = _backend(recipe.out, recipe.tokenizer_fingerprint)
+) -> dict[Split, LostText]:
+    """Write the ids of every document of a source to the writer of its split; return what of their text is lost."""
+    encoder = _encoder(recipe.out, recipe.tokenizer_fingerprint)
+    lost = {split: LostText() for split in writers}
     read = 0
     for batch in _batches(_kept(source.documents(bad), source, recipe, writers)):
         tokens = 0
         for split, writer in writers.items():
             mine = [document for document in batch if document.split == split]
-            ids, lengths = _packed(encode_documents(backend, [document.text for document in mine]), recipe, source)
+            encoded = encoder.encode([document.text for document in mine], lost[split])
+            if not all(encoded):  # white space under a normalizer that strips it: nothing to learn from
+                for _ in range(sum(not ids for ids in encoded)):
+                    writer.leave_out("empty")
+                mine = [document for document, ids in zip(mine, encoded, strict=True) if ids]
+                encoded = [ids for ids in encoded if ids]
+            ids, lengths = _packed(encoded, recipe, source)
             writer.add(ids, lengths)
             if recipe.deduplicate:
                 writer.write("hashes", _hashes(mine))
@@ -148,6 +182,7 @@ def _encode(
         report(batch[-1].read - read, len(batch), tokens)
         read = batch[-1].read
     report(source.size - read, 0, 0)
+    return lost
 
 
 def _kept(
@@ -216,11 +251,13 @@ def _batches(documents: Iterator[Kept]) -> Iterator[list[Kept]]:
 
 
 @lru_cache(maxsize=1)
-def _backend(store: Path, fingerprint: str) -> Tokenizer:
+def _encoder(store: Path, fingerprint: str) -> CountingEncoder:
     """The tokenizer of a store, loaded once a process; the fingerprint tells stores of one path apart.
 
     Without its post-processor, which adds special tokens and trims offsets: documents want neither, and it takes a
     twenty-fifth of the time.
     """
     whole = json.loads((store / "tokenizer" / "tokenizer.json").read_bytes())
-    return Tokenizer.from_str(json.dumps(whole | {"post_processor": None}))
+    backend = Tokenizer.from_str(json.dumps(whole | {"post_processor": None}))
+    keep_to_the_text(backend)  # of a store that an older version began
+    return CountingEncoder(backend)

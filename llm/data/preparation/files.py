@@ -11,16 +11,16 @@ import hashlib
 import json
 import zlib
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from backports import zstd
 
 from ...common.errors import UserError
-from .documents import REPAIR, BadDocuments, Document
+from .documents import LARGEST, REPAIR, BadDocuments, Document, too_large
 
 CHUNK = 1 << 20  # bytes read at a time from a .txt
 
@@ -35,6 +35,7 @@ class FileSource:
     text_key: str
     id_key: str | None
     marker: str
+    largest: int = LARGEST  # bytes of a document; a larger one is bad, and never whole in memory
     split: None = None
 
     def documents(self, bad: BadDocuments) -> Iterator[Document]:
@@ -104,7 +105,7 @@ def text_and_id(record: Mapping[str, object], text_key: str, id_key: str | None,
 # ---- One reader a form -----------------------------------------------------------------------------------------------
 
 Reader = Callable[[FileSource, BadDocuments], Iterator[Document]]
-Unpack = Callable[[BinaryIO], AbstractContextManager[Iterable[bytes]]]
+Unpack = Callable[[BinaryIO], AbstractContextManager[Any]]
 
 
 def _marked_text(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
@@ -114,31 +115,76 @@ def _marked_text(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
     """
     line = 1  # on which the next document begins
     with Path(source.location).open("rb") as raw:
-        for content in _between(raw, source.marker.encode()):
-            content = content.removeprefix(BOM_UTF8) if line == 1 else content
-            try:
-                yield Document(_without_layout(content.decode("utf-8")), None, raw.tell())
-            except UnicodeDecodeError as error:
-                number = line + content.count(b"\n", 0, error.start)
-                bad(UserError(f"{source.location}, line {number}: {_bad_byte(error)}; {REPAIR}"))
-            line += content.count(b"\n") + source.marker.count("\n")
+        for piece in _between(raw, source.marker.encode(), source.largest):
+            if piece.content is None:
+                bad(too_large(f"{source.location}, line {line}", piece.size, source.largest))
+            else:
+                content = piece.content.removeprefix(BOM_UTF8) if line == 1 else piece.content
+                try:
+                    yield Document(_without_layout(content.decode("utf-8")), None, raw.tell())
+                except UnicodeDecodeError as error:
+                    number = line + content.count(b"\n", 0, error.start)
+                    bad(UserError(f"{source.location}, line {number}: {_bad_byte(error)}; {REPAIR}"))
+            line += piece.lines + source.marker.count("\n")
 
 
-def _between(raw: BinaryIO, marker: bytes) -> Iterator[bytes]:
+class Piece(NamedTuple):
+    """What lies between two marks of a stream: `content` is None where it has more bytes than are allowed."""
+
+    content: bytes | None
+    size: int  # bytes
+    lines: int  # line breaks
+
+
+class _Growing:
+    """A piece that is read part by part. Beyond `largest` bytes it is only counted."""
+
+    def __init__(self, largest: int) -> None:
+        self.largest, self.parts, self.size, self.lines = largest, list[bytes](), 0, 0
+
+    def add(self, part: bytes) -> None:
+        self.size += len(part)
+        self.lines += part.count(b"\n")
+        if self.size <= self.largest:
+            self.parts.append(part)
+        else:
+            self.parts.clear()
+
+    def take(self) -> Piece:
+        """The piece, at whose end the next begins."""
+        content = b"".join(self.parts) if self.size <= self.largest else None
+        piece = Piece(content, self.size, self.lines)
+        self.parts, self.size, self.lines = [], 0, 0
+        return piece
+
+
+def _between(raw: BinaryIO, marker: bytes, largest: int) -> Iterator[Piece]:
     """Split a stream at each marker. What follows the last one counts only where it is more than a line break."""
-    whole: list[bytes] = []  # pieces of the document being read, known to hold no marker
+    growing = _Growing(largest)  # of the document being read: parts known to hold no marker
     rest = b""  # may end in the beginning of a marker
     while chunk := raw.read(CHUNK):
         *ended, rest = (rest + chunk).split(marker)
-        for piece in ended:
-            yield b"".join([*whole, piece])
-            whole.clear()
-        settled = max(0, len(rest) - len(marker) + 1)
-        whole.append(rest[:settled])
-        rest = rest[settled:]
-    last = b"".join([*whole, rest])
-    if last.strip(b"\r\n"):
+        for part in ended:
+            growing.add(part)
+            yield growing.take()
+        known = max(0, len(rest) - len(marker) + 1)
+        growing.add(rest[:known])
+        rest = rest[known:]
+    growing.add(rest)
+    last = growing.take()
+    if last.content is None or last.content.strip(b"\r\n"):
         yield last
+
+
+def _lines(stream: BinaryIO, largest: int) -> Iterator[Piece]:
+    """The lines of a stream, read a megabyte at a time at most."""
+    growing = _Growing(largest)
+    while part := stream.readline(CHUNK):
+        growing.add(part)
+        if part.endswith(b"\n"):
+            yield growing.take()
+    if growing.size:
+        yield growing.take()
 
 
 def _without_layout(text: str) -> str:
@@ -151,11 +197,14 @@ def _json_lines(unpack: Unpack) -> Reader:
 
     def read(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
         with Path(source.location).open("rb") as raw, unpack(raw) as stream:
-            for number, line in enumerate(stream, 1):
-                line = line.removeprefix(BOM_UTF8) if number == 1 else line
+            for number, piece in enumerate(_lines(stream, source.largest), 1):
+                where = f"{source.location}, line {number}"
+                if piece.content is None:
+                    bad(too_large(where, piece.size, source.largest))
+                    continue
+                line = piece.content.removeprefix(BOM_UTF8) if number == 1 else piece.content
                 if line.isspace():
                     continue
-                where = f"{source.location}, line {number}"
                 try:
                     text, identity = text_and_id(_record(line, where), source.text_key, source.id_key, where)
                 except UserError as error:
@@ -180,24 +229,32 @@ def _record(line: bytes, where: str) -> dict[str, object]:
 
 
 def _parquet(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
-    """One document a row, a row group at a time."""
+    """One document a row, a row group at a time.
+
+    A page is decompressed whole: it has less than 2 GiB, the format's own limit. A value that repeats stays one value.
+    """
     import pyarrow
     from pyarrow import parquet  # imported here: 0.3 s that only .parquet pays
 
     row = 0
     columns = [key for key in (source.text_key, source.id_key) if key is not None]
     try:
-        with parquet.ParquetFile(source.location, page_checksum_verification=True) as file:
-            names, rows = file.schema_arrow.names, file.metadata.num_rows
-            for key, option in zip(columns, ("--text-key", "--id-key"), strict=False):
-                if names.count(key) != 1:
-                    what = "no column" if key not in names else "more than one column"
-                    raise UserError(f"{source.location}: {what} {key!r} among {names}; name one with {option}")
+        names = parquet.read_schema(source.location).names
+        for key, option in zip(columns, ("--text-key", "--id-key"), strict=False):
+            if names.count(key) != 1:
+                what = "no column" if key not in names else "more than one column"
+                raise UserError(f"{source.location}: {what} {key!r} among {names}; name one with {option}")
+        with parquet.ParquetFile(source.location, page_checksum_verification=True, read_dictionary=columns[:1]) as file:
+            rows = file.metadata.num_rows
             for group in range(file.num_row_groups):
-                for batch in file.iter_batches(batch_size=1024, row_groups=[group], columns=columns):
+                at_a_time = _rows_at_a_time(file.metadata.row_group(group), source.text_key)
+                for batch in file.iter_batches(batch_size=at_a_time, row_groups=[group], columns=columns):
                     for index in range(len(batch)):
                         row += 1
                         where = f"{source.location}, row {row}"
+                        if (size := _cell_bytes(batch.column(source.text_key), index)) > source.largest:
+                            bad(too_large(where, size, source.largest))
+                            continue
                         try:
                             record = {key: batch.column(key)[index].as_py() for key in columns}
                             text, identity = text_and_id(record, source.text_key, source.id_key, where)
@@ -210,6 +267,20 @@ def _parquet(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         bad(UserError(f"{source.location} is truncated or corrupt, after row {row} ({reason}); fetch it again"))
+
+
+def _rows_at_a_time(group: Any, key: str) -> int:
+    """So many rows of a row group that their text has a megabyte each at most, on the average."""
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == key)
+    return max(1, min(1024, (1024 * CHUNK) // max(1, size // max(1, group.num_rows))))
+
+
+def _cell_bytes(column: Any, index: int) -> int:
+    """Bytes of a text in a column; 0 of what is none."""
+    value = column[index]
+    value = getattr(value, "value", value) if hasattr(value, "dictionary") else value
+    return len(value.as_buffer() or b"") if hasattr(value, "as_buffer") else 0
 
 
 def _bad_byte(error: UnicodeDecodeError) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...common.errors import UserError
 from ..stories import Split
-from .documents import REPAIR, BadDocuments, Document
+from .documents import LARGEST, REPAIR, BadDocuments, Document, too_large
 from .files import READERS, text_and_id
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class HubSource:
     text_key: str
     id_key: str | None
     pieces: tuple[Piece, ...]
+    largest: int = LARGEST  # bytes of a document; a larger one is bad
 
     @property
     def location(self) -> str:
@@ -66,6 +67,9 @@ class HubSource:
         """Yield the documents in order. `bad` is told of each that cannot be read, by its row."""
         for row, values in enumerate(self._rows(), self.start):
             where = f"{self.location}, row {row}"
+            if (size := len(values[self.text_key] or b"")) > self.largest:
+                bad(too_large(where, size, self.largest))
+                continue
             try:
                 record = {key: None if value is None else value.decode() for key, value in values.items()}
                 text, identity = text_and_id(record, self.text_key, self.id_key, where)
@@ -144,7 +148,9 @@ def is_hub_name(pattern: str) -> bool:
     )
 
 
-def hub_sources(pattern: str, first_index: int, *, text_key: str, id_key: str | None) -> list[HubSource]:
+def hub_sources(
+    pattern: str, first_index: int, *, text_key: str, id_key: str | None, largest: int = LARGEST
+) -> list[HubSource]:
     """Load a dataset, downloading what is not in the cache, and cut its splits into ranges of ROWS_A_SOURCE rows.
 
     `train` comes first, then the validation split where there is one; other splits are left out with a note. The
@@ -172,6 +178,7 @@ def hub_sources(pattern: str, first_index: int, *, text_key: str, id_key: str | 
                     text_key=text_key,
                     id_key=id_key,
                     pieces=_pieces(files, start, count),
+                    largest=largest,
                 )
             )
     return sources

@@ -9,13 +9,13 @@ Stages, in order:
     6. duplicates dropped on request, when every shard is there                                   (`deduplicate.py`)
     7. index      store.json, when every shard is there                                        (`llm.data.store`)
 
-Every file is written aside and renamed, and nothing depends on the number of workers or on time. So a run that was
-killed is finished by the same command: it keeps each shard whose bytes are those of its manifest, makes the others,
-and the store is byte for byte that of a run left alone. A source that cannot be read gives no shard; the others are
-finished, and all that went wrong is told at the end.
+Every file is written to a temporary file and renamed, and nothing depends on the number of workers or on time. So a
+run that was killed is finished by the same command: it keeps each shard whose bytes are those of its manifest, makes
+the others, and the store is byte for byte that of a run left alone. A source that cannot be read gives no shard; the
+others are finished, and all that went wrong is told at the end.
 
 `--task i/n` makes the shards of every n-th source, from the i-th on; the task that ends last goes on to the index. What
-two processes could both write, one writes and the other waits for (`llm.data.preparation.encode.held`).
+two processes could both write, one writes and the other waits for (`llm.data.preparation.encode.store_lock`).
 
 A document is held out for validation by the hash of its text, so that equal documents are on the same side, whatever
 file they come from; the built-in corpus and some hub datasets have a split of their own. Documents without text are
@@ -38,16 +38,17 @@ from typing import Any
 from ...common.arguments import accept_old_name
 from ...common.errors import UserError
 from ...common.processes import available_cores
+from ..lost_text import LIMIT, LostText, total
 from ..shard import SPLITS, Manifest, boundary_tokens, sizes_match
-from ..store import write_index
+from ..store_index import write_index
 from ..stories import MARKER, Split
 from ..tokenizer import load_tokenizer
 from ..workers import Progress, run_all
 from .deduplicate import repeats, rewrite
-from .documents import Source
-from .encode import Recipe, held, shards_of, splits_of
+from .documents import LARGEST, Source
+from .encode import Recipe, is_in_use, shards_of, splits_of, store_lock
 from .recipe import HELD_OUT, Settings, open_folder
-from .settle import identity_with, settle
+from .settle import check_lost_text, identity_with, resolve_recipe
 from .sources import DEFAULT_STORIES
 
 FAILURES_TOLD = 20  # in full
@@ -64,6 +65,7 @@ class Summary:
     vocab_size: int
     bytes_per_token: float  # of text, without the ids that begin and end documents
     seconds: float
+    lost: LostText  # of the text, what its ids do not hold
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items() if count)
@@ -72,7 +74,7 @@ class Summary:
             f"{self.path}: {self.documents:,} documents{left_out}, {self.tokens['train']:,} training and "
             f"{self.tokens['validation']:,} validation tokens, vocabulary {self.vocab_size:,}, "
             f"{self.bytes_per_token:.2f} bytes/token, {self.seconds:.1f} s"
-        )
+        ) + (f"; {self.lost}" if str(self.lost) else "")
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,13 @@ def prepare(
         loaded = None if chosen.tokenizer is None else load_tokenizer(chosen.tokenizer)
         is_new = open_folder(out, chosen.plan(found, None if loaded is None else identity_with(loaded, chosen.bos)))
         try:
-            recipe = settle(out, chosen, found, loaded, workers)
+            recipe = resolve_recipe(out, chosen, found, loaded, workers)
             share = found[task[0] - 1 :: task[1]]
             _make_shards(share, recipe, workers)
             _make_shards([source for source in found if _state(source, out) == "damaged"], recipe, workers)
             if missing := sum(_state(source, out) != "there" for source in found):
                 return Share(out, task, len(share), missing, time.perf_counter() - began)
-            manifests = _finish(found, recipe, workers)
+            manifests = _finish(found, recipe, workers, chosen.allow_lossy_tokenizer)
         except UserError:
             if is_new and task[1] == 1 and not any(any((out / split).glob("*.json")) for split in SPLITS):
                 _clear(out, existed)
@@ -137,7 +139,12 @@ def prepare(
 
 
 def _clear(out: Path, existed: bool) -> None:
-    """Remove what a run has written that could not make a shard, and the folder itself where the run made it."""
+    """Remove what a run has written that could not make a shard, and the folder itself where the run made it.
+
+    Not where the same command runs in another process, too, which is making one.
+    """
+    if is_in_use(out):
+        return
     for path in out.iterdir():
         with suppress(OSError):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -176,17 +183,18 @@ def _state(source: Source, out: Path) -> str:
     return "there" if states == {True} else "damaged"
 
 
-def _finish(sources: Sequence[Source], recipe: Recipe, workers: int) -> dict[Split, list[Manifest]]:
+def _finish(sources: Sequence[Source], recipe: Recipe, workers: int, allow_lossy: bool) -> dict[Split, list[Manifest]]:
     """Drop duplicates where it was asked for, and write the index: every shard is there."""
     if recipe.deduplicate:
         for split in SPLITS:
             _deduplicate(recipe.out / split, _manifests(sources, recipe.out, split), workers)
     manifests = {split: _manifests(sources, recipe.out, split) for split in SPLITS}
+    check_lost_text(_lost(manifests), allow_lossy)
     if not any(manifest.tokens for manifest in manifests["train"]):
         raise UserError(
             "no document is left to train on; give more or a smaller --validation-fraction, and another --out"
         )
-    with held(recipe.out, "store"):
+    with store_lock(recipe.out, "store"):
         write_index(
             recipe.out,
             manifests,
@@ -205,6 +213,10 @@ def _manifests(sources: Sequence[Source], out: Path, split: Split) -> list[Manif
     if len(found) < len(names):
         raise UserError(f"{out} was changed while it was finished; run the same command again")
     return found
+
+
+def _lost(manifests: dict[Split, list[Manifest]]) -> LostText:
+    return total(manifest.lost for split in SPLITS for manifest in manifests[split])
 
 
 def _deduplicate(folder: Path, manifests: list[Manifest], workers: int) -> None:
@@ -252,6 +264,7 @@ def _summary(recipe: Recipe, manifests: dict[Split, list[Manifest]], seconds: fl
         vocab_size=recipe.vocab_size,
         bytes_per_token=sum(manifest.bytes_in for manifest in every) / max(1, of_text),
         seconds=seconds,
+        lost=_lost(manifests),
     )
 
 
@@ -299,8 +312,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a random part of about so many tokens (84e9, say), likewise",
     )
     choose("--max-bad-documents", dest="skip_bad", type=int, default=0, metavar="N", help=SKIP_HELP)
+    choose(
+        "--max-document-bytes",
+        type=_count,
+        default=LARGEST,
+        metavar="N",
+        help=f"a larger document is a broken one (default: {LARGEST:,})",
+    )
     choose("--deduplicate", action="store_true", help="of documents with equal text keep the first")
     choose("--seed", type=int, default=0, help="of the subset, and of the corpus without one in its name (default: 0)")
+    form(
+        "--allow-lossy-tokenizer",
+        action="store_true",
+        help=f"accept a tokenizer whose ids lose more than {LIMIT:.0%}% of the characters",
+    )
     form("--bos", action="store_true", help="begin each document with the tokenizer's begin-of-sequence id")
     form(
         "--validation-fraction",

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import UserError
-from ..shard import read_json, write_json
+from ...common.files import read_json, write_json
 from ..stories import MARKER
-from .documents import Source
-from .encode import held
+from .documents import LARGEST, Source
+from .encode import store_lock
 from .sources import open_sources
 
+REMAKE = "delete its folder and prepare again"
 HELD_OUT = 0.005  # of the documents
-OURS = {"plan.json.partial", "prepare.lock"}  # all that a run killed at its very first step leaves
+OURS = {"plan.json.part", "plan.json.partial", "prepare.lock", ".store.heartbeat"}  # of a run killed at its first step
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Settings:
     skip_bad: int = 0
     validation_fraction: float = HELD_OUT
     seed: int = 0
+    max_document_bytes: int = LARGEST
+    allow_lossy_tokenizer: bool = False
 
     def problems(self) -> list[str]:
         """Settings that cannot be: each a sentence."""
@@ -55,6 +58,8 @@ class Settings:
             problems.append("give either --subset-fraction or --subset-tokens")
         if self.skip_bad < 0:
             problems.append(f"--max-bad-documents {self.skip_bad} must be 0 or more")
+        if self.max_document_bytes < 1:
+            problems.append(f"--max-document-bytes {self.max_document_bytes} must be at least 1")
         return problems
 
     def open(self, patterns: Sequence[str]) -> list[Source]:
@@ -67,12 +72,15 @@ class Settings:
             marker=self.marker,
             documents=self.documents,
             seed=self.seed,
+            largest=self.max_document_bytes,
         )
 
     def plan(self, sources: Sequence[Source], tokenizer: dict[str, Any] | None) -> dict[str, Any]:
         """Everything that decides the bytes of the store; `tokenizer` is None where it is to be trained."""
         subset = {"fraction": self.subset_fraction, "tokens": self.subset_tokens, "seed": self.seed}
-        return {
+        # A store that an older version began says nothing of a largest document.
+        largest = {} if self.max_document_bytes == LARGEST else {"largest document": self.max_document_bytes}
+        return largest | {
             "sources": [source.location for source in sources],
             "text key": self.text_key,
             "id key": self.id_key,
@@ -94,14 +102,17 @@ def open_folder(out: Path, plan: dict[str, Any]) -> bool:
     if "plan.json" not in there and there - OURS:
         raise UserError(f"{out} is not empty and no token store of this command; name a new or empty folder with --out")
     out.mkdir(parents=True, exist_ok=True)
-    with held(out, "store"):
+    with store_lock(out, "store"):
         if not (out / "plan.json").is_file():
             write_json(out / "plan.json", plan)
             return True
-        begun = read_json(out / "plan.json")
-    for name, value in plan.items():
-        if begun.get(name) != value:
-            raise UserError(f"{out} was begun with {_difference(name, begun.get(name), value)}; name another --out")
+        begun = read_json(out / "plan.json", REMAKE)
+        if not isinstance(begun, dict):
+            raise UserError(f"{out}/plan.json is not what prepare wrote; {REMAKE}")
+    for name in dict.fromkeys([*plan, "largest document"]):
+        if begun.get(name) != plan.get(name):
+            difference = _difference(name, begun.get(name), plan.get(name))
+            raise UserError(f"{out} was begun with {difference}; name another --out")
     return False
 
 

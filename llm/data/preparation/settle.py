@@ -3,8 +3,8 @@
     tokenizer    loaded, or trained on up to 50 MB; saved in the store and taken from there ever after
     subset       of a fraction, or of a number of tokens, for which the sources are surveyed once
 
-One process settles this; others that begin beside it wait and find it in the store. A source that cannot be read has no
-part in it: that it cannot is told when its shard is to be made.
+One process resolves this; others that begin at the same time wait, and find it in the store. A source that cannot be
+read has no part in it: the error comes when its shard is to be made.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
 from ...common.errors import UserError
-from ..shard import read_json, write_json
+from ...common.files import read_json, write_json
+from ..lost_text import LIMIT, CountingEncoder, LostText
 from ..tokenizer import (
     begin_of_document,
     end_of_document,
@@ -30,7 +33,7 @@ from ..tokenizer import (
     vocabulary_size,
 )
 from .documents import BadDocuments, Source
-from .encode import Recipe, held, split_of
+from .encode import Recipe, split_of, store_lock
 from .recipe import Settings
 from .subset import PLACES, Subset, subset_of_tokens
 
@@ -38,24 +41,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SAMPLE_BYTES = 50_000_000  # of text to train a tokenizer on; more changes few merges
+PROBES, PROBE_BYTES = 256, 1_000_000  # documents, and bytes of text, that are encoded both ways
 SAMPLE_SOURCES = 64  # that the sample is taken from in turn, spread evenly over all
 
 
-def settle(
+def resolve_recipe(
     out: Path, chosen: Settings, sources: Sequence[Source], loaded: PreTrainedTokenizerBase | None, workers: int
 ) -> Recipe:
-    """The recipe of the shards. One process settles what is not settled yet, the others find it in the store."""
-    with held(out, "store"):
-        settled = _settle_tokenizer(out, loaded, chosen, sources)
+    """Return the recipe of the shards. One process resolves what is open yet, the others find it in the store."""
+    with store_lock(out, "store"):
+        tokenizer = _resolve_tokenizer(out, loaded, chosen, sources)
         recipe = Recipe(
             out=out,
             validation_fraction=chosen.validation_fraction,
             subset=None,
             skip_bad=chosen.skip_bad,
             deduplicate=chosen.deduplicate,
-            **identity_with(settled, chosen.bos),
+            **identity_with(tokenizer, chosen.bos),
         )
-        return replace(recipe, subset=_settle_subset(recipe, chosen, sources, workers))
+        return replace(recipe, subset=_resolve_subset(recipe, chosen, sources, workers))
 
 
 def identity_with(tokenizer: PreTrainedTokenizerBase, bos: bool) -> dict[str, Any]:
@@ -68,29 +72,60 @@ def identity_with(tokenizer: PreTrainedTokenizerBase, bos: bool) -> dict[str, An
     }
 
 
-def _settle_tokenizer(
+def _resolve_tokenizer(
     out: Path, loaded: PreTrainedTokenizerBase | None, chosen: Settings, sources: Sequence[Source]
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of the store, as it comes back from the store; trained and saved where it is not there yet."""
     folder, partial = out / "tokenizer", out / "tokenizer.partial"
-    if not folder.is_dir():
+    is_new = not folder.is_dir()
+    if is_new:
         if loaded is None:
             print(f"training a tokenizer of {chosen.train_tokenizer:,} entries ...", file=sys.stderr)
             loaded = train_bpe(_sample(sources, chosen), chosen.train_tokenizer or 0)
         shutil.rmtree(partial, ignore_errors=True)
         loaded.save_pretrained(partial)
         partial.rename(folder)
-    settled = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     saved = Tokenizer.from_file(str(folder / "tokenizer.json"))  # what the workers encode with
-    came_back = identity_with(settled, chosen.bos)
-    expected = identity_with(loaded or settled, chosen.bos)
+    came_back = identity_with(tokenizer, chosen.bos)
+    expected = identity_with(loaded or tokenizer, chosen.bos)
     if came_back != expected or came_back["tokenizer_fingerprint"] != tokenizer_fingerprint(saved):
         raise UserError("the tokenizer does not come back from save_pretrained as it was; give its tokenizer.json")
-    return settled
+    if is_new:
+        _check_on_documents(tokenizer, saved, list(islice(_sample(sources, chosen, PROBE_BYTES), PROBES)), chosen)
+    return tokenizer
 
 
-def _sample(sources: Sequence[Source], chosen: Settings) -> Iterator[str]:
-    """Training documents of up to 64 sources, one of each in turn, until there are 50 MB of text."""
+def _check_on_documents(
+    tokenizer: PreTrainedTokenizerBase, saved: Tokenizer, texts: list[str], chosen: Settings
+) -> None:
+    """Encode some documents as the workers do and as transformers does, and see what the ids lose.
+
+    Raises:
+        UserError: the two differ, or too much is lost.
+    """
+    lost = LostText()
+    for text, ids in zip(texts, CountingEncoder(saved).encode(texts, lost), strict=True):
+        # As text: `<|endoftext|>` in a document is its characters.
+        if tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) != ids:
+            raise UserError(
+                f"transformers encodes the document {shorten(text, 60, placeholder=' ...')!r} otherwise than this "
+                "tokenizer's tokenizer.json; give a tokenizer whose tokenizer_config.json names PreTrainedTokenizerFast"
+            )
+    check_lost_text(lost, chosen.allow_lossy_tokenizer)
+
+
+def check_lost_text(lost: LostText, allowed: bool) -> None:
+    """Raise UserError where the ids lose more of the text than `LIMIT`, unless that is allowed."""
+    if lost.share > LIMIT and not allowed:
+        raise UserError(
+            f"the tokenizer loses text: {lost}; give a tokenizer with byte fallback, or pass --allow-lossy-tokenizer"
+        )
+
+
+def _sample(sources: Sequence[Source], chosen: Settings, size_limit: int | None = None) -> Iterator[str]:
+    """Training documents of up to 64 sources, one of each in turn, until there are so many bytes of text (50 MB)."""
+    size_limit = SAMPLE_BYTES if size_limit is None else size_limit
     usable = [source for source in sources if source.split != "validation"]
     count = min(SAMPLE_SOURCES, len(usable))
     spread = [usable[index * len(usable) // count] for index in range(count)]
@@ -108,20 +143,22 @@ def _sample(sources: Sequence[Source], chosen: Settings) -> Iterator[str]:
             data = document.text.encode()
             if split_of(source, sha256(data).digest(), chosen.validation_fraction) == "train":
                 size += len(data)
-                if size > SAMPLE_BYTES:
+                if size > size_limit:
                     return
                 yield document.text
 
 
-def _settle_subset(recipe: Recipe, chosen: Settings, sources: Sequence[Source], workers: int) -> Subset | None:
+def _resolve_subset(recipe: Recipe, chosen: Settings, sources: Sequence[Source], workers: int) -> Subset | None:
     """Which documents are taken; None: all. What a number of tokens comes to is found once and kept in subset.json."""
     if chosen.subset_fraction is not None:
         return Subset(chosen.seed, int(chosen.subset_fraction * PLACES))
     if chosen.subset_tokens is None:
         return None
     file = recipe.out / "subset.json"
-    if not file.is_file():
+    try:
+        kept = read_json(file)
+        return Subset(int(kept["seed"]), int(kept["threshold"]))
+    except (UserError, KeyError, TypeError, ValueError):  # not there, or damaged: the same is found again
         found = subset_of_tokens(sources, chosen.subset_tokens, chosen.seed, recipe.lengths, workers, chosen.skip_bad)
         write_json(file, {"seed": found.seed, "threshold": found.threshold, "fraction": found.threshold / PLACES})
-    kept = read_json(file)
-    return Subset(kept["seed"], kept["threshold"])
+        return found

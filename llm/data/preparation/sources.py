@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ...common.errors import UserError
 from ..stories import MARKER, Split, stories
-from .documents import REPAIR, BadDocuments, Document, Source
+from .documents import LARGEST, REPAIR, BadDocuments, Document, Source
 from .files import READERS, FileSource, suffix_of
 from .hub import hub_sources, is_hub_name
 
@@ -73,12 +73,14 @@ def open_sources(
     marker: str = MARKER,
     documents: int | None = None,
     seed: int = 0,
+    largest: int = LARGEST,
 ) -> list[Source]:
     """Resolve files, folders (searched to the bottom), globs, hub names and `stories[:SEED]` into sources.
 
     Their order is fixed, whatever that of the patterns: stories, hub datasets, files by absolute path. `where` keeps
     the files with these parts in their path: of `name=value` parts one of each name, and every other. `documents` is
-    the number of training stories, `seed` theirs where the pattern names none.
+    the number of training stories, `seed` theirs where the pattern names none; a document of more than `largest` bytes
+    is a bad one.
 
     Raises UserError for a pattern that matches nothing, a file of unknown form and a source that is named twice.
     """
@@ -100,10 +102,11 @@ def open_sources(
         for index, (seed, split, start, count) in enumerate(ranges)
     ]
     for pattern in on_hub:
-        found += hub_sources(pattern, len(found), text_key=text_key, id_key=id_key)
+        found += hub_sources(pattern, len(found), text_key=text_key, id_key=id_key, largest=largest)
     for index, path in enumerate(paths, len(found)):
         stem = re.sub(r"[^\w.=-]", "_", path.name.removesuffix(suffix_of(path)))[:40]  # 160 bytes at most
-        found.append(FileSource(f"{index:05d}-{stem}", str(path), path.stat().st_size, text_key, id_key, marker))
+        size = path.stat().st_size
+        found.append(FileSource(f"{index:05d}-{stem}", str(path), size, text_key, id_key, marker, largest))
     if not found:
         raise UserError("no source is named; give a file, a folder, a glob, a hub name or `stories`")
     return found

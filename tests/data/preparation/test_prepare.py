@@ -302,15 +302,33 @@ def test_a_corpus_that_is_all_held_out_is_refused(bpe_folder, tmp_path):
 def test_an_id_that_a_store_could_not_hold_is_refused(bpe_folder, tmp_path, monkeypatch):
     """Neither can come from a tokenizer that was loaded here; the store is kept from them all the same."""
     write_lines(tmp_path / "a.jsonl", ["text"])
+    monkeypatch.setattr(llm.data.preparation.settle, "_check_on_documents", lambda *_: None)
     for ids, message in (
         ([400], "gave the token id 400, beyond the tokenizer's"),
         ([5, 0], "text inside a document the id 0"),
     ):
         monkeypatch.setattr(
-            llm.data.preparation.encode, "encode_documents", lambda _, texts, ids=ids: [list(ids) for _ in texts]
+            llm.data.preparation.encode.CountingEncoder,
+            "encode",
+            lambda _, texts, lost, ids=ids: [list(ids) for _ in texts],
         )
         with pytest.raises(UserError, match=message):
             prepare([str(tmp_path / "a.jsonl")], tmp_path / "out", tokenizer=bpe_folder, workers=1)
+
+
+def test_a_tokenizer_that_transformers_follows_otherwise_is_refused(bpe_folder, tmp_path, monkeypatch):
+    """A sample of the documents is encoded both ways, as the workers do and as every use of the model does."""
+    write_lines(tmp_path / "a.jsonl", ["fine", f"a {MARKER} b", TEXT])
+    encode = llm.data.preparation.encode.CountingEncoder.encode
+
+    def other_in_the_last(self, texts, lost):
+        *same, last = encode(self, texts, lost)
+        return [*same, last[::-1]]
+
+    monkeypatch.setattr(llm.data.preparation.encode.CountingEncoder, "encode", other_in_the_last)
+    with pytest.raises(UserError, match=r"transformers encodes the document 'The hippocampus .* otherwise than"):
+        prepare([str(tmp_path / "a.jsonl")], tmp_path / "out", tokenizer=bpe_folder, workers=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_killed_worker_is_told(corpus, bpe_folder, tmp_path):

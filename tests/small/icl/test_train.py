@@ -319,7 +319,7 @@ def test_the_folder_is_held_while_it_trains_and_free_afterwards(
     folder, whole, held = tmp_path / "runs", training.Runs.snapshot, []
 
     def refused() -> bool:
-        ask = "import sys, pathlib; from llm.common.lock import hold; hold(pathlib.Path(sys.argv[1]))"
+        ask = "import sys, pathlib; from llm.common.lock import acquire_lock; acquire_lock(pathlib.Path(sys.argv[1]))"
         outcome = subprocess.run([sys.executable, "-c", ask, str(folder)], capture_output=True, text=True)
         return "another process is training" in outcome.stderr
 
