@@ -1,8 +1,10 @@
 """A folder belongs to one process at a time."""
 
+import contextlib
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -34,3 +36,13 @@ def hold(folder: Path) -> TextIO:
         except OSError:  # a file system without locks
             pass
         return held
+
+
+@contextlib.contextmanager
+def wait_for(folder: Path) -> Iterator[None]:
+    """Hold the folder for a moment, after whoever holds it now."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as held:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.lockf(held, fcntl.LOCK_EX)
+        yield

@@ -26,7 +26,7 @@ from .run_folder import RunFolder
 from .signals import SAVING, Signals
 from .strategy import terminate_children
 
-PARTS = {"seed_everything", "decoder", "model", "data", "trainer", "strategy", "run", "evaluation"}
+PARTS = {"seed_everything", "initializer_seed", "decoder", "model", "data", "trainer", "strategy", "run", "evaluation"}
 
 
 class Attempt(LightningCLI):
@@ -154,7 +154,7 @@ class Attempt(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except NotFiniteError as error:
-            self._ended(f"{error}")
+            self._ended(f"{error}", diverged=True)
             raise self._on_rank_zero(UserError(self._explain(error))) from error
         except StoppedError as error:
             self._ended(error.name, self._where_it_stands())
@@ -180,11 +180,11 @@ class Attempt(LightningCLI):
                 if self.run_folder is not None:
                     self.run_folder.release()
 
-    def _ended(self, why: str, sentence: str = "") -> None:
+    def _ended(self, why: str, sentence: str = "", **facts: Any) -> None:
         """On rank zero: note in the run's folder why this life ended, and say so."""
         if self.run_folder is None or not self.trainer.is_global_zero:
             return
-        self.run_folder.event("stopped", self.trainer.global_step, why=why)
+        self.run_folder.event("stopped", self.trainer.global_step, why=why, **facts)
         if sentence:
             print(f"{why}: {sentence}", file=sys.stderr)
 

@@ -62,6 +62,9 @@ class RunSettings:
         checkpoint_every: optimizer steps between checkpoints; the last step always has one.
         keep_checkpoints: how many of the newest stay.
         keep_every: those whose step is a multiple of this stay too, for good.
+        keep_steps: checkpoints are written at these steps too, and stay for good: other runs start from them.
+        start_from: the checkpoint, perhaps of another run, that this run starts from as long as it has none of its own.
+            Its rows of metrics up to there become this run's.
         on_full_disk: "stop" where a checkpoint cannot be written, or "continue" training without it.
         max_consecutive_skips: steps in a row whose loss or gradient is not finite, which end the run; one is skipped.
         spike_threshold: a loss so many robust standard deviations above the last 128 is logged with its batch.
@@ -74,6 +77,8 @@ class RunSettings:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     keep_every: int | None = None
+    keep_steps: list[int] = field(default_factory=list)
+    start_from: str | None = None
     on_full_disk: str = "stop"
     max_consecutive_skips: int = 5
     spike_threshold: float = 10.0
@@ -91,6 +96,8 @@ class RunSettings:
             problems.append(
                 f"run.keep_every {self.keep_every} must be a multiple of run.checkpoint_every {self.checkpoint_every}"
             )
+        if min(self.keep_steps, default=1) < 1:
+            problems.append(f"run.keep_steps {self.keep_steps} must be steps of at least 1")
         if self.on_full_disk not in ON_FULL_DISK:
             problems.append(f"run.on_full_disk {self.on_full_disk!r} is unknown: give {' or '.join(ON_FULL_DISK)}")
         if not self.spike_threshold > 0:
@@ -130,7 +137,7 @@ class RunFolder:
             UserError: the folder holds another run, or the checkpoint is of a different one.
         """
         skipped: list[str] = []
-        occupied = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        occupied = self.path.exists() and (not self.path.is_dir() or any(map(_is_content, self.path.iterdir())))
         if resume is None:
             if occupied:
                 raise UserError(
@@ -150,8 +157,12 @@ class RunFolder:
             self.resumed = checkpoints.find(Path(resume))
         else:
             self.resumed = checkpoints.read(Path(resume))
+        branches = self.resumed is None and self.settings.start_from is not None
+        if branches:
+            self.resumed = checkpoints.read(Path(str(self.settings.start_from)))
         if self.resumed is not None:
-            if occupied and self.resumed.path.parent.resolve() != (self.path / "checkpoints").resolve():
+            own = self.resumed.path.parent.resolve() == (self.path / "checkpoints").resolve()
+            if occupied and not branches and not own:
                 raise UserError(
                     f"{self.resumed.path} is not of the run in {self.path}: give an empty --run.folder to start "
                     "another run from it"
@@ -210,6 +221,9 @@ class RunFolder:
         (self.path / "config.yaml").write_text(config_yaml)
         if tokenizer is not None:
             shutil.copytree(tokenizer, self.path / "tokenizer", dirs_exist_ok=True)
+        if self.resumed is not None and self.settings.start_from and not (self.path / "metrics.csv").is_file():
+            with contextlib.suppress(FileNotFoundError):
+                write_file(self.path / "metrics.csv", (self.resumed.path.parents[1] / "metrics.csv").read_bytes())
         makers = {
             "csv": lambda: MetricsFile(self.path / "metrics.csv", step, columns),
             "tensorboard": lambda: TensorBoardLogger(
@@ -312,6 +326,11 @@ class MetricsFile(Logger):
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """config.yaml holds them."""
+
+
+def _is_content(path: Path) -> bool:
+    """Return whether a file shows that a folder is in use: not what an attempt leaves that was killed as it began."""
+    return path.name not in (".lock", "run.json.partial")
 
 
 def _append(path: Path, text: str) -> None:
