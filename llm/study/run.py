@@ -33,6 +33,7 @@ from .registration import is_ready, register
 from .runs import config_path
 from .status import seconds_left
 
+START = "forkserver"  # its processes begin with everything imported
 POLL = 2.0  # seconds between two looks at runs that others train
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -88,7 +89,7 @@ class Trainer:
         self.inspection, self.study, self.jobs = inspection, inspection.study, jobs
         self.record: StudyRecord = register(inspection)
         self.mine = share(self.record.runs, task)
-        self.context = multiprocessing.get_context("forkserver")
+        self.context = multiprocessing.get_context(START)
         self.context.set_forkserver_preload(["llm.train.cli"])
         self.running: dict[Any, tuple[Any, StudyRun, int]] = {}  # sentinel -> process, its run, its slot
         self.tried: set[str] = set()  # begun here, ended here
