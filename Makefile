@@ -8,7 +8,7 @@ LAST := exports/step-00002300
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install run test test-slurm browser lint
+.PHONY: install run study test test-slurm browser lint
 .DELETE_ON_ERROR:
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -35,6 +35,11 @@ run: .venv/.installed
 	$(BIN)/python -m evals ioi classic=$(RUN)/classic/$(LAST) values=$(RUN)/values/$(LAST)
 	$(BIN)/python -m evals incontext $(RUN)/classic/$(LAST) $(RUN)/values/$(LAST) --store $(RUN)/store
 	$(BIN)/python -m evals compare $(RUN)/classic $(RUN)/values --out $(RUN)/comparison
+
+# 72 small runs over four sizes, three seeds and two budgets, two at once. Resumes like `make run`; docs/study.md.
+study: .venv/.installed
+	$(BIN)/python -m llm prepare stories --documents 30000 --train-tokenizer 1024 --out $(RUN)/store
+	$(BIN)/python -m llm study run configs/studies/toy.yaml --jobs 2
 
 lint: .venv/.developing
 	$(BIN)/ruff check .

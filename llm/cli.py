@@ -1,4 +1,4 @@
-"""Commands of `python -m llm`: prepare, inspect, bench-data, fit, validate, export, generate, plan, batch,
+"""Commands of `python -m llm`: prepare, inspect, bench-data, fit, validate, export, generate, plan, study, batch,
 status, bench, bench-loss, bench-growth, bench-ranks.
 
 Each command is a module with `add_arguments(parser)` and `run(args)`; fit and validate are a LightningCLI. Heavy
@@ -25,6 +25,7 @@ COMMANDS = {  # name: (module, one line for --help)
     "export": ("llm.export", "run -> a folder that transformers and lm-eval load"),
     "generate": ("llm.generate", "continue a prompt with an exported model"),
     "plan": ("llm.plan.plan", "memory, traffic and FLOPs of a run, before it is run"),
+    "study": ("llm.study.cli", "one comparison over several sizes, seeds and budgets: plan, run, status"),
     "batch": ("llm.runs.batch", "the text that made a step of a run"),
     "status": ("llm.runs.status", "how far runs are, whether they go on, and what went wrong in them"),
     "bench": ("llm.bench.step", "throughput and memory of a config, beside transformers"),

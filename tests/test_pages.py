@@ -124,7 +124,11 @@ def _options(program: str, command: str, hidden: bool = False) -> set[str] | Non
         if command not in commands.choices:
             return None
         parser = commands.choices[command]
-    shown = [action for action in parser._actions if hidden or action.help != argparse.SUPPRESS]
+    parsers = [parser]
+    for action in parser._actions:
+        parsers += action.choices.values() if isinstance(action, argparse._SubParsersAction) else []
+    actions = [action for each in parsers for action in each._actions]
+    shown = [action for action in actions if hidden or action.help != argparse.SUPPRESS]
     return {option for action in shown for option in action.option_strings}
 
 

@@ -284,3 +284,73 @@ def test_a_job_that_fails_is_queued_again_if_it_got_further(step: int, again: bo
     assert (event["event"], event["checkpoint"]) == ("attempt failed", step if again else None)
     assert "task 9: Aborted" in event["why"]
     assert not list((project / "slurm" / "logs").iterdir())
+
+
+# ---- study.sh: with a `python -m llm` that knows the arrays and the runs of their tasks
+
+STUDY_LLM = """
+import os, pathlib, sys
+
+words = sys.argv[1:]
+print(*words, file=open("llm-words", "a"))
+if words[:2] == ["study", "tasks"]:
+    if "--task" not in words:
+        print("tune 60M 4 1 8 6 1:00:00", "main 60M 9 1 8 6 1:00:00", "main 1B 9 2 8 4 48:00:00", sep="\\n")
+    else:
+        print(*[name for name in ("trunk.yaml", "branch.yaml") if not pathlib.Path(name + "-over").exists()], sep="\\n")
+    sys.exit()
+config = words[words.index("--config") + 1]
+status = int(os.environ.get("STATUS_" + config.split(".")[0].upper(), "0"))
+if status in (0, 3):
+    pathlib.Path(config + "-over").touch()
+sys.exit(2 if status == 3 else status)
+"""
+ARRAY = {"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "4"}
+
+
+@pytest.fixture
+def study_project(project: Path) -> Path:
+    (project / "llm" / "__main__.py").write_text(STUDY_LLM)
+    sbatch = 'echo "$*" >> sbatch; echo $((100 + $(wc -l < sbatch)))'
+    (project / "bin" / "sbatch").write_text(f"#!/usr/bin/env bash\n{sbatch}\n")
+    return project
+
+
+def test_a_study_is_an_array_for_each_size_then_a_verdict(study_project: Path, tmp_path: Path) -> None:
+    command = ["bash", "project/slurm/study.sh", "configs/x.yaml"]
+    environment = variables(study_project, PARTITION="gpu", ACCOUNT="mine")
+    done = subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True, text=True)
+    tune, small, large, verdict = noted(study_project, "sbatch")
+    common = "--parsable --partition=gpu --account=mine --job-name=study-"
+    first = "60M --array=1-4 --nodes=1 --cpus-per-task=6 --time=1:00:00 --gpus-per-node=8 --ntasks-per-node=8"
+    assert tune == f"{common}{first} slurm/study.sh configs/x.yaml tune 60M 4"
+    waits = "--dependency=afterany:101 slurm/study.sh configs/x.yaml main"
+    assert small == f"{common}{first.replace('1-4', '1-9')} {waits} 60M 9"
+    assert large.startswith(f"{common}1B --array=1-9 --nodes=2 --cpus-per-task=4 --time=48:00:00")
+    assert large.endswith(f"{waits} 1B 9")
+    assert "--dependency=afterany:101:102:103" in verdict and verdict.endswith("slurm/study.sh configs/x.yaml verdict")
+    assert "main, 1B: job 103, 9 tasks of 2 nodes x 8 GPUs" in done.stdout and "verdict: job 104" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "requeues"),
+    [
+        ({}, 0, []),
+        ({"STATUS_TRUNK": "3"}, 0, []),  # it diverged, which is a result
+        ({"STATUS_TRUNK": "2"}, 2, []),  # the branch has its turn all the same
+        ({"STATUS_TRUNK": "75"}, 75, ["requeue 11_4"]),
+    ],
+)
+def test_a_task_of_a_study_trains_its_runs_in_turn(
+    study_project: Path, statuses: dict[str, str], status: int, requeues: list[str]
+) -> None:
+    done = in_a_job(
+        study_project, "study.sh", "configs/x.yaml", "main", "1B", "9", **ARRAY, **statuses, RUN="runs/other"
+    )
+    assert done.returncode == status, done.stderr
+    assert [line for line in noted(study_project, "scontrol") if line.startswith("requeue")] == requeues
+    words = noted(study_project, "llm-words")
+    assert words[0] == "study tasks configs/x.yaml --stage main --size 1B --task 4/9"
+    trained = [line.split("--config ")[1].split()[0] for line in words if line.startswith("fit")]
+    assert trained == ["trunk.yaml", "branch.yaml"][: 1 if status == 75 else 2]
+    assert not any("--run.folder" in line for line in words)

@@ -17,16 +17,6 @@ from evals.exported_steps import Run, read_run
 from llm.common.errors import UserError
 from llm.runs import reading
 
-# What this project exists to compare; any other key is declared on the command line.
-DECLARED = (
-    "decoder.stream",
-    "decoder.stream_source",
-    "decoder.stream_weight",
-    "decoder.hidden_act",
-)  # and the parameters of the runs' activations, decoder.ACTIVATION_NAME
-# Where a run is kept, how it is watched and how fast it reads: none of it reaches a weight. `data.store` is a path, and
-# what lies under it has a fingerprint.
-WITHOUT_EFFECT = ("run.", "evaluation.", "data.store", "data.workers", "trainer.default_root_dir")
 SEED = "seed_everything"
 
 
@@ -63,7 +53,7 @@ def read_pairs(folders: Sequence[str | Path], declared: Sequence[str] = ()) -> P
 
     Args:
         folders: two of one seed, or two for each of several seeds, in any order.
-        declared: dotted config keys that may differ beside `DECLARED`.
+        declared: dotted config keys that may differ in addition to `reading.allowed_differences`.
 
     Raises:
         UserError: a run is not finished or given twice, or they are no pairs; the sentence names all that differs.
@@ -76,7 +66,7 @@ def read_pairs(folders: Sequence[str | Path], declared: Sequence[str] = ()) -> P
     for run in runs:
         check_finished(run)
     declared = [reading.new_name(key) for key in declared]
-    allowed = {*DECLARED, *_of_activations(runs), *declared}
+    allowed = reading.allowed_differences([run.config for run in runs]) | {*declared}
     _check_declared(runs, declared)
     sides = _sides(runs, allowed)
     pairs = _by_seed(*sides)
@@ -93,13 +83,6 @@ def read_pairs(folders: Sequence[str | Path], declared: Sequence[str] = ()) -> P
         )
     change = {key: values for key, values in differences(pairs[0], allowed).items() if key in allowed}
     return Pairs(pairs, _names(pairs), change, _notes(pairs, change))
-
-
-def _of_activations(runs: Sequence[Run]) -> set[str]:
-    """The keys of the parameters that the runs' activations have, as decoder.nmda_alpha."""
-    keys = [dict(reading.flat(run.config)) for run in runs]
-    prefixes = tuple(f"{key['decoder.hidden_act']}_" for key in keys if key.get("decoder.hidden_act"))
-    return {name for key in keys for name in key if name.startswith(tuple(f"decoder.{prefix}" for prefix in prefixes))}
 
 
 def check_finished(run: Run) -> None:
@@ -129,7 +112,7 @@ def check_finished(run: Run) -> None:
 
 def settings(run: Run) -> dict[str, Any]:
     """What of a run's config reaches its weights, by dotted key."""
-    return {key: value for key, value in reading.flat(run.config) if not key.startswith(WITHOUT_EFFECT)}
+    return reading.settings(run.config)
 
 
 def differences(pair: Pair, allowed: set[str]) -> dict[str, tuple[Any, Any]]:

@@ -15,7 +15,8 @@ import platform
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -146,6 +147,18 @@ def acquire_lock(folder: Path) -> FolderLock:
             raise UserError(f"another process is training in {folder}: wait for it or end it")
         time.sleep(RETRY)
     return lock
+
+
+@contextmanager
+def wait_for(folder: Path) -> Iterator[None]:
+    """Hold a folder for a moment, after whoever holds it now. It is made where it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    while (lock := _try_lock(folder)) is None:
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        lock.close()
 
 
 def _try_lock(folder: Path) -> FolderLock | None:

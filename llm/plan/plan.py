@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 
 from ..common.errors import UserError
 from ..model import DecoderConfig
-from ..train.cli import parse
+from ..train.cli import CLI, parse
 from ..train.flops import PEAKS, flops_per_token
 from ..train.optim import Optimizer
 from .activation_memory import Work, block_terms
@@ -118,13 +119,24 @@ def read(path: str, overrides: list[str]) -> Run:
     Raises:
         UserError: the config cannot be used.
     """
-    here = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.num_nodes", "1"]
-    here += ["--strategy.name", "auto", "--strategy.offload_optimizer", "false"]
-    with torch.device("meta"):
-        cli = parse(["--config", path, *overrides, *here], run=False)
+    cli = instantiate(path, overrides)
     model, data = cli.model, cli.datamodule
     if problems := [*model.problems(cli.trainer.max_steps, data.context), *data.problems()]:
         raise UserError("; ".join(problems))
+    return run_of(cli)
+
+
+def instantiate(config: str, overrides: Sequence[str] = ()) -> CLI:
+    """Make what a config (its path, or its text) names, on one CPU, the model on the meta device. Raises UserError."""
+    here = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.num_nodes", "1"]
+    here += ["--strategy.name", "auto", "--strategy.offload_optimizer", "false"]
+    with torch.device("meta"):
+        return parse(["--config", config, *overrides, *here], run=False)
+
+
+def run_of(cli: CLI) -> Run:
+    """Return what the plan needs of a config."""
+    model, data = cli.model, cli.datamodule
     return Run(
         model.decoder_config,
         data.context,

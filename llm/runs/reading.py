@@ -16,7 +16,7 @@ import platform
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,17 @@ from ..common.lock import HEARTBEAT, is_beating, owner
 FLOCK = struct.Struct("@hhqqi4x")
 NEEDED = ("config.json", "model", "optimizer", "state.json")  # each the beginning of some file's name
 
+
+# The two changes that this project exists to compare. Compared runs differ in other keys only if the user says so.
+DECLARED = (
+    "decoder.stream",
+    "decoder.stream_source",
+    "decoder.stream_weight",
+    "decoder.hidden_act",
+)  # and the parameters of the runs' activations, decoder.ACTIVATION_NAME
+# Where a run is kept, how it is watched and how fast it reads: none of it reaches a weight. `data.store` is a path, and
+# what lies under it has a fingerprint.
+WITHOUT_EFFECT = ("run.", "evaluation.", "data.store", "data.workers", "trainer.default_root_dir")
 
 # Keys of a config by their names in earlier versions, which are still accepted.
 RENAMED = {
@@ -255,6 +266,21 @@ def flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a config reaches the weights, by dotted key."""
+    return {key: value for key, value in flat(config) if not key.startswith(WITHOUT_EFFECT)}
+
+
+def allowed_differences(configs: Sequence[dict[str, Any]]) -> set[str]:
+    """Return the dotted keys in which compared runs may differ: `DECLARED`, and their activations' parameters.
+
+    Those are named after the activation, as decoder.nmda_alpha.
+    """
+    keys = [dict(flat(config)) for config in configs]
+    prefixes = tuple(f"decoder.{key['decoder.hidden_act']}_" for key in keys if key.get("decoder.hidden_act"))
+    return {*DECLARED, *(name for key in keys for name in key if name.startswith(prefixes))}
 
 
 def finite(value: Any) -> Any:

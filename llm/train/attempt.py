@@ -28,7 +28,7 @@ from .signals import SAVING, Signals
 from .strategy import terminate_children
 
 MANY_FILES = 1000  # whose sizes take a second where each takes a millisecond
-PARTS = {"seed_everything", "decoder", "model", "data", "trainer", "strategy", "run", "evaluation"}
+PARTS = {"seed_everything", "initializer_seed", "decoder", "model", "data", "trainer", "strategy", "run", "evaluation"}
 
 
 class Attempt(LightningCLI):
@@ -164,7 +164,7 @@ class Attempt(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except NotFiniteError as error:
-            self._ended(f"{error}")
+            self._ended(f"{error}", diverged=True)
             raise self._on_rank_zero(UserError(self._explain(error))) from error
         except StoppedError as error:
             self._ended(error.name, self._where_it_stands())
@@ -190,11 +190,11 @@ class Attempt(LightningCLI):
                 if self.run_folder is not None:
                     self.run_folder.release()
 
-    def _ended(self, why: str, sentence: str = "") -> None:
+    def _ended(self, why: str, sentence: str = "", **facts: Any) -> None:
         """On rank zero: note in the run's folder why this attempt ended, and say so."""
         if self.run_folder is None or not self.trainer.is_global_zero:
             return
-        self.run_folder.event("stopped", self.trainer.global_step, why=why)
+        self.run_folder.event("stopped", self.trainer.global_step, why=why, **facts)
         if sentence:
             print(f"{why}: {sentence}", file=sys.stderr)
 

@@ -34,9 +34,10 @@ class Writer:
 
     def _write(self, snapshot: checkpoints.Snapshot, keep: int | None) -> None:
         self.error, self._keep = None, keep
-        pinned = self.evaluations.pinned() if self.evaluations is not None else ()
         try:
-            checkpoints.write(self.run.path / "checkpoints", snapshot, keep, self.run.settings.keep_every, pinned)
+            checkpoints.write(
+                self.run.path / "checkpoints", snapshot, keep, self.run.settings.keep_every, self._pinned()
+            )
             self.run.note_checkpoint(snapshot.state["step"])
             if self.evaluations is not None:
                 self.evaluations.written(snapshot.state["step"])
@@ -45,6 +46,9 @@ class Writer:
 
     def rotate(self) -> None:
         """Remove what an export has kept from being removed. From any thread."""
-        if self.evaluations is not None:
-            pinned = self.evaluations.pinned()
-            checkpoints.rotate(self.run.path / "checkpoints", self._keep, self.run.settings.keep_every, pinned)
+        checkpoints.rotate(self.run.path / "checkpoints", self._keep, self.run.settings.keep_every, self._pinned())
+
+    def _pinned(self) -> set[int]:
+        """Return the steps whose checkpoints stay."""
+        waiting = self.evaluations.pinned() if self.evaluations is not None else set()
+        return waiting | set(self.run.settings.keep_steps)

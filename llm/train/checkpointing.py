@@ -57,7 +57,8 @@ class Checkpoints(pl.Callback):
         if self.agreement.write_failed:
             self._handle_failed_write(trainer, self.run.settings.on_full_disk)
         stop = bool(self.agreement.signals.agreed & set(SAVING))
-        self.due = stop or trainer.global_step % self.run.settings.checkpoint_every == 0
+        settings, step = self.run.settings, trainer.global_step
+        self.due = stop or step % settings.checkpoint_every == 0 or step in settings.keep_steps
         if not validated_next(trainer):
             self._act(trainer, module)
 

@@ -3,7 +3,8 @@
 A config has seven parts: `decoder` (DecoderConfig), `model` (LanguageModule: optimizer, schedule ...), `data`
 (TokenDataModule), `trainer` (Lightning's Trainer), `strategy` (StrategySettings: how it is spread over devices), `run`
 (RunSettings) and `evaluation` (EvaluationSettings: what is asked of the model in the background); and
-`seed_everything`, from which initial weights, the order of the data and the dropout follow.
+`seed_everything`, from which initial weights, the order of the data and the dropout follow (`initializer_seed`, where
+given, names the initial weights alone).
 """
 
 from __future__ import annotations
@@ -126,8 +127,12 @@ class CLI(Attempt):
             "--resume", type=str | None, default=None, help="auto, or the path of a checkpoint or run to continue"
         )
         parser.link_arguments("decoder", "model.decoder", apply_on="instantiate")
-        for target in ("model.seed", "data.seed", "decoder.initializer_seed"):
+        seed = "seed of the initial weights (default: seed_everything)"
+        parser.add_argument("--initializer_seed", type=int | None, default=None, help=seed)
+        for target in ("model.seed", "data.seed"):
             parser.link_arguments("seed_everything", target)
+        seeds = ("seed_everything", "initializer_seed")
+        parser.link_arguments(seeds, "decoder.initializer_seed", lambda seed, own: seed if own is None else own)
 
     def instantiate_classes(self) -> None:
         given = self.config.get(self.subcommand or "", self.config)

@@ -18,6 +18,7 @@ RUN/
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -54,6 +55,9 @@ class RunSettings:
         checkpoint_every: optimizer steps between checkpoints; the last step always has one.
         keep_checkpoints: how many of the newest stay.
         keep_every: those whose step is a multiple of this stay too, for good.
+        keep_steps: checkpoints are written at these steps too, and stay for good: other runs start from them.
+        start_from: the checkpoint, perhaps of another run, that this run starts from as long as it has none of its own.
+            Its rows of metrics up to there become this run's.
         on_full_disk: "stop" where a checkpoint cannot be written, or "continue" training without it.
         max_consecutive_skips: steps in a row whose loss or gradient is not finite, which end the run; one is skipped.
         spike_threshold: a loss so many robust standard deviations above the last 128 is logged with its batch.
@@ -66,6 +70,8 @@ class RunSettings:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     keep_every: int | None = None
+    keep_steps: list[int] = field(default_factory=list)
+    start_from: str | None = None
     on_full_disk: str = "stop"
     max_consecutive_skips: int = 5
     spike_threshold: float = 10.0
@@ -83,6 +89,8 @@ class RunSettings:
             problems.append(
                 f"run.keep_every {self.keep_every} must be a multiple of run.checkpoint_every {self.checkpoint_every}"
             )
+        if min(self.keep_steps, default=1) < 1:
+            problems.append(f"run.keep_steps {self.keep_steps} must be steps of at least 1")
         if self.on_full_disk not in ON_FULL_DISK:
             problems.append(f"run.on_full_disk {self.on_full_disk!r} is unknown: give {' or '.join(ON_FULL_DISK)}")
         if not self.spike_threshold > 0:
@@ -152,9 +160,12 @@ class RunFolder:
             self.resumed = checkpoints.find(Path(resume))
         elif resume is not None:
             self.resumed = checkpoints.read(Path(resume))
+        branches = self.resumed is None and self.settings.start_from is not None
+        if branches:
+            self.resumed = checkpoints.read(Path(str(self.settings.start_from)))
         if self.resumed is not None:
             own = self.resumed.path.parent.resolve() == (self.path / "checkpoints").resolve()
-            if occupied and not own:
+            if occupied and not branches and not own:
                 raise UserError(
                     f"{self.resumed.path} is not of the run in {self.path}: give an empty --run.folder to start "
                     "another run from it"
@@ -185,7 +196,9 @@ class RunFolder:
         left = [name for name in ("summary.json",) if (self.path / name).is_file()]
         left += ["exports"] if reading.folders(self.path / "exports") else []
         first = record.get("first_checkpoint")
-        if first is not None or any(attempt.get("from_step") for attempt in record["lives"]):
+        if first is not None or (
+            not self.settings.start_from and any(attempt.get("from_step") for attempt in record["lives"])
+        ):
             left.append(f"the rows of a run with checkpoints{'' if first is None else f' from step {first} on'}")
         return " and ".join(left)
 
@@ -250,6 +263,9 @@ class RunFolder:
         write_file(self.path / "config.yaml", config_yaml)
         if tokenizer is not None:
             copy_files(tokenizer, self.path / "tokenizer")
+        if self.resumed is not None and self.settings.start_from and not (self.path / "metrics.csv").is_file():
+            with contextlib.suppress(FileNotFoundError):
+                write_file(self.path / "metrics.csv", (self.resumed.path.parents[1] / "metrics.csv").read_bytes())
         makers = {
             "csv": lambda: MetricsFile(self.path / "metrics.csv", step, columns, self.event),
             "tensorboard": lambda: TensorBoardFile(self.path / "tensorboard", step, self.event),
