@@ -1,0 +1,102 @@
+"""Weighted lines over the sizes of a ladder: estimates of their values, by seeds and with the sizes as the sample.
+
+M ladders of one design at a time, S sizes
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+
+
+class Estimate(NamedTuple):
+    """A value with its standard error and the degrees of freedom of its Student quantile; any shape."""
+
+    value: Floats
+    error: Floats
+    degrees: float
+
+    def half(self, level: float = 0.95) -> Floats:
+        """Half the interval's width."""
+        return self.error * stats.t.isf((1 - level) / 2, self.degrees)
+
+    def p_value(self) -> Floats:
+        """Of the test that the true value is zero, two-sided."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(
+                self.value == 0, 1.0, 2 * stats.t.sf(np.abs(self.value) / np.maximum(self.error, 1e-300), self.degrees)
+            )
+
+    def covers(self, truth: Floats | float, level: float = 0.95) -> NDArray[np.bool_]:
+        """Whether the interval contains the truth."""
+        return np.abs(self.value - truth) <= self.half(level)
+
+
+class Line(NamedTuple):
+    """Weighted line y = β0 + β1 x: `on_y` (M, 2, S) gives (β0, β1) from y; `residual` (M,) is its weighted sum Q."""
+
+    on_y: Floats
+    residual: Floats
+
+
+class OfSizes(NamedTuple):
+    """Estimates (M,) with the sizes as the sample: their line's value at the mean size, its slope, the largest size."""
+
+    mean: Estimate
+    slope: Estimate
+    largest: Estimate
+
+
+def fit_line(x: Floats, y: Floats, weights: Floats) -> Line:
+    """Fit y = β0 + β1 x by weighted least squares, for each of M ladders."""
+    total = weights.sum(axis=1, keepdims=True)
+    centre = (weights * x).sum(axis=1, keepdims=True) / total
+    centred = x - centre
+    square = (weights * centred**2).sum(axis=1, keepdims=True)
+    on_slope = weights * centred / square
+    on_y = np.stack([weights / total - centre * on_slope, on_slope], axis=1)
+    beta = np.einsum("mbs,ms->mb", on_y, y)
+    return Line(on_y, (weights * (y - beta[:, :1] - beta[:, 1:] * x) ** 2).sum(axis=1))
+
+
+def at(line: Line, x: float) -> Floats:
+    """Return the gradient (M, S) on y of the line's value at x."""
+    return line.on_y[:, 0] + x * line.on_y[:, 1]
+
+
+def combine(row: Floats, y: Floats, variance: Floats, degrees: float, scale: Floats | float = 1.0) -> Estimate:
+    """Return the estimate of a linear combination (M, S) of y, its variance times `scale`."""
+    value = np.einsum("ms,ms->m", row, y)
+    return Estimate(value, np.sqrt(np.einsum("ms,mst,mt->m", row, variance, row) * scale), degrees)
+
+
+def over_sizes(x: Floats, y: Floats, seeds: Floats, variance: Floats) -> OfSizes:
+    """Estimate mean, slope and largest with the sizes as the sample: their own spread τ² about the line is estimated.
+
+    τ² by Paule and Mandel (1982), the line's variance by Knapp and Hartung (2003), plus that of the baseline's curve,
+    which all sizes share; Student's quantile of S - 2 degrees of freedom. `seeds` (M, S): what a size's own seeds give
+    it of its `variance` (M, S, S).
+    """
+    free = len(x) - 2
+    low, high = np.zeros(len(y)), fit_line(x, y, np.ones_like(y)).residual / free * 4
+    for _ in range(50):  # the residual falls as τ² rises
+        middle = (low + high) / 2
+        above = fit_line(x, y, 1 / (seeds + middle[:, None])).residual > free
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    line = fit_line(x, y, 1 / (seeds + high[:, None]))
+    own = np.zeros_like(variance)
+    index = np.arange(len(x))
+    own[:, index, index] = (seeds + high[:, None]) * (line.residual / free)[:, None]
+    shared = variance.copy()
+    shared[:, index, index] -= seeds
+    rows = (line.on_y[:, 0], line.on_y[:, 1], at(line, x[-1]))
+    return OfSizes(*(combine(row, y, own + _positive(shared), free) for row in rows))
+
+
+def _positive(matrix: Floats) -> Floats:
+    """Return the nearest matrix without negative eigenvalues."""
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.maximum(values, 0)[:, None]) @ vectors.swapaxes(1, 2)
