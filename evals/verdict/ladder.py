@@ -12,18 +12,16 @@ firm if both exclude zero on one side.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from evals.verdict import ladder_estimator, scaling_law
-from evals.verdict.ladder_estimator import LARGEST_SHARE, Estimate, Losses
+from evals.verdict.ladder_estimator import CURVE_MISFIT, LEAST_STEEPNESS, LINE_MISFIT, Estimate, Losses
 from evals.verdict.statistics import Interval, holm, student_interval
 from llm.common.errors import UserError
 
 LEVEL = 0.95
-LEAST_STEEPNESS = 4.0  # standard errors of the baseline's slope: below, a difference cannot be turned into compute
-CURVE_MISFIT, LINE_MISFIT = 0.01, 0.1  # p values below which the curve's and the line's shape are given up
 SAME_RATIO = 0.01  # of the budgets' logs from size to size
 
 
@@ -94,11 +92,9 @@ def make_ladder(runs: Iterable[Run], sizes: Sequence[Size], baseline: str, null:
         if lacking := [tokens for tokens in known[name].tokens if tokens not in budgets]:
             raise UserError(f"{arm}, size {name}, seed {seed} lacks its run of {lacking[0]:g} tokens; train it")
     ordered = tuple(sorted(sizes, key=lambda size: size.log_compute))
-    ratios = {len(size.flops) for size in ordered}
-    if len(ratios) > 1 or not np.allclose(
-        *np.broadcast_arrays(*[np.diff(np.log(size.flops)) for size in (ordered[0], ordered[-1])]), atol=SAME_RATIO
-    ):
-        raise UserError("the token budgets of the sizes do not stand in one ratio; give every size the same multiples")
+    steps = [np.diff(np.log(size.flops)) for size in ordered]
+    if any(len(one) != len(steps[0]) or np.abs(one - steps[0]).max(initial=0.0) > SAME_RATIO for one in steps):
+        raise UserError("the token budgets of the sizes do not stand in one ratio: give every size the same multiples")
     losses = {key: tuple(budgets[t] for t in known[key[1]].tokens) for key, budgets in found.items()}
     return Ladder(baseline, tuple(arm for arm in arms if arm != baseline), ordered, losses, null)
 
@@ -243,13 +239,13 @@ def judge_arm(ladder: Ladder, arm: str, level: float = LEVEL) -> ArmVerdict:
         return ArmVerdict(arm, sizes, (Refusal("few_sizes", sentence),), notes)
     found = ladder_estimator.estimate(losses)
     sizes = _in_nats(ladder, seeds, found.difference, level)
-    plain = {
+    plain: dict[str, Any] = {
         "curve_p_value": float(found.curve_p_value[0]),
         "exponent": float(found.exponent[0]),
         "fall": float(found.fall[0]),
     }
-    if refused := _no_multiplier(ladder, found):
-        return ArmVerdict(arm, sizes, (refused,), notes, **plain)
+    if not ladder_estimator.multiplier_given(found)[0]:
+        return ArmVerdict(arm, sizes, (_no_multiplier(ladder, found),), notes, **plain)
     sizes = tuple(at._replace(log_multiplier=_interval(found.size, level, n)) for n, at in enumerate(sizes))
     of_sizes = found.of_sizes
     line_p_value = float(found.line_p_value[0])
@@ -273,7 +269,8 @@ def judge_arm(ladder: Ladder, arm: str, level: float = LEVEL) -> ArmVerdict:
 def points(ladder: Ladder) -> scaling_law.Points:
     """Return every finite loss as a point of the joint fit; runs of one size and seed are a pair of any arms."""
     arms = (ladder.baseline, *ladder.arms)
-    rows, pairs = [], {}
+    rows: list[tuple[float, ...]] = []
+    pairs: dict[tuple[str, int], int] = {}
     for (arm, name, seed), losses in ladder.losses.items():
         number = next(n for n, size in enumerate(ladder.sizes) if size.name == name)
         size, pair = ladder.sizes[number], pairs.setdefault((name, seed), len(pairs))
@@ -282,8 +279,8 @@ def points(ladder: Ladder) -> scaling_law.Points:
             for tokens, flops, loss in zip(size.tokens, size.flops, losses, strict=True)
             if math.isfinite(loss)
         ]
-    whole, real = np.array([row[:3] for row in rows]), np.array([row[3:] for row in rows], dtype=np.float64)
-    return scaling_law.Points(*whole.T, *real.T)
+    columns = np.array(rows, dtype=np.float64).T
+    return scaling_law.Points(*columns[:3].astype(np.int64), *columns[3:])
 
 
 # ---- From a ladder to arrays and back --------------------------------------------------------------------------------
@@ -337,8 +334,8 @@ def _in_nats(
     )
 
 
-def _no_multiplier(ladder: Ladder, found: ladder_estimator.Estimates) -> Refusal | None:
-    """Return why differences cannot be turned into compute, if they cannot."""
+def _no_multiplier(ladder: Ladder, found: ladder_estimator.Estimates) -> Refusal:
+    """Return why differences cannot be turned into compute."""
     base = ladder.baseline
     if found.steepness[0] < LEAST_STEEPNESS:
         return Refusal(
@@ -352,13 +349,12 @@ def _no_multiplier(ladder: Ladder, found: ladder_estimator.Estimates) -> Refusal
             f"the losses of {base} do not lie on one curve E + K C^-c (p = {found.curve_p_value[0]:.2g}), so "
             "differences stay in nats: check that every size was tuned alike",
         )
-    if (worst := int(np.argmax(found.share[0]))) >= 0 and found.share[0, worst] > LARGEST_SHARE:
-        return Refusal(
-            "beyond_curve",
-            f"at size {ladder.sizes[worst].name} the difference takes {found.share[0, worst]:.0%} of what the loss of "
-            f"{base} lies above its floor, where a curve through these sizes says nothing: add larger sizes of {base}",
-        )
-    return None
+    worst = int(np.argmax(found.share[0]))
+    return Refusal(
+        "beyond_curve",
+        f"at size {ladder.sizes[worst].name} the difference takes {found.share[0, worst]:.0%} of what the loss of "
+        f"{base} lies above its floor, where a curve through these sizes says nothing: add larger sizes of {base}",
+    )
 
 
 def _limits(ladder: Ladder, line_p_value: float) -> tuple[Refusal, ...]:

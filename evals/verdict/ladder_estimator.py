@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special, stats
 
 from evals.verdict.ladder_lines import Estimate, Floats, OfSizes, at, combine, fit_line, over_sizes
@@ -21,7 +22,11 @@ from evals.verdict.ladder_lines import Estimate, Floats, OfSizes, at, combine, f
 FALL, FALL_SD = 0.05, 0.15  # prior of h, the fall of ln sd per ln C: a ladder's few seeds say little of it
 EXPONENTS = np.geomspace(0.03, 0.7, 32)  # c of the baseline's curve
 EXPONENT, EXPONENT_SD = 0.15, 0.5  # prior of c: lognormal
+import os
+KAPPA=float(os.environ.get('KAPPA','0'))
 LARGEST_SHARE = 0.9  # of the loss above the floor that a difference may take: beyond it the logarithm runs away
+LEAST_STEEPNESS = 4.0  # standard errors of the baseline's slope: below, a difference is not turned into compute
+CURVE_MISFIT, LINE_MISFIT = 0.01, 0.1  # p values below which the curve and the line are given up
 LEAST_SD = 1e-8  # nats: below it seeds that agree are rounding
 DECADE = float(np.log(10))
 
@@ -55,7 +60,13 @@ class Moments(NamedTuple):
     covariance: Floats  # (M, 2K, 2K) of (base, difference) of one trunk at x = 0
     noise: Floats  # (M, S) variance of a size's mean relative to one trunk at x = 0: φ² / n
     fall: Floats  # (M,) h: sd falls as C^-h
-    degrees: float  # ν
+    fall_variance: float  # of h from ladder to ladder
+    degrees: float  # ν, of the covariance
+
+    @property
+    def size_degrees(self) -> Floats:
+        """(S,) degrees of freedom of single sizes."""
+        return 1 / (1 / self.degrees + KAPPA * self.x**2 * self.fall_variance)
 
 
 class Curve(NamedTuple):
@@ -130,7 +141,7 @@ def estimate(losses: Losses) -> Estimates:
     ahead = ahead._replace(error=np.sqrt(ahead.error**2 + _seed_noise(moments, curve, ahead.value, x[-1] + DECADE)))
     return Estimates(
         difference=differences(moments),
-        size=Estimate(value, np.sqrt(np.einsum("mss->ms", variance)), degrees),
+        size=Estimate(value, np.sqrt(np.einsum("mss->ms", variance)), moments.size_degrees),
         mean=combine(np.broadcast_to(each.mean(axis=0), value.shape), value, variance, degrees),
         slope=combine(line.on_y[:, 1], value, variance, pooled, scale),
         largest=combine(largest, value, variance, pooled, scale),
@@ -148,7 +159,13 @@ def estimate(losses: Losses) -> Estimates:
 def differences(moments: Moments) -> Estimate:
     """Estimate each size's difference (M, S) in nats, the mean over its branches; any number of sizes."""
     variance = _part(moments, 1, 1).mean(axis=(1, 2))
-    return Estimate(moments.difference.mean(axis=2), np.sqrt(moments.noise * variance[:, None]), moments.degrees)
+    return Estimate(moments.difference.mean(axis=2), np.sqrt(moments.noise * variance[:, None]), moments.size_degrees)
+
+
+def multiplier_given(found: Estimates) -> NDArray[np.bool_]:
+    """Return which of M ladders may turn differences into compute: a baseline that falls, on a curve that reaches."""
+    steep, fits = found.steepness >= LEAST_STEEPNESS, found.curve_p_value >= CURVE_MISFIT
+    return steep & fits & (found.share <= LARGEST_SHARE).all(axis=1)
 
 
 def hold_out(losses: Losses) -> HeldOut:
@@ -186,7 +203,7 @@ def hold_out(losses: Losses) -> HeldOut:
         seeds = noise * own.sum(axis=(1, 2)) / branches**2
         predicted.append(Estimate(_average(curve.weight, values), np.sqrt(variance * scale + seeds), degrees))
     base, arm_loss = (side[-1].mean(axis=(1, 2)) for side in (losses.base, losses.arm))
-    return HeldOut(*predicted, base - arm_loss, arm_loss)
+    return HeldOut(predicted[0], predicted[1], base - arm_loss, arm_loss)
 
 
 # ---- Pair and yardstick ----------------------------------------------------------------------------------------------
@@ -199,16 +216,16 @@ def pool(losses: Losses) -> Moments:
     means = np.stack([trunk.mean(axis=1) for trunk in trunks], axis=1)  # (M, S, 2K)
     residuals = [trunk - trunk.mean(axis=1, keepdims=True) for trunk in trunks]
     branches = means.shape[2] // 2
-    fall = _fall(x, residuals, branches)
+    fall, fall_variance = _fall(x, residuals, branches)
     scale = np.exp(-2 * fall[:, None] * x)  # φ²
     degrees = float((losses.seeds - 1).sum())
     scatter = sum(np.einsum("mni,mnj->mij", r, r) / scale[:, i, None, None] for i, r in enumerate(residuals))
     covariance = scatter / degrees + LEAST_SD**2 * np.eye(2 * branches)
-    return Moments(x, means[..., :branches], means[..., branches:], covariance, scale / losses.seeds, fall, degrees)
+    return Moments(x, means[..., :branches], means[..., branches:], covariance, scale / losses.seeds, fall, fall_variance, degrees)
 
 
-def _fall(x: Floats, residuals: Sequence[Floats], branches: int) -> Floats:
-    """Return h (M,): minus half the slope of log variances over ln C, shrunk to its prior.
+def _fall(x: Floats, residuals: Sequence[Floats], branches: int) -> tuple[Floats, float]:
+    """Return h (M,) and its sampling variance: minus half the slope of log variances over ln C, shrunk to its prior.
 
     The log of a variance of k degrees of freedom has mean ψ(k/2) - ln(k/2) and variance ψ'(k/2). Base's and
     difference's are averaged, and counted as one: they are correlated.
@@ -223,7 +240,8 @@ def _fall(x: Floats, residuals: Sequence[Floats], branches: int) -> Floats:
     centred = x - (weights * x).sum() / weights.sum()
     information = 4 * (weights * centred**2).sum()
     found = -2 * (logs * weights * centred).sum(axis=1)  # times the information
-    return (found + FALL / FALL_SD**2) / (information + 1 / FALL_SD**2)
+    precision = information + 1 / FALL_SD**2
+    return (found + FALL / FALL_SD**2) / precision, float(information / precision**2)
 
 
 def fit_curve(moments: Moments) -> Curve:

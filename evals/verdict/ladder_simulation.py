@@ -14,9 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evals.verdict.ladder_estimator import DECADE, Losses
-
-Floats = NDArray[np.float64]
+from evals.verdict.ladder_estimator import DECADE, LINE_MISFIT, Losses, estimate, hold_out, multiplier_given
+from evals.verdict.ladder_lines import Floats
 
 AT_ONCE = 500  # ladders: the gradients of 500 are about 100 MB
 SMALLEST, STEP, TOKENS = 16e6, 2.5, 20.0  # parameters, their ratio from size to size, tokens per parameter
@@ -68,8 +67,8 @@ class Seeds:
 class Truth:
     """A true effect: `log_multiplier` of ln C over the first size's, or the arm's own law.
 
-    holds: "line" where ln m is a line in ln C, "shape" where it is not, "fails" where the estimator's assumptions
-    do not hold.
+    kind: "line" where ln m is a line in ln C, "shape" where it is not, "fails" where the estimator's assumptions do not
+    hold; "effect" for the table of power.
     """
 
     name: str
@@ -77,7 +76,7 @@ class Truth:
     arm: Law | None = None
     base: Law = field(default_factory=Law)
     seeds: Seeds = field(default_factory=Seeds)
-    holds: str = "line"
+    kind: str = "line"
 
 
 def _constant(multiplier: float) -> Callable[[Floats], Floats]:
@@ -99,16 +98,21 @@ TRUTHS = (
     Truth("heavy tails (t3)", CONSTANT, seeds=Seeds(heavy=True)),
     Truth("arm twice as noisy", CONSTANT, seeds=Seeds(arm=2.0)),
     Truth("nothing shared in a pair", CONSTANT, seeds=Seeds(shared=0.0)),
-    Truth("E lower by 0.03", arm=Law(floor=1.67), holds="shape"),
-    Truth("ln m halves per decade", lambda x: math.log(1.5) * 0.5 ** (x / DECADE), holds="shape"),
-    Truth("offsets of sizes, 0.05", CONSTANT, seeds=Seeds(offset=0.05), holds="fails"),
-    Truth("offsets of sizes, 0.1", CONSTANT, seeds=Seeds(offset=0.1), holds="fails"),
-    Truth("one seed number at all sizes", CONSTANT, seeds=Seeds(one_number=0.3), holds="fails"),
-    Truth("seed sd grows as C^0.1", CONSTANT, seeds=Seeds(fall=-0.1), holds="fails"),
-    Truth("curve misfits quiet seeds", CONSTANT, base=Law(of_parameters=406.4 * 600, alpha=0.7, beta=0.2),
-          seeds=Seeds(deviation=0.01), holds="fails"),
-    Truth("5% of runs spiked", CONSTANT, seeds=Seeds(spiked=0.05), holds="fails"),
+    Truth("E lower by 0.03", arm=Law(floor=1.67), kind="shape"),
+    Truth("ln m halves per decade", lambda x: math.log(1.5) * 0.5 ** (x / DECADE), kind="shape"),
+    Truth("offsets of sizes, 0.05", CONSTANT, seeds=Seeds(offset=0.05), kind="fails"),
+    Truth("offsets of sizes, 0.1", CONSTANT, seeds=Seeds(offset=0.1), kind="fails"),
+    Truth("one seed number at all sizes", CONSTANT, seeds=Seeds(one_number=0.3), kind="fails"),
+    Truth("seed sd grows as C^0.1", CONSTANT, seeds=Seeds(fall=-0.1), kind="fails"),
+    Truth("curve misfits quiet seeds", CONSTANT, base=Law(of_parameters=406.4 * 600, of_tokens=80, alpha=0.7, beta=0.2),
+          seeds=Seeds(deviation=0.01), kind="fails"),
+    Truth("5% of runs spiked", CONSTANT, seeds=Seeds(spiked=0.05), kind="fails"),
 )  # fmt: skip
+EFFECTS = tuple(
+    Truth(f"m = {multiplier}, seed sd {deviation}", _constant(multiplier), seeds=Seeds(deviation), kind="effect")
+    for deviation, multipliers in ((0.03, (1.05, 1.1, 1.2)), (0.1, (1.2, 1.4)))
+    for multiplier in multipliers
+)
 DESIGNS = tuple(Design(sizes, seeds) for sizes in (3, 4, 5, 6) for seeds in (2, 3, 5))
 BRANCHES = Design(5, 3, 3)
 
@@ -184,3 +188,93 @@ def true_log_multiplier(truth: Truth, x: Floats, budgets: Floats) -> Floats:
         above = truth.base(parameters * np.exp(middle / 2), tokens * np.exp(middle / 2)) > reached
         low, high = np.where(above, middle, low), np.where(above, high, middle)
     return (low + high) / 2
+
+
+# ---- Coverage --------------------------------------------------------------------------------------------------------
+
+
+class Coverage(NamedTuple):
+    """How a truth fared in one design: shares of its ladders, of those with a compute multiplier where not said else.
+
+    The slope of a truth that is no line is that of the least-squares line through its sizes.
+    """
+
+    refused: float  # of all ladders: no compute multiplier
+    size: tuple[float, ...]  # the interval by seeds contains the truth: of each size
+    mean: float
+    slope: float
+    largest: float
+    beyond: float  # a decade beyond the largest size, the truth there
+    held_out: float | None  # the measured difference of the largest size; None with three sizes
+    held_out_loss: float | None
+    mean_by_sizes: float | None
+    slope_by_sizes: float | None
+    shown_mean: float  # the interval by seeds leaves out zero
+    shown_slope: float
+    shown_either: float
+    firm_mean: float
+    firm_slope: float
+    misfit: float  # the line's p value is below 0.1
+    largest_if_line: float  # coverage of the largest size in ladders whose line is not given up
+    half_width: float  # of the mean, median
+
+
+def measure(truth: Truth, design: Design, ladders: int, seed: int = 0) -> Coverage:
+    """Simulate so many ladders and count what their intervals contain."""
+    generator = np.random.default_rng([seed, *design])
+    parts = []
+    for start in range(0, ladders, AT_ONCE):
+        parts.append(_outcomes(simulate(truth, design, min(AT_ONCE, ladders - start), generator)))
+    outcomes = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    given = outcomes.pop("given")
+    half = float(np.median(outcomes.pop("half_width")[given]))
+    line = given & ~outcomes["misfit"]
+    shares = {key: values[given].mean(axis=0) for key, values in outcomes.items()}
+    size = tuple(float(share) for share in shares.pop("size"))
+    found = {name: float(shares[name]) if name in shares else None for name in Coverage._fields if name != "size"}
+    found |= {
+        "refused": float(1 - given.mean()),
+        "largest_if_line": float(outcomes["largest"][line].mean()),
+        "half_width": half,
+    }
+    return Coverage(size=size, **found)  # type: ignore[arg-type]
+
+
+def _outcomes(simulated: Ladders) -> dict[str, NDArray]:
+    """Return what each ladder's intervals contain, by the names of `Coverage`."""
+    losses, truth = simulated.losses, simulated.truth
+    found = estimate(losses)
+    x = losses.log_compute - losses.log_compute.mean()
+    slope, mean = truth @ x / (x @ x), truth.mean(axis=1)
+    shown = {"mean": ~found.mean.covers(0.0), "slope": ~found.slope.covers(0.0)}
+    outcomes = {
+        "given": multiplier_given(found),
+        "size": found.size.covers(truth),
+        "mean": found.mean.covers(mean),
+        "slope": found.slope.covers(slope),
+        "largest": found.largest.covers(truth[:, -1]),
+        "beyond": found.beyond.covers(simulated.beyond),
+        "shown_mean": shown["mean"],
+        "shown_slope": shown["slope"],
+        "shown_either": shown["mean"] | shown["slope"],
+        "firm_mean": np.zeros(len(truth)),
+        "firm_slope": np.zeros(len(truth)),
+        "misfit": found.line_p_value < LINE_MISFIT,
+        "half_width": found.mean.half(),
+    }
+    if found.of_sizes is None:
+        return outcomes
+    held_out, of_sizes = hold_out(losses), found.of_sizes
+    return outcomes | {
+        "held_out": held_out.difference.covers(held_out.measured_difference),
+        "held_out_loss": held_out.loss.covers(held_out.measured_loss),
+        "mean_by_sizes": of_sizes.mean.covers(mean),
+        "slope_by_sizes": of_sizes.slope.covers(slope),
+        **{
+            f"firm_{name}": shown[name] & ~second.covers(0.0) & (np.sign(second.value) == np.sign(first.value))
+            for name, first, second in (
+                ("mean", found.mean, of_sizes.mean),
+                ("slope", found.slope, of_sizes.slope),
+            )
+        },
+    }

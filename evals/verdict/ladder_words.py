@@ -24,10 +24,13 @@ def sentence(verdict: LadderVerdict, arm: str) -> str:
             f"no compute multiplier: {found.refusals[0].sentence}",
         ]
     elif not found.line:
-        sizes = "; ".join(f"at {_size(at)} {_one_size(at)}" for at in found.sizes)
+        shown = ", ".join(_one_size(at) for at in found.sizes if at.shown)
+        rest = ", ".join(_one_size(at) for at in found.sizes if not at.shown)
         parts = [
-            f"{arm} against {ladder.baseline}, size by size, as the sizes do not lie on a line in log compute "
-            f"(p = {found.line_p_value:.2g}; {percent}): {sizes}"
+            f"the sizes do not lie on a line in log compute (p = {found.line_p_value:.2g}), so {arm} against "
+            f"{ladder.baseline} is read size by size ({percent}, Holm's correction)",
+            *([f"shown: {shown}"] if shown else []),
+            *([f"not shown: {rest}"] if rest else []),
         ]
     else:
         assert found.slope is not None
@@ -47,8 +50,13 @@ def in_compute(log_multiplier: float) -> str:
 
 
 def bounds(log_multiplier: Interval) -> str:
-    """An interval of ln m as compute, from the smaller saving to the larger: "7% less to 16% less"."""
-    return f"{in_compute(log_multiplier.low)} to {in_compute(log_multiplier.high)}"
+    """An interval of ln m as compute: "7 to 16%" on one side of zero as its value is, else "5% more to 10% less"."""
+    low, high = in_compute(log_multiplier.low), in_compute(log_multiplier.high)
+    for side in (" less", " more"):
+        if low.endswith(side) and high.endswith(side):
+            least, most = sorted((low, high), key=lambda text: float(text.split("%")[0]))
+            return f"{least.removesuffix('%' + side)} to {most.removesuffix(side)}"
+    return f"{low} to {high}"
 
 
 def adjusted_for_cost(log_multiplier: Interval, ratio: Interval, level: float = 0.95) -> Interval:
@@ -103,7 +111,7 @@ def _compute(ladder: Ladder, found: ArmVerdict, mean: Claim, percent: str) -> st
 def _slope(mean: Claim, slope: Claim) -> str:
     what = {1: "the gain", -1: "the extra compute", 0: "the compute multiplier"}[mean.shown]
     seeds = slope.by_seeds
-    numbers = f"(slope of ln m over ln C {seeds.value:+.2g}, {_plain(seeds)})"
+    numbers = f"(slope of ln m over ln C {_decimal(seeds.value)}, {_plain(seeds)})"
     if not slope.shown:
         return f"that {what} grows or shrinks with size is not shown {numbers}"
     grows = slope.shown * (mean.shown or 1) > 0
@@ -135,10 +143,7 @@ def _null(verdict: LadderVerdict) -> str:
 
 def _one_size(at: AtSize) -> str:
     assert at.log_multiplier is not None
-    told = f"({in_compute(at.log_multiplier.value)}, {bounds(at.log_multiplier)})"
-    if not at.shown:
-        return f"no difference is shown {told}"
-    return f"{in_compute(at.log_multiplier.value)} compute ({bounds(at.log_multiplier)})"
+    return f"{in_compute(at.log_multiplier.value)} compute ({bounds(at.log_multiplier)}) at {_size(at)}"
 
 
 def _nats(at: AtSize) -> str:
@@ -150,7 +155,12 @@ def _size(at: AtSize) -> str:
 
 
 def _plain(interval: Interval) -> str:
-    return f"{interval.low:+.2g} to {interval.high:+.2g}"
+    return f"{_decimal(interval.low)} to {_decimal(interval.high)}"
+
+
+def _decimal(value: float) -> str:
+    """Two decimals, more for a value that would look like zero."""
+    return f"{value:.2f}" if abs(value) >= 0.005 or value == 0 else f"{value:.1g}"
 
 
 def _count(parameters: float) -> str:

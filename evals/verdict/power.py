@@ -9,7 +9,8 @@ scipy is imported where it is needed: the options are part of `--help`.
 import argparse
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -242,3 +243,50 @@ def power_of_mcnemar(difference: float, discordance: float, items: int, alpha: f
     fewest = binom.ppf(alpha / 2, disagreed, 0.5) - 1  # the most in the smaller count with p < alpha
     rejected = binom.cdf(fewest, disagreed, part) + binom.sf(disagreed - fewest - 1, disagreed, part)
     return float(np.sum(binom.pmf(disagreed, items, discordance) * rejected))
+
+
+# ---- A ladder of sizes -----------------------------------------------------------------------------------------------
+
+
+class LadderPlan(NamedTuple):
+    """The smallest compute multipliers, at every size alike, that a ladder shows with the asked-for chance.
+
+    `firm`: by both intervals of `evals.verdict.ladder`; infinite with three sizes, where nothing is firm.
+    """
+
+    shown: float
+    firm: float
+
+
+def smallest_multiplier(
+    slopes: Sequence[float], deviations: Sequence[float], seeds: Sequence[int], level: float = 0.95, power: float = 0.8
+) -> LadderPlan:
+    """The smallest multiplier m > 1 that the mean over sizes shows.
+
+    Args:
+        slopes: by how much the baseline's loss falls per unit of ln compute at each size, nats per token.
+        deviations: of a pair's loss difference from seed to seed at each size, nats per token; of a whole trunk's mean
+            with branches.
+        seeds: pairs at each size.
+
+    To first order ln m is a difference over the slope: the mean's variance is known with sum (n - 1) degrees of freedom
+    by the seeds, and with S - 2 by the sizes. The power of a firm verdict is that of the second interval, of which the
+    first hardly takes anything. Within 10% of what `ladder_simulation` finds.
+
+    Raises:
+        UserError: under three sizes, a size with one seed, a slope or deviation that is not positive.
+    """
+    from scipy.stats import nct, t
+
+    if len(slopes) < 3 or min(seeds) < 2 or min(*slopes, *deviations) <= 0:
+        raise UserError("a ladder needs three sizes of two seeds, slopes and deviations above 0: add sizes or seeds")
+    variance = sum((sd / slope) ** 2 / n for sd, slope, n in zip(deviations, slopes, seeds, strict=True))
+    error = math.sqrt(variance) / len(slopes)
+
+    def least(degrees: int) -> float:
+        bound = t.isf((1 - level) / 2, degrees)
+        found = _smallest(lambda y: float(nct.sf(bound, degrees, y / error)), power, 100 * error)
+        return math.inf if found is None else math.exp(found)
+
+    by_sizes = len(slopes) - 2
+    return LadderPlan(least(sum(seeds) - len(seeds)), least(by_sizes) if by_sizes > 1 else math.inf)

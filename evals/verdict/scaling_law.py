@@ -107,24 +107,28 @@ def fit_jointly(points: Points, names: Sequence[str], level: float = 0.95) -> Jo
 
     coefficients = np.exp(shared.theta[1:first].reshape(len(terms), arms) + shared.exponents * shared.centre[:, None])
     path = _path(points, budgets)
+    multipliers = [
+        {name: _multipliers(law, arm, points, logs, path, level) for arm, name in enumerate(names) if arm}
+        for law in (own, shared)
+    ]
     return JointFit(
-        terms,
-        tuple(names),
-        interval(shared, 0),
-        {term: interval(shared, first + n) for n, term in enumerate(terms)},
-        {name: dict(zip(terms, map(float, coefficients[:, n]), strict=True)) for n, name in enumerate(names)},
-        {
+        terms=terms,
+        arms=tuple(names),
+        floor=interval(shared, 0),
+        exponents={term: interval(shared, first + n) for n, term in enumerate(terms)},
+        coefficients={
+            name: dict(zip(terms, map(float, coefficients[:, n]), strict=True)) for n, name in enumerate(names)
+        },
+        own_exponents={
             name: {term: interval(own, first + n * arms + arm) for n, term in enumerate(terms)}
             for arm, name in enumerate(names)
         },
-        {name: _same_exponents(own, arm) for arm, name in enumerate(names) if arm},
-        *(
-            {name: _multipliers(law, arm, points, logs, path, level) for arm, name in enumerate(names) if arm}
-            for law in (own, shared)
-        ),
-        np.log(points.loss / shared.loss(points.arm, logs)[0]),
-        shared,
-        own,
+        own_p_values={name: _same_exponents(own, arm) for arm, name in enumerate(names) if arm},
+        log_multipliers=multipliers[0],
+        shared_multipliers=multipliers[1],
+        residuals=np.log(points.loss / shared.loss(points.arm, logs)[0]),
+        shared=shared,
+        own=own,
     )
 
 
@@ -175,7 +179,7 @@ def _delta(points: Points) -> float:
 
     The 0.001 of Hoffmann et al. 2022 suits runs without seeds; with them it would be the least absolute deviation.
     """
-    cells = {}
+    cells: dict[tuple[int, int, float], list[int]] = {}
     for n, key in enumerate(zip(points.arm, points.size, points.tokens, strict=True)):
         cells.setdefault(key, []).append(n)
     log_loss = np.log(points.loss)
