@@ -75,7 +75,8 @@ def as_row(truth: Truth, design: Design, ladders: int, seed: int) -> Row:
     """Measure one truth in one design."""
     found = measure(truth, design, ladders, seed)._asdict()
     size = found.pop("size")
-    found = {"refused": found.pop("refused"), "size_least": min(size), "size_most": max(size), **found}
+    ends = (min(size), max(size)) if size else (None, None)
+    found = {"refused": found.pop("refused"), "size_least": ends[0], "size_most": ends[1], **found}
     numbers = {key: "" if value is None else f"{value:.4f}" for key, value in found.items()}
     return {"truth": truth.name, "kind": truth.kind, **{k: str(v) for k, v in design._asdict().items()}, **numbers}
 
@@ -128,7 +129,7 @@ def verdict_table(rows: Sequence[Row]) -> str:
     """Ladders in percent of which something is said, least to most over the designs of four to six sizes."""
 
     def cell(truth: str, key: str) -> str:
-        values = [100 * float(row[key]) for row in rows if row["truth"] == truth and row["sizes"] != "3"]
+        values = [100 * float(row[key]) for row in rows if row["truth"] == truth and row["sizes"] != "3" and row[key]]
         ends = [f"{end:.1f}" if end < 9.95 else f"{end:.0f}" for end in (min(values), max(values))]
         return ends[0] if ends[0] == ends[1] else "-".join(ends)
 

@@ -78,7 +78,7 @@ def make_ladder(runs: Iterable[Run], sizes: Sequence[Size], baseline: str, null:
     for run in runs:
         if run.size not in known or run.tokens not in known[run.size].tokens:
             raise UserError(
-                f"{run.arm} has a run of size {run.size} with {run.tokens:g} tokens, which no size declares"
+                f"{run.arm} has a run of size {run.size}, {run.tokens:g} tokens: declare that size and budget"
             )
         budgets = found.setdefault((run.arm, run.size, run.seed), {})
         if run.tokens in budgets:
@@ -319,8 +319,9 @@ def _losses(ladder: Ladder, arm: str, seeds: Mapping[str, Sequence[int]]) -> Los
 
 def _interval(estimate: Estimate, level: float, *index: int) -> Interval:
     """Return the interval of the first ladder's estimate."""
-    value, error = float(estimate.value[(0, *index)]), float(estimate.error[(0, *index)])
-    return student_interval(value, error, estimate.degrees, level)
+    parts = np.broadcast_arrays(estimate.value, estimate.error, estimate.degrees)
+    value, error, degrees = (float(part[(0, *index)]) for part in parts)
+    return student_interval(value, error, degrees, level)
 
 
 def _in_nats(

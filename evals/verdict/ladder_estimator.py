@@ -17,13 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from evals.verdict.ladder_lines import Estimate, Floats, OfSizes, at, combine, fit_line, over_sizes
+from evals.verdict.ladder_lines import Estimate, Floats, OfSizes, at, combine, fit_line, misfit, over_sizes
 
 FALL, FALL_SD = 0.05, 0.15  # prior of h, the fall of ln sd per ln C: a ladder's few seeds say little of it
 EXPONENTS = np.geomspace(0.03, 0.7, 32)  # c of the baseline's curve
 EXPONENT, EXPONENT_SD = 0.15, 0.5  # prior of c: lognormal
-import os
-KAPPA=float(os.environ.get('KAPPA','0'))
 LARGEST_SHARE = 0.9  # of the loss above the floor that a difference may take: beyond it the logarithm runs away
 LEAST_STEEPNESS = 4.0  # standard errors of the baseline's slope: below, a difference is not turned into compute
 CURVE_MISFIT, LINE_MISFIT = 0.01, 0.1  # p values below which the curve and the line are given up
@@ -63,10 +61,13 @@ class Moments(NamedTuple):
     fall_variance: float  # of h from ladder to ladder
     degrees: float  # ν, of the covariance
 
-    @property
-    def size_degrees(self) -> Floats:
-        """(S,) degrees of freedom of single sizes."""
-        return 1 / (1 / self.degrees + KAPPA * self.x**2 * self.fall_variance)
+    def lowered(self, degrees: float, x: Floats) -> Floats:
+        """Lower degrees of freedom for what is not known of h: the error of an estimate whose noise lies at x has it.
+
+        An error of h, times x, is one of the log of a standard error. Satterthwaite's approximation counts it twice.
+        Coverage at the ends of six sizes of two seeds: 91 to 95% without, 94 to 97% with this, 97 to 99% with that.
+        """
+        return 1 / (1 / degrees + x**2 * self.fall_variance)
 
 
 class Curve(NamedTuple):
@@ -133,21 +134,25 @@ def estimate(losses: Losses) -> Estimates:
     curve = fit_curve(moments)
     paired = convert(moments, curve)
     sizes, degrees, x = len(moments.x), moments.degrees, moments.x
-    value, variance = paired.value, paired.variance
-    each, line = np.eye(sizes), fit_line(x, value, 1 / paired.seeds)
-    scale, pooled = (degrees + line.residual) / (degrees + sizes - 2), degrees + sizes - 2
-    largest, beyond = (at(line, place) for place in (x[-1], x[-1] + DECADE))
-    ahead = combine(beyond, value, variance, pooled, scale)
-    ahead = ahead._replace(error=np.sqrt(ahead.error**2 + _seed_noise(moments, curve, ahead.value, x[-1] + DECADE)))
+    value, variance, line = paired.value, paired.variance, fit_line(x, paired.value, 1 / paired.seeds)
+    pooled = degrees + sizes - 2
+    scale = (degrees + line.residual) / pooled
+
+    def combined(row: Floats, degrees: float, scale: Floats | float) -> Estimate:
+        return combine(row, value, variance, moments.lowered(degrees, _centre(row, paired.seeds, x)), scale)
+
+    ahead, further = combined(at(line, x[-1] + DECADE), pooled, scale), x[-1] + DECADE
+    noise = _seed_noise(moments, curve, ahead.value, further)
+    lies = (ahead.error**2 * _centre(at(line, further), paired.seeds, x) + noise * further) / (ahead.error**2 + noise)
     return Estimates(
         difference=differences(moments),
-        size=Estimate(value, np.sqrt(np.einsum("mss->ms", variance)), moments.size_degrees),
-        mean=combine(np.broadcast_to(each.mean(axis=0), value.shape), value, variance, degrees),
-        slope=combine(line.on_y[:, 1], value, variance, pooled, scale),
-        largest=combine(largest, value, variance, pooled, scale),
-        beyond=ahead,
+        size=Estimate(value, np.sqrt(np.einsum("mss->ms", variance)), moments.lowered(degrees, x)),
+        mean=combined(np.full(value.shape, 1 / sizes), degrees, 1.0),
+        slope=combined(line.on_y[:, 1], pooled, scale),
+        largest=combined(at(line, x[-1]), pooled, scale),
+        beyond=Estimate(ahead.value, np.sqrt(ahead.error**2 + noise), moments.lowered(pooled, lies)),
         of_sizes=over_sizes(x, value, paired.seeds, variance) if sizes > 3 else None,
-        line_p_value=stats.f.sf(line.residual / (sizes - 2), sizes - 2, degrees),
+        line_p_value=misfit(x, value, 1 / paired.seeds, line, degrees),
         curve_p_value=curve.p_value,
         steepness=curve.steepness,
         share=paired.share,
@@ -159,7 +164,17 @@ def estimate(losses: Losses) -> Estimates:
 def differences(moments: Moments) -> Estimate:
     """Estimate each size's difference (M, S) in nats, the mean over its branches; any number of sizes."""
     variance = _part(moments, 1, 1).mean(axis=(1, 2))
-    return Estimate(moments.difference.mean(axis=2), np.sqrt(moments.noise * variance[:, None]), moments.size_degrees)
+    return Estimate(
+        moments.difference.mean(axis=2),
+        np.sqrt(moments.noise * variance[:, None]),
+        moments.lowered(moments.degrees, moments.x),
+    )
+
+
+def _centre(row: Floats, seeds: Floats, x: Floats) -> Floats:
+    """Return the x (M,) at which the noise of a linear combination of sizes lies: their mean by share of variance."""
+    share = row**2 * seeds
+    return share @ x / share.sum(axis=1)
 
 
 def multiplier_given(found: Estimates) -> NDArray[np.bool_]:
@@ -199,9 +214,11 @@ def hold_out(losses: Losses) -> HeldOut:
         (difference, on_pair + on_curve, both),
         (loss, on_loss - on_pair - on_curve, arm + both),
     ):
-        variance = _covariance(moments, curve, values[..., None], gradient[:, :, None])[:, 0, 0]
+        variance = _covariance(moments, curve, values[..., None], gradient[:, :, None])[:, 0, 0] * scale
         seeds = noise * own.sum(axis=(1, 2)) / branches**2
-        predicted.append(Estimate(_average(curve.weight, values), np.sqrt(variance * scale + seeds), degrees))
+        centre = (variance * _centre(row, paired.seeds, moments.x) + seeds * x) / (variance + seeds)
+        freedom = moments.lowered(degrees, centre)
+        predicted.append(Estimate(_average(curve.weight, values), np.sqrt(variance + seeds), freedom))
     base, arm_loss = (side[-1].mean(axis=(1, 2)) for side in (losses.base, losses.arm))
     return HeldOut(predicted[0], predicted[1], base - arm_loss, arm_loss)
 
@@ -221,7 +238,9 @@ def pool(losses: Losses) -> Moments:
     degrees = float((losses.seeds - 1).sum())
     scatter = sum(np.einsum("mni,mnj->mij", r, r) / scale[:, i, None, None] for i, r in enumerate(residuals))
     covariance = scatter / degrees + LEAST_SD**2 * np.eye(2 * branches)
-    return Moments(x, means[..., :branches], means[..., branches:], covariance, scale / losses.seeds, fall, fall_variance, degrees)
+    return Moments(
+        x, means[..., :branches], means[..., branches:], covariance, scale / losses.seeds, fall, fall_variance, degrees
+    )
 
 
 def _fall(x: Floats, residuals: Sequence[Floats], branches: int) -> tuple[Floats, float]:

@@ -98,6 +98,7 @@ TRUTHS = (
     Truth("heavy tails (t3)", CONSTANT, seeds=Seeds(heavy=True)),
     Truth("arm twice as noisy", CONSTANT, seeds=Seeds(arm=2.0)),
     Truth("nothing shared in a pair", CONSTANT, seeds=Seeds(shared=0.0)),
+    Truth("seed sd the same at all sizes", CONSTANT, seeds=Seeds(fall=0.0)),
     Truth("E lower by 0.03", arm=Law(floor=1.67), kind="shape"),
     Truth("ln m halves per decade", lambda x: math.log(1.5) * 0.5 ** (x / DECADE), kind="shape"),
     Truth("offsets of sizes, 0.05", CONSTANT, seeds=Seeds(offset=0.05), kind="fails"),
@@ -118,7 +119,7 @@ BRANCHES = Design(5, 3, 3)
 
 
 class Ladders(NamedTuple):
-    """Simulated losses, the true ln m (M, S) of every size, and that a decade beyond the largest."""
+    """Simulated losses, the true ln m (M, S) of every size, and what as many seeds measure a decade beyond (M,)."""
 
     losses: Losses
     truth: Floats
@@ -154,12 +155,22 @@ def simulate(truth: Truth, design: Design, ladders: int, generator: np.random.Ge
             sides.append(np.reshape(mean, (-1, 1, design.branches)) + deviation * (common + own + spikes))
         losses.append(sides)
     log_compute = x + math.log(6 * TOKENS) + 2 * math.log(SMALLEST) + np.log(2.0) * (design.branches - 1) / 2
-    beyond = true_log_multiplier(truth, x[-1:] + DECADE, 2.0 ** np.arange(design.branches)).mean()
     return Ladders(
         Losses(log_compute, [base for base, _ in losses], [arm for _, arm in losses]),
         np.broadcast_to(y.mean(axis=1), (ladders, design.sizes)),
-        np.full(ladders, beyond),
+        _beyond(truth, design, x[-1] + DECADE, ladders, generator),
     )
+
+
+def _beyond(truth: Truth, design: Design, x: float, ladders: int, generator: np.random.Generator) -> Floats:
+    """Return the ln m that the seeds of a size at x would measure: the truth, and their noise over the local slope."""
+    budgets, seeds = 2.0 ** np.arange(design.branches), truth.seeds
+    parameters = SMALLEST * math.exp(x / 2) * np.exp(np.array([-0.005, 0.005]) / 2)[:, None]
+    losses = truth.base(parameters, TOKENS * parameters * budgets)
+    deviation = seeds.deviation * math.exp(-seeds.fall * x) * math.sqrt((1 - seeds.shared) * (1 + seeds.arm**2))
+    shape = (ladders, design.seeds, design.branches)
+    noise = deviation * _runs(generator, seeds, shape).mean(axis=1) / ((losses[0] - losses[1]) / 0.01)
+    return true_log_multiplier(truth, np.array([x]), budgets).mean() + noise.mean(axis=1)
 
 
 def _runs(generator: np.random.Generator, seeds: Seeds, shape: tuple[int, int, int]) -> Floats:
@@ -194,29 +205,29 @@ def true_log_multiplier(truth: Truth, x: Floats, budgets: Floats) -> Floats:
 
 
 class Coverage(NamedTuple):
-    """How a truth fared in one design: shares of its ladders, of those with a compute multiplier where not said else.
+    """How a truth fared in one design: shares of its ladders, but for the first of those with a compute multiplier.
 
-    The slope of a truth that is no line is that of the least-squares line through its sizes.
+    The slope of a truth that is no line is that of the least-squares line through its sizes. None: no such estimate.
     """
 
-    refused: float  # of all ladders: no compute multiplier
-    size: tuple[float, ...]  # the interval by seeds contains the truth: of each size
-    mean: float
-    slope: float
-    largest: float
-    beyond: float  # a decade beyond the largest size, the truth there
-    held_out: float | None  # the measured difference of the largest size; None with three sizes
+    refused: float  # no compute multiplier
+    size: tuple[float, ...] | None  # the interval by seeds contains the truth: of each size
+    mean: float | None
+    slope: float | None
+    largest: float | None
+    beyond: float | None  # a decade beyond the largest size, what is measured there
+    held_out: float | None  # the measured difference of the largest size
     held_out_loss: float | None
     mean_by_sizes: float | None
     slope_by_sizes: float | None
-    shown_mean: float  # the interval by seeds leaves out zero
-    shown_slope: float
-    shown_either: float
-    firm_mean: float
-    firm_slope: float
-    misfit: float  # the line's p value is below 0.1
-    largest_if_line: float  # coverage of the largest size in ladders whose line is not given up
-    half_width: float  # of the mean, median
+    shown_mean: float | None  # the interval by seeds leaves out zero
+    shown_slope: float | None
+    shown_either: float | None
+    firm_mean: float | None
+    firm_slope: float | None
+    misfit: float | None  # the line's p value is below 0.1
+    largest_if_line: float | None  # coverage of the largest size in ladders whose line is not given up
+    half_width: float | None  # of the mean, median
 
 
 def measure(truth: Truth, design: Design, ladders: int, seed: int = 0) -> Coverage:
@@ -227,17 +238,15 @@ def measure(truth: Truth, design: Design, ladders: int, seed: int = 0) -> Covera
         parts.append(_outcomes(simulate(truth, design, min(AT_ONCE, ladders - start), generator)))
     outcomes = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     given = outcomes.pop("given")
+    if not given.any():
+        return Coverage(refused=1.0, **dict.fromkeys(Coverage._fields[1:]))
     half = float(np.median(outcomes.pop("half_width")[given]))
     line = given & ~outcomes["misfit"]
     shares = {key: values[given].mean(axis=0) for key, values in outcomes.items()}
     size = tuple(float(share) for share in shares.pop("size"))
-    found = {name: float(shares[name]) if name in shares else None for name in Coverage._fields if name != "size"}
-    found |= {
-        "refused": float(1 - given.mean()),
-        "largest_if_line": float(outcomes["largest"][line].mean()),
-        "half_width": half,
-    }
-    return Coverage(size=size, **found)  # type: ignore[arg-type]
+    rest = {name: float(shares[name]) if name in shares else None for name in Coverage._fields[2:-2]}
+    refused, largest = float(1 - given.mean()), float(outcomes["largest"][line].mean())
+    return Coverage(refused, size, **rest, largest_if_line=largest, half_width=half)
 
 
 def _outcomes(simulated: Ladders) -> dict[str, NDArray]:

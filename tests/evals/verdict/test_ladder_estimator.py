@@ -7,7 +7,7 @@ from scipy import optimize, stats
 
 from evals.verdict import ladder_estimator as estimator
 from evals.verdict.ladder_estimator import EXPONENTS, Losses
-from evals.verdict.ladder_lines import fit_line, over_sizes
+from evals.verdict.ladder_lines import fit_line, misfit, over_sizes
 from evals.verdict.ladder_simulation import (
     BRANCHES,
     TRUTHS,
@@ -96,7 +96,9 @@ def test_gradients_are_those_of_the_conversion(design):
             changed = moments._replace(**{kind: moved})
             other = estimator.convert(changed, estimator.fit_curve(changed)).by_exponent
             numeric = (other - paired.by_exponent)[0] / step
-            np.testing.assert_allclose(paired.gradient[0, :, :, size, column], numeric, rtol=2e-3, atol=1e-4)
+            used = EXPONENTS < 0.4  # beyond, a difference is cut off at what the curve leaves
+            analytic = paired.gradient[0, used, :, size, column]
+            np.testing.assert_allclose(analytic, numeric[used], rtol=2e-3, atol=1e-4)
 
 
 def test_line_is_weighted_least_squares():
@@ -107,6 +109,19 @@ def test_line_is_weighted_least_squares():
         fit = sm.WLS(y[ladder], sm.add_constant(x), weights[ladder]).fit()
         np.testing.assert_allclose(line.on_y[ladder] @ y[ladder], fit.params, rtol=1e-9)
         assert line.residual[ladder] == pytest.approx((weights[ladder] * fit.resid**2).sum())
+
+
+def test_misfit_is_the_smaller_of_two_f_tests():
+    """Against statsmodels' nested tests with the seeds' variance known to be 1: chi square, its limit of many seeds."""
+    generator = np.random.default_rng(3)
+    x, weights = np.array([-3.0, -1.5, 0.2, 1.8, 2.5]), generator.uniform(1, 5, (10, 5))
+    y = generator.normal(0, 1 / np.sqrt(weights))
+    found = misfit(x, y, weights, fit_line(x, y, weights), 1e9)
+    for ladder in range(10):
+        line, parabola = (sm.WLS(y[ladder], np.vander(x, columns), weights[ladder]).fit() for columns in (2, 3))
+        residuals = [(weights[ladder] * fit.resid**2).sum() for fit in (line, parabola)]
+        smaller = min(stats.chi2.sf(residuals[0], 3), stats.chi2.sf(residuals[0] - residuals[1], 1))
+        assert found[ladder] == pytest.approx(min(1.0, 1.5 * smaller), rel=1e-5)
 
 
 def test_sizes_as_the_sample_are_paule_mandel_and_knapp_hartung():
@@ -196,7 +211,8 @@ def test_unequal_seeds_weigh_as_they_should():
     counts = (2, 5, 3, 4)
     losses = Losses(full.log_compute, *([one[:, :n] for one, n in zip(side, counts, strict=True)] for side in full[1:]))
     found = estimator.estimate(losses)
-    assert found.size.degrees == sum(counts) - 4
+    assert estimator.pool(losses).degrees == sum(counts) - 4
+    assert (found.size.degrees < sum(counts) - 4).all()  # the fall of their scatter is not known
     assert found.size.error[:, 1].mean() < 0.8 * found.size.error[:, 0].mean()
     assert stats.binomtest(int(found.mean.covers(np.log(1.3)).sum()), 200, 0.95).pvalue > 1e-3
 

@@ -98,7 +98,7 @@ def test_floor_of_zero_is_a_bound():
 
 @pytest.mark.parametrize("name", ["no effect", "ln m fades"])
 def test_own_exponents_contain_the_truth_and_are_told_apart(name):
-    truth, design, ladders = BY_NAME[name], Design(5, 3), 60
+    truth, design, ladders = BY_NAME[name], Design(5, 3), 40
     fits = [fit(truth, design, seed) for seed in range(ladders)]
     x = 2 * np.log(2.5) * np.arange(5)
     expected = truth.log_multiplier(x)
