@@ -86,18 +86,13 @@ def at(line: Line, x: float) -> Floats:
     return line.on_y[:, 0] + x * line.on_y[:, 1]
 
 
-def combine(row: Floats, y: Floats, variance: Floats, degrees: Floats | float, scale: Floats | float = 1.0) -> Estimate:
-    """Return the estimate of a linear combination (M, S) of y, its variance times `scale`."""
-    value = np.einsum("ms,ms->m", row, y)
-    return Estimate(value, np.sqrt(np.einsum("ms,mst,mt->m", row, variance, row) * scale), degrees)
-
-
 def over_sizes(x: Floats, y: Floats, seeds: Floats, variance: Floats) -> OfSizes:
     """Estimate mean, slope and largest with the sizes as the sample: their own spread τ² about the line is estimated.
 
     τ² by Paule and Mandel (1982), the line's variance by Knapp and Hartung (2003), plus that of the baseline's curve,
-    which all sizes share; Student's quantile of S - 2 degrees of freedom. `seeds` (M, S): what a size's own seeds give
-    it of its `variance` (M, S, S).
+    which all sizes share and whose error is taken as known: Student's quantile of S - 2 degrees of freedom over the
+    square of the sizes' share (Satterthwaite 1946). `seeds` (M, S): what a size's own seeds give it of its `variance`
+    (M, S, S).
     """
     free = len(x) - 2
     low, high = np.zeros(len(y)), fit_line(x, y, np.ones_like(y)).residual / free * 4
@@ -111,8 +106,13 @@ def over_sizes(x: Floats, y: Floats, seeds: Floats, variance: Floats) -> OfSizes
     own[:, index, index] = (seeds + high[:, None]) * (line.residual / free)[:, None]
     shared = variance.copy()
     shared[:, index, index] -= seeds
-    rows = (line.on_y[:, 0], line.on_y[:, 1], at(line, x[-1]))
-    return OfSizes(*(combine(row, y, own + _positive(shared), free) for row in rows))
+    shared, found = _positive(shared), []
+    for row in (line.on_y[:, 0], line.on_y[:, 1], at(line, x[-1])):
+        of_sizes, of_curve = (np.einsum("ms,mst,mt->m", row, matrix, row) for matrix in (own, shared))
+        variance = of_sizes + of_curve
+        degrees = free * (variance / np.maximum(of_sizes, 1e-300)) ** 2
+        found.append(Estimate(np.einsum("ms,ms->m", row, y), np.sqrt(variance), degrees))
+    return OfSizes(*found)
 
 
 def _positive(matrix: Floats) -> Floats:
