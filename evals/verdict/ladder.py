@@ -26,7 +26,10 @@ SAME_RATIO = 0.01  # of the budgets' logs from size to size
 
 
 class Run(NamedTuple):
-    """The final loss of one run, or of one branch of a trunk: nats per token, nan if it diverged."""
+    """The final loss of one run, or of one branch of a trunk: nats per token, nan if it diverged.
+
+    seed: that it was trained with, the same for all arms of a pair and another at every size.
+    """
 
     arm: str
     size: str
@@ -305,6 +308,12 @@ def _pairs(ladder: Ladder, arm: str) -> tuple[dict[str, list[int]], tuple[str, .
                 )
             else:
                 found.append(seed)
+    every = [seed for found in seeds.values() for seed in found]
+    if repeated := sorted({seed for seed in every if every.count(seed) > 1}):
+        notes.append(
+            f"Several sizes have seeds in common ({', '.join(map(str, repeated))}), which may share their luck; the "
+            "interval of the mean is then too narrow: give every size its own seeds."
+        )
     return seeds, tuple(notes)
 
 

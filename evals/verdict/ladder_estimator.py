@@ -245,12 +245,16 @@ def _fall(x: Floats, residuals: Sequence[Floats], branches: int) -> tuple[Floats
         sums = np.stack([(r[..., part].mean(axis=2) ** 2).sum(axis=1) for r in residuals], axis=1)
         logs += np.log(sums / degrees + LEAST_SD**2) / 2
     logs -= special.digamma(degrees / 2) - np.log(degrees / 2)
+    weights, information = fall_weights(x, degrees)
+    precision = information + 1 / FALL_SD**2
+    return (logs @ weights + FALL / FALL_SD**2) / precision, information / precision**2
+
+
+def fall_weights(x: Floats, degrees: Floats) -> tuple[Floats, float]:
+    """Return the weights of log variances (S,) of so many degrees of freedom in h, times the information they give."""
     weights = 1 / special.polygamma(1, degrees / 2)
     centred = x - (weights * x).sum() / weights.sum()
-    information = 4 * (weights * centred**2).sum()
-    found = -2 * (logs * weights * centred).sum(axis=1)  # times the information
-    precision = information + 1 / FALL_SD**2
-    return (found + FALL / FALL_SD**2) / precision, float(information / precision**2)
+    return -2 * weights * centred, float(4 * (weights * centred**2).sum())
 
 
 def fit_curve(moments: Moments) -> Curve:

@@ -259,34 +259,49 @@ class LadderPlan(NamedTuple):
 
 
 def smallest_multiplier(
-    slopes: Sequence[float], deviations: Sequence[float], seeds: Sequence[int], level: float = 0.95, power: float = 0.8
+    log_compute: Sequence[float],
+    slopes: Sequence[float],
+    deviations: Sequence[float],
+    seeds: Sequence[int],
+    level: float = 0.95,
+    power: float = 0.8,
 ) -> LadderPlan:
     """The smallest multiplier m > 1 that the mean over sizes shows.
 
     Args:
-        slopes: by how much the baseline's loss falls per unit of ln compute at each size, nats per token.
+        log_compute: ln FLOPs of each size.
+        slopes: by how much the baseline's loss falls per unit of ln FLOPs at each size, nats per token.
         deviations: of a pair's loss difference from seed to seed at each size, nats per token; of a whole trunk's mean
             with branches.
         seeds: pairs at each size.
 
-    To first order ln m is a difference over the slope: the mean's variance is known with sum (n - 1) degrees of freedom
-    by the seeds, and with S - 2 by the sizes. The power of a firm verdict is that of the second interval, of which the
-    first hardly takes anything. Within 10% of what `ladder_simulation` finds.
+    To first order ln m is a difference over the slope. Its mean's variance is known by the seeds with the degrees of
+    freedom of `ladder_estimator`, by the sizes with S - 2. A firm verdict needs both, taken as independent. Simulated
+    ladders of 3 to 6 sizes and 2 to 5 seeds show such a multiplier in 76 to 82% where 80% are asked for.
 
     Raises:
         UserError: under three sizes, a size with one seed, a slope or deviation that is not positive.
     """
     from scipy.stats import nct, t
 
+    from evals.verdict.ladder_estimator import FALL_SD, fall_weights
+
     if len(slopes) < 3 or min(seeds) < 2 or min(*slopes, *deviations) <= 0:
         raise UserError("a ladder needs three sizes of two seeds, slopes and deviations above 0: add sizes or seeds")
-    variance = sum((sd / slope) ** 2 / n for sd, slope, n in zip(deviations, slopes, seeds, strict=True))
-    error = math.sqrt(variance) / len(slopes)
+    x = np.asarray(log_compute) - np.mean(log_compute)
+    variances = (np.asarray(deviations) / np.asarray(slopes)) ** 2 / np.asarray(seeds)
+    error = math.sqrt(variances.sum()) / len(x)
+    _, information = fall_weights(x, np.asarray(seeds) - 1.0)
+    unknown = (variances @ x / variances.sum()) ** 2 * information / (information + FALL_SD**-2) ** 2
 
-    def least(degrees: int) -> float:
-        bound = t.isf((1 - level) / 2, degrees)
-        found = _smallest(lambda y: float(nct.sf(bound, degrees, y / error)), power, 100 * error)
+    def least(*degrees: float) -> float:
+        bounds = [t.isf((1 - level) / 2, one) for one in degrees]
+
+        def chance(y: float) -> float:
+            return math.prod(float(nct.sf(b, one, y / error)) for b, one in zip(bounds, degrees, strict=True))
+
+        found = _smallest(chance, power, 100 * error)
         return math.inf if found is None else math.exp(found)
 
-    by_sizes = len(slopes) - 2
-    return LadderPlan(least(sum(seeds) - len(seeds)), least(by_sizes) if by_sizes > 1 else math.inf)
+    by_seeds, by_sizes = 1 / (1 / (sum(seeds) - len(x)) + unknown), len(x) - 2
+    return LadderPlan(least(by_seeds), least(by_seeds, by_sizes) if by_sizes > 1 else math.inf)

@@ -44,7 +44,7 @@ def runs_of(truth: Truth, design: Design, seed: int = 0, null: bool = True) -> l
         for arm, values in arms.items():
             if arm != "null" or null:
                 runs += [
-                    Run(arm, size.name, s, size.tokens[k], float(values[0, s, k]))
+                    Run(arm, size.name, 10 * n + s, size.tokens[k], float(values[0, s, k]))
                     for s in range(design.seeds)
                     for k in range(design.branches)
                 ]
@@ -100,18 +100,25 @@ def test_budgets_of_one_ratio():
 def test_a_pair_that_diverged_is_left_out_and_named():
     design = Design(5, 3)
     runs = [
-        run._replace(loss=math.nan) if (run.arm, run.size, run.seed) == ("values", "s1", 2) else run
+        run._replace(loss=math.nan) if (run.arm, run.size, run.seed) == ("values", "s1", 12) else run
         for run in runs_of(CONSTANT, design)
-        if (run.arm, run.size, run.seed) != ("values", "s3", 0)
+        if (run.arm, run.size, run.seed) != ("values", "s3", 30)
     ]
     verdict = judge(make_ladder(runs, sizes_of(design), "classic", "null"))
     found = verdict.arms["values"]
     assert [at.seeds for at in found.sizes] == [3, 2, 3, 2, 3]
-    assert "Size s1, seed 2: values diverged; the pair is left out" in found.notes[0]
-    assert "Size s3, seed 0: values has no finished run" in found.notes[1]
+    assert "Size s1, seed 12: values diverged; the pair is left out" in found.notes[0]
+    assert "Size s3, seed 30: values has no finished run" in found.notes[1]
     assert verdict.arms["null"].notes == ()
     assert found.mean.by_seeds.low < math.log(1.3) < found.mean.by_seeds.high
     assert verdict.joint is not None
+
+
+def test_seeds_that_repeat_over_sizes_are_noted():
+    design = Design(4, 2)
+    runs = [run._replace(seed=run.seed % 10) for run in runs_of(CONSTANT, design)]
+    (note,) = judge_arm(make_ladder(runs, sizes_of(design), "classic"), "values").notes
+    assert note.startswith("Several sizes have seeds in common (0, 1), which may share their luck")
 
 
 # ---- Refusals --------------------------------------------------------------------------------------------------------
@@ -123,7 +130,7 @@ def codes(ladder: Ladder, arm: str = "values") -> list[str]:
 
 def test_a_size_with_one_seed_is_refused():
     design = Design(4, 2)
-    runs = [run for run in runs_of(CONSTANT, design) if (run.size, run.seed) != ("s2", 1)]
+    runs = [run for run in runs_of(CONSTANT, design) if (run.size, run.seed) != ("s2", 21)]
     verdict = judge(make_ladder(runs, sizes_of(design), "classic", "null"))
     assert [refusal.code for refusal in verdict.arms["values"].refusals] == ["one_seed"]
     assert words.sentence(verdict, "values") == (
