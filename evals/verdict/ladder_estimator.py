@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from evals.verdict.ladder_lines import Estimate, Floats, OfSizes, at, fit_line, misfit, over_sizes
+from evals.verdict.ladder_lines import Estimate, Floats, OfSizes, at, fit_line, misfit, over_sizes, root
 
 FALL, FALL_SD = 0.05, 0.15  # prior of h, the fall of ln sd per ln C: a ladder's few seeds say little of it
 EXPONENTS = np.geomspace(0.03, 0.7, 32)  # c of the baseline's curve
@@ -337,8 +337,7 @@ def _covariance(moments: Moments, curve: Curve, values: Floats, gradient: Floats
     branches = moments.base.shape[2]
     covariance = moments.covariance.copy()
     covariance[:, :branches, :branches] *= curve.misfit[:, None, None]
-    root = np.linalg.cholesky(covariance)
-    errors = gradient @ root[:, None, None] * np.sqrt(moments.noise)[:, None, None, :, None]
+    errors = gradient @ root(covariance)[:, None, None] * np.sqrt(moments.noise)[:, None, None, :, None]
     errors = errors.reshape(ladders, exponents, outputs, -1)
     spread = values - _average(curve.weight, values)[:, None]
     weight = curve.weight[..., None, None]

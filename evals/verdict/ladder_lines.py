@@ -23,13 +23,6 @@ class Estimate(NamedTuple):
         """Half the interval's width."""
         return self.error * stats.t.isf((1 - level) / 2, self.degrees)
 
-    def p_value(self) -> Floats:
-        """Of the test that the true value is zero, two-sided."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(
-                self.value == 0, 1.0, 2 * stats.t.sf(np.abs(self.value) / np.maximum(self.error, 1e-300), self.degrees)
-            )
-
     def covers(self, truth: Floats | float, level: float = 0.95) -> NDArray[np.bool_]:
         """Whether the interval contains the truth."""
         return np.abs(self.value - truth) <= self.half(level)
@@ -73,11 +66,10 @@ def misfit(x: Floats, y: Floats, weights: Floats, line: Line, degrees: float) ->
     scatter = stats.f.sf(line.residual / free, free, degrees)
     if free == 1:
         return scatter
-    beta = np.einsum("mbs,ms->mb", line.on_y, y)
-    bent = x**2 - np.einsum("mbs,s->mb", line.on_y, x**2) @ np.stack([np.ones_like(x), x])
-    curvature = (weights * bent * (y - beta[:, :1] - beta[:, 1:] * x)).sum(axis=1) ** 2 / (weights * bent**2).sum(
-        axis=1
-    )
+    basis = np.stack([np.ones_like(x), x])
+    rest = y - np.einsum("mbs,ms->mb", line.on_y, y) @ basis
+    bent = x**2 - line.on_y @ x**2 @ basis
+    curvature = (weights * bent * rest).sum(axis=1) ** 2 / (weights * bent**2).sum(axis=1)
     return np.minimum(1.0, 1.5 * np.minimum(scatter, stats.f.sf(curvature, 1, degrees)))
 
 
@@ -106,7 +98,8 @@ def over_sizes(x: Floats, y: Floats, seeds: Floats, variance: Floats) -> OfSizes
     own[:, index, index] = (seeds + high[:, None]) * (line.residual / free)[:, None]
     shared = variance.copy()
     shared[:, index, index] -= seeds
-    shared, found = _positive(shared), []
+    shared, found = root(shared), []
+    shared = shared @ shared.swapaxes(1, 2)
     for row in (line.on_y[:, 0], line.on_y[:, 1], at(line, x[-1])):
         of_sizes, of_curve = (np.einsum("ms,mst,mt->m", row, matrix, row) for matrix in (own, shared))
         variance = of_sizes + of_curve
@@ -115,7 +108,7 @@ def over_sizes(x: Floats, y: Floats, seeds: Floats, variance: Floats) -> OfSizes
     return OfSizes(*found)
 
 
-def _positive(matrix: Floats) -> Floats:
-    """Return the nearest matrix without negative eigenvalues."""
+def root(matrix: Floats) -> Floats:
+    """Return R of the nearest matrix R R' (M, P, P) without negative eigenvalues."""
     values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.maximum(values, 0)[:, None]) @ vectors.swapaxes(1, 2)
+    return vectors * np.sqrt(np.maximum(values, 0))[:, None]

@@ -205,6 +205,14 @@ def test_truth_of_an_own_law_is_where_the_baseline_reaches_its_loss():
     assert Law()(np.array(1e9), np.array(2e10)) == pytest.approx(1.7 + 406.4 * 1e9**-0.34 + 410.7 * 2e10**-0.28)
 
 
+def test_more_branches_than_degrees_of_freedom():
+    """Three sizes of two seeds know a covariance of 8 by 8 with three degrees of freedom."""
+    simulated = simulate(BY_NAME["m = 1.3"], Design(3, 2, 4), 400, np.random.default_rng(0))
+    found = estimator.estimate(simulated.losses)
+    covered = int(found.mean.covers(simulated.truth.mean(axis=1)).sum())
+    assert stats.binomtest(covered, 400, 0.95).pvalue > 1e-3
+
+
 def test_unequal_seeds_weigh_as_they_should():
     """A ladder whose sizes have 2, 5, 3 and 4 seeds: ν counts them, a size of more seeds is known better."""
     full = drawn("m = 1.3", Design(4, 5), 200)
