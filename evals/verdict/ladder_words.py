@@ -40,6 +40,36 @@ def sentence(verdict: LadderVerdict, arm: str) -> str:
     return "; ".join(parts) + "."
 
 
+def extrapolation(verdict: LadderVerdict, arm: str) -> str:
+    """The prediction a decade of compute beyond the largest size; empty where the line is given up."""
+    found = verdict.arms[arm]
+    if found.beyond is None or found.beyond_compute is None:
+        return ""
+    return (
+        f"Extrapolated: if ln m stays on its line, {arm} needs {in_compute(found.beyond.value)} compute at "
+        f"{found.beyond_compute:.1e} FLOPs, a decade beyond the largest size ({100 * verdict.level:g}% prediction "
+        f"interval {bounds(found.beyond)}, for {found.sizes[-1].seeds} seeds)."
+    )
+
+
+def held_out(verdict: LadderVerdict, arm: str) -> str:
+    """The largest size as the smaller ones predict it; empty with three sizes or without a compute multiplier."""
+    found = verdict.arms[arm].held_out
+    if found is None:
+        return ""
+    told = [
+        f"{what} {measured:.4f}, predicted {value.value:.4f} ({value.low:.4f} to {value.high:.4f})"
+        for what, measured, value in (
+            (f"{arm} minus {verdict.ladder.baseline}", found.measured_difference, found.difference),
+            (f"loss of {arm}", found.measured_loss, found.loss),
+        )
+    ]
+    return (
+        f"Held out, size {found.size.name} is {'' if found.predicted else 'not '}as the smaller sizes predict it, in "
+        f"nats per token: {'; '.join(told)}."
+    )
+
+
 def in_compute(log_multiplier: float) -> str:
     """ln m as what the arm needs: "12% less", "5% more"; from a factor of 2 up as "3.1 times"."""
     if log_multiplier < -math.log(2):

@@ -260,6 +260,24 @@ def test_sentence_of_a_null_arm_that_differs():
     assert "the null arm, which carries no change, shows a difference too: +0.1" in sentence
 
 
+def test_words_of_predictions():
+    verdict = judge(ladder_of(CONSTANT))
+    found = verdict.arms["values"]
+    assert words.extrapolation(verdict, "values").startswith("Extrapolated: if ln m stays on its line, values needs 2")
+    assert f"(95% prediction interval {words.bounds(found.beyond)}, for 3 seeds)." in words.extrapolation(
+        verdict, "values"
+    )
+    assert words.held_out(verdict, "values").startswith("Held out, size s4 is as the smaller sizes predict it")
+    moved = {
+        key: tuple(loss - 0.2 * (key[:2] == ("values", "s4")) for loss in values)
+        for key, values in verdict.ladder.losses.items()
+    }
+    verdict = judge(replace(verdict.ladder, losses=moved))
+    assert "s4 is not as the smaller sizes predict it" in words.held_out(verdict, "values")
+    assert words.extrapolation(verdict, "values") == ""
+    assert words.held_out(judge(ladder_of(CONSTANT, Design(3, 3))), "values") == ""
+
+
 @pytest.mark.parametrize("truth", [CONSTANT, NOTHING, FADING, HALVING, *TRUTHS], ids=lambda truth: truth.name)
 def test_no_sentence_says_more_than_its_intervals(truth):
     for seed in range(6):
