@@ -83,8 +83,9 @@ def over_sizes(x: Floats, y: Floats, seeds: Floats, variance: Floats) -> OfSizes
 
     τ² by Paule and Mandel (1982), the line's variance by Knapp and Hartung (2003), plus that of the baseline's curve,
     which all sizes share and whose error is taken as known: Student's quantile of S - 2 degrees of freedom over the
-    square of the sizes' share (Satterthwaite 1946). `seeds` (M, S): what a size's own seeds give it of its `variance`
-    (M, S, S).
+    sizes' share of the variance. Satterthwaite has its square, but a small share may be luck: four sizes are covered in
+    93 to 97% with the square, 94 to 98% with the share, 95 to 99% with neither. `seeds` (M, S): what a size's own seeds
+    give it of its `variance` (M, S, S).
     """
     free = len(x) - 2
     low, high = np.zeros(len(y)), fit_line(x, y, np.ones_like(y)).residual / free * 4
@@ -103,7 +104,7 @@ def over_sizes(x: Floats, y: Floats, seeds: Floats, variance: Floats) -> OfSizes
     for row in (line.on_y[:, 0], line.on_y[:, 1], at(line, x[-1])):
         of_sizes, of_curve = (np.einsum("ms,mst,mt->m", row, matrix, row) for matrix in (own, shared))
         variance = of_sizes + of_curve
-        degrees = free * (variance / np.maximum(of_sizes, 1e-300)) ** 2
+        degrees = free * variance / np.maximum(of_sizes, 1e-300)
         found.append(Estimate(np.einsum("ms,ms->m", row, y), np.sqrt(variance), degrees))
     return OfSizes(*found)
 

@@ -99,6 +99,7 @@ TRUTHS = (
     Truth("arm twice as noisy", CONSTANT, seeds=Seeds(arm=2.0)),
     Truth("nothing shared in a pair", CONSTANT, seeds=Seeds(shared=0.0)),
     Truth("seed sd the same at all sizes", CONSTANT, seeds=Seeds(fall=0.0)),
+    Truth("5% of runs spiked", CONSTANT, seeds=Seeds(spiked=0.05)),
     Truth("E lower by 0.03", arm=Law(floor=1.67), kind="shape"),
     Truth("ln m halves per decade", lambda x: math.log(1.5) * 0.5 ** (x / DECADE), kind="shape"),
     Truth("offsets of sizes, 0.05", CONSTANT, seeds=Seeds(offset=0.05), kind="fails"),
@@ -107,7 +108,6 @@ TRUTHS = (
     Truth("seed sd grows as C^0.1", CONSTANT, seeds=Seeds(fall=-0.1), kind="fails"),
     Truth("curve misfits quiet seeds", CONSTANT, base=Law(of_parameters=406.4 * 600, of_tokens=80, alpha=0.7, beta=0.2),
           seeds=Seeds(deviation=0.01), kind="fails"),
-    Truth("5% of runs spiked", CONSTANT, seeds=Seeds(spiked=0.05), kind="fails"),
 )  # fmt: skip
 EFFECTS = tuple(
     Truth(f"m = {multiplier}, seed sd {deviation}", _constant(multiplier), seeds=Seeds(deviation), kind="effect")
