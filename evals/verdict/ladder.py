@@ -28,7 +28,7 @@ SAME_RATIO = 0.01  # of the budgets' logs from size to size
 class Run(NamedTuple):
     """The final loss of one run, or of one branch of a trunk: nats per token, nan if it diverged.
 
-    seed: that it was trained with, the same for all arms of a pair and another at every size.
+    seed: of the pair, another at every size; a null arm has the number of the baseline run that it is compared with.
     """
 
     arm: str
@@ -229,9 +229,10 @@ def judge_arm(ladder: Ladder, arm: str, level: float = LEVEL) -> ArmVerdict:
     """Judge one arm: estimate all that its pairs allow, refuse the rest."""
     seeds, notes = _pairs(ladder, arm)
     if alone := [size.name for size in ladder.sizes if len(seeds[size.name]) < 2]:
+        count = len(seeds[alone[0]])
         sentence = (
-            f"size {alone[0]} has {len(seeds[alone[0]])} finished pair of {arm} and {ladder.baseline}, and an interval "
-            "needs two seeds: train another seed there"
+            f"size {alone[0]} has {count} finished pair{'s' * (count != 1)} of {arm} and {ladder.baseline}, and an "
+            "interval needs two seeds: train another seed there"
         )
         return ArmVerdict(arm, (), (Refusal("one_seed", sentence),), notes)
     losses = _losses(ladder, arm, seeds)
@@ -282,6 +283,8 @@ def points(ladder: Ladder) -> scaling_law.Points:
             for tokens, flops, loss in zip(size.tokens, size.flops, losses, strict=True)
             if math.isfinite(loss)
         ]
+    if not rows:
+        raise UserError("no run of the ladder has a finite loss: train its runs")
     columns = np.array(rows, dtype=np.float64).T
     return scaling_law.Points(*columns[:3].astype(np.int64), *columns[3:])
 

@@ -114,6 +114,14 @@ def test_a_pair_that_diverged_is_left_out_and_named():
     assert verdict.joint is not None
 
 
+def test_a_ladder_whose_runs_all_diverged_says_nothing():
+    design = Design(4, 2)
+    runs = [run._replace(loss=math.nan) for run in runs_of(CONSTANT, design)]
+    verdict = judge(make_ladder(runs, sizes_of(design), "classic", "null"))
+    assert verdict.joint is None
+    assert "size s0 has 0 finished pairs of values and classic" in words.sentence(verdict, "values")
+
+
 def test_seeds_that_repeat_over_sizes_are_noted():
     design = Design(4, 2)
     runs = [run._replace(seed=run.seed % 10) for run in runs_of(CONSTANT, design)]

@@ -113,6 +113,8 @@ def test_own_exponents_contain_the_truth_and_are_told_apart(name):
         assert stats.binomtest(apart, ladders, 0.05).pvalue > 1e-3
     else:
         assert apart > 0.3 * ladders
+        missed = [f.shared_multipliers["values"][4].low > expected[4] for f in fits]
+        assert np.mean(missed) > 0.9  # one exponent for both arms cannot fade
 
 
 def test_what_cannot_be_fitted_is_refused():
