@@ -108,6 +108,10 @@ TRUTHS = (
     Truth("seed sd grows as C^0.1", CONSTANT, seeds=Seeds(fall=-0.1), kind="fails"),
     Truth("curve misfits quiet seeds", CONSTANT, base=Law(of_parameters=406.4 * 600, of_tokens=80, alpha=0.7, beta=0.2),
           seeds=Seeds(deviation=0.01), kind="fails"),
+    Truth("exponent c = 0.05, m = 2", _constant(2.0), base=Law(of_parameters=8, of_tokens=8, alpha=0.1, beta=0.1),
+          kind="fails"),
+    Truth("exponent c = 0.35, m = 2", _constant(2.0), base=Law(of_parameters=1e5, of_tokens=3e5, alpha=0.7, beta=0.7),
+          kind="fails"),
 )  # fmt: skip
 EFFECTS = tuple(
     Truth(f"m = {multiplier}, seed sd {deviation}", _constant(multiplier), seeds=Seeds(deviation), kind="effect")

@@ -145,11 +145,15 @@ def _check(points: Points) -> None:
 # ---- The fit ---------------------------------------------------------------------------------------------------------
 
 
-def fit_law(points: Points, logs: Floats, arms: int, own: bool) -> Law:
-    """Fit one law to losses at logs (P, F) of size or compute; `own`: exponents of every arm for itself."""
+def fit_law(points: Points, logs: Floats, arms: int, own: bool, delta: float | None = None) -> Law:
+    """Fit one law to losses at logs (P, F) of size or compute; `own`: exponents of every arm for itself.
+
+    `delta`: of log loss, where Huber's loss turns from square to linear (1.345 standard deviations over seeds). The
+    0.001 of Hoffmann et al. 2022 suits runs without seeds; with them it would be the least absolute deviation.
+    """
     centre = logs.mean(axis=0)
     owners = arms if own else 1
-    delta = _delta(points)
+    delta = _delta(points) if delta is None else delta
     start = _projected(points, logs - centre, arms)
     if own:
         first = 1 + arms * len(centre)
@@ -175,10 +179,7 @@ def fit_law(points: Points, logs: Floats, arms: int, own: bool) -> Law:
 
 
 def _delta(points: Points) -> float:
-    """Return where Huber's loss turns from square to linear: 1.345 standard deviations of log losses over seeds.
-
-    The 0.001 of Hoffmann et al. 2022 suits runs without seeds; with them it would be the least absolute deviation.
-    """
+    """Return 1.345 standard deviations of log losses over seeds."""
     cells: dict[tuple[int, int, float], list[int]] = {}
     for n, key in enumerate(zip(points.arm, points.size, points.tokens, strict=True)):
         cells.setdefault(key, []).append(n)
