@@ -7,7 +7,7 @@ models at hand, with several of the change. scipy is imported here, so this modu
 """
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -34,6 +34,25 @@ class Effect(NamedTuple):
     level: float
     seeds: int
     items: int
+
+
+class Interval(NamedTuple):
+    """A value with its interval. `p_value` < 1 - level just where the interval leaves out zero."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+
+    @property
+    def shown(self) -> int:
+        """1 or -1: the side of zero on which the whole interval lies; 0 where it contains zero."""
+        return int(self.low > 0) - int(self.high < 0)
+
+    def mapped(self, function: Callable[[float], float]) -> "Interval":
+        """The interval of a monotonic function of the value."""
+        low, high = sorted((function(self.low), function(self.high)))
+        return Interval(function(self.value), low, high, self.p_value)
 
 
 class McNemar(NamedTuple):
@@ -244,6 +263,13 @@ def variance_parts(differences: Floats, shares: Floats) -> Parts:
     single = float(((residuals - shared) ** 2).sum()) * correction / (seeds - 1)
     of_seeds, least = float(means.var(ddof=1)) / seeds, single / seeds
     return Parts(least if of_seeds < EQUAL * least else of_seeds, max(0.0, both - least))
+
+
+def student_interval(value: float, error: float, degrees: float, level: float = 0.95) -> Interval:
+    """Value ± Student's quantile x standard error, with the p value of the test that the truth is zero."""
+    half = float(stats.t.isf((1 - level) / 2, degrees)) * error
+    p_value = float(2 * stats.t.sf(abs(value) / error, degrees)) if error > 0 else (1.0 if value == 0 else SMALLEST_P)
+    return Interval(float(value), float(value - half), float(value + half), p_value)
 
 
 # ---- Counts, and many tests ------------------------------------------------------------------------------------------

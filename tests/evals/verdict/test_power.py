@@ -12,6 +12,7 @@ from scipy.stats import t as student
 from statsmodels.stats.power import NormalIndPower, TTestPower
 
 from evals.verdict import power, statistics
+from evals.verdict.ladder_simulation import SMALLEST, STEP, Design, Law, Truth, measure
 from llm.common.errors import UserError
 
 
@@ -186,3 +187,41 @@ def test_values_out_of_range(arguments, words):
 def test_help_needs_no_scipy():
     script = "import sys; import evals.verdict.power; sys.exit('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+# ---- A ladder of sizes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("design", [Design(4, 3), Design(5, 2), Design(6, 3)], ids=str)
+def test_smallest_multiplier_is_shown_as_often_as_asked(design):
+    """On simulated ladders, whose estimator also has the curve to find and the fall of the scatter."""
+    parameters = SMALLEST * STEP ** np.arange(design.sizes)
+    law = Law()
+    losses = [law(n, 20 * n) for n in (parameters * math.exp(-0.005), parameters * math.exp(0.005))]
+    slopes = (losses[0] - losses[1]) / 0.02  # compute is the square of parameters
+    deviations = 0.03 * (parameters / SMALLEST) ** -0.2  # 0.03 C^-0.1, and half of two variances
+    plan = power.smallest_multiplier(2 * np.log(parameters), slopes, deviations, [design.seeds] * design.sizes)
+    for which, multiplier in (("shown_mean", plan.shown), ("firm_mean", plan.firm)):
+        truth = Truth("", lambda x, m=multiplier: np.full_like(x, math.log(m)))
+        assert getattr(measure(truth, design, 1000), which) == pytest.approx(0.8, abs=0.07)
+    assert 1 < plan.shown < plan.firm
+
+
+def test_smallest_multiplier_of_three_sizes_is_never_firm():
+    plan = power.smallest_multiplier([1.0, 3.0, 5.0], [0.3] * 3, [0.03] * 3, [2, 2, 3])
+    assert plan.firm == math.inf and 1 < plan.shown < 1.5
+    more = power.smallest_multiplier([1.0, 3.0, 5.0], [0.3] * 3, [0.03] * 3, [5, 5, 5])
+    assert more.shown < plan.shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ([1, 3], [0.3] * 2, [0.1] * 2, [3] * 2),
+        ([1, 3, 5], [0.3] * 3, [0.1] * 3, [3, 1, 3]),
+        ([1, 3, 5], [0.3, 0.2, 0.0], [0.1] * 3, [3] * 3),
+    ],
+)
+def test_ladders_that_show_nothing_are_refused(arguments):
+    with pytest.raises(UserError, match="needs three sizes of two seeds, slopes and deviations above 0: add sizes"):
+        power.smallest_multiplier(*arguments)
