@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import Logger
 
 from ..common.errors import StoppedError, UserError
+from ..common.processes import raise_open_file_limit
 from ..data.module import TokenDataModule
 from ..data.store import check_vocabulary
 from . import checkpoint as checkpoints
@@ -73,6 +74,7 @@ class Attempt(LightningCLI):
         if problems:
             raise UserError("; ".join(problems))
         self.datamodule.micro_batches(trainer.world_size)
+        raise_open_file_limit()  # each shard of a store is a file
         self.run_folder = RunFolder(self._get(self.config_init, "run"))
         self.signals = Signals()
         self.signals.install()

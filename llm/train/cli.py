@@ -27,7 +27,6 @@ from transformers.configuration_utils import PretrainedConfig
 
 from ..common.devices import missing_gpus
 from ..common.errors import UserError
-from ..common.processes import raise_open_files_limit
 from ..data.module import TokenDataModule
 from ..model import DecoderConfig
 from ..runs import reading
@@ -186,7 +185,6 @@ def main(command: str, arguments: list[str]) -> None:
         UserError: anything in the config or the data that cannot be used.
         StoppedError: a signal stopped the run, whose state is saved.
     """
-    raise_open_files_limit()
     try:
         parse([command, *arguments])
     except ReportedOnRankZeroError as error:

@@ -9,7 +9,7 @@ import torch.distributed as distributed
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from llm.common.devices import missing_gpus
-from llm.common.processes import raise_open_files_limit
+from llm.common.processes import raise_open_file_limit
 from llm.train.callbacks import OpenRunFolder
 from llm.train.run_folder import RunFolder, RunSettings
 from llm.train.strategy import STARTING, plugins
@@ -68,7 +68,7 @@ def test_files_may_be_opened_up_to_the_hard_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
-        raise_open_files_limit()
+        raise_open_file_limit()
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
