@@ -42,10 +42,8 @@ def on_rank_zero(strategy: Strategy, work: Callable[[], T]) -> T:
 
 
 def set_collective_timeout(seconds: float) -> None:
-    """Let no collective wait longer than this for another rank, in any process group.
-
-    DeepSpeed makes its own, which wait for torch's default: 10 minutes under NCCL, 30 under gloo.
-    """
+    """Let no collective wait longer than this for another rank, in any process group: DeepSpeed makes its own, which
+    would wait for torch's default, ten minutes under NCCL and half an hour under gloo."""
     groups = list(distributed_c10d._world.pg_map) if torch.distributed.is_initialized() else []
     for group in groups:
         distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
