@@ -148,8 +148,8 @@ def test_bf16_has_fp32_master_weights_in_every_stage(tiny_config: Config, tmp_pa
         torch.testing.assert_close(found, parameter.detach(), rtol=0, atol=1e-7)  # not those of a bf16 copy
 
 
-# Unless the backend is gloo, Lightning 2.6 validates in `inference_mode` where its loop says so: that of `validate` does,
-# that of a fit does not. Checkpoints are written within validation.
+# Unless the backend is gloo, Lightning 2.6 validates in `inference_mode` where its loop asks for that: the loop of
+# `validate` does, that of a fit does not. Checkpoints are written within validation.
 UNDER_NCCL = """
 import torch
 from types import SimpleNamespace
