@@ -307,9 +307,10 @@ class RunFolder:
             return
         self._events.close()
         if self._is_new and {path.name for path in self.path.iterdir()} <= LOCKS:
-            for name in LOCKS:
-                (self.path / name).unlink(missing_ok=True)
-            self.path.rmdir()
+            with suppress(OSError):  # another process may have begun a run there this moment
+                for name in LOCKS:
+                    (self.path / name).unlink(missing_ok=True)
+                self.path.rmdir()
         self._lock.close()
         self._lock = None
 
