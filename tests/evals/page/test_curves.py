@@ -80,6 +80,28 @@ def test_points_are_the_results(pair):
     assert curves.accuracy_over_steps([read_run(make_run(pair[0].parent / "bare"))]) == []
 
 
+def test_a_group_is_one_point_and_a_perplexity_none(pair):
+    """The tasks have 400 and 100 items, of which the group counts each alike."""
+    for path in (path for run in pair for path in run.glob("exports/*/evals/lm_eval.json")):
+        kept = json.loads(path.read_text())
+        rows = [result | ({"n": 100} if result["task"] == "piqa" else {}) for result in kept]
+        bits = {"bits_per_byte": {"kind": "bits_per_byte", "better": -1, "share": False}}
+        path.write_text(json.dumps([*rows, rows[0] | {"task": "wikitext", "bits_per_byte": 1.2, "metrics": bits}]))
+        groups = {
+            "both": {"tasks": ["piqa", "arc_easy"], "by_size": True},
+            "more": {"tasks": ["piqa", "x"], "by_size": 1},
+        }
+        (path.parent / "groups.json").write_text(json.dumps(groups))
+    runs = [read_run(run) for run in pair]
+    points = curves.accuracy_over_steps(runs)
+    assert {point.task for point in points} == {"both"} and len(points) == 8
+    first = next(point for point in points if (point.run, point.step, point.shots) == ("classic", 10, 0))
+    assert first.accuracy == pytest.approx(0.2 * 0.4 + 0.8 * 0.5) and first.chance == pytest.approx(0.25)
+    assert first.error == pytest.approx(math.hypot(0.2 * 0.02, 0.8 * 0.02))
+    line = next(line for line in csv.DictReader(curves.accuracy_csv(runs).splitlines()) if line["task"] == "wikitext")
+    assert line["bits_per_byte"] == "1.2"
+
+
 shares = st.floats(0, 1)
 
 
