@@ -25,12 +25,21 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
-from evals.exports import Export, LoadedModel, check_tokenizer, load_model
+from evals.exports import (
+    ROUNDING,
+    Export,
+    LoadedModel,
+    NotNumbersError,
+    check_numbers,
+    check_tokenizer,
+    load_model,
+)
 from evals.harness import results
 from evals.harness.results import Evaluation, Key, Result
 from evals.harness.tasks import Prepared, Protocol, prepare_tasks, quiet
 from llm.common.devices import resolve_device
 from llm.common.errors import UserError
+from llm.common.exported import trained_context
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -56,8 +65,9 @@ def run(
     device: str = "auto",
     dtype: str = "auto",
     again: bool = False,
-) -> list[tuple[Export, Result]]:
-    """Evaluate every model on every task and number of shots; each model's results, kept as `results.save` says.
+) -> tuple[list[tuple[Export, Result]], list[str]]:
+    """Evaluate every model on every task and number of shots: each model's results, kept as `results.save` says, and a
+    sentence on each that cannot be made.
 
     What is kept and was measured under the same conditions is taken from there, unless `again`; a model that has all
     of it is not loaded. `data`: a folder of local files, or None for the hub. `device`, `dtype`: see `load_model`. All
@@ -70,8 +80,9 @@ def run(
         for plan in plans:
             if plan.missing:
                 check_tokenizer(plan.export)
-        made = _evaluate_all(plans, prepared, protocol, target, dtype)
-        return [(plan.export, result) for plan, found in made for result in found]
+        problems: list[str] = []
+        made = list(_evaluate_all(plans, prepared, protocol, target, dtype, problems))
+        return [(plan.export, result) for plan, found in made for result in found], list(dict.fromkeys(problems))
 
 
 def label(export: Export) -> str:
@@ -120,10 +131,11 @@ def _plan(export: Export, prepared: Prepared, protocol: Protocol, device: str, d
 
 
 def _evaluate_all(
-    plans: Sequence[Plan], prepared: Prepared, protocol: Protocol, device: str, dtype: str
+    plans: Sequence[Plan], prepared: Prepared, protocol: Protocol, device: str, dtype: str, problems: list[str]
 ) -> Iterator[tuple[Plan, list[Result]]]:
     """Every plan with its results, those kept and those made, in the order asked; each is kept as soon as it is there.
 
+    Why a result cannot be made goes to `problems`, and the others are made.
     The bar counts the results of all models; lm-eval shows its own below.
     """
     total = sum(len(plan.conditions) for plan in plans)
@@ -135,11 +147,19 @@ def _evaluate_all(
             for task, shots in plan.missing:
                 assert loaded is not None
                 bar.set_description(f"{plan.label}: {task}, {shots}-shot")
-                found = evaluate_task(loaded, prepared.manager, task, shots, protocol)
+                try:
+                    found = evaluate_task(loaded, prepared.manager, task, shots, protocol)
+                except NotNumbersError as error:  # so would all others be
+                    problems.append(str(error))
+                    break
+                except UserError as error:
+                    problems.append(f"{plan.label}: {error}")
+                    continue
                 facts = plan.conditions[task, shots] | {"dtype_given": dtype}
                 made[task, shots] = results.save(plan.export, found._replace(result=found.result | facts))
                 bar.update()
-            yield plan, [(plan.kept | made)[key] for key in plan.conditions]
+            there = plan.kept | made
+            yield plan, [there[key] for key in plan.conditions if key in there]
 
 
 # ---- Evaluation ------------------------------------------------------------------------------------------------------
@@ -150,17 +170,42 @@ class CountingHFLM(HFLM):
 
     truncated = 0  # requests whose beginning did not fit into the model's context
 
-    def _loglikelihood_tokens(
-        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> Any:
-        for (_, text), prompt, choice in requests:
-            if len(choice) > self.max_length:
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+        """As lm-eval has it: (log-likelihood, greedy) of each request.
+
+        A context without tokens of its own is read as an empty one. UserError: a choice without any, or one that is
+        longer than the model's context.
+        """
+        encoded = []
+        for request in requests:
+            context, choice = request.args
+            prompt_ids, choice_ids = self._split(context, choice)
+            if problem := self._problem(choice_ids):
                 raise UserError(
-                    f"the choice {text[:60]!r} has {len(choice)} tokens and the model's context {self.max_length}; "
-                    "leave this task out for this model"
+                    f"{request.task_name}, item {request.doc_id + 1}: the choice {choice[:60]!r} {problem}; leave this "
+                    "task out for this model"
                 )
-            self.truncated += len(prompt) + len(choice) > self.max_length + 1
-        return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            self.truncated += len(prompt_ids) + len(choice_ids) > self.max_length + 1
+            encoded.append(((context, choice), prompt_ids, choice_ids))
+        return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
+
+    def _split(self, context: str, choice: str) -> tuple[list[int], list[int]]:
+        """The ids of the context, at least one, and those that the choice adds to them."""
+        prompt_ids, choice_ids = self._encode_pair(context, choice) if context else ([], [])
+        if prompt_ids:
+            return prompt_ids, choice_ids
+        choice_ids = self.tok_encode(choice, add_special_tokens=False)
+        if choice_ids[:1] == [self.prefix_token_id]:
+            return choice_ids[:1], choice_ids[1:]
+        return [self.prefix_token_id], choice_ids
+
+    def _problem(self, choice_ids: list[int]) -> str:
+        """Why a choice has no log-likelihood; "" where it has one."""
+        if not choice_ids:
+            return "has no token of its own with this model's tokenizer"
+        if len(choice_ids) > self.max_length:
+            return f"has {len(choice_ids)} tokens and the model's context {self.max_length}"
+        return ""
 
 
 def evaluate_task(loaded: LoadedModel, manager: "TaskManager", task: str, shots: int, protocol: Protocol) -> Evaluation:
@@ -179,12 +224,16 @@ def evaluate_task(loaded: LoadedModel, manager: "TaskManager", task: str, shots:
             tokenizer=copy.deepcopy(loaded.tokenizer),  # lm-eval gives it a padding token
             batch_size=protocol.batch_size,
             softmax_dtype="float32" if half else None,  # a log-softmax in bf16 has two digits
+            max_length=trained_context(loaded.model.config, loaded.export.info),
+            prefix_token_id=_prefix(loaded),
         )
         output = lm_eval.simple_evaluate(
             lm, tasks=[task], num_fewshot=shots, limit=protocol.limit, task_manager=manager, log_samples=True
         )
     assert output is not None  # None is for ranks other than 0
     scores, samples = output["results"][task], [_sample(sample) for sample in output["samples"][task]]
+    values = [value for sample in samples for value in sample["loglikelihoods"]]
+    check_numbers(values, f"log-likelihoods of {loaded.export.folder} in {loaded.dtype}", most=ROUNDING)
     result = {
         "task": task,
         "shots": shots,
@@ -195,9 +244,23 @@ def evaluate_task(loaded: LoadedModel, manager: "TaskManager", task: str, shots:
         "dtype": loaded.dtype,
         "device": loaded.device,
         "batch_size": protocol.batch_size,
+        "context": lm.max_length,
         "truncated": lm.truncated,
     }
     return Evaluation(result, samples)
+
+
+def _prefix(loaded: LoadedModel) -> int | None:
+    """The id that stands for an empty context: what came before a document in training; lm-eval's for other models.
+
+    That is the begin-of-sequence id where the exported tokenizer puts it in front of a text, else the end of another
+    document.
+    """
+    tokenizer = loaded.tokenizer
+    if not loaded.export.info:
+        return None
+    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return tokenizer.bos_token_id if begins or tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
 
 def _number(score: float | str) -> float | None:

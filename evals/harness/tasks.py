@@ -17,6 +17,7 @@ lm-eval and datasets are imported where rows are read: names and suites are know
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +64,9 @@ BUILT_IN = frozenset({"stories"})
 
 # `stories`: seeds of its few-shot pool and of its evaluated items, and how many of each are made.
 STORIES = {"train": (1_000_003, 200), "validation": (2_000_003, 1_000)}
+
+
+SHARED = 0.01  # of the evaluated items may be among the examples: official splits repeat a few rows
 
 
 class Suite(NamedTuple):
@@ -236,7 +240,8 @@ def _load_task(manager: "TaskManager", task: str) -> Any:
 
 
 def _check_task(task: Any, protocol: Protocol) -> None:
-    """Refuse examples from the evaluated split, or too few of them, and rows whose answer is none of the choices."""
+    """Refuse examples from the evaluated split, evaluated items among the examples, too few of them, and rows whose
+    answer is none of the choices."""
     shots, config = max(protocol.shots), task.config
     pool = config.fewshot_split or config.training_split or config.validation_split  # lm-eval's rule
     if shots and pool == (config.test_split or config.validation_split):
@@ -248,16 +253,32 @@ def _check_task(task: Any, protocol: Protocol) -> None:
         raise UserError(
             f"{task.task_name} has {len(task.sampler.df)} rows to draw {shots} examples from; ask for fewer --shots"
         )
+    seen: list[set[str]] = []
     asked = [("evaluates", task.doc_iterator(limit=protocol.limit))]
     if shots:
         asked.append((f"draws examples from ({pool})", enumerate(task.fewshot_docs())))
     for what, rows in asked:
+        seen.append(set())
         for number, row in rows:
             if not _has_answer(task, row):
                 raise UserError(
                     f"row {number + 1} that {task.task_name} {what} has no answer among its choices; give a split with "
                     "answers"
                 )
+            seen[-1].add(_content(task, row))
+    shared = len(set.intersection(*seen)) if shots else 0
+    if shared > SHARED * len(seen[0]):
+        raise UserError(
+            f"{task.task_name}, {shots}-shot: {shared} of {len(seen[0])} evaluated items are among its examples too "
+            f"(the {pool} split); give a {pool} split of other items, or ask for --shots 0"
+        )
+    if shared:
+        print(f"{task.task_name}: {shared} of {len(seen[0])} evaluated items are among its examples", file=sys.stderr)
+
+
+def _content(task: Any, row: Any) -> str:
+    """What a model is shown of an item, whatever its row is called: prompt, choices and answer."""
+    return json.dumps([task.doc_to_text(row), task.doc_to_choice(row), task.doc_to_target(row)], default=str)
 
 
 def _has_answer(task: Any, row: Any) -> bool:

@@ -296,11 +296,14 @@ def _legend(figure: "Figure", looks: dict[str, Look], lines: dict[int, Any], poi
 # ---- Output ----------------------------------------------------------------------------------------------------------
 
 
-def evaluate(folders: Sequence[Path], out: Path | None, metric: str, protocol: Protocol, *how: Any) -> str:
+def evaluate(
+    folders: Sequence[Path], out: Path | None, metric: str, trusted: bool, protocol: Protocol, *how: Any
+) -> tuple[str, list[str]]:
     """Evaluate every exported step of the runs in `folders`, as `harness.run(exports, protocol, *how)` does; figures.
 
-    `out`: where they go (RUN/exports of the first run where None). Returns what `write_figures` says. UserError: a
-    folder that is no run, a run without exported steps, and all that `harness.run` refuses.
+    `out`: where they go (RUN/exports of the first run where None). Returns what `write_figures` says, and a sentence on
+    each result that could not be made. UserError: a folder that is no run, a run without exported steps, and all that
+    `harness.run` refuses.
     """
     from evals.harness import run as harness
 
@@ -310,9 +313,11 @@ def evaluate(folders: Sequence[Path], out: Path | None, metric: str, protocol: P
     place = runs[0].folder / "exports" if out is None else out
     if place.exists() and not place.is_dir():
         raise UserError(f"{place} is a file; give a folder with --out")
-    exports = [export for run in runs for export in exported_steps(run.folder).values()]
-    harness.run(exports, protocol, *how)
-    return write_figures(runs, place, protocol.tasks, protocol.shots, metric)
+    exports = [export for run in runs for export in exported_steps(run.folder, trusted).values()]
+    made, problems = harness.run(exports, protocol, *how)
+    if not made:
+        return "", problems
+    return write_figures(runs, place, protocol.tasks, protocol.shots, metric), problems
 
 
 def _run_with_steps(folder: Path) -> Run:

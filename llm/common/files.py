@@ -51,6 +51,20 @@ def write_files(contents: Mapping[Path, str | bytes]) -> None:
                 aside.unlink(missing_ok=True)
 
 
+def follow_umask(folder: Path) -> None:
+    """Give every file in a new folder the mode that the umask leaves: safetensors makes its files private (0600).
+
+    The mode is read off a file that is made and removed here: asking for the umask would change it for other threads.
+    """
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
 def write_json(path: Path, content: Any) -> None:
     """`write_file` of indented JSON."""
     write_file(path, as_json(content))

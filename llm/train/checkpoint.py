@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..common.errors import UserError
+from ..common.files import follow_umask
 from ..model import DecoderConfig
 from ..runs.reading import checkpoint_problems, folders, hashes, step_of, weights_sha256
 from .state import State
@@ -161,6 +162,7 @@ def _write_files(partial: Path, snapshot: Snapshot) -> None:
     for kind, tensors in (("model", snapshot.weights), ("optimizer", snapshot.optimizer)):
         pattern = kind + "{suffix}.safetensors"
         save_torch_state_dict(tensors, partial, filename_pattern=pattern, max_shard_size=SHARD_BYTES)
+    follow_umask(partial)
     snapshot.config.to_json_file(partial / "config.json", use_diff=False)
     (partial / "state.json").write_text(json.dumps(snapshot.state, indent=1))
     manifest = {file.name: _describe(file) for file in sorted(partial.iterdir())}
