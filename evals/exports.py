@@ -44,7 +44,7 @@ class Export:
 
     def weights_sha256(self) -> str:
         """Of the weights that are in the folder now, whatever hippoformer.json says of them."""
-        return weights_sha256(self.folder, self.results / "weights.json")
+        return weights_sha256(self.folder)
 
     def config(self) -> Any:
         """The configuration of the model; no weight is read. UserError: as `llm.pretrained.load_config`."""

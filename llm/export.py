@@ -215,7 +215,9 @@ def _begin_of_document(run: Path, record: dict[str, Any]) -> int | None:
     if "begin_of_document" in record:
         return record["begin_of_document"]
     named = reading.config(run).get("data", {}).get("store")
-    stores = open_stores({named: 1.0} if isinstance(named, str) else dict(named or {}))
+    if not named:
+        raise UserError(f"{run}/config.yaml names no data.store")
+    stores = open_stores({named: 1.0} if isinstance(named, str) else dict(named))
     if mixed_fingerprint(stores) != record.get("store_fingerprint"):
         raise UserError(f"data.store of {run} is not the one it was trained on")
     return stores[0].train.begin_of_document

@@ -80,8 +80,9 @@ def check_trusted(folder: Path, trusted: bool) -> None:
 
 
 def _auto_map(file: Path) -> Iterator[str]:
-    """The classes that a configuration has transformers import."""
-    for value in (_object(file).get("auto_map") or {}).values():
+    """The classes that a configuration has transformers import; those of an old tokenizer are a bare list."""
+    given = _object(file).get("auto_map") or {}
+    for value in given.values() if isinstance(given, dict) else [given]:
         yield from (str(name) for name in (value if isinstance(value, list) else [value]) if name)
 
 

@@ -79,6 +79,7 @@ def test_a_released_export_that_was_changed_is_asked_for(tmp_path):
         ("config.json", {"auto_map": {"AutoConfig": "someone/repo--config.DecoderConfig"}}, "someone/repo--config"),
         ("config.json", {"model_type": "unheard-of"}, "decoder.DecoderConfig"),
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}, "evil.Tokenizer"),
+        ("tokenizer_config.json", {"auto_map": ["evil.Tokenizer", None]}, "evil.Tokenizer"),
     ],
 )
 def test_a_configuration_that_names_other_code(tmp_path, file, changes, named):

@@ -11,7 +11,7 @@ from typing import Any
 from .errors import UserError
 from .files import read_json, write_json
 
-CARD = "hippoformer.json"
+CARD, CACHE = "hippoformer.json", ".weights.json"
 TICK = 1_000_000_000  # nanoseconds: clocks of file systems are no coarser
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
@@ -45,15 +45,14 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted({path for pattern in WEIGHTS for path in folder.glob(pattern) if path.is_file()})
 
 
-def weights_sha256(folder: Path, cache: Path | None = None) -> str:
+def weights_sha256(folder: Path) -> str:
     """Return one sha256 of the folder's weight files: of their names and of every byte in them.
 
-    `cache` is a JSON file that keeps each file's sha256 with its size, time of change and inode: what agrees in all
+    A file next to them (`CACHE`) keeps each one's sha256 with its size, time of change and inode: what agrees in all
     three is not read again. The time is that of the inode (ctime), which no program can set back. A file that has just
-    changed is not kept: it may change again within the clock's tick. Without a cache that can be read or written, every
-    byte is read.
+    changed is not kept: it may change again within the clock's tick. Where nothing can be kept, every byte is read.
     """
-    known, found = _read(cache), {}
+    known, found = _read(folder / CACHE), {}
     for path in weight_files(folder):
         key = _key(path.stat())
         kept = known.get(path.name)
@@ -65,9 +64,9 @@ def weights_sha256(folder: Path, cache: Path | None = None) -> str:
             if _key(os.fstat(file.fileno())) != key:  # it changed meanwhile
                 raise UserError(f"{path} is being written: wait until that is done, and rerun the command")
     settled = {name: entry for name, entry in found.items() if time.time_ns() - entry[1] > TICK}
-    if cache is not None and settled != known:
+    if settled and settled != known:
         with suppress(UserError):  # a folder that cannot be written
-            write_json(cache, settled)
+            write_json(folder / CACHE, settled)
     whole = "".join(f"{name} {entry[-1]}\n" for name, entry in found.items())
     return hashlib.sha256(whole.encode()).hexdigest()
 
@@ -76,10 +75,8 @@ def _key(stat: os.stat_result) -> list[int]:
     return [stat.st_size, stat.st_ctime_ns, stat.st_ino]
 
 
-def _read(cache: Path | None) -> dict[str, Any]:
+def _read(cache: Path) -> dict[str, Any]:
     """The content of the cache; empty where it cannot be read."""
-    if cache is None or not cache.is_file():
-        return {}
     try:
         return dict(read_json(cache))
     except (UserError, TypeError, ValueError):

@@ -28,37 +28,36 @@ def folder(tmp_path: Path) -> Path:
 
 def test_any_byte_counts_though_size_and_time_are_the_same(folder, monkeypatch):
     monkeypatch.setattr(exported, "TICK", -1)  # keep what has just changed, too
-    cache, file = folder / "cache.json", folder / "model-1.safetensors"
-    first = weights_sha256(folder, cache)
-    assert first == slow(folder) == weights_sha256(folder)
+    file = folder / "model-1.safetensors"
+    first = weights_sha256(folder)
+    assert first == slow(folder)
     time = file.stat().st_mtime_ns
     other = folder / "other"
     other.write_bytes(b"0ne")
     os.utime(other, ns=(time, time))
     other.replace(file)  # another inode
-    assert weights_sha256(folder, cache) == slow(folder) != first
+    assert weights_sha256(folder) == slow(folder) != first
 
 
 def test_what_has_not_changed_is_not_read_again(folder, monkeypatch):
     monkeypatch.setattr(exported, "TICK", -1)
-    cache, read = folder / "evals/cache.json", []
+    cache, read = folder / exported.CACHE, []
     digest = hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda file, name: [read.append(file.name), digest(file, name)][1])
-    found = [weights_sha256(folder, cache) for _ in range(3)]
+    found = [weights_sha256(folder) for _ in range(3)]
     assert len(read) == 2 and set(found) == {slow(folder)}
     (folder / "model-2.safetensors").write_bytes(b"three")
-    assert weights_sha256(folder, cache) == slow(folder) and len(read) == 3
+    assert weights_sha256(folder) == slow(folder) and len(read) == 3
     cache.write_text("[")
-    assert weights_sha256(folder, cache) == slow(folder) and len(read) == 5
+    assert weights_sha256(folder) == slow(folder) and len(read) == 5
 
 
 def test_a_file_that_has_just_changed_is_read_again(folder):
     """Within a tick of the clock two contents of one size have one time."""
-    cache = folder / "cache.json"
     for content in (b"one", b"0ne", b"one"):
         with (folder / "model-1.safetensors").open("r+b") as file:
             file.write(content)
-        assert weights_sha256(folder, cache) == slow(folder)
+        assert weights_sha256(folder) == slow(folder)
 
 
 @pytest.mark.parametrize(
