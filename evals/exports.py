@@ -152,6 +152,12 @@ class NotNumbersError(UserError):
 ROUNDING = 1e-3  # nats: by so much a log-likelihood may lie above 0
 
 
+def called(model: Any) -> str:
+    """What a message calls a model: its folder, and the precision it computes in."""
+    name = getattr(model, "name_or_path", "") or type(model).__name__
+    return f"{name} in {str(getattr(model, 'dtype', 'its precision')).removeprefix('torch.')}"
+
+
 def check_numbers(values: Any, what: str, most: float = math.inf) -> None:
     """Refuse a measurement that holds NaN, an infinity or anything above `most`.
 

@@ -30,6 +30,7 @@ from evals.exports import (
     Export,
     LoadedModel,
     NotNumbersError,
+    called,
     check_numbers,
     check_tokenizer,
     load_model,
@@ -233,7 +234,7 @@ def evaluate_task(loaded: LoadedModel, manager: "TaskManager", task: str, shots:
     assert output is not None  # None is for ranks other than 0
     scores, samples = output["results"][task], [_sample(sample) for sample in output["samples"][task]]
     values = [value for sample in samples for value in sample["loglikelihoods"]]
-    check_numbers(values, f"log-likelihoods of {loaded.export.folder} in {loaded.dtype}", most=ROUNDING)
+    check_numbers(values, f"log-likelihoods of {called(loaded.model)}", most=ROUNDING)
     result = {
         "task": task,
         "shots": shots,

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from evals.exports import ROUNDING, check_numbers
+from evals.exports import ROUNDING, called, check_numbers
 from llm.common.errors import UserError
 from llm.common.exported import text_config, trained_context
 from llm.common.plots import COLOURS, new_figure, style
@@ -75,7 +75,7 @@ def head_scores(
             parts.append((*_sums(output.attentions, length), _copy_losses(output.logits, batch, length)))
             del output  # before the next is made
     prefix, previous, losses = (torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))  # (L, H) twice, (2,)
-    what = f"{model.name_or_path} on repeated tokens"
+    what = f"{called(model)} on repeated tokens"
     check_numbers(-losses, f"log-likelihoods of {what}", most=ROUNDING)
     check_numbers(torch.stack([prefix, previous]), f"attention of {what}")
     first, second = (losses / (sequences * (length - 1))).tolist()

@@ -26,6 +26,7 @@ from evals.exports import (
     ROUNDING,
     Export,
     LoadedModel,
+    called,
     check_numbers,
     check_tokenizer,
     facts,
@@ -124,7 +125,7 @@ def log_probabilities(
                 bar.update(len(batch))
     finally:
         model.train(was_training)
-    check_numbers(values, f"log-probabilities of names by {model.name_or_path} in {model.dtype}", most=ROUNDING)
+    check_numbers(values, f"log-probabilities of names by {called(model)}", most=ROUNDING)
     return values, names
 
 

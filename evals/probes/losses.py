@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evals import exports as models
-from evals.exports import ROUNDING, Export, LoadedModel, check_numbers, facts, load_model
+from evals.exports import ROUNDING, Export, LoadedModel, called, check_numbers, facts, load_model
 from evals.harness.results import alike, locked
 from evals.probes.heads import evaluating
 from llm.common.devices import resolve_device, versions
@@ -91,7 +91,7 @@ def token_losses(model: Any, ids: Tensor) -> Tensor:
     except torch.OutOfMemoryError as error:
         raise UserError(f"the GPU has too little memory for this ({first_line(error)}); lower --batch-size") from error
     losses = losses.cpu()
-    check_numbers(-losses, f"log-likelihoods of {model.name_or_path} in {model.dtype}", most=ROUNDING)
+    check_numbers(-losses, f"log-likelihoods of {called(model)}", most=ROUNDING)
     return losses
 
 
@@ -145,7 +145,7 @@ def measure(
     results = export.result("losses", [])
     weights = export.weights_sha256()
     for result in results:
-        if not again and _alike(result, asked) and _weights_of(result) == (weights, export.info.get("dtype")):
+        if not again and _alike(result, asked) and _weights_of(result) == (weights, _card(export.info)):
             return dict(result)
     for result in results if not again else ():
         alike = _alike(result, asked | {"limit": result.get("limit")}) and _weights_of(result)[0] == weights
@@ -169,9 +169,14 @@ def _alike(result: dict[str, Any], asked: dict[str, Any]) -> bool:
     return all(alike(key, result.get(key), asked[key]) for key in PROTOCOL)
 
 
-def _weights_of(result: dict[str, Any]) -> tuple[str | None, str | None]:
-    """A checkpoint may be exported in several dtypes, so its hash alone does not name the weights."""
-    return result.get("weights_sha256"), result.get("model", {}).get("dtype")
+def _weights_of(result: dict[str, Any]) -> tuple[str | None, tuple[Any, ...]]:
+    """The weights that a result is of, and what it says of their origin."""
+    return result.get("weights_sha256"), _card(result.get("model", {}))
+
+
+def _card(facts: dict[str, Any]) -> tuple[Any, ...]:
+    """Of hippoformer.json: a result tells it on, so that another card is another result."""
+    return facts.get("checkpoint_sha256"), facts.get("dtype")
 
 
 def _summary(losses: DocumentLosses) -> dict[str, Any]:

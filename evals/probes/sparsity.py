@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from evals.exports import check_numbers
+from evals.exports import called, check_numbers
 from evals.probes.heads import evaluating, whole_ticks
 from llm.common.errors import UserError
 from llm.common.exported import text_config
@@ -77,7 +77,7 @@ def ffn_gini(model: Any, batches: Iterable[Tensor], signed: bool = False) -> lis
     if not tokens:
         raise UserError("no tokens to measure sparsity on: give at least one batch")
     if not signed:  # which may be infinite by right
-        check_numbers(sums, f"sparsity of {model.name_or_path}")
+        check_numbers(sums, f"sparsity of {called(model)}")
     return [total / tokens for total in sums]
 
 
