@@ -4,11 +4,11 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from evals.exports import DTYPES, open_export
-from llm.common.arguments import accept_old_name, add_command, add_version
+from llm.common.arguments import accept_old_name, add_command, add_trust, add_version, count
 from llm.common.errors import UserError, exit_status
 from llm.common.files import write_json
 from llm.common.threads import set_wait_policy, warn_if_busy
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _ioi(options: argparse.Namespace) -> None:
     from evals.probes import ioi
 
-    groups = ioi.parse_groups(options.models)
+    groups = ioi.parse_groups(options.models, options.trusted)
     outcome = ioi.run(groups, options.device, options.dtype, options.sentences, options.seed, options.batch_size)
     if options.out is None:
         ioi.write_results(groups, outcome)
@@ -59,11 +59,12 @@ def _run(options: argparse.Namespace) -> None:
     protocol = harness.Protocol(suite.tasks, suite.shots, options.limit, options.batch_size)
     wanted = (protocol, options.data, options.device, options.dtype, options.again)
     if options.checkpoints:
-        told, missing = curves.evaluate(options.exports, options.out, options.metric or "acc_norm", *wanted)
+        metric = options.metric or "acc_norm"
+        told, missing = curves.evaluate(options.exports, options.out, metric, options.trusted, *wanted)
     else:
-        made, missing = harness.run([open_export(folder) for folder in options.exports], *wanted)
-        told = results.format_results((harness.label(export), result) for export, result in made)
-    print(told)
+        made, missing = harness.run([open_export(folder, options.trusted) for folder in options.exports], *wanted)
+        told = results.format_results((harness.label(export), result) for export, result in made) if made else ""
+    print(told, end="\n" * bool(told))
     if missing:
         raise UserError(lacking(missing))
 
@@ -94,6 +95,7 @@ def _compare(options: argparse.Namespace) -> None:
     settings = Settings(
         tuple(options.declare), tuple(options.exports), tuple(options.store), options.documents, options.metric,
         options.level, tuple(options.target_loss), options.device, options.dtype, options.batch_size,
+        options.trusted,
     )  # fmt: skip
     print(compare(options.runs, options.out, settings, shlex.join(["python", "-m", "evals", *options.words])))
 
@@ -101,7 +103,7 @@ def _compare(options: argparse.Namespace) -> None:
 def _losses(options: argparse.Namespace) -> None:
     from evals.probes import losses
 
-    exports = [open_export(folder) for folder in options.exports]
+    exports = [open_export(folder, options.trusted) for folder in options.exports]
     asked = (options.store, options.documents, options.batch_size, options.device, options.dtype, options.split)
     results = [losses.measure(export, *asked, options.again, options.context) for export in exports]
     print(losses.format_results(losses.labels(exports), results))
@@ -111,7 +113,7 @@ def _incontext(options: argparse.Namespace) -> None:
     from evals.probes import incontext
     from evals.probes.losses import labels
 
-    exports = [open_export(folder) for folder in options.exports]
+    exports = [open_export(folder, options.trusted) for folder in options.exports]
     results = incontext.measure(
         exports, options.store, options.windows, options.context, options.batch_size, options.device, options.dtype,
         options.split,
@@ -148,14 +150,14 @@ def _add_ioi(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     command.add_argument(
         "--sentences",
-        type=_count(0),
+        type=count(0),
         default=1024,
         metavar="N",
         help="of the generated set, rounded up to a multiple of four; 0 leaves it out (1024)",
     )
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of the generated set (0)")
     command.add_argument(
-        "--batch-size", type=_count(1), default=32, metavar="N", help="generated sentences at once (32)"
+        "--batch-size", type=count(1), default=32, metavar="N", help="generated sentences at once (32)"
     )
     command.add_argument("--out", type=Path, metavar="FILE", help="write all results to this one JSON file instead")
     _add_device(command)
@@ -195,7 +197,7 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     command.add_argument(
         "--shots",
         nargs="+",
-        type=_count(0),
+        type=count(0),
         metavar="N",
         help="examples before each item, in place of the suite's (with --tasks alone each task's own number, mostly 0)",
     )
@@ -206,7 +208,7 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         help="read DIR/TASK/SPLIT.jsonl, with the hub's columns (see `prefetch`), and use no network; else what the "
         "task names, mostly the hub",
     )
-    command.add_argument("--limit", type=_count(1), metavar="N", help="only the first N items of each task")
+    command.add_argument("--limit", type=count(1), metavar="N", help="only the first N items of each task")
     command.add_argument(
         "--batch-size",
         type=_batch_size,
@@ -281,7 +283,7 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     accept_old_name(command, "--declare", "--allow-difference")
     command.add_argument("--store", nargs="+", type=Path, default=[], metavar="DIR", help="(those that the runs name)")
     command.add_argument(
-        "--documents", type=_count(0), default=1000, metavar="N", help="of validation; 0: only what is kept (1000)"
+        "--documents", type=count(0), default=1000, metavar="N", help="of validation; 0: only what is kept (1000)"
     )
     command.add_argument(
         "--metric", default="acc_norm", metavar="NAME", help="of the tasks that have it (acc_norm), else their first"
@@ -295,7 +297,7 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="NATS",
         help="losses to reach, beside the final one",
     )
-    command.add_argument("--batch-size", type=_count(1), default=16, metavar="N", help="documents at once (16)")
+    command.add_argument("--batch-size", type=count(1), default=16, metavar="N", help="documents at once (16)")
     command.add_argument("--plan", action="store_true", help="print what n seeds and m items can detect, and no more")
     power.add_arguments(command)
     _add_device(command)
@@ -312,7 +314,7 @@ def _add_losses(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "python -m evals losses out/classic out/values --store runs/stories/store --documents 1000",
     )
     _add_store(command)
-    command.add_argument("--documents", type=_count(1), default=1000, metavar="N", help="the split's first N (1000)")
+    command.add_argument("--documents", type=count(1), default=1000, metavar="N", help="the split's first N (1000)")
     command.add_argument("--overwrite", dest="again", action="store_true", help="measure again what has results")
     accept_old_name(command, "--again", "--overwrite")
     command.set_defaults(command=_losses)
@@ -329,7 +331,7 @@ def _add_incontext(commands: "argparse._SubParsersAction[argparse.ArgumentParser
         "python -m evals incontext out/classic out/values --store runs/stories/store --out out/incontext",
     )
     _add_store(command)
-    command.add_argument("--windows", type=_count(1), default=256, metavar="N", help="windows of the context (256)")
+    command.add_argument("--windows", type=count(1), default=256, metavar="N", help="windows of the context (256)")
     command.add_argument("--out", type=Path, metavar="DIR", help="where figures go (evals/ of the first EXPORT)")
     command.set_defaults(command=_incontext)
 
@@ -341,14 +343,15 @@ def _add_store(command: argparse.ArgumentParser) -> None:
         "--store", type=Path, required=True, metavar="DIR", help="a token store made with the models' tokenizer"
     )
     command.add_argument("--split", default="validation", choices=("train", "validation"), help="(validation)")
-    command.add_argument("--context", type=_count(1), metavar="N", help="tokens at once (as the model was trained)")
-    command.add_argument("--batch-size", type=_count(1), default=16, metavar="N", help="documents or windows (16)")
+    command.add_argument("--context", type=count(1), metavar="N", help="tokens at once (as the model was trained)")
+    command.add_argument("--batch-size", type=count(1), default=16, metavar="N", help="documents or windows (16)")
     _add_device(command)
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
     command.add_argument("--dtype", default="auto", choices=DTYPES, help="(the folder's)")
+    add_trust(command)
 
 
 def _share(text: str) -> float:
@@ -367,18 +370,7 @@ def _positive(text: str) -> float:
 
 def _batch_size(text: str) -> int | str:
     """An argument type: a whole number, at least 1, or `auto`."""
-    return text if text == "auto" else _count(1)(text)
-
-
-def _count(least: int) -> Callable[[str], int]:
-    """An argument type: a whole number, at least `least`."""
-
-    def count(text: str) -> int:
-        if (value := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
-        return value
-
-    return count
+    return text if text == "auto" else count(1)(text)
 
 
 if __name__ == "__main__":

@@ -80,12 +80,12 @@ def read_run(folder: str | Path) -> Run:
     return Run(folder, record, reading.config(folder), reading.metrics(folder), reading.summary(folder))
 
 
-def exported_steps(folder: str | Path) -> dict[int, Export]:
+def exported_steps(folder: str | Path, trusted: bool = False) -> dict[int, Export]:
     """The exported steps of a run by step, ascending: RUN/exports/step-N."""
     found = {}
     for path in (Path(folder) / "exports").glob("step-*"):
         if (match := STEP.fullmatch(path.name)) and (path / "config.json").is_file():
-            found[int(match[1])] = open_export(path)
+            found[int(match[1])] = open_export(path, trusted)
     return dict(sorted(found.items()))
 
 

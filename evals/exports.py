@@ -2,27 +2,35 @@
 
 A folder written by `python -m llm export RUN OUT` and any other transformers folder of a causal language model are
 read alike; the first also says in `hippoformer.json` which run, step and seed it came from. torch and transformers are
-imported where a model is loaded, so that a command that only reads results starts at once.
+imported where a model is loaded, so that a command that only reads results starts at once. Whose code a folder runs is
+decided in `llm.pretrained`.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llm.common.devices import resolve_device, versions
 from llm.common.errors import UserError
-from llm.common.files import first_line, read_json
+from llm.common.exported import read_card, weight_files, weights_sha256
+from llm.common.files import read_json
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True)
 class Export:
-    """A folder that holds a model, and what `hippoformer.json` says of it (empty for a model from elsewhere)."""
+    """A folder that holds a model, and what `hippoformer.json` says of it (empty for a model from elsewhere).
+
+    `trusted`: code of the folder's own may run (--trust-remote-code).
+    """
 
     folder: Path
     info: dict[str, Any]
+    trusted: bool = False
 
     @property
     def name(self) -> str:
@@ -33,6 +41,22 @@ class Export:
     def results(self) -> Path:
         """The folder of this model's evaluations."""
         return self.folder / "evals"
+
+    def weights_sha256(self) -> str:
+        """Of the weights that are in the folder now, whatever hippoformer.json says of them."""
+        return weights_sha256(self.folder)
+
+    def config(self) -> Any:
+        """The configuration of the model; no weight is read. UserError: as `llm.pretrained.load_config`."""
+        from llm.pretrained import load_config
+
+        return load_config(self.folder, self.trusted)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer. UserError: as `llm.pretrained.load_tokenizer`."""
+        from llm.pretrained import load_tokenizer
+
+        return load_tokenizer(self.folder, self.trusted)
 
     def result(self, name: str, absent: Any = None) -> Any:
         """The content of EXPORT/evals/`name`.json, or `absent` where that was never written.
@@ -67,20 +91,16 @@ class LoadedModel:
         return str(self.model.dtype).removeprefix("torch.")
 
 
-def open_export(folder: str | Path) -> Export:
+def open_export(folder: str | Path, trusted: bool = False) -> Export:
     """The exported folder at `folder`, refused with a UserError where it cannot hold a model. Loads nothing."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: make it with `python -m llm export RUN {folder}`")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json: make it with `python -m llm export RUN OUT`")
-    if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+    if not weight_files(folder):
         raise UserError(f"{folder} has no weights (*.safetensors): make it again with `python -m llm export RUN OUT`")
-    card = folder / "hippoformer.json"
-    info = read_json(card) if card.is_file() else {}
-    if not isinstance(info, dict):
-        raise UserError(f"{card} is damaged; make the folder again with `python -m llm export RUN OUT`")
-    return Export(folder, info)
+    return Export(folder, read_card(folder), trusted)
 
 
 def check_tokenizer(export: Export) -> None:
@@ -88,17 +108,10 @@ def check_tokenizer(export: Export) -> None:
 
     An id beyond the embedding is an index error on a CPU and a corrupted context on a GPU.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from llm.pretrained import vocabulary
 
-    try:
-        config = AutoConfig.from_pretrained(export.folder, trust_remote_code=True)
-        tokenizer = AutoTokenizer.from_pretrained(export.folder, trust_remote_code=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(
-            f"{export.folder} is not a transformers folder with a tokenizer: {first_line(error)}"
-        ) from error
+    tokenizer, known = export.tokenizer(), vocabulary(export.config())
     ids = max(tokenizer.get_vocab().values()) + 1
-    known = getattr(config, "unpadded_vocab_size", config.vocab_size)  # ours; others do not tell padded rows apart
     if ids > known:
         raise UserError(
             f"{export.folder}: the tokenizer has {ids:,} ids and the model {known:,}; "
@@ -115,42 +128,56 @@ def load_model(
 
     `device`: `auto` (a GPU where there is one) or a torch device; `dtype`: `auto` (the folder's) or another of DTYPES;
     `attn_implementation`: transformers' choice where None; `eager` alone shows the weights of attention.
-    A weight that the folder lacks is a UserError: transformers would fill it with random numbers and go on.
+    UserError: as `llm.pretrained.load_model`.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
+
+    from llm import pretrained
 
     disable_progress_bar()  # of reading weights: a line for each model, within the bar of what is measured
     target = resolve_device(device)
     check_tokenizer(export)
     kind = "auto" if dtype == "auto" else getattr(torch, dtype)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            export.folder,
-            trust_remote_code=True,
-            dtype=kind,
-            attn_implementation=attn_implementation,
-            output_loading_info=True,
-        )
-    except Exception as error:  # the folder's own code and safetensors raise whatever they like
-        raise UserError(f"{export.folder} does not load as a causal model: {first_line(error)}") from error
-    model, report = loaded
-    if lacking := [*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])]:
-        raise UserError(
-            f"{export.folder} lacks {len(lacking)} of the model's weights (the first: {sorted(lacking)[0]}); "
-            "export it again"
-        )
+    model = pretrained.load_model(export.folder, export.trusted, dtype=kind, attn_implementation=attn_implementation)
     if hasattr(model, "enable_fast_paths"):  # one of ours
         model.enable_fast_paths()
-    tokenizer = AutoTokenizer.from_pretrained(export.folder, trust_remote_code=True)
-    return LoadedModel(export, model.to(target).eval(), tokenizer)
+    return LoadedModel(export, model.to(target), export.tokenizer())
+
+
+class NotNumbersError(UserError):
+    """A model's outputs are no numbers: nothing can be measured of it."""
+
+
+ROUNDING = 1e-3  # nats: by so much a log-likelihood may lie above 0
+
+
+def called(model: Any) -> str:
+    """What a message calls a model: its folder, and the precision it computes in."""
+    name = getattr(model, "name_or_path", "") or type(model).__name__
+    return f"{name} in {str(getattr(model, 'dtype', 'its precision')).removeprefix('torch.')}"
+
+
+def check_numbers(values: Any, what: str, most: float = math.inf) -> None:
+    """Refuse a measurement that holds NaN, an infinity or anything above `most`.
+
+    Every measure goes through here: an accuracy of NaN log-likelihoods is the share of items whose first choice is
+    right. Args: `values`, numbers of any shape; `what`, the model and what was measured of it.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    wrong = array[~(np.isfinite(array) & (array <= most))]
+    if wrong.size:
+        raise NotNumbersError(
+            f"{what}: {wrong.size:,} of {array.size:,} values are impossible (the first is {wrong[0]:g}): give --dtype "
+            "float32, or export the model again"
+        )
 
 
 def facts(loaded: LoadedModel) -> dict[str, Any]:
     """What is recorded with every result: the model, where and in which precision it ran, and the libraries."""
     return {
         "model": {"folder": loaded.export.folder.name, **loaded.export.info},
+        "weights_sha256": loaded.export.weights_sha256(),
         "dtype": loaded.dtype,
         "device": loaded.device,
         "versions": versions(),

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -27,9 +28,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, processors
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
+from .common.arguments import count
 from .common.errors import UserError
+from .common.exported import CARD, read_card, trained_context, weights_sha256
+from .common.files import first_line, follow_umask, write_json
+from .data.mixture import mixed_fingerprint, open_stores
 from .data.tokenizer import load_tokenizer
 from .model import DecoderForCausalLM
 from .runs import reading
@@ -72,7 +79,7 @@ def export(
     out = out or run / "exports" / checkpoint.path.name
     if _is_there(out, facts):
         return out, False
-    tokenizer = load_tokenizer(run / "tokenizer")
+    tokenizer = _tokenizer(run, record)
 
     config = checkpoint.config()
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
@@ -81,25 +88,36 @@ def export(
     model = DecoderForCausalLM(config)
     checkpoints.restore(checkpoint, model)
     model.to(dtype).eval()  # type: ignore[arg-type]  # transformers hides the overloads
+    tokenizer.model_max_length = trained_context(config, facts)
+    try:
+        _write(out.resolve(), model, tokenizer, facts)
+    except OSError as error:
+        why = error.strerror or first_line(error)
+        raise UserError(f"{out} cannot be written ({why}): free space, or give a folder that can be written") from error
+    return out, True
 
+
+def _write(out: Path, model: DecoderForCausalLM, tokenizer: Any, facts: dict[str, Any]) -> None:
+    """Write the folder, have it reloaded and rename it to `out`; on an error nothing of it is left."""
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_strays(out)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=PARTIAL, dir=out.parent))
+    partial = out.with_name(f".{out.name}-{secrets.token_hex(4)}{PARTIAL}")
+    partial.mkdir()
     try:
         model.save_pretrained(partial)
-        tokenizer.model_max_length = config.max_position_embeddings
         tokenizer.save_pretrained(partial)
-        (partial / "hippoformer.json").write_text(json.dumps(facts, indent=1))
+        follow_umask(partial)
+        write_json(partial / CARD, facts | {"weights_sha256": weights_sha256(partial)})
         print("loading the folder in a fresh Python to compare logits ...", file=sys.stderr)
         check_reload(model, partial)
-        partial.chmod(0o755)  # mkdtemp makes it private
         if out.exists():
             out.rmdir()
         partial.rename(out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, SafetensorError) or type(error) is Exception:  # what Rust's writers make of a full disk
+            raise OSError(None, first_line(error)) from error
         raise
-    return out, True
 
 
 def export_all(run: Path, dtype: torch.dtype = torch.float32) -> Iterator[tuple[Path, bool]]:
@@ -134,12 +152,16 @@ def export_all(run: Path, dtype: torch.dtype = torch.float32) -> Iterator[tuple[
 
 def _is_there(out: Path, facts: dict[str, Any]) -> bool:
     """Whether `out` holds the export of these facts. Raises UserError where it holds anything else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    there = out / "hippoformer.json"
-    known = json.loads(there.read_text()) if there.is_file() else {}
+    try:
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return False
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}): give a folder that can be") from error
+    known = read_card(out) if out.is_dir() else {}
     if any(known.get(name) != facts[name] for name in ("checkpoint_sha256", "step", "dtype")):
         raise UserError(f"output folder {out} is not empty: give another or remove it")
+    if known.get("weights_sha256") not in (None, weights_sha256(out)):
+        raise UserError(f"the weights in {out} are not those that were exported: remove it and export again")
     return True
 
 
@@ -151,7 +173,12 @@ def _remove_strays(out: Path) -> None:
 
 
 def describe(checkpoint: checkpoints.Checkpoint, record: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """hippoformer.json: which run and step the folder holds. Equal facts are an equal export."""
+    """hippoformer.json: which run and step the folder holds. Equal facts are an equal export.
+
+    UserError: run.json does not say what it has to.
+    """
+    if lacking := [name for name in ("name", "seed", "git_commit") if name not in record]:
+        raise UserError(f"run.json of {checkpoint.path.parents[1]} lacks {', '.join(lacking)}: put the whole file back")
     return {
         "run": record["name"],
         "step": checkpoint.step,
@@ -164,6 +191,67 @@ def describe(checkpoint: checkpoints.Checkpoint, record: dict[str, Any], dtype: 
         "git_commit": record["git_commit"],
         "checkpoint_sha256": checkpoint.weights_sha256(),
     }
+
+
+# ---- The tokenizer ---------------------------------------------------------------------------------------------------
+
+
+def _tokenizer(run: Path, record: dict[str, Any]) -> Any:
+    """The run's tokenizer, which begins a text as documents began in training."""
+    tokenizer = load_tokenizer(run / "tokenizer")
+    try:
+        begin = _begin_of_document(run, record)
+    except UserError as error:
+        print(f"note: the tokenizer puts around a text what it did before training ({error})", file=sys.stderr)
+        return tokenizer
+    return as_in_training(tokenizer, begin)
+
+
+def _begin_of_document(run: Path, record: dict[str, Any]) -> int | None:
+    """The id that began every document in training; None where there was none.
+
+    A run of version 0.1 does not record it. UserError: nor are the stores there that it was trained on.
+    """
+    if "begin_of_document" in record:
+        return record["begin_of_document"]
+    named = reading.config(run).get("data", {}).get("store")
+    if not named:
+        raise UserError(f"{run}/config.yaml names no data.store")
+    stores = open_stores({named: 1.0} if isinstance(named, str) else dict(named))
+    if mixed_fingerprint(stores) != record.get("store_fingerprint"):
+        raise UserError(f"data.store of {run} is not the one it was trained on")
+    return stores[0].train.begin_of_document
+
+
+def as_in_training(tokenizer: Any, begin: int | None) -> Any:
+    """Return the same tokenizer which, when called, puts `begin` in front of a text, or nothing, and nothing behind it.
+
+    It is of transformers' plain class: others, as Llama's, put around a text what their own settings say.
+    """
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    after = json.loads(backend.to_str())["post_processor"] or {}
+    steps: list[Any] = [
+        processors.ByteLevel(trim_offsets=step["trim_offsets"])  # touches offsets alone
+        for step in after.get("processors", [after])
+        if step.get("type") == "ByteLevel"
+    ]
+    if begin is not None:
+        token = backend.id_to_token(begin)
+        one, two = [token, "$A"], [token, "$A", f"{token}:1", "$B:1"]
+        steps.append(processors.TemplateProcessing(single=one, pair=two, special_tokens=[(token, begin)]))
+    backend.post_processor = processors.Sequence(steps)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        chat_template=tokenizer.chat_template,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+        **tokenizer.special_tokens_map,
+    )
+
+
+# ---- The reload ------------------------------------------------------------------------------------------------------
 
 
 def check_reload(model: DecoderForCausalLM, folder: Path, tokens: int = 64) -> None:
@@ -208,7 +296,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m llm export`."""
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("out", type=Path, nargs="?", help="new folder to write (default: RUN/exports/step-N)")
-    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that verifies)")
+    parser.add_argument("--step", type=count(0), help="which checkpoint (default: the newest that verifies)")
     parser.add_argument("--all", action="store_true", help="every checkpoint, to RUN/exports/step-N")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
     parser.epilog = "example: python -m llm export runs/stories/values runs/stories/export/values"
@@ -220,6 +308,6 @@ def run(args: argparse.Namespace) -> None:
     if args.all and (args.out is not None or args.step is not None):
         raise UserError("--all exports every checkpoint to RUN/exports: leave out OUT and --step")
     for out, written in export_all(args.run, dtype) if args.all else [export(args.run, args.out, args.step, dtype)]:
-        facts = json.loads((out / "hippoformer.json").read_text())
+        facts = read_card(out)
         what = f"{out}: step {facts['step']}, {facts['parameters']:,} parameters, {args.dtype}"
         print(f"{what}, {'reloaded logits equal' if written else 'already there'}", flush=True)

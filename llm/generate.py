@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, set_seed
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer, set_seed
 
+from .common.arguments import add_trust, count
 from .common.errors import UserError
+from .common.exported import read_card, trained_context
+from .common.files import first_line
+from .pretrained import load_model, load_tokenizer
+
+COLDEST, HOTTEST = 1e-3, 1e3  # colder than that, logits leave the range of float32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m llm generate`."""
     parser.add_argument("model", type=Path, help="exported folder")
     parser.add_argument("--prompt", required=True, help="text to continue")
-    parser.add_argument("--max-new-tokens", type=int, default=100, help="tokens to add (default: 100)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
-    parser.add_argument("--top-k", type=int, default=50, help="sample among the k likeliest (default: 50)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
+    parser.add_argument("--max-new-tokens", type=count(1), default=100, help="tokens to add (default: 100)")
+    parser.add_argument("--temperature", type=_temperature, default=0.8, help="0 takes the likeliest (default: 0.8)")
+    parser.add_argument("--top-k", type=count(1), default=50, help="sample among the k likeliest (default: 50)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the sampling, below 2^32 (default: 0)")
+    add_trust(parser)
     parser.epilog = 'example: python -m llm generate runs/stories/export/values --prompt "Mary and John were"'
 
 
@@ -28,33 +34,58 @@ def run(args: argparse.Namespace) -> None:
     """Print the prompt and its continuation as it is made.
 
     Raises:
-        UserError: no exported folder, an empty prompt, or one that leaves no room in the context.
+        UserError: no exported folder, a prompt that is empty, no text, or leaves no room in the context; a model that
+            cannot generate, or whose outputs are no numbers.
     """
     if not (args.model / "config.json").is_file():
         raise UserError(f"{args.model} is no exported folder (it has no config.json): make one with llm export")
-    if args.temperature < 0 or args.max_new_tokens < 1 or args.top_k < 1:
-        raise UserError("give --temperature >= 0, --max-new-tokens >= 1 and --top-k >= 1")
+    if any("\ud800" <= character <= "\udfff" for character in args.prompt):  # Python's stand-in for such bytes
+        raise UserError("--prompt is not UTF-8: give text in UTF-8")
+    card = read_card(args.model)
+    tokenizer = load_tokenizer(args.model, args.trusted)
+    model = load_model(args.model, args.trusted, dtype="auto")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=True)
-        model: Any = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=True, dtype="auto")
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{args.model} does not load ({reason}): make it again with llm export") from error
-    model.to(device).eval()
     inputs = tokenizer(args.prompt, return_tensors="pt").to(device)
-    length, limit = inputs["input_ids"].shape[1], model.config.max_position_embeddings
+    length, limit = inputs["input_ids"].shape[1], trained_context(model.config, card)
     if not length:
         raise UserError("the prompt holds no token: give --prompt some text")
-    if length >= limit:
+    if limit is not None and length >= limit:
         raise UserError(f"the prompt's {length} tokens leave no room in the context of {limit}: shorten it")
+    room = args.max_new_tokens if limit is None else min(args.max_new_tokens, limit - length)
     sampling = {"do_sample": True, "temperature": args.temperature, "top_k": args.top_k}
     set_seed(args.seed)
-    model.generate(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        max_new_tokens=min(args.max_new_tokens, limit - length),
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        streamer=TextStreamer(tokenizer, skip_special_tokens=True),
-        **(sampling if args.temperature else {"do_sample": False}),
-    )
+    try:
+        model.to(device).generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=room,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            streamer=TextStreamer(tokenizer, skip_special_tokens=True),
+            logits_processor=LogitsProcessorList([OnlyNumbers()]),
+            **(sampling if args.temperature else {"do_sample": False}),
+        )
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{args.model} cannot generate: {first_line(error)}") from error
+
+
+class OnlyNumbers(LogitsProcessor):
+    """Ends generation where a logit is NaN or infinite: the likeliest of such is the first id, without a word."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if scores.isnan().any() or scores.max().isinf():  # -inf is what --top-k leaves out
+            raise UserError("the model's outputs are not numbers: export it again")
+        return scores
+
+
+def _temperature(text: str) -> float:
+    """An argument type: 0, or a temperature at which logits stay numbers."""
+    if (value := float(text)) != 0 and not COLDEST <= value <= HOTTEST:
+        raise argparse.ArgumentTypeError(f"{text} is neither 0 nor from {COLDEST:g} to {HOTTEST:g}")
+    return value
+
+
+def _seed(text: str) -> int:
+    """An argument type: a seed that every generator takes."""
+    if not 0 <= (value := int(text)) < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 4294967295")
+    return value

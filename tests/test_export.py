@@ -11,11 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import processors
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from llm import export as exporting
 from llm.cli import main
 from llm.common.errors import UserError
+from llm.data.tokenizer import encode_documents, load_tokenizer
 from llm.train import checkpoint as checkpoints
+
+from .exported import byte_tokenizer, edit_config
 
 Config = Callable[..., Path]
 ALONE = """
@@ -214,3 +219,115 @@ def test_what_a_killed_export_left_is_removed_a_day_later(trained: Path, uncheck
         os.utime(path, (0, 0))
     exporting.export(trained)
     assert not old.exists() and new.exists() and others.exists()
+
+
+# ---- Refused, and what a folder is like ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere/out", "a file/out", "a file", "/dev/null/out", "o" * 300])
+def test_where_nothing_can_be_written(
+    trained: Path, tmp_path: Path, unchecked: None, capsys: pytest.CaptureFixture, place: str
+) -> None:
+    (tmp_path / "a file").write_text("mine")
+    assert main(["export", str(trained), str(tmp_path / place)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ") and ("cannot be written" in said or "is not empty" in said)
+    assert (tmp_path / "a file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("step", ["-7", "1.5", "x"])
+def test_steps_that_cannot_be_meant(tmp_path: Path, capsys: pytest.CaptureFixture, step: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["export", str(tmp_path), "--step", step])
+    assert stop.value.code == 2 and "argument --step" in capsys.readouterr().err
+
+
+def test_what_is_damaged_is_said_in_one_sentence(
+    trained: Path, tmp_path: Path, unchecked: None, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    assert main(["export", str(trained), str(out)]) == 0
+    card = (out / "hippoformer.json").read_text()
+    for content, words in (("{", "hippoformer.json"), ("[]", "hippoformer.json"), ("{}", "not empty")):
+        (out / "hippoformer.json").write_text(content)
+        assert main(["export", str(trained), str(out)]) == 2
+        assert words in capsys.readouterr().err.splitlines()[-1]
+    (out / "hippoformer.json").write_text(card)
+    weights = load_file(out / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in weights.items()}, out / "model.safetensors", {"format": "pt"})
+    assert main(["export", str(trained), str(out)]) == 2
+    assert f"the weights in {out} are not those that were exported" in capsys.readouterr().err
+    (trained / "run.json").write_text("{}")
+    assert main(["export", str(trained), str(tmp_path / "other")]) == 2
+    assert "run.json" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750), (0o077, 0o600, 0o700)]
+)
+def test_the_umask_decides(
+    tiny_config: Config, tmp_path: Path, unchecked: None, umask: int, file: int, folder: int
+) -> None:
+    words = ["--trainer.max_steps", "2", "--run.checkpoint_every", "2"]
+    before = os.umask(umask)
+    try:
+        assert main(["fit", "--config", str(tiny_config()), *words]) == 0
+        assert main(["export", str(tmp_path / "run")]) == 0
+    finally:
+        os.umask(before)
+    found = [path for kind in ("checkpoints", "exports") for path in (tmp_path / "run" / kind).rglob("*")]
+    assert {path.suffix for path in found} >= {".safetensors", ".json", ".py"}
+    assert {(path, path.stat().st_mode & 0o777) for path in found} == {
+        (path, folder if path.is_dir() else file) for path in found
+    }
+
+
+# ---- The tokenizer ---------------------------------------------------------------------------------------------------
+
+
+def template(single: str, ids: dict[str, int]) -> processors.PostProcessor:
+    steps = [processors.TemplateProcessing(single=single, special_tokens=list(ids.items()))]
+    return processors.Sequence([processors.ByteLevel(trim_offsets=False), *steps])
+
+
+@pytest.mark.parametrize("begin", [None, 1])
+@pytest.mark.parametrize("around", ["$A", "<s> $A", "<s> $A </s>", "$A </s>"])
+@pytest.mark.parametrize("kind", [PreTrainedTokenizerFast, LlamaTokenizer])
+def test_a_prompt_begins_as_documents_did(tmp_path: Path, kind: type, around: str, begin: int | None) -> None:
+    """Whatever the tokenizer put around a text when it was called; saved, and loaded by transformers."""
+    before = byte_tokenizer()
+    before.add_special_tokens({"eos_token": "</s>", "bos_token": "<s>"})
+    ids = {token: before.convert_tokens_to_ids(token) for token in ("<s>", "</s>")}
+    before.backend_tokenizer.post_processor = template(around, ids)
+    if kind is LlamaTokenizer:  # whose class decides anew what is put around a text
+        before.save_pretrained(tmp_path / "llama")
+        edit_config(tmp_path / "llama", "tokenizer_config.json", tokenizer_class="LlamaTokenizer", add_bos_token=True)
+        before = load_tokenizer(tmp_path / "llama")
+    wanted = ids["<s>"] if begin else None
+    exporting.as_in_training(before, wanted).save_pretrained(tmp_path / "out")
+    after = AutoTokenizer.from_pretrained(tmp_path / "out")
+    plain = encode_documents(before, ["Mary and John, 1984"])[0]
+    assert after("Mary and John, 1984")["input_ids"] == ([wanted] if begin else []) + plain
+    assert after.decode(plain) == "Mary and John, 1984"
+    assert (after.bos_token, after.eos_token, after.pad_token) == ("<s>", "</s>", before.pad_token)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_an_export_asks_the_run_how_documents_began(
+    trained: Path, tmp_path: Path, unchecked: None, capsys: pytest.CaptureFixture, recorded: bool
+) -> None:
+    """A run of version 0.1 does not say it: then its store does, where it is."""
+    file = trained / "run.json"
+    record = json.loads(file.read_text())
+    assert record["begin_of_document"] is None
+    if recorded:
+        file.write_text(json.dumps(record | {"begin_of_document": 0}))
+    else:
+        file.write_text(json.dumps({key: value for key, value in record.items() if key != "begin_of_document"}))
+    assert main(["export", str(trained), str(tmp_path / "out")]) == 0
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out")("Mary")["input_ids"]
+    assert (ids[0] == 0) is recorded
+    if not recorded:
+        (trained / "config.yaml").write_text("data: {store: nowhere}")
+        assert main(["export", str(trained), str(tmp_path / "other")]) == 0
+        assert "note: the tokenizer puts around a text what it did before training" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evals.exports import WEIGHTS, Export
+from evals.exports import Export
 from evals.harness import metrics
 from evals.harness.catalogue import Group
 from evals.harness.tasks import jsonl
@@ -28,12 +28,11 @@ from llm.common.tables import text_table
 Result = dict[str, Any]
 Key = tuple[str, int]  # task, shots
 
-# Files beside the weights that decide on the numbers: sizes, code and tokenizer.
-FILES = ("config.json", "*.py", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
-         "*.model")  # fmt: skip
+# Files beside the weights that decide on the numbers: sizes, code, tokenizer and trained context.
+FILES = ("config.json", "hippoformer.json", "*.py", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+         "vocab.*", "merges.txt", "*.model")  # fmt: skip
 # What two results of one task and number of shots must share to stand in one figure.
 ALIKE = ("n", "limit", "batch_size", "dtype", "device", "task_version", "versions", "rows", "definition")
-BLOCK, BLOCKS = 1 << 20, 64
 
 
 class Evaluation(NamedTuple):
@@ -92,37 +91,11 @@ def samples_file(export: Export, result: Mapping[str, Any]) -> Path:
 
 
 def fingerprint(export: Export) -> dict[str, str]:
-    """What tells one model from another without reading all of it.
-
-    `weights`: the sha256 of the checkpoint that was exported where the folder says it, else one over names, sizes and
-    up to 64 blocks of 1 MiB, evenly spaced, of each weight file (training moves every weight). `files`: of `FILES`.
-    """
-    weights = export.info.get("checkpoint_sha256")
-    if weights is None:
-        sampled = hashlib.sha256()
-        for path in _files(export.folder, WEIGHTS):
-            sampled.update(f"{path.name} {path.stat().st_size}\n".encode())
-            for block in _blocks(path):
-                sampled.update(block)
-        weights = sampled.hexdigest()
+    """What tells one model from another: sha256 of its `weights` and of its other `files` (see `FILES`)."""
     others = hashlib.sha256()
-    for path in _files(export.folder, FILES):
+    for path in sorted({path for pattern in FILES for path in export.folder.glob(pattern) if path.is_file()}):
         others.update(f"{path.name} {_sha256(path.read_bytes())}\n".encode())
-    return {"weights": str(weights), "files": others.hexdigest()}
-
-
-def _files(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    """The whole of a small file, evenly spaced blocks of a large one, its beginning and its end among them."""
-    size = path.stat().st_size
-    count = min(BLOCKS, -(-size // BLOCK))
-    with path.open("rb") as file:
-        for number in range(count):
-            file.seek(number * max(size - BLOCK, 0) // max(count - 1, 1))
-            yield file.read(BLOCK)
+    return {"weights": export.weights_sha256(), "files": others.hexdigest()}
 
 
 def _sha256(content: bytes) -> str:

@@ -28,12 +28,22 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
-from evals.exports import Export, LoadedModel, check_tokenizer, load_model
+from evals.exports import (
+    ROUNDING,
+    Export,
+    LoadedModel,
+    NotNumbersError,
+    called,
+    check_numbers,
+    check_tokenizer,
+    load_model,
+)
 from evals.harness import metrics, results
 from evals.harness.results import Evaluation, Key, Result
 from evals.harness.tasks import Prepared, Protocol, prepare_tasks, quiet
 from llm.common.devices import resolve_device
 from llm.common.errors import UserError
+from llm.common.exported import trained_context
 from llm.common.files import first_line
 
 if TYPE_CHECKING:
@@ -142,6 +152,7 @@ def _evaluate_all(
 ) -> Iterator[tuple[Plan, list[Result]]]:
     """Every plan with its results, those kept and those made, in the order asked; each is kept as soon as it is there.
 
+    Why a result cannot be made goes to `prepared.missing`, and the others are made.
     The bar counts the results of all models; lm-eval shows its own below.
     """
     total = sum(len(plan.conditions) for plan in plans)
@@ -155,6 +166,9 @@ def _evaluate_all(
                 bar.set_description(f"{plan.label}: {task}, {shots}-shot")
                 try:
                     found = evaluate_task(loaded, prepared.manager, task, shots, protocol)
+                except NotNumbersError as error:  # so would all others be
+                    prepared.missing[plan.label] = str(error)
+                    break
                 except UserError as error:
                     prepared.missing[f"{task}, {shots}-shot, of {plan.label}"] = str(error)
                     continue
@@ -173,17 +187,42 @@ class CountingHFLM(HFLM):
 
     truncated = 0  # requests whose beginning did not fit into the model's context
 
-    def _loglikelihood_tokens(
-        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> Any:
-        for texts, prompt, choice in requests:  # no texts: a window of a rolling request, which fits
-            if len(choice) > self.max_length:
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+        """As lm-eval has it: (log-likelihood, greedy) of each request.
+
+        A context without tokens of its own is read as an empty one. UserError: a choice without any, or one that is
+        longer than the model's context.
+        """
+        encoded = []
+        for request in requests:
+            context, choice = request.args
+            prompt_ids, choice_ids = self._split(context, choice)
+            if problem := self._problem(choice_ids):
                 raise UserError(
-                    f"the choice {texts[1][:60]!r} has {len(choice)} tokens and the model's context {self.max_length}; "
-                    "leave this task out for this model"
+                    f"{request.task_name}, item {request.doc_id + 1}: the choice {choice[:60]!r} {problem}; leave this "
+                    "task out for this model"
                 )
-            self.truncated += len(prompt) + len(choice) > self.max_length + 1
-        return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            self.truncated += len(prompt_ids) + len(choice_ids) > self.max_length + 1
+            encoded.append(((context, choice), prompt_ids, choice_ids))
+        return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
+
+    def _split(self, context: str, choice: str) -> tuple[list[int], list[int]]:
+        """The ids of the context, at least one, and those that the choice adds to them."""
+        prompt_ids, choice_ids = self._encode_pair(context, choice) if context else ([], [])
+        if prompt_ids:
+            return prompt_ids, choice_ids
+        choice_ids = self.tok_encode(choice, add_special_tokens=False)
+        if choice_ids[:1] == [self.prefix_token_id]:
+            return choice_ids[:1], choice_ids[1:]
+        return [self.prefix_token_id], choice_ids
+
+    def _problem(self, choice_ids: list[int]) -> str:
+        """Why a choice has no log-likelihood; "" where it has one."""
+        if not choice_ids:
+            return "has no token of its own with this model's tokenizer"
+        if len(choice_ids) > self.max_length:
+            return f"has {len(choice_ids)} tokens and the model's context {self.max_length}"
+        return ""
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         for prompt, settings in (request.args for request in requests):
@@ -214,6 +253,8 @@ def evaluate_task(loaded: LoadedModel, manager: "TaskManager", task: str, shots:
             tokenizer=copy.deepcopy(loaded.tokenizer),  # lm-eval gives it a padding token
             batch_size=protocol.batch_size,
             softmax_dtype="float32" if half else None,  # a log-softmax in bf16 has two digits
+            max_length=trained_context(loaded.model.config, loaded.export.info),
+            prefix_token_id=_prefix(loaded),
         )
         ready = manager.load([task])["tasks"][task]
         output = lm_eval.simple_evaluate(
@@ -232,9 +273,13 @@ def evaluate_task(loaded: LoadedModel, manager: "TaskManager", task: str, shots:
         "dtype": loaded.dtype,
         "device": loaded.device,
         "batch_size": protocol.batch_size,
+        "context": lm.max_length,
         "truncated": lm.truncated,
     }
-    return Evaluation(result, [_sample(sample, scores["metrics"]) for sample in samples])
+    kept = [_sample(sample, scores["metrics"]) for sample in samples]
+    values = [value for item in kept for value in item.get("loglikelihoods", ())]
+    check_numbers(values, f"log-likelihoods of {called(loaded.model)}", most=ROUNDING)
+    return Evaluation(result, kept)
 
 
 @contextmanager
@@ -247,6 +292,19 @@ def _as_user_errors(task: str) -> Iterator[None]:
         raise UserError(f"the GPU has too little memory ({first_line(error)}); lower --batch-size") from error
     except Exception as error:  # lm-eval and a task's own code raise kinds of their own
         raise UserError(f"lm-eval cannot do {task}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _prefix(loaded: LoadedModel) -> int | None:
+    """The id that stands for an empty context: what came before a document in training; lm-eval's for other models.
+
+    That is the begin-of-sequence id where the exported tokenizer puts it in front of a text, else the end of another
+    document.
+    """
+    tokenizer = loaded.tokenizer
+    if not loaded.export.info:
+        return None
+    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return tokenizer.bos_token_id if begins or tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
 
 # ---- Scores and items ------------------------------------------------------------------------------------------------

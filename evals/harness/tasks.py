@@ -18,6 +18,7 @@ lm-eval and datasets are imported where rows are read.
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 ROLES = ("training_split", "validation_split", "test_split")
 READERS = ("json", "csv", "text", "parquet", "arrow", "xml")  # of `datasets`, for files that a YAML names
+SHARED = 0.01  # of the evaluated items may be among the examples: official splits repeat a few rows
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def _prepare(definition: Definition, prepared: Prepared, protocol: Protocol) -> 
     usable = []
     for number in shots:
         try:
-            _check_examples(task, number)
+            _check_examples(task, number, protocol.limit)
             usable.append(number)
         except UserError as error:
             prepared.missing[f"{name}, {number}-shot"] = str(error)
@@ -236,8 +238,8 @@ def _load_task(manager: "TaskManager", task: str) -> Any:
         ) from error
 
 
-def _check_examples(task: Any, shots: int) -> None:
-    """Refuse examples from the evaluated split, too few of them, or some without an answer."""
+def _check_examples(task: Any, shots: int, limit: int | None) -> None:
+    """Refuse examples from the evaluated split or equal to its items, too few of them, or some without an answer."""
     if not shots:
         return
     config = task.config
@@ -255,6 +257,22 @@ def _check_examples(task: Any, shots: int) -> None:
         )
     if own != "samples":
         _check_answers(task, f"draws examples from ({pool})", enumerate(task.fewshot_docs()))
+    examples = {_content(task, row) for row in task.fewshot_docs()}
+    items = [_content(task, row) for _, row in task.doc_iterator(limit=limit)]
+    shared = len(examples.intersection(items))
+    if shared > SHARED * len(items):
+        raise UserError(
+            f"{task.task_name}, {shots}-shot: {shared} of {len(items)} evaluated items are among its examples too "
+            f"(the {pool} split); give a {pool} split of other items, or ask for --shots 0"
+        )
+    if shared:
+        print(f"{task.task_name}: {shared} of {len(items)} evaluated items are among its examples", file=sys.stderr)
+
+
+def _content(task: Any, row: Any) -> str:
+    """What a model is shown of an item, whatever its row is called: prompt, answer and any choices."""
+    choices = task.doc_to_choice(row) if task.OUTPUT_TYPE == "multiple_choice" else None
+    return json.dumps([task.doc_to_text(row), choices, task.doc_to_target(row)], default=str)
 
 
 def _check_answers(task: Any, what: str, rows: Iterable[tuple[int, Any]]) -> None:

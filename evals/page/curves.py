@@ -314,7 +314,7 @@ def _legend(figure: "Figure", looks: dict[str, Look], lines: dict[int, Any], poi
 
 
 def evaluate(
-    folders: Sequence[Path], out: Path | None, metric: str, protocol: Protocol, *how: Any
+    folders: Sequence[Path], out: Path | None, metric: str, trusted: bool, protocol: Protocol, *how: Any
 ) -> tuple[str, dict[str, str]]:
     """Evaluate every exported step of the runs in `folders`, as `harness.run(exports, protocol, *how)` does; figures.
 
@@ -329,8 +329,10 @@ def evaluate(
     place = runs[0].folder / "exports" if out is None else out
     if place.exists() and not place.is_dir():
         raise UserError(f"{place} is a file; give a folder with --out")
-    exports = [export for run in runs for export in exported_steps(run.folder).values()]
+    exports = [export for run in runs for export in exported_steps(run.folder, trusted).values()]
     made, missing = harness.run(exports, protocol, *how)
+    if not made:
+        return "", missing
     tasks, shots = ({result[key] for _, result in made} for key in ("task", "shots"))
     return write_figures(runs, place, sorted(tasks), sorted(shots), metric), missing
 

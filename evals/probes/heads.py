@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from evals.exports import ROUNDING, called, check_numbers
 from llm.common.errors import UserError
+from llm.common.exported import text_config, trained_context
 from llm.common.plots import COLOURS, new_figure, style
 
 if TYPE_CHECKING:
@@ -45,12 +47,14 @@ def head_scores(
     length: int = 50,
     seed: int = 0,
     first_token: int | None = None,
+    context: int | None = None,
 ) -> HeadScores:
     """Prefix-matching and previous-token scores of all heads, and the loss of both copies.
 
     A sequence is `length` different ids below `vocabulary`, drawn alike, shown twice, after `first_token` where there
-    is one (which is then not drawn). `length` shrinks until the model's context holds 2 `length` + 1 tokens and until
-    there are as many ids; the scores say what it was. Models are comparable where it is equal.
+    is one (which is then not drawn). `length` shrinks until the model's context (what it was trained with, its
+    positions where None) holds 2 `length` + 1 tokens and until there are as many ids; the scores say what it was.
+    Models are comparable where it is equal.
 
     Prefix matching is the mean attention from each token of the second copy to the token after its occurrence in the
     first; previous-token the mean attention from each token to the one before it. The losses leave out the first token
@@ -59,7 +63,7 @@ def head_scores(
     """
     if sequences < 1:
         raise UserError("no sequence to measure heads on: give at least one")
-    length = _fitting(model, vocabulary, length, first_token)
+    length = _fitting(model, vocabulary, length, first_token, context)
     if getattr(model.config, "_attn_implementation", "eager") != "eager":
         raise UserError(_NO_ATTENTION)
     ids = _repeated(vocabulary, sequences, length, seed, first_token)  # (N, T)
@@ -71,6 +75,9 @@ def head_scores(
             parts.append((*_sums(output.attentions, length), _copy_losses(output.logits, batch, length)))
             del output  # before the next is made
     prefix, previous, losses = (torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))  # (L, H) twice, (2,)
+    what = f"{called(model)} on repeated tokens"
+    check_numbers(-losses, f"log-likelihoods of {what}", most=ROUNDING)
+    check_numbers(torch.stack([prefix, previous]), f"attention of {what}")
     first, second = (losses / (sequences * (length - 1))).tolist()
     return HeadScores(
         (prefix / (sequences * length)).tolist(),
@@ -84,9 +91,9 @@ def head_scores(
 _NO_ATTENTION = "the model does not show its attention: load it with attn_implementation='eager'"
 
 
-def _fitting(model: Any, vocabulary: int, length: int, first_token: int | None) -> int:
+def _fitting(model: Any, vocabulary: int, length: int, first_token: int | None, context: int | None) -> int:
     """The longest copy up to `length` that fits the model's context twice and has only different ids."""
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = trained_context(model.config, {"context": context})
     ids = vocabulary - (first_token is not None and 0 <= first_token < vocabulary)
     fitting = min(length, ids, length if context is None else (context - 1) // 2)
     if fitting < SHORTEST:
@@ -109,8 +116,9 @@ def _repeated(vocabulary: int, sequences: int, length: int, seed: int, first_tok
 
 def _rows(model: Any, tokens: int, vocabulary: int) -> int:
     """Sequences at once: the attention of all layers, and logits with their logarithms, stay within BUDGET numbers."""
-    layers, heads = (getattr(model.config, name, 1) for name in ("num_hidden_layers", "num_attention_heads"))
-    width = getattr(model.config, "vocab_size", vocabulary)
+    config = text_config(model.config)
+    layers, heads = (getattr(config, name, 1) for name in ("num_hidden_layers", "num_attention_heads"))
+    width = getattr(config, "vocab_size", vocabulary)
     return max(1, BUDGET // (layers * heads * tokens**2 + 2 * tokens * width))
 
 

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evals.exports import Export, LoadedModel, facts, load_model
+from evals.exports import Export, LoadedModel, NotNumbersError, facts, load_model
 from evals.probes import heads, sparsity
 from evals.probes.heads import SHORTEST, evaluating
-from evals.probes.losses import model_context, open_store, token_losses, vocabulary
+from evals.probes.losses import model_context, open_store, token_losses
 from evals.probes.sparsity import DASHES
 from llm.common.devices import resolve_device
 from llm.common.errors import UserError
@@ -206,6 +206,8 @@ def _gini(
         return sparsity.ffn_gini(
             loaded.model, (ids[:, :-1] for ids in window_batches(store, items, context, batch_size))
         )
+    except NotNumbersError:
+        raise
     except UserError as error:
         print(f"{loaded.export.name}: {error}", file=sys.stderr)
         return None
@@ -214,11 +216,13 @@ def _gini(
 def _heads(export: Export, store: TokenStore, context: int, device: str, dtype: str) -> Record:
     """Scores of all heads. The weights of attention are seen in the eager implementation alone, which needs memory for
     a square of the context; so the model is loaded once more, for sequences of 101 tokens."""
+    from llm.pretrained import vocabulary
+
     loaded = load_model(export, device, dtype, attn_implementation="eager")
     first = store.end_of_document if store.begin_of_document is None else store.begin_of_document
     length = min(REPEATED, (context - 1) // 2)
     known = min(store.vocab_size, vocabulary(loaded.model.config))
-    return heads.head_scores(loaded.model, known, length=length, first_token=first)._asdict()
+    return heads.head_scores(loaded.model, known, length=length, first_token=first, context=context)._asdict()
 
 
 # ---- For the eye -----------------------------------------------------------------------------------------------------

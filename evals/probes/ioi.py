@@ -22,10 +22,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from evals.exports import Export, LoadedModel, check_tokenizer, facts, load_model, open_export
+from evals.exports import (
+    ROUNDING,
+    Export,
+    LoadedModel,
+    called,
+    check_numbers,
+    check_tokenizer,
+    facts,
+    load_model,
+    open_export,
+)
 from evals.probes import ioi_sentences
 from evals.probes.ioi_sentences import Sentence
 from llm.common.errors import UserError
+from llm.common.exported import trained_context
 from llm.common.files import write_json
 from llm.common.tables import text_table
 
@@ -60,7 +71,7 @@ def ioi_prompts() -> list[Prompt]:
     ]
 
 
-def ioi_probabilities(model: Any, tokenizer: Any) -> list[Record]:
+def ioi_probabilities(model: Any, tokenizer: Any, context: int | None = None) -> list[Record]:
     """The probability of the right and of the wrong name after each of the eight prompts.
 
     Returns one record a prompt: sentence, variant, prompt; and for `correct` and `incorrect` the name, its
@@ -68,7 +79,7 @@ def ioi_probabilities(model: Any, tokenizer: Any) -> list[Record]:
     UserError: the tokenizer joins prompt and name, or the prompt is longer than the model's context.
     """
     prompts = ioi_prompts()
-    values, names = log_probabilities(model, tokenizer, prompts, batch_size=1)
+    values, names = log_probabilities(model, tokenizer, prompts, batch_size=1, context=context)
     records = []
     for prompt, value, of_prompt in zip(prompts, values, names, strict=True):
         record: Record = {"sentence": prompt.sentence, "variant": prompt.variant, "prompt": prompt.text}
@@ -81,11 +92,17 @@ def ioi_probabilities(model: Any, tokenizer: Any) -> list[Record]:
 
 
 def log_probabilities(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt | Sentence], batch_size: int, progress: str | None = None
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt | Sentence],
+    batch_size: int,
+    progress: str | None = None,
+    context: int | None = None,
 ) -> tuple[np.ndarray, list[list[list[int]]]]:
     """The log-probability of each prompt's right and wrong name [n, 2], in nats, and the names' tokens.
 
-    A batch holds inputs of one length, so that none is padded and a position never moves. `progress` names the bar.
+    A batch holds inputs of one length, so that none is padded and a position never moves. `progress` names the bar;
+    `context` is what the model was trained with, its positions where None.
     UserError: as `ioi_probabilities`; also where the model's probabilities are not numbers.
     """
     rows: dict[tuple[int, ...], list[tuple[int, int, list[int]]]] = {}  # one for both names, where they are one token
@@ -95,7 +112,7 @@ def log_probabilities(
         for column, (prompt_ids, name_ids) in enumerate(encoded):
             rows.setdefault((*prompt_ids, *name_ids[:-1]), []).append((index, column, name_ids))
         names.append([name_ids for _, name_ids in encoded])
-    _check_context(model, max(map(len, rows)))
+    _check_context(model, max(map(len, rows)), context)
     values = np.full((len(prompts), len(OUTCOMES)), np.nan)
     was_training = model.training
     model.eval()
@@ -108,8 +125,7 @@ def log_probabilities(
                 bar.update(len(batch))
     finally:
         model.train(was_training)
-    if not np.isfinite(values).all():
-        raise UserError("the model's probabilities of names are not numbers; give --dtype float32, or another model")
+    check_numbers(values, f"log-probabilities of names by {called(model)}", most=ROUNDING)
     return values, names
 
 
@@ -125,8 +141,8 @@ def _encode(tokenizer: Any, prompt: str, name: str) -> tuple[list[int], list[int
     return prompt_ids, both[len(prompt_ids) :]
 
 
-def _check_context(model: Any, tokens: int) -> None:
-    context = getattr(model.config, "max_position_embeddings", None)
+def _check_context(model: Any, tokens: int, context: int | None) -> None:
+    context = trained_context(model.config, {"context": context})
     if context is not None and tokens > context:
         raise UserError(
             f"a prompt of {tokens} tokens does not fit the model's context of {context}; give a model with a longer one"
@@ -232,7 +248,7 @@ def split_names(records: Sequence[Record]) -> list[str]:
 
 def evaluate(loaded: LoadedModel) -> dict[str, Any]:
     """What `ioi.json` holds for one model: every prompt's values, their means, and under what they were measured."""
-    records = ioi_probabilities(loaded.model, loaded.tokenizer)
+    records = ioi_probabilities(loaded.model, loaded.tokenizer, loaded.export.info.get("context"))
     means = sentence_means(records)
     return {
         **facts(loaded),
@@ -248,7 +264,8 @@ def evaluate_generated(
 ) -> dict[str, Any]:
     """What `ioi_generated.json` holds for one model: means, every sentence's values, and what they were measured on."""
     bar = f"IOI, {loaded.export.folder.name}"
-    values, names = log_probabilities(loaded.model, loaded.tokenizer, sentences, batch_size, bar)
+    context = loaded.export.info.get("context")
+    values, names = log_probabilities(loaded.model, loaded.tokenizer, sentences, batch_size, bar, context)
     items = ioi_sentences.collect(sentences, values)
     several = {s.correct.strip() for s, (right, _) in zip(sentences, names, strict=True) if len(right) > 1}
     return {
@@ -271,19 +288,17 @@ def generate_for(exports: Sequence[Export], count: int, seed: int) -> list[Sente
 
     Reads tokenizers alone. None of the paper's eight prompts is among the sentences.
     """
-    from transformers import AutoTokenizer
-
     several: set[str] = set()
     probe = ioi_prompts()[0].text
     for export in exports:
         check_tokenizer(export)
-        tokenizer = AutoTokenizer.from_pretrained(export.folder, trust_remote_code=True)
+        tokenizer = export.tokenizer()
         several |= {name for name in ioi_sentences.NAMES if len(_encode(tokenizer, probe, f" {name}")[1]) > 1}
     names = ioi_sentences.usable_names(several)
     return ioi_sentences.generate(count, seed, names, [prompt.text for prompt in ioi_prompts()])
 
 
-def parse_groups(arguments: Sequence[str]) -> dict[str, list[Export]]:
+def parse_groups(arguments: Sequence[str], trusted: bool = False) -> dict[str, list[Export]]:
     """Groups of exported folders from the command line: `NAME=FOLDER,FOLDER` names one, a bare folder is a group of its
     own under its run's or its folder's name (or its whole path, where that name is taken).
 
@@ -293,11 +308,11 @@ def parse_groups(arguments: Sequence[str]) -> dict[str, list[Export]]:
     for argument in arguments:
         name, equals, folders = argument.partition("=")
         if Path(argument).is_dir() or not equals:
-            export = open_export(argument)
+            export = open_export(argument, trusted)
             name = export.name if export.info else export.folder.resolve().name
             groups[name if name not in groups else argument] = [export]
         else:
-            groups.setdefault(name, []).extend(open_export(folder) for folder in folders.split(","))
+            groups.setdefault(name, []).extend(open_export(folder, trusted) for folder in folders.split(","))
     folders_given = [export.folder.resolve() for exports in groups.values() for export in exports]
     if twice := [folder for folder in folders_given if folders_given.count(folder) > 1]:
         raise UserError(f"{twice[0]} is given twice; give each model once, or its deviation over models is too small")

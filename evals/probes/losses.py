@@ -18,11 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evals import exports as models
-from evals.exports import Export, LoadedModel, facts, load_model
-from evals.harness.results import alike, fingerprint, locked
+from evals.exports import ROUNDING, Export, LoadedModel, called, check_numbers, facts, load_model
+from evals.harness.results import alike, locked
 from evals.probes.heads import evaluating
 from llm.common.devices import resolve_device, versions
 from llm.common.errors import UserError
+from llm.common.exported import text_config, trained_context
 from llm.common.files import first_line, write_json
 from llm.common.tables import text_table
 from llm.data import store as stores
@@ -84,14 +85,14 @@ def token_losses(model: Any, ids: Tensor) -> Tensor:
     UserError: not enough memory, or losses that are no numbers.
     """
     ids = ids.to(model.device)
-    rows = max(1, LOGITS_AT_ONCE // (ids.shape[1] * model.config.vocab_size))
+    rows = max(1, LOGITS_AT_ONCE // (ids.shape[1] * text_config(model.config).vocab_size))
     try:
         losses = torch.cat([_row_losses(model, part) for part in ids.split(rows)])
     except torch.OutOfMemoryError as error:
         raise UserError(f"the GPU has too little memory for this ({first_line(error)}); lower --batch-size") from error
-    if not losses.isfinite().all():
-        raise UserError(f"the model's loss is not a finite number in {model.dtype}; give --dtype float32")
-    return losses.cpu()
+    losses = losses.cpu()
+    check_numbers(-losses, f"log-likelihoods of {called(model)}", most=ROUNDING)
+    return losses
 
 
 def _row_losses(model: Any, ids: Tensor) -> Tensor:
@@ -142,9 +143,9 @@ def measure(
         "versions": versions(),
     }
     results = export.result("losses", [])
-    weights = fingerprint(export)["weights"]
+    weights = export.weights_sha256()
     for result in results:
-        if not again and _alike(result, asked) and _weights_of(result) == (weights, export.info.get("dtype")):
+        if not again and _alike(result, asked) and _weights_of(result) == (weights, _card(export.info)):
             return dict(result)
     for result in results if not again else ():
         alike = _alike(result, asked | {"limit": result.get("limit")}) and _weights_of(result)[0] == weights
@@ -155,7 +156,7 @@ def measure(
             )
     loaded = load_model(export, device, dtype)
     losses = document_losses(loaded, opened, documents, batch_size, length)
-    result = {"store": str(opened.path), **asked, **facts(loaded), "weights_sha256": weights, **_summary(losses)}
+    result = {"store": str(opened.path), **asked, **facts(loaded), **_summary(losses)}
     with locked(export.results / ".losses.lock"):
         kept = export.result("losses", [])  # another process may have added to it meanwhile
         others = [r for r in kept if (r["store_fingerprint"], r["split"]) != (opened.fingerprint, split)]
@@ -168,9 +169,14 @@ def _alike(result: dict[str, Any], asked: dict[str, Any]) -> bool:
     return all(alike(key, result.get(key), asked[key]) for key in PROTOCOL)
 
 
-def _weights_of(result: dict[str, Any]) -> tuple[str | None, str | None]:
-    """A checkpoint may be exported in several dtypes, so its hash alone does not name the weights."""
-    return result.get("weights_sha256"), result.get("model", {}).get("dtype")
+def _weights_of(result: dict[str, Any]) -> tuple[str | None, tuple[Any, ...]]:
+    """The weights that a result is of, and what it says of their origin."""
+    return result.get("weights_sha256"), _card(result.get("model", {}))
+
+
+def _card(facts: dict[str, Any]) -> tuple[Any, ...]:
+    """Of hippoformer.json: a result tells it on, so that another card is another result."""
+    return facts.get("checkpoint_sha256"), facts.get("dtype")
 
 
 def _summary(losses: DocumentLosses) -> dict[str, Any]:
@@ -217,13 +223,13 @@ def open_store(export: Export, path: Path, split: Split) -> tuple[stores.TokenSt
 
     UserError: no finished store there, or one made with another tokenizer than the export's.
     """
-    from transformers import AutoConfig
+    from llm.pretrained import vocabulary
 
     if split not in ("train", "validation"):
         raise UserError(f"a store has no split {split}; give train or validation")
     opened = stores.TokenStore.open(path, split)
     models.check_tokenizer(export)
-    config = AutoConfig.from_pretrained(export.folder, trust_remote_code=True)
+    config = export.config()
     try:
         stores.check_tokenizer(opened, tokenizer_of(export))
         stores.check_vocabulary(opened, vocabulary(config))
@@ -233,34 +239,24 @@ def open_store(export: Export, path: Path, split: Split) -> tuple[stores.TokenSt
 
 
 def tokenizer_of(export: Export) -> Any:
-    """The export's tokenizer as preparation loads one, which decides its fingerprint.
-
-    By way of another folder: in the export's own, transformers would ask whether to trust the model's code.
-    """
-    from transformers import AutoTokenizer
-
+    """The export's tokenizer as preparation loads one, which decides its fingerprint: by way of a folder of its own."""
     with TemporaryDirectory() as folder:
-        AutoTokenizer.from_pretrained(export.folder, trust_remote_code=True).save_pretrained(folder)
+        export.tokenizer().save_pretrained(folder)
         return load_tokenizer(folder)
 
 
-def vocabulary(config: Any) -> int:
-    """Ids that the model knows; the rows that only pad its embedding are not counted."""
-    return int(getattr(config, "unpadded_vocab_size", None) or config.vocab_size)
-
-
 def model_context(export: Export, config: Any, asked: int | None = None) -> int:
-    """How many tokens the model reads at once: `asked`, else what it was trained with where hippoformer.json says so,
-    else its positions. UserError: more than its positions, or none named."""
-    positions = getattr(config, "max_position_embeddings", None)
-    context = asked or export.info.get("context") or positions
+    """How many tokens the model reads at once: `asked`, else what it was trained with (`trained_context`).
+
+    UserError: more than its positions, or neither is known.
+    """
+    positions = trained_context(config, {})
+    if asked and positions is not None and asked > positions:
+        raise UserError(f"{export.folder} has {positions} positions; give --context {positions} or less")
+    context = asked or trained_context(config, export.info)
     if context is None:
         raise UserError(f"{export.folder}/config.json names no max_position_embeddings; give --context")
-    if positions is not None and context > positions:
-        if asked:
-            raise UserError(f"{export.folder} has {positions} positions; give --context {positions} or less")
-        return int(positions)
-    return int(context)
+    return context
 
 
 def labels(exports: Sequence[Export]) -> list[str]:

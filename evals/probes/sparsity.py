@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from evals.exports import called, check_numbers
 from evals.probes.heads import evaluating, whole_ticks
 from llm.common.errors import UserError
+from llm.common.exported import text_config
 from llm.common.plots import COLOURS, MARKERS, new_figure, style
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def ffn_gini(model: Any, batches: Iterable[Tensor], signed: bool = False) -> lis
     UserError: the model has not one such projection a layer, or there is no batch.
     """
     body = getattr(model, "base_model", model)  # without the output head, which is not asked
-    projections = _last_projections(body, model.config.num_hidden_layers)
+    projections = _last_projections(body, text_config(model.config).num_hidden_layers)
     sums, tokens = [0.0] * len(projections), 0
 
     def measure(layer: int) -> Any:
@@ -74,6 +76,8 @@ def ffn_gini(model: Any, batches: Iterable[Tensor], signed: bool = False) -> lis
             handle.remove()
     if not tokens:
         raise UserError("no tokens to measure sparsity on: give at least one batch")
+    if not signed:  # which may be infinite by right
+        check_numbers(sums, f"sparsity of {called(model)}")
     return [total / tokens for total in sums]
 
 

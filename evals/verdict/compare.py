@@ -31,7 +31,8 @@ class Settings:
 
     declare: config keys that may differ beside the switches; exports: of the last steps, where they are not in the run
     folders; stores: instead of those that the runs name; documents: of validation, 0 takes only kept losses; metric: of
-    the tasks; targets: losses to reach, in nats per token.
+    the tasks; targets: losses to reach, in nats per token; trusted: an
+    export may run code of its own.
     """
 
     declare: tuple[str, ...] = ()
@@ -44,13 +45,15 @@ class Settings:
     device: str = "auto"
     dtype: str = "auto"
     batch_size: int = 16
+    trusted: bool = False
 
 
 def find(folders: Sequence[Path], settings: Settings) -> Comparison:
     """Everything that `compare` tells, without writing anything but exports and losses that are lacking."""
     pairs = read_pairs(folders, settings.declare)
     shares = shares_of(pairs, settings)  # before exports are made, which takes long
-    exports = exports_of(pairs, [open_export(folder) for folder in settings.exports])
+    given = [open_export(folder, settings.trusted) for folder in settings.exports]
+    exports = exports_of(pairs, given, settings.trusted)
     if settings.documents:
         read_measures(exports, {}, settings.metric)  # what is refused is refused before the long work
         measure_losses(pairs, exports, settings)
@@ -70,9 +73,9 @@ def find(folders: Sequence[Path], settings: Settings) -> Comparison:
 # ---- Exports and losses ----------------------------------------------------------------------------------------------
 
 
-def exports_of(pairs: Pairs, given: Sequence[Export]) -> list[tuple[Export, Export]]:
+def exports_of(pairs: Pairs, given: Sequence[Export], trusted: bool = False) -> list[tuple[Export, Export]]:
     """The exports of all runs' last steps, a tuple a seed; each checked to be its run's own, and all of one dtype."""
-    exports = [(export_of(pair.first, given), export_of(pair.second, given)) for pair in pairs.pairs]
+    exports = [(export_of(pair.first, given, trusted), export_of(pair.second, given, trusted)) for pair in pairs.pairs]
     flat = [export for pair in exports for export in pair]
     folders = [export.folder.resolve() for export in flat]
     if twice := [folder for folder in folders if folders.count(folder) > 1]:
@@ -84,7 +87,7 @@ def exports_of(pairs: Pairs, given: Sequence[Export]) -> list[tuple[Export, Expo
     return exports
 
 
-def export_of(run: Run, given: Sequence[Export]) -> Export:
+def export_of(run: Run, given: Sequence[Export], trusted: bool = False) -> Export:
     """The export of a run's last step: one of those given, or RUN/exports/step-N, made where it is not there."""
     last = run.last_step
     if given:
@@ -95,12 +98,12 @@ def export_of(run: Run, given: Sequence[Export]) -> Export:
                 f"{run.folder} OUT`, or give none"
             )
         return fitting[0]
-    known = exported_steps(run.folder)
+    known = exported_steps(run.folder, trusted)
     if last not in known:
         print(f"exporting the last step of {run.folder} ...", file=sys.stderr)
         command = ["-m", "llm", "export", str(run.folder), str(step_folder(run.folder, last)), "--step", str(last)]
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
-        known = exported_steps(run.folder)  # another process may have made it at the same time
+        known = exported_steps(run.folder, trusted)  # another process may have made it at the same time
         if done.returncode and last not in known:
             why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].removeprefix("error: ")
             raise UserError(f"{run.folder} cannot be exported: {why}")
@@ -113,6 +116,8 @@ def _foreign(run: Run, export: Export) -> str:
     """In what an export is of another run or step, or of other weights than the checkpoint; "" where in nothing."""
     mine = {"run": run.name, "seed": run.seed, "step": run.last_step, "checkpoint_sha256": run.weights_sha256()}
     mine["store_fingerprint"] = run.record["store_fingerprint"]
+    if "weights_sha256" in export.info:  # of the weights as they were exported
+        mine["weights_sha256"] = export.weights_sha256()
     differing = [
         f"{key} {export.info[key]} and not {value}"
         for key, value in mine.items()

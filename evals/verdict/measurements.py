@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evals.exports import Export
+from evals.exports import ROUNDING, Export, check_numbers
 from evals.harness import metrics
 from evals.harness.results import alike
 from llm.common.errors import UserError
@@ -113,11 +113,15 @@ def complete(
 
 
 def _check_weights(export: Export, result: Mapping[str, Any], what: str) -> None:
-    """Refuse a result that was measured on other weights than the export now holds."""
-    mine = export.info.get("checkpoint_sha256")
+    """Refuse a result that was measured on other weights than the export now holds.
+
+    Up to version 0.1 a result names the checkpoint that was exported, and so does the card of its export, which does
+    not say what the weights were: there the two are compared.
+    """
+    mine = export.weights_sha256() if "weights_sha256" in export.info else export.info.get("checkpoint_sha256")
     of_model = result.get("model", {}).get("checkpoint_sha256")
     measured = result.get("weights") or result.get("weights_sha256") or of_model
-    if mine and measured and mine != measured:
+    if mine and measured and measured not in (mine, export.weights_sha256()):
         raise UserError(f"{what} of {export.folder} was measured on other weights than it holds now; measure it again")
 
 
@@ -247,12 +251,15 @@ def read_samples(export: Export, task: str, shots: int, metric: str) -> dict[str
     path = export.results / "samples" / f"{task}-{shots}shot.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {key: [row[key] for row in rows] for key in ("doc_id", "doc_hash", "prompt_hash", metric)}
+        found = {key: [row[key] for row in rows] for key in ("doc_id", "doc_hash", "prompt_hash", metric)}
+        values = [value for row in rows for value in row.get("loglikelihoods", ())]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read ({' '.join(str(error).split())}); run `python -m evals run {export.folder} "
             f"--tasks {task} --shots {shots} --overwrite`"
         ) from error
+    check_numbers(values, f"log-likelihoods in {path}", most=ROUNDING)
+    return found
 
 
 def _generated_ioi(exports: Exports, notes: list[str]) -> list[Measure]:

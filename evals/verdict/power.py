@@ -115,7 +115,8 @@ def _losses(options: argparse.Namespace) -> str:
         )
         for seeds in options.seeds
     ]
-    rows = [[str(seeds), f"{least:.4f}"] for seeds, least in zip(options.seeds, found, strict=True)]
+    shown = [f"{least:.4f}" if least < math.inf else "–" for least in found]
+    rows = [[str(seeds), least] for seeds, least in zip(options.seeds, shown, strict=True)]
     assumed = (
         f"Assumed: a pair's difference varies from seed to seed with a standard deviation of "
         f"{options.seed_deviation:.3g} nats (--seed-deviation; by default that of independent runs of the paper's 8M "
@@ -213,6 +214,8 @@ def power_of_mean(
     chi square with S - 1 degrees of freedom for the seeds' part, with N - 1 for the items' where there is one seed. So
     with one part alone it is the noncentral t, whose function in scipy fails for large differences.
     """
+    if 2.0 ** (1 - items) >= alpha:  # no test of signs would find it either
+        return 0.0
     from scipy.special import ndtr
     from scipy.stats import chi2
 

@@ -21,6 +21,8 @@ Floats = NDArray[np.float64]
 
 AT_ONCE = 2_000_000  # resampled values held at a time: 16 MB an array
 EQUAL = 1e-12  # variances of equal means are rounding: below this part of what single values give
+FEW = 16  # items, of which all signs are tried: 65,536 sums
+FLAT = 1e-6  # an interval whose width is no more of its middle is rounding
 SMALLEST_P = 1e-100  # scipy's quantiles end near 1e-300
 
 
@@ -83,7 +85,8 @@ def paired_effect(
 ) -> Effect:
     """The mean of second minus first over items (weighted) and seeds, with an interval.
 
-    One seed: the paired bootstrap over items. Several: `_over_seeds`, where `resamples` and `seed` have no part.
+    One seed: the paired bootstrap over items. Several: `_over_seeds`, where `resamples` and `seed` have no part. Either
+    is no surer than `_no_surer_than_signs` says.
 
     Args:
         first, second: (S, N) values, or (N,); column i is one item on both sides, row s one seed.
@@ -105,6 +108,7 @@ def paired_effect(
         low, high, p_value = _over_items(differences[0], None if weights is None else shares, level, resamples, seed)
     else:
         low, high, p_value = _over_seeds(differences, shares, level)
+    low, high, p_value = _no_surer_than_signs(differences, shares, low, high, p_value, level)
     return Effect(estimate, low, high, p_value, level, seeds, items)
 
 
@@ -123,6 +127,38 @@ def _checked(first: ArrayLike, second: ArrayLike, weights: ArrayLike | None) -> 
     if shares.shape != (one.shape[1],) or not (np.isfinite(shares).all() and (shares > 0).all()):
         raise UserError(f"the weights of {one.shape[1]} items must be as many positive numbers; measure both again")
     return two - one, shares / shares.mean()
+
+
+def _no_surer_than_signs(
+    differences: Floats, shares: Floats, low: float, high: float, p_value: float, level: float
+) -> tuple[float, float, float]:
+    """Low, high and p value, none of them surer than the signs of the items' differences allow.
+
+    A spread that is estimated from few items may be far too small, and where all differ by the same it is zero. The
+    test that flips their signs (Fisher 1935, The design of experiments) is exact there. Of the N items that differ (in
+    the mean over seeds) it allows a p value of 2 / 2^N at the least, when all have one sign: two items prove nothing,
+    five are too few for 5%. An interval without width is given that of a share: at most 1 - (alpha / 2)^(1 / N) of all
+    items go the other way by as much (Clopper and Pearson 1934). It leaves out zero just where this test does.
+    """
+    alpha, estimate = 1 - level, _mean(differences, shares)
+    counted = differences.mean(axis=0) * shares
+    differing = counted[np.abs(counted) > EQUAL * np.abs(differences).max()]
+    items = max(1, len(differing))
+    if high - low <= FLAT * abs(estimate):
+        other_way = 1 - (alpha / 2) ** (1 / items)
+        low, high = sorted((estimate, estimate * (1 - 2 * other_way)))
+        p_value = max(SMALLEST_P, 2.0 ** (1 - items))
+    elif len(differing) <= FEW:
+        p_value = max(p_value, _flipped(differing))
+    return (low, high, p_value) if p_value < alpha else (min(low, 0.0), max(high, 0.0), p_value)
+
+
+def _flipped(values: Floats) -> float:
+    """The share of all ways to choose the values' signs whose sum is as far from zero as theirs, or farther."""
+    sums = np.zeros(1)
+    for value in values:
+        sums = np.concatenate([sums + value, sums - value])
+    return float((np.abs(sums) >= abs(values.sum()) - EQUAL * np.abs(values).sum()).mean())
 
 
 def _mean(differences: Floats, shares: Floats) -> float:
@@ -242,7 +278,7 @@ def hierarchical_bootstrap(
         chosen = generator.integers(seeds, size=(count, seeds))
         drawn.append(np.take_along_axis(means, chosen, axis=1).mean(axis=1))
     low, high = np.quantile(np.concatenate(drawn), ((1 - level) / 2, (1 + level) / 2))
-    return float(low), float(high)
+    return _no_surer_than_signs(differences, shares, float(low), float(high), 0.0, level)[:2]
 
 
 def variance_parts(differences: Floats, shares: Floats) -> Parts:

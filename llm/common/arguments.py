@@ -4,7 +4,7 @@ import argparse
 import importlib.metadata
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -29,6 +29,27 @@ def add_command(commands: Any, name: str, summary: str, text: str, example: str)
         description=textwrap.fill(text, 100),
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def count(least: int) -> Callable[[str], int]:
+    """Return an argument type: a whole number, at least `least`."""
+
+    def count(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    return count
+
+
+def add_trust(command: argparse.ArgumentParser) -> None:
+    """Add --trust-remote-code to a command that loads exported folders."""
+    command.add_argument(
+        "--trust-remote-code",
+        dest="trusted",
+        action="store_true",
+        help="run Python files of the folder that are not this version's own (docs/security.md)",
     )
 
 

@@ -59,6 +59,20 @@ def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
     write_file(path, as_json(content, indent))
 
 
+def follow_umask(folder: Path) -> None:
+    """Give every file in a new folder the mode that the umask leaves: safetensors makes its files private (0600).
+
+    The mode is read off a file that is made and removed here: asking for the umask would change it for other threads.
+    """
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
 def as_json(content: Any, indent: int | None = 2) -> str:
     """Return JSON with a line break at its end."""
     return json.dumps(content, indent=indent, ensure_ascii=False) + "\n"

@@ -115,6 +115,17 @@ class DecoderConfig(PretrainedConfig):
         if problems:
             raise ValueError("; ".join(problems))
 
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers has it; a saved folder's configuration is imported by way of `decoder.py`.
+
+        transformers keeps the class of a folder's model by that of its configuration, and tells one such class from
+        another by the folder's name and the files that its module imports: those of `decoder.py` are all.
+        """
+        content = super().to_dict()
+        if "AutoConfig" in (content.get("auto_map") or {}):
+            content["auto_map"] = content["auto_map"] | {"AutoConfig": f"decoder.{type(self).__name__}"}
+        return content
+
     @classmethod
     def llama(cls, **settings: Any) -> DecoderConfig:
         """Llama-style parts: RMSNorm, RoPE, SwiGLU, no biases. `settings` overrides any field."""

@@ -124,6 +124,7 @@ class Attempt(LightningCLI):
             "flops_per_token": flops_per_token(self.model.decoder_config, data.context),
             "store": data.named,
             "store_fingerprint": run.identity["store_fingerprint"],
+            "begin_of_document": data.components[0].train.begin_of_document,  # an export begins prompts with it
         }
         loggers = run.open(self._config_yaml(), facts, data.tokenizer, list(data.epochs(0)), devices=trainer.world_size)
         for sentence in skipped:

@@ -33,6 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..common.errors import UserError
+from ..common.files import follow_umask
 from ..model import DecoderConfig
 from ..runs.reading import checkpoint_problems, folders, hashes, step_of, weights_sha256
 from .state import State
@@ -176,6 +177,7 @@ def _write_files(partial: Path, snapshot: Snapshot) -> None:
         save_torch_state_dict(tensors, partial, filename_pattern=pattern, max_shard_size=SHARD_BYTES)
     if not snapshot.optimizer:  # every step was skipped: a file says so, where one that is missing is damage
         save_file({}, partial / "optimizer.safetensors")
+    follow_umask(partial)
     snapshot.config.to_json_file(partial / "config.json", use_diff=False)
     (partial / "state.json").write_text(json.dumps(snapshot.state, indent=1))
     mode = (partial / "state.json").stat().st_mode

@@ -17,10 +17,14 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import set_parsing_settings
+from jsonargparse._common import parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -86,6 +90,9 @@ FOLLOWED = {
     "accelerator", "devices", "num_nodes", "precision", "max_steps", "log_every_n_steps", "callbacks", "plugins",
     "deterministic", "benchmark", "detect_anomaly", "profiler", "inference_mode", "limit_val_batches",
 }  # fmt: skip
+# Packages whose classes and functions a config may name under trainer (callbacks, plugins, profiler, ...): naming one
+# is enough to have it called, so that any other takes --allow-class-path.
+CALLABLE = ("lightning", "llm")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "32", 32, None)
 EXAMPLES = {
     "fit": {"epilog": "example: python -m llm fit --config configs/stories_values.yaml --trainer.max_steps 100"},
@@ -98,6 +105,11 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(str(message).split())
+        if denied := re.search(r"Importing '([\w.]+)' is not allowed", text):
+            raise UserError(
+                f"{denied[1]} is neither of Lightning nor of this project: read it, then pass --allow-class-path if "
+                "you trust this config"
+            )
         unknown = re.search(r"option '([\w.]+)'|Key '([\w.]+)' is not|unrecognized arguments: --([\w.]+)", text)
         if unknown:
             key = next(filter(None, unknown.groups()))
@@ -125,6 +137,11 @@ class CLI(Attempt):
         parser.add_class_arguments(EvaluationSettings, "evaluation")
         parser.add_argument(
             "--resume", type=str | None, default=None, help="auto, or the path of a checkpoint or run to continue"
+        )
+        parser.add_argument(
+            "--allow-class-path",
+            action="store_true",
+            help="let class_path name any class, not only Lightning's and ours; counts on the command line alone",
         )
         parser.link_arguments("decoder", "model.decoder", apply_on="instantiate")
         seed = "seed of the initial weights (default: seed_everything)"
@@ -223,15 +240,28 @@ def parse(arguments: list[str], run: bool = True) -> CLI:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
-    return CLI(
-        LanguageModule,
-        TokenDataModule,
-        save_config_callback=None,
-        auto_configure_optimizers=False,
-        parser_class=Parser,
-        seed_everything_default=0,
-        trainer_defaults=TRAINER_DEFAULTS,
-        parser_kwargs=EXAMPLES | {"prog": "python -m llm"} if run else {},
-        args=with_new_names(arguments),
-        run=run,
-    )
+    with _class_paths(any_path="--allow-class-path" in arguments):
+        return CLI(
+            LanguageModule,
+            TokenDataModule,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            parser_class=Parser,
+            seed_everything_default=0,
+            trainer_defaults=TRAINER_DEFAULTS,
+            parser_kwargs=EXAMPLES | {"prog": "python -m llm"} if run else {},
+            args=with_new_names(arguments),
+            run=run,
+        )
+
+
+@contextmanager
+def _class_paths(any_path: bool) -> Iterator[None]:
+    """Have jsonargparse import what a config names from `CALLABLE` alone, or from anywhere."""
+    before = dict(parsing_settings)
+    if not any_path:
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(CALLABLE))
+    try:
+        yield
+    finally:
+        parsing_settings.update(before)

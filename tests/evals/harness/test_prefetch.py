@@ -183,7 +183,8 @@ def test_fetched_rows_give_the_numbers_of_the_hub(hub, make_export):
 @pytest.fixture
 def hippoformer(tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An exported folder of a tiny trained run with a residual value stream."""
-    settings = {"decoder__max_position_embeddings": 2048, "trainer__max_steps": 2, "run__checkpoint_every": 2}
+    settings = {"decoder__max_position_embeddings": 256, "data__context": 256, "trainer__max_steps": 2}
+    settings |= {"run__checkpoint_every": 2}
     assert llm(["fit", "--config", str(tiny_config(**settings))]) == 0
     monkeypatch.setattr(exporting, "check_reload", lambda *_: None)  # tested elsewhere, and slow
     exporting.export(tmp_path / "run", tmp_path / "out")

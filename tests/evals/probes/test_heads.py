@@ -156,6 +156,8 @@ def test_scores_are_shares_and_the_length_fits(vocabulary, sequences, length, se
     ids = torch.cat(seen)
     spare = vocabulary - (first_token is not None and first_token < vocabulary)
     assert scores.length == min(length, spare, (context - 1) // 2)
+    trained = heads.head_scores(model, vocabulary, 1, length, seed, first_token, context=max(7, context - 20))
+    assert trained.length == min(length, spare, (max(7, context - 20) - 1) // 2)  # of more positions
     assert ids.shape == (sequences, 2 * scores.length + (first_token is not None))
     assert ids[:, -scores.length :].max() < vocabulary
     for values in (scores.prefix_matching, scores.previous_token):

@@ -83,6 +83,12 @@ def test_a_tokenizer_that_ends_the_prompt_is_refused(make_export):
         ioi.ioi_probabilities(model, tokens)
 
 
+def test_the_context_of_training_counts_where_there_are_more_positions(make_export, capsys):
+    folder = make_export(context=512, info={"run": "model", "context": 8})
+    assert main(["ioi", str(folder), "--device", "cpu"]) == 2
+    assert "does not fit the model's context of 8" in capsys.readouterr().err
+
+
 def test_a_context_too_short_for_the_prompt_is_refused(make_export):
     with pytest.raises(UserError, match="does not fit the model's context of 8"):
         ioi.ioi_probabilities(*load(make_export(context=8)))

@@ -11,6 +11,7 @@ import statsmodels.api as sm
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from evals.__main__ import main
@@ -213,6 +214,11 @@ def test_what_was_measured_alike_is_kept(make_export, store, tmp_path, monkeypat
     (export.folder / "hippoformer.json").write_text(json.dumps(export.info | {"checkpoint_sha256": "b"}))
     losses.measure(open_export(export.folder), store, documents=4)
     assert len(loads) == 5
+    weights = load_file(export.folder / "model.safetensors")
+    weights["transformer.wte.weight"][7, 7] += 0.5  # under the same card
+    save_file(weights, export.folder / "model.safetensors", {"format": "pt"})
+    losses.measure(open_export(export.folder), store, documents=4)
+    assert len(loads) == 6
     assert not list(export.results.glob("*.part"))
 
 
@@ -285,5 +291,5 @@ def test_no_documents_and_no_numbers(make_export, tokenizers, tmp_path, capsys) 
     model = AutoModelForCausalLM.from_pretrained(folder)
     torch.nn.init.constant_(model.transformer.ln_f.bias, float("nan"))
     model.save_pretrained(folder)
-    assert "not a finite number" in refused(["losses", folder, "--store", empty, "--split", "train"], capsys)
+    assert "impossible (the first is nan)" in refused(["losses", folder, "--store", empty, "--split", "train"], capsys)
     assert not (folder / "evals").exists()

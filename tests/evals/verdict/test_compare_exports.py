@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from evals.__main__ import main
-from evals.exports import Export
+from evals.exports import Export, open_export
 from llm.cli import main as llm
 from llm.data.store import TokenStore
 
@@ -69,6 +69,29 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
 
 
 # ---- Exports ---------------------------------------------------------------------------------------------------------
+
+
+def test_weights_that_were_replaced_under_a_sound_card(tmp_path, refused):
+    """Not the card says which weights are there: neither a damaged copy nor a result on other weights is compared."""
+    runs = make_pair(tmp_path)
+    for number, run in enumerate(runs):
+        folder = run / STEP
+        (folder / "model.safetensors").write_bytes(bytes(100 + number))
+        mine = open_export(folder).weights_sha256()
+        edit(folder / "hippoformer.json", weights_sha256=mine)
+        kept = json.loads((folder / "evals/losses.json").read_text())
+        (folder / "evals/losses.json").write_text(json.dumps([kept[0] | {"weights_sha256": mine}]))
+    assert compare(runs, tmp_path / "out") == 0
+    weights = runs[1] / STEP / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(b"1" + whole[1:])  # of the same size
+    refused(runs, messages=[f"{runs[1] / STEP} is not of {runs[1]}", "weights_sha256"])
+    weights.write_bytes(whole)
+    assert compare(runs, tmp_path / "out") == 0
+    losses_file = runs[1] / STEP / "evals/losses.json"
+    (kept,) = json.loads(losses_file.read_text())
+    losses_file.write_text(json.dumps([kept | {"weights_sha256": "of a card"}]))
+    refused(runs, messages=["was measured on other weights"])
 
 
 def test_swapped_exports(tmp_path, refused):
