@@ -68,6 +68,10 @@ class Law:
         """Return losses (P,) of arms (P,) at logs (P, F) and their gradient (P, parameters)."""
         return _loss(self.theta, arm, logs, self.centre, self.arms, self.owners)
 
+    def error(self, gradient: Floats) -> float:
+        """Return the standard error of a value with this gradient on the parameters."""
+        return float(np.sqrt(max(0.0, gradient @ self.covariance @ gradient)))
+
 
 @dataclass(frozen=True)
 class JointFit:

@@ -347,7 +347,7 @@ def test_an_arm_that_is_the_baseline_shows_nothing():
     assert words.sentence(verdict, "same").startswith("no difference in compute between same and classic is shown")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(1e-6, 1e6), st.integers(0, 20))
 def test_unit_of_compute_is_of_no_account(unit, seed):
     design = Design(4, 2)
