@@ -40,6 +40,19 @@ def sentence(verdict: LadderVerdict, arm: str) -> str:
     return "; ".join(parts) + "."
 
 
+def at_equal_cost(verdict: LadderVerdict, arm: str, ratio: Interval) -> str:
+    """The mean adjusted for the cost of a step, arm over baseline, as `bench` measures it; empty without a mean."""
+    found, base = verdict.arms[arm], verdict.ladder.baseline
+    if found.mean is None:
+        return ""
+    adjusted = adjusted_for_cost(found.mean.by_seeds, ratio, verdict.level)
+    step = f"a step takes {ratio.value:.3g} times as long, {ratio.low:.3g} to {ratio.high:.3g}"
+    told = f"{100 * verdict.level:g}% interval {bounds(adjusted)}"
+    if not adjusted.shown:
+        return f"At the measured cost ({step}), no difference in time between {arm} and {base} is shown ({told})."
+    return f"At the measured cost ({step}), {arm} needs {in_compute(adjusted.value)} time than {base} ({told})."
+
+
 def extrapolation(verdict: LadderVerdict, arm: str) -> str:
     """The prediction a decade of compute beyond the largest size; empty where the line is given up."""
     found = verdict.arms[arm]

@@ -68,6 +68,10 @@ class Law:
         """Return losses (P,) of arms (P,) at logs (P, F) and their gradient (P, parameters)."""
         return _loss(self.theta, arm, logs, self.centre, self.arms, self.owners)
 
+    def error(self, gradient: Floats) -> float:
+        """Return the standard error of a value with this gradient on the parameters."""
+        return float(np.sqrt(max(0.0, gradient @ self.covariance @ gradient)))
+
 
 @dataclass(frozen=True)
 class JointFit:
@@ -103,7 +107,9 @@ def fit_jointly(points: Points, names: Sequence[str], level: float = 0.95) -> Jo
     first = 1 + arms * len(terms)
 
     def interval(law: Law, index: int) -> Interval:
-        return student_interval(law.theta[index], np.sqrt(law.covariance[index, index]), law.degrees, level)
+        return student_interval(
+            law.theta[index], float(np.sqrt(max(0.0, law.covariance[index, index]))), law.degrees, level
+        )
 
     coefficients = np.exp(shared.theta[1:first].reshape(len(terms), arms) + shared.exponents * shared.centre[:, None])
     path = _path(points, budgets)
@@ -291,5 +297,7 @@ def _multipliers(
         y = optimize.brentq(above, -REACH, REACH, xtol=1e-12)
         slope = (above(y + 1e-5) - above(y - 1e-5)) / 2e-5
         gradient = (on_arm - law.loss(np.zeros(1, dtype=np.int64), at + y * path)[1])[0] / slope
-        found.append(student_interval(y, float(np.sqrt(gradient @ law.covariance @ gradient)), law.degrees, level))
+        found.append(
+            student_interval(y, float(np.sqrt(max(0.0, gradient @ law.covariance @ gradient))), law.degrees, level)
+        )
     return tuple(found)

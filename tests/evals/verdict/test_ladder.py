@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
@@ -325,6 +325,41 @@ def test_cost_adjustment_of_symmetric_and_skewed_intervals(y, half, ratio, below
 def test_cost_of_one_changes_nothing():
     interval = Interval(0.2, 0.1, 0.3, 0.01)
     assert words.adjusted_for_cost(interval, Interval(1.0, 1.0, 1.0, 1.0))[:3] == pytest.approx(interval[:3])
+
+
+def test_words_at_equal_cost():
+    verdict = judge(ladder_of(CONSTANT))
+    cheap = words.at_equal_cost(verdict, "values", Interval(1.02, 1.01, 1.03, 0.0))
+    assert cheap.startswith("At the measured cost (a step takes 1.02 times as long, 1.01 to 1.03), values needs 2")
+    assert "% less time than classic (95% interval " in cheap
+    dear = words.at_equal_cost(verdict, "values", Interval(1.5, 1.45, 1.55, 0.0))
+    assert "values needs 1" in dear and "% more time than classic" in dear
+    assert "no difference in time" in words.at_equal_cost(verdict, "values", Interval(1.3, 1.2, 1.4, 0.0))
+
+
+def test_an_arm_that_is_the_baseline_shows_nothing():
+    design = Design(5, 3)
+    runs = [run for run in runs_of(CONSTANT, design) if run.arm == "classic"]
+    runs += [run._replace(arm="same") for run in runs]
+    verdict = judge(make_ladder(runs, sizes_of(design), "classic"))
+    found = verdict.arms["same"]
+    assert found.mean.by_seeds.value == pytest.approx(0, abs=1e-9) and not found.shown and not found.mean.firm
+    assert words.sentence(verdict, "same").startswith("no difference in compute between same and classic is shown")
+
+
+@settings(max_examples=20)
+@given(st.floats(1e-6, 1e6), st.integers(0, 20))
+def test_unit_of_compute_is_of_no_account(unit, seed):
+    design = Design(4, 2)
+    ladder = ladder_of("m = 1.3", design, seed, null=False)
+    sizes = tuple(replace(size, flops=tuple(unit * flops for flops in size.flops)) for size in ladder.sizes)
+    one, other = (judge_arm(each, "values") for each in (ladder, replace(ladder, sizes=sizes)))
+    assert [refusal.code for refusal in one.refusals] == [refusal.code for refusal in other.refusals]
+    for name in ("mean", "slope", "largest"):
+        claims = getattr(one, name), getattr(other, name)
+        assert (claims[0] is None) == (claims[1] is None)
+        if claims[0] is not None:
+            assert claims[0].by_seeds == pytest.approx(claims[1].by_seeds, rel=1e-6)
 
 
 def test_record_is_json_with_every_number():
