@@ -31,6 +31,7 @@ from typing import Any
 from backports import zstd
 
 from ..common.errors import UserError
+from ..common.files import write_json
 from ..common.processes import available_cores, one_thread
 from ..data.preparation.documents import BadDocuments, Source
 from ..data.preparation.encode import shards_of
@@ -224,5 +225,4 @@ def run(args: argparse.Namespace) -> None:
     }
     print(*table(result), sep="\n")
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1))
+        write_json(args.out, result, indent=1)

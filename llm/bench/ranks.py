@@ -39,6 +39,7 @@ import torch
 
 from ..common.environment import environment
 from ..common.errors import UserError
+from ..common.files import write_json
 from ..common.processes import available_cores
 from ..data.module import TokenDataModule
 from ..train.cli import PRECISIONS, parse
@@ -363,5 +364,4 @@ def run(args: argparse.Namespace) -> None:
     result["layouts"] = summary(result)
     print(*table(result), sep="\n")
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1))
+        write_json(args.json, result, indent=1)

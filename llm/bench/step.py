@@ -34,6 +34,7 @@ from scipy import stats
 from ..common.arguments import accept_old_name
 from ..common.environment import environment
 from ..common.errors import UserError
+from ..common.files import write_json
 from ..common.processes import peak_rss, reset_peak_rss, resident
 from ..data.module import TokenDataModule
 from ..model.fast_linear import matmul, use_onednn
@@ -326,8 +327,7 @@ def fit(args: argparse.Namespace) -> None:
 def write(path: Path | None, result: dict[str, Any]) -> None:
     """As JSON, where a path is given."""
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1))
+        write_json(path, result, indent=1)
 
 
 def figures(plan: Plan, names: list[str], windows: dict[str, list[Window]], rates: list[float]) -> dict[str, Any]:

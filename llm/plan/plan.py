@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ..common.errors import UserError
+from ..common.files import write_json
 from ..model import DecoderConfig
 from ..train.cli import CLI, parse
 from ..train.flops import PEAKS, flops_per_token
@@ -305,8 +306,7 @@ def run(args: argparse.Namespace) -> None:
     }
     print(report(result))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1))
+        write_json(args.json, result, indent=1)
 
 
 def check(args: argparse.Namespace) -> None:

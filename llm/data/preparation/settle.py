@@ -77,13 +77,13 @@ def _resolve_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of the store, as it comes back from the store; trained and saved where it is not there yet."""
     folder, partial = out / "tokenizer", out / "tokenizer.partial"
-    is_new = not folder.is_dir()
-    if is_new:
+    if not folder.is_dir():
         if loaded is None:
             print(f"training a tokenizer of {chosen.train_tokenizer:,} entries ...", file=sys.stderr)
             loaded = train_bpe(_sample(sources, chosen), chosen.train_tokenizer or 0)
         shutil.rmtree(partial, ignore_errors=True)
         loaded.save_pretrained(partial)
+        _check_on_documents(partial, list(islice(_sample(sources, chosen, PROBE_BYTES), PROBES)), chosen)
         partial.rename(folder)
     tokenizer = load_tokenizer(folder)
     saved = Tokenizer.from_file(str(folder / "tokenizer.json"))  # what the workers encode with
@@ -91,23 +91,20 @@ def _resolve_tokenizer(
     expected = identity_with(loaded or tokenizer, chosen.bos)
     if came_back != expected or came_back["tokenizer_fingerprint"] != tokenizer_fingerprint(saved):
         raise UserError("the tokenizer does not come back from save_pretrained as it was; give its tokenizer.json")
-    if is_new:
-        _check_on_documents(tokenizer, saved, list(islice(_sample(sources, chosen, PROBE_BYTES), PROBES)), chosen)
     return tokenizer
 
 
-def _check_on_documents(
-    tokenizer: PreTrainedTokenizerBase, saved: Tokenizer, texts: list[str], chosen: Settings
-) -> None:
+def _check_on_documents(folder: Path, texts: list[str], chosen: Settings) -> None:
     """Encode some documents as the workers do and as transformers does, and see what the ids lose.
 
     Raises:
         UserError: the two differ, or too much is lost.
     """
-    lost = LostText()
-    for text, ids in zip(texts, CountingEncoder(saved).encode(texts, lost), strict=True):
+    tokenizer, lost = load_tokenizer(folder), LostText()
+    encoder = CountingEncoder(Tokenizer.from_file(str(folder / "tokenizer.json")))
+    for text, ids in zip(texts, encoder.encode(texts, lost), strict=True):
         # As text: `<|endoftext|>` in a document is its characters.
-        if tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) != ids:
+        if tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False) != ids:
             raise UserError(
                 f"transformers encodes the document {shorten(text, 60, placeholder=' ...')!r} otherwise than this "
                 "tokenizer's tokenizer.json; give a tokenizer whose tokenizer_config.json names PreTrainedTokenizerFast"
