@@ -61,11 +61,12 @@ class Inspected:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All arms at all sizes; `notes` are sentences on what could not be checked here."""
+    """All arms at all sizes; `notes` are sentences that a reader of the result needs, `missing_stores` not here."""
 
     study: Study
     configs: dict[Key, Inspected]
     notes: list[str]
+    missing_stores: list[str]
 
     def of(self, size: str, arm: str) -> Inspected:
         """Return an arm at a size; the null arm is the baseline."""
@@ -96,7 +97,8 @@ def inspect(study: Study) -> Inspection:
                 found[size, arm] = _inspected(study, size, arm)
             except UserError as error:
                 problems.setdefault(str(error), []).append((size, arm))
-    inspection = Inspection(study, found, _notes(study, found))
+    away = {path for each in found.values() for path in each.data.weights if not Path(path).exists()}
+    inspection = Inspection(study, found, _notes(study), sorted(away))
     if not problems:
         for size, arm in found:
             for problem in _problems(inspection, size, arm):
@@ -146,7 +148,7 @@ def _problems(inspection: Inspection, size: str, arm: str) -> Iterator[str]:
         yield f"budgets of {budgets} steps are too close to be told apart: lower data.batch_size or raise tokens"
     try:
         found.data.micro_batches(study.slurm[size].devices)
-        if _stores_are_here(found.data):
+        if not inspection.missing_stores:
             found.data.open()
             found.data.check_sizes()
             check_vocabulary(found.data.components[0].train, int(found.run.config.unpadded_vocab_size or 0))
@@ -174,18 +176,8 @@ def _places(study: Study, places: list[Key]) -> str:
     return f"{', '.join(f'{arm} at {size}' for size, arm in places)}: "
 
 
-def _notes(study: Study, found: dict[Key, Inspected]) -> list[str]:
-    notes = []
-    away = {path for each in found.values() if not _stores_are_here(each.data) for path in each.data.weights}
-    if away:
-        notes.append(f"not checked, as {', '.join(sorted(away))} is not here: whether it has enough tokens")
-    if study.own_seeds:
-        notes.append(
-            "the seeds are the user's, the same at every size, so that sizes share their luck: an interval of 95% for "
-            "the mean over sizes covers about 85%"
-        )
-    return notes
-
-
-def _stores_are_here(data: TokenDataModule) -> bool:
-    return all(Path(path).exists() for path in data.weights)
+def _notes(study: Study) -> list[str]:
+    if not study.own_seeds:
+        return []
+    shared = "the seeds are the user's, the same at every size, so that sizes share their luck"
+    return [f"{shared}: an interval of 95% for the mean over sizes covers about 85%"]

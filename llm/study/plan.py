@@ -110,7 +110,7 @@ def plans(inspection: Inspection, costs: Costs) -> list[SizePlan]:
 def _size_plan(inspection: Inspection, costs: Costs, stage: str, size: str, runs: list[StudyRun]) -> SizePlan:
     study = inspection.study
     baseline = inspection.of(size, study.baseline)
-    devices = study.slurm[size].devices if size in study.slurm else 1
+    devices = study.slurm[size].devices
     target = costs.target()
     memory = [_memory(inspection.of(size, arm), devices, target, costs.headroom) for arm in study.arms]
     hours: float | None = 0.0
@@ -196,6 +196,8 @@ def report(inspection: Inspection, planned: list[SizePlan]) -> Iterator[str]:
             "its runs measure"
         )
     yield from (f"note: {note}" for note in inspection.notes)
+    for store in inspection.missing_stores:
+        yield f"note: {store} is not here, so whether it has enough tokens was not checked"
 
 
 def write(path: Path, planned: list[SizePlan]) -> None:

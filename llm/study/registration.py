@@ -32,9 +32,13 @@ def register(inspection: Inspection) -> StudyRecord:
     The configs of runs that wait for the result of a search are written once it is there.
 
     Raises:
-        UserError: the study was changed in a way that a run which has started does not follow.
+        UserError: a store is not here, or the study was changed in a way that a run which has started does not follow.
     """
     study = inspection.study
+    if away := inspection.missing_stores:
+        raise UserError(
+            f"the store {' and '.join(away)} is not here: make it with python -m llm prepare, see docs/data.md"
+        )
     with wait_for(study.folder):
         record = _record(inspection)
         configs = {
@@ -68,7 +72,8 @@ def _tuned(record: StudyRecord, run: StudyRun) -> float | None:
 def _record(inspection: Inspection) -> StudyRecord:
     study = inspection.study
     known = read_record(study.folder) if (study.folder / RECORD).is_file() else None
-    registered = known.registered if known else {"study": study.text, "base": study.base_text, "time": now()}
+    begun = known and any((study.folder / run.name / "run.json").is_file() for run in known.runs)
+    registered = known.registered if known and begun else {"study": study.text, "base": study.base_text, "time": now()}
     record = StudyRecord(
         folder=study.folder,
         registered=registered,

@@ -70,26 +70,26 @@ def train(inspection: Inspection, jobs: int, task: str | None) -> None:
         UserError: some runs failed, or wait for others that did; all others are done.
         StoppedError: SIGTERM or SIGUSR1 came; the runs have saved their states.
     """
-    trainer = Trainer(inspection, jobs, task)
+    workers = Workers(inspection, jobs, task)
     if sentence := busy_machine(min(jobs * max(1, thread_count() // jobs), thread_count())):
         print(f"warning: {sentence}", file=sys.stderr)
     with _stopping():
         try:
-            while trainer.step():
+            while workers.step():
                 pass
         finally:
-            trainer.stop()
-    trainer.check()
+            workers.stop()
+    workers.check()
 
 
-class Trainer:
+class Workers:
     """The processes that train a study's runs here."""
 
     def __init__(self, inspection: Inspection, jobs: int, task: str | None) -> None:
         self.inspection, self.study, self.jobs = inspection, inspection.study, jobs
         self.record: StudyRecord = register(inspection)
         self.mine = share(self.record.runs, task)
-        self.context = multiprocessing.get_context(START)
+        self.context: Any = multiprocessing.get_context(START)
         self.context.set_forkserver_preload(["llm.train.cli"])
         self.running: dict[Any, tuple[Any, StudyRun, int]] = {}  # sentinel -> process, its run, its slot
         self.tried: set[str] = set()  # begun here, ended here

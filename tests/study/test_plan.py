@@ -139,6 +139,17 @@ def test_problems_of_the_configs_are_told_together(tiny_study: Study) -> None:
     assert [part for part in parts if part not in str(error.value)] == []
 
 
+def test_a_study_without_its_store_is_planned_and_not_run(
+    tiny_study: Study, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tiny_study(sizes={"small": {"data.store": "nowhere"}})
+    assert len(plan(path, tmp_path)) == 1
+    assert "note: nowhere is not here" in capsys.readouterr().out
+    assert main(["study", "run", str(path)]) == 2
+    assert "the store nowhere is not here" in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+
+
 def test_hours_come_from_what_is_given_or_measured(
     tiny_study: Study, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
