@@ -183,8 +183,9 @@ def _local_splits(definition: Definition, folder: Path, cache: Path) -> dict[str
     others = [roles[role] for role in ROLES[:2] if role in roles and roles[role] != evaluated]
     others = [split for split in others if (folder / f"{split}.jsonl").is_file()][: 0 if named else 1]
     files = {split: folder / f"{split}.jsonl" for split in dict.fromkeys(filter(None, (*others, named, evaluated)))}
+    columns: set[str] = set()
     for file in files.values():
-        check_rows(file)
+        columns |= check_rows(file, columns)
     return {
         "dataset_path": "json",
         "dataset_name": None,
@@ -193,22 +194,25 @@ def _local_splits(definition: Definition, folder: Path, cache: Path) -> dict[str
     }
 
 
-def check_rows(file: Path) -> None:
-    """Refuse a .jsonl file with no rows, or with a row that is not an object with the first one's keys, by its line."""
-    first: dict[str, Any] | None = None
+def check_rows(file: Path, columns: Iterable[str] = ()) -> set[str]:
+    """The columns of a .jsonl file. Refuse one with no rows, or with a row that is not an object with `columns` and
+    those of the first row, by its line: `datasets` would fill in a None, and the prompt would read "None"."""
+    known = set(columns)
+    number = 0
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
             except ValueError as error:
                 raise UserError(f"{file}, line {number}, is not JSON; write one object a line") from error
-            first = row if first is None else first
-            if not isinstance(row, dict) or not isinstance(first, dict):
+            if not isinstance(row, dict):
                 raise UserError(f"{file}, line {number}, is not a JSON object; write one object a line")
-            if lacking := first.keys() - row.keys():
-                raise UserError(f"{file}, line {number}, lacks {', '.join(lacking)}; give it the hub's columns")
-    if first is None:
+            known |= row.keys() if number == 1 else set()
+            if absent := sorted(known - row.keys()):
+                raise UserError(f"{file}, line {number}, lacks {', '.join(absent)}; give it the hub's columns")
+    if not number:
         raise UserError(f"{file} is empty; put the hub's rows there, one JSON object a line")
+    return known
 
 
 def jsonl(rows: Iterable[Any]) -> str:

@@ -305,7 +305,7 @@ def break_rows(data: Path, change) -> None:
         (lambda data: None, ["piqa", "--shots", "12"], "has 12 rows to draw 12 examples from"),
         (lambda data: break_rows(data, lambda row: row.pop("sol2")), ["piqa"], "line 3, lacks sol2"),
         (lambda data: write_rows(data / "piqa", "validation", [{"goal": "x", "sol1": "y", "label": 0}]), ["piqa"],
-         "the rows of piqa cannot be read ('sol2' is undefined)"),
+         "validation.jsonl, line 1, lacks sol2; give it"),
         (lambda data: break_rows(data, lambda row: row.update(label=-1)), ["piqa"], "row 3 that piqa evaluates has no"),
         (lambda data: break_rows(data, lambda row: row.update(label="?")), ["piqa"], "piqa cannot be read"),
         (lambda data: write_rows(data / "piqa", "validation", []), ["piqa"], "validation.jsonl is empty"),
