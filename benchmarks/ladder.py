@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from evals.verdict.ladder_simulation import BRANCHES, DESIGNS, EFFECTS, TRUTHS, Design, Truth, measure
+from evals.verdict.ladder_simulation import BRANCHES, DESIGNS, EFFECTS, TRUTHS, Design, Truth, measure_coverage
 from llm.common.errors import UserError, exit_status
 from llm.common.files import write_files
 from llm.common.plots import COLOURS, INK, MARKERS, as_png, new_figure, style
@@ -73,7 +73,7 @@ def simulated(ladders: int, seed: int) -> Iterator[Row]:
 
 def as_row(truth: Truth, design: Design, ladders: int, seed: int) -> Row:
     """Measure one truth in one design."""
-    found = measure(truth, design, ladders, seed)._asdict()
+    found = measure_coverage(truth, design, ladders, seed)._asdict()
     size = found.pop("size")
     ends = (min(size), max(size)) if size else (None, None)
     found = {"refused": found.pop("refused"), "size_least": ends[0], "size_most": ends[1], **found}

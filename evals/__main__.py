@@ -90,9 +90,9 @@ def _compare(options: argparse.Namespace) -> None:
     if options.out is None:
         raise UserError("where the comparison goes is not said; give --out DIR")
     from evals.page.comparison_files import compare
-    from evals.verdict.compare import Settings
+    from evals.verdict.compare import ComparisonSettings
 
-    settings = Settings(
+    settings = ComparisonSettings(
         tuple(options.declare), tuple(options.exports), tuple(options.store), options.documents, options.metric,
         options.level, tuple(options.target_loss), options.device, options.dtype, options.batch_size,
         options.trusted,
@@ -181,6 +181,28 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     command.add_argument(
         "exports", nargs="+", type=Path, metavar="EXPORT", help="an exported folder; with --checkpoints a run folder"
     )
+    _add_protocol(command)
+    command.add_argument(
+        "--overwrite", dest="again", action="store_true", help="rerun evaluations that already have results"
+    )
+    accept_old_name(command, "--again", "--overwrite")
+    command.add_argument(
+        "--checkpoints",
+        action="store_true",
+        help="evaluate every exported step of the given runs, and draw accuracy and training loss over steps",
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="where these figures and their CSV go (exports/ of the first run)"
+    )
+    command.add_argument(
+        "--metric", metavar="NAME", help="what these figures show, of the tasks that have it (acc_norm)"
+    )
+    _add_device(command)
+    command.set_defaults(command=_run)
+
+
+def _add_protocol(command: argparse.ArgumentParser) -> None:
+    """Which tasks are asked, how often, and where their rows come from."""
     command.add_argument(
         "--suite",
         metavar="NAME",
@@ -216,23 +238,6 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         metavar="N",
         help="requests at once (16), or `auto`: up to 64, as many as the GPU can take; 16 on a CPU",
     )
-    command.add_argument(
-        "--overwrite", dest="again", action="store_true", help="rerun evaluations that already have results"
-    )
-    accept_old_name(command, "--again", "--overwrite")
-    command.add_argument(
-        "--checkpoints",
-        action="store_true",
-        help="evaluate every exported step of the given runs, and draw accuracy and training loss over steps",
-    )
-    command.add_argument(
-        "--out", type=Path, metavar="DIR", help="where these figures and their CSV go (exports/ of the first run)"
-    )
-    command.add_argument(
-        "--metric", metavar="NAME", help="what these figures show, of the tasks that have it (acc_norm)"
-    )
-    _add_device(command)
-    command.set_defaults(command=_run)
 
 
 def _add_prefetch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -24,7 +24,7 @@ class Curve(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class ExportedRun:
     """The records of a run folder; `summary` is None until the run is finished."""
 
     folder: Path
@@ -71,13 +71,13 @@ class Run:
         return Curve([at for at, _ in points], [value for _, value in points])
 
 
-def read_run(folder: str | Path) -> Run:
+def read_run(folder: str | Path) -> ExportedRun:
     """The run in `folder`, finished or not. Raises UserError where it is no run folder."""
     folder = Path(folder)
     record = reading.record(folder)
     if lacking := [key for key in ("name", "seed", "store_fingerprint") if key not in record]:
         raise UserError(f"{folder}/run.json lacks {', '.join(lacking)}; give a folder that `python -m llm fit` wrote")
-    return Run(folder, record, reading.config(folder), reading.metrics(folder), reading.summary(folder))
+    return ExportedRun(folder, record, reading.config(folder), reading.metrics(folder), reading.summary(folder))
 
 
 def exported_steps(folder: str | Path, trusted: bool = False) -> dict[int, Export]:

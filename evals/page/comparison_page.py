@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def report(found: Comparison, content: dict[str, Any], made_by: str) -> str:
+def format_page(found: Comparison, content: dict[str, Any], made_by: str) -> str:
     """The whole page as HTML; `content` is what results.json holds, and travels inside it."""
     names = found.pairs.names
     sections = [

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from evals.exported_steps import Curve, Run, exported_steps, read_run
+from evals.exported_steps import Curve, ExportedRun, exported_steps, read_run
 from evals.harness import metrics, results
 from evals.harness.results import Result
 from evals.harness.suites import SUITES, TITLES
@@ -62,9 +62,9 @@ class Look(NamedTuple):
 # ---- Reading ---------------------------------------------------------------------------------------------------------
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
+def labels(runs: Sequence[ExportedRun]) -> list[str]:
     """What each run is called: its name, its folder's where a name is there twice, the whole path where that is too."""
-    ways: tuple[Callable[[Run], str], ...] = (lambda run: run.name, lambda run: run.folder.resolve().name)
+    ways: tuple[Callable[[ExportedRun], str], ...] = (lambda run: run.name, lambda run: run.folder.resolve().name)
     for way in ways:
         called = [way(run) for run in runs]
         if len(set(called)) == len(called):
@@ -73,13 +73,13 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def results_over_steps(
-    runs: Sequence[Run], tasks: Sequence[str] | None = None, shots: Sequence[int] | None = None
-) -> list[tuple[Run, int, Result]]:
+    runs: Sequence[ExportedRun], tasks: Sequence[str] | None = None, shots: Sequence[int] | None = None
+) -> list[tuple[ExportedRun, int, Result]]:
     """Every result of every exported step, by run and step; only those of `tasks` and `shots` where they are given.
 
     Raises UserError where two results of one task and number of shots were not measured alike.
     """
-    found: list[tuple[Run, int, Result]] = []
+    found: list[tuple[ExportedRun, int, Result]] = []
     first: dict[results.Key, tuple[str, Result]] = {}
     for run in runs:
         for step, export in exported_steps(run.folder).items():
@@ -97,7 +97,7 @@ def results_over_steps(
 
 
 def accuracy_over_steps(
-    runs: Sequence[Run],
+    runs: Sequence[ExportedRun],
     metric: str = "acc",
     tasks: Sequence[str] | None = None,
     shots: Sequence[int] | None = None,
@@ -199,7 +199,7 @@ def draw_tasks(points: Sequence[Point], columns: int = 1) -> "Figure":
     return figure
 
 
-def draw_loss(runs: Sequence[Run]) -> "Figure":
+def draw_loss(runs: Sequence[ExportedRun]) -> "Figure":
     """Figure 4: training loss over steps; thin as logged, bold its running mean over a fiftieth of the run.
 
     The first fiftieth may run out of the figure at the top, where it would press the rest of it flat.
@@ -337,7 +337,7 @@ def evaluate(
     return write_figures(runs, place, sorted(tasks), sorted(shots), metric), missing
 
 
-def _run_with_steps(folder: Path) -> Run:
+def _run_with_steps(folder: Path) -> ExportedRun:
     """The run in a folder, refused where no step of it is exported."""
     if (folder / "config.json").is_file() and not (folder / "run.json").is_file():
         raise UserError(f"{folder} is an exported folder, no run; leave --checkpoints out, or give its run folder")
@@ -348,7 +348,7 @@ def _run_with_steps(folder: Path) -> Run:
 
 
 def write_figures(
-    runs: Sequence[Run], out: Path, tasks: Sequence[str], shots: Sequence[int], metric: str = "acc"
+    runs: Sequence[ExportedRun], out: Path, tasks: Sequence[str], shots: Sequence[int], metric: str = "acc"
 ) -> str:
     """Write accuracy.png (Figure 5), accuracy-by-task.png (9), loss.png (4) and accuracy.csv to `out`; the first two
     only where a task has an accuracy.
@@ -378,7 +378,9 @@ def mean_table(points: Sequence[Point], metric: str) -> str:
     return text_table(header, rows)
 
 
-def accuracy_csv(runs: Sequence[Run], tasks: Sequence[str] | None = None, shots: Sequence[int] | None = None) -> str:
+def accuracy_csv(
+    runs: Sequence[ExportedRun], tasks: Sequence[str] | None = None, shots: Sequence[int] | None = None
+) -> str:
     """Every metric of every run, step, task and number of shots, in full precision; an empty cell: not measured."""
     called = dict(zip((run.folder for run in runs), labels(runs), strict=True))
     found = results_over_steps(runs, tasks, shots)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.exported_steps import Run, exported_steps, step_folder
+from evals.exported_steps import ExportedRun, exported_steps, step_folder
 from evals.exports import Export, open_export
 from evals.verdict import efficiency, verdict
 from evals.verdict.measurements import Exports, both, kept_losses, read_measures
@@ -26,7 +26,7 @@ from llm.data.mixture import Component, mixed_fingerprint, open_stores
 
 
 @dataclass(frozen=True)
-class Settings:
+class ComparisonSettings:
     """How two sides are compared.
 
     declare: config keys that may differ beside the switches; exports: of the last steps, where they are not in the run
@@ -48,7 +48,7 @@ class Settings:
     trusted: bool = False
 
 
-def find(folders: Sequence[Path], settings: Settings) -> Comparison:
+def find(folders: Sequence[Path], settings: ComparisonSettings) -> Comparison:
     """Everything that `compare` tells, without writing anything but exports and losses that are lacking."""
     pairs = read_pairs(folders, settings.declare)
     shares = shares_of(pairs, settings)  # before exports are made, which takes long
@@ -87,7 +87,7 @@ def exports_of(pairs: Pairs, given: Sequence[Export], trusted: bool = False) -> 
     return exports
 
 
-def export_of(run: Run, given: Sequence[Export], trusted: bool = False) -> Export:
+def export_of(run: ExportedRun, given: Sequence[Export], trusted: bool = False) -> Export:
     """The export of a run's last step: one of those given, or RUN/exports/step-N, made where it is not there."""
     last = run.last_step
     if given:
@@ -112,7 +112,7 @@ def export_of(run: Run, given: Sequence[Export], trusted: bool = False) -> Expor
     return known[last]
 
 
-def _foreign(run: Run, export: Export) -> str:
+def _foreign(run: ExportedRun, export: Export) -> str:
     """In what an export is of another run or step, or of other weights than the checkpoint; "" where in nothing."""
     mine = {"run": run.name, "seed": run.seed, "step": run.last_step, "checkpoint_sha256": run.weights_sha256()}
     mine["store_fingerprint"] = run.record["store_fingerprint"]
@@ -126,7 +126,7 @@ def _foreign(run: Run, export: Export) -> str:
     return ", ".join(differing)
 
 
-def stores_of(run: Run, given: Sequence[Path]) -> list[Component]:
+def stores_of(run: ExportedRun, given: Sequence[Path]) -> list[Component]:
     """The stores that the run was trained on, with their shares: those its config names, or the same elsewhere."""
     named = run.config.get("data", {}).get("store")
     if not named:
@@ -152,7 +152,7 @@ def stores_of(run: Run, given: Sequence[Path]) -> list[Component]:
     return components
 
 
-def shares_of(pairs: Pairs, settings: Settings) -> dict[str, float]:
+def shares_of(pairs: Pairs, settings: ComparisonSettings) -> dict[str, float]:
     """The fingerprint of each store whose validation documents count, and its share of the data."""
     run = pairs.pairs[0].first
     if not settings.documents and not settings.stores and isinstance(run.config.get("data", {}).get("store"), str):
@@ -160,7 +160,7 @@ def shares_of(pairs: Pairs, settings: Settings) -> dict[str, float]:
     return {each.validation.fingerprint: each.share for each in stores_of(run, settings.stores)}
 
 
-def measure_losses(pairs: Pairs, exports: Exports, settings: Settings) -> None:
+def measure_losses(pairs: Pairs, exports: Exports, settings: ComparisonSettings) -> None:
     """Have the loss of every validation document measured for all exports; of several stores each by its share."""
     from evals.probes import losses
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from evals.exported_steps import Curve, Run
+from evals.exported_steps import Curve, ExportedRun
 from evals.verdict.pair import Pair
 from llm.runs import reading
 
@@ -55,7 +55,7 @@ def first_at(curve: Curve, target: float) -> float | None:
     return None
 
 
-def reached(run: Run, target: float) -> Reached:
+def reached(run: ExportedRun, target: float) -> Reached:
     """When the run's validation loss first was `target` nats per token."""
     curve = run.curve("validation_loss")
     tokens = first_at(curve, target)
@@ -75,7 +75,7 @@ def saving(pair: Pair, target: float | None = None) -> Saving:
     return Saving(target, reached(pair.first, target), reached(pair.second, target))
 
 
-def flops_per_token(run: Run) -> float | None:
+def flops_per_token(run: ExportedRun) -> float | None:
     """Model FLOPs of training for one token, as run.json says them (see `llm.train.flops`); None in an older one."""
     return run.record.get("flops_per_token")
 
@@ -149,7 +149,7 @@ def costs(pairs: Sequence[Pair], times: bool = True) -> list[Cost]:
     return found
 
 
-def median_rate(run: Run) -> float | None:
+def median_rate(run: ExportedRun) -> float | None:
     """The median of the tokens per second that the run logged: steps slowed down by other work count little."""
     rates = [rate for row in run.metrics if (rate := reading.number(row, "tokens_per_second")) is not None]
     return statistics.median(rates) if rates else None

@@ -234,7 +234,7 @@ class Coverage(NamedTuple):
     half_width: float | None  # of the mean, median
 
 
-def measure(truth: Truth, design: Design, ladders: int, seed: int = 0) -> Coverage:
+def measure_coverage(truth: Truth, design: Design, ladders: int, seed: int = 0) -> Coverage:
     """Simulate so many ladders and count what their intervals contain."""
     generator = np.random.default_rng([seed, *design])
     parts = []

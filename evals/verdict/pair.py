@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evals.exported_steps import Run, read_run
+from evals.exported_steps import ExportedRun, read_run
 from llm.common.errors import UserError
 from llm.runs import reading
 
@@ -23,8 +23,8 @@ SEED = "seed_everything"
 class Pair(NamedTuple):
     """Two finished runs of one seed: without the change, and with it."""
 
-    first: Run
-    second: Run
+    first: ExportedRun
+    second: ExportedRun
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Pairs:
     change: dict[str, tuple[Any, Any]]
     notes: list[str]
 
-    def side(self, which: int) -> list[Run]:
+    def side(self, which: int) -> list[ExportedRun]:
         """The runs of one side (0 or 1), in the order of the seeds."""
         return [pair[which] for pair in self.pairs]
 
@@ -85,7 +85,7 @@ def read_pairs(folders: Sequence[str | Path], declared: Sequence[str] = ()) -> P
     return Pairs(pairs, _names(pairs), change, _notes(pairs, change))
 
 
-def check_finished(run: Run) -> None:
+def check_finished(run: ExportedRun) -> None:
     """Refuse a run without a whole summary and metrics."""
     summary = run.summary
     if summary is None:
@@ -110,7 +110,7 @@ def check_finished(run: Run) -> None:
 # ---- Sides and seeds -------------------------------------------------------------------------------------------------
 
 
-def settings(run: Run) -> dict[str, Any]:
+def settings(run: ExportedRun) -> dict[str, Any]:
     """What of a run's config reaches its weights, by dotted key."""
     return reading.settings(run.config)
 
@@ -122,18 +122,18 @@ def differences(pair: Pair, allowed: set[str]) -> dict[str, tuple[Any, Any]]:
     return {key: (first.get(key), second.get(key)) for key in sorted(keys, key=lambda key: (key not in allowed, key))}
 
 
-def _check_declared(runs: Sequence[Run], declared: Sequence[str]) -> None:
+def _check_declared(runs: Sequence[ExportedRun], declared: Sequence[str]) -> None:
     known = {key for run in runs for key in settings(run)}
     if unknown := [key for key in declared if key not in known]:
         raise UserError(f"no run has a config key {', '.join(unknown)}; give it as config.yaml has it, dotted")
 
 
-def _sides(runs: Sequence[Run], allowed: set[str]) -> tuple[list[Run], list[Run]]:
+def _sides(runs: Sequence[ExportedRun], allowed: set[str]) -> tuple[list[ExportedRun], list[ExportedRun]]:
     """The runs that share the first one's values of the declared keys, and the others."""
     if len(runs) == 2:
         return [runs[0]], [runs[1]]
 
-    def values(run: Run) -> list[Any]:
+    def values(run: ExportedRun) -> list[Any]:
         known = settings(run)
         return [known.get(key) for key in sorted(allowed)]
 
@@ -149,11 +149,11 @@ def _sides(runs: Sequence[Run], allowed: set[str]) -> tuple[list[Run], list[Run]
     return first, second
 
 
-def _by_seed(first: Sequence[Run], second: Sequence[Run]) -> list[Pair]:
+def _by_seed(first: Sequence[ExportedRun], second: Sequence[ExportedRun]) -> list[Pair]:
     """Pairs of one seed each, ascending; two runs alone are paired whatever their seeds, for the check to name them."""
     if len(first) == len(second) == 1:
         return [Pair(first[0], second[0])]
-    by_seed: list[dict[int, Run]] = []
+    by_seed: list[dict[int, ExportedRun]] = []
     for side in (first, second):
         seeds = [run.seed for run in side]
         if twice := [run for run in side if seeds.count(run.seed) > 1]:

@@ -70,7 +70,7 @@ class Law:
 
     def error(self, gradient: Floats) -> float:
         """Return the standard error of a value with this gradient on the parameters."""
-        return float(np.sqrt(max(0.0, gradient @ self.covariance @ gradient)))
+        return float(np.sqrt(max(0.0, float(gradient @ self.covariance @ gradient))))
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from ..common.files import write_json
 from ..common.processes import available_cores, one_thread
 from ..data.preparation.documents import BadDocuments, Source
 from ..data.preparation.encode import shards_of
-from ..data.preparation.recipe import Settings, open_folder
+from ..data.preparation.recipe import PrepareSettings, open_folder
 from ..data.preparation.settle import identity_with, resolve_recipe
 from ..data.preparation.sources import open_sources
 from ..data.tokenizer import load_tokenizer
@@ -93,7 +93,8 @@ def _plain(encode: Callable[..., list[Any]], batches: list[list[str]]) -> Figure
 def _prepare(text: Path, tokenizer: str, out: Path, workers: int) -> Figures:
     """The stages of `prepare`, cut where the first worker starts: what comes before does not grow with the text."""
     began = time.perf_counter()
-    settings, sources, loaded = Settings(tokenizer=tokenizer), open_sources([str(text)]), load_tokenizer(tokenizer)
+    settings = PrepareSettings(tokenizer=tokenizer)
+    sources, loaded = open_sources([str(text)]), load_tokenizer(tokenizer)
     open_folder(out, settings.plan(sources, identity_with(loaded, settings.bos)))
     recipe = resolve_recipe(out, settings, sources, loaded, workers)
     resolved = time.perf_counter()

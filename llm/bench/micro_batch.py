@@ -26,7 +26,7 @@ import torch
 
 from ..common.errors import UserError
 from ..plan.activation_memory import Work
-from ..plan.plan import Run
+from ..plan.plan import PlannedRun
 from ..plan.state_memory import Layout, formats
 from ..plan.step_memory import Step, largest_micro_batch
 from .contenders import MIB
@@ -85,7 +85,7 @@ def largest_fitting_divisor(rows: int, start: int, fits: Callable[[int], bool]) 
 
 
 def seek(
-    run: Run,
+    run: PlannedRun,
     precision: str,
     compiled: bool,
     budget: float,

@@ -10,7 +10,6 @@ Nothing is built and no store is read. Memory is `llm/plan/step_memory.py`, traf
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from ..train.optim import Optimizer
 from .activation_memory import Work, block_terms
 from .communication import bytes_sent, collectives
 from .parameters import head_matrix, parameters
-from .report import report
+from .report import format_plan
 from .state_memory import Layout, formats
 from .step_memory import Moment, Step, largest_micro_batch
 from .step_time import Network, benchmark, gigabits, step_time
@@ -65,7 +64,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """What a config says that decides what its run needs."""
 
     config: DecoderConfig
@@ -114,7 +113,7 @@ class Run:
         return [Layout(stage, devices, self.bucket, offload, overlap, name) for stage, offload in possible]
 
 
-def read(path: str, overrides: list[str]) -> Run:
+def read(path: str, overrides: list[str]) -> PlannedRun:
     """The run of a config and dotted overrides; its model is made on the meta device.
 
     Raises:
@@ -135,10 +134,10 @@ def instantiate(config: str, overrides: Sequence[str] = ()) -> CLI:
         return parse(["--config", config, *overrides, *here], run=False)
 
 
-def run_of(cli: CLI) -> Run:
+def run_of(cli: CLI) -> PlannedRun:
     """Return what the plan needs of a config."""
     model, data = cli.model, cli.datamodule
-    return Run(
+    return PlannedRun(
         model.decoder_config,
         data.context,
         data.batch_size,
@@ -191,7 +190,7 @@ def rows_per_device(batch_size: int, devices: int, micro_batch: int | None) -> i
     return batch_size // devices
 
 
-def lay_out(run: Run, layout: Layout, target: Device, limit: float, micro_batch: int | None) -> dict[str, Any]:
+def lay_out(run: PlannedRun, layout: Layout, target: Device, limit: float, micro_batch: int | None) -> dict[str, Any]:
     """One row of the plan: the micro-batch, its memory at the highest moment, what is sent."""
     rows = rows_per_device(run.batch_size, layout.devices, micro_batch)
     kernels = "cpu" if target.name == "cpu" else "cuda"
@@ -224,7 +223,7 @@ def lay_out(run: Run, layout: Layout, target: Device, limit: float, micro_batch:
     }
 
 
-def timing(run: Run, target: Device, devices: list[int], rate: float, source: str) -> dict[str, Any]:
+def timing(run: PlannedRun, target: Device, devices: list[int], rate: float, source: str) -> dict[str, Any]:
     """Days and GPU-hours at `rate` tokens per second and device, and the share of the device's peak that it means."""
     peak = target.peak(run.half)
     used = rate * flops_per_token(run.config, run.context)
@@ -304,7 +303,7 @@ def run(args: argparse.Namespace) -> None:
         "network": vars(network) if network else None,
         "time": time,
     }
-    print(report(result))
+    print(format_plan(result))
     if args.json:
         write_json(args.json, result, indent=1)
 

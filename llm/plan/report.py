@@ -47,7 +47,7 @@ OF_THE_TABLE = (
 )
 
 
-def report(plan: dict[str, Any]) -> str:
+def format_plan(plan: dict[str, Any]) -> str:
     """The whole text."""
     parts = [_run(plan), *_tables(plan), _network(plan), _formulas(), _remarks(plan), _time(plan)]
     return "\n\n".join(part for part in parts if part)

@@ -12,7 +12,7 @@ from ..common.errors import UserError
 from ..runs import reading
 from ..runs.study_record import read_record
 from .description import read_study
-from .status import report as status_report
+from .status import status_lines
 
 EXAMPLE = "configs/studies/toy.yaml"
 
@@ -82,12 +82,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _plan(args: argparse.Namespace) -> None:
     from .inspection import inspect
-    from .plan import Costs, plans, report, write
+    from .plan import Costs, plan_lines, plans, write
 
     inspection = inspect(read_study(args.study))
     names = ("device", "device_memory", "headroom", "tokens_per_second", "flops_per_second", "bench")
     planned = plans(inspection, Costs(**{name: getattr(args, name) for name in names}))
-    print(*report(inspection, planned), sep="\n")
+    print(*plan_lines(inspection, planned), sep="\n")
     if args.json:
         write(args.json, planned)
 
@@ -108,7 +108,7 @@ def _status(args: argparse.Namespace) -> None:
         told = [asdict(run) | asdict(record.state(run)) for run in record.runs]
         print(json.dumps(reading.finite(told), indent=1, allow_nan=False))
     else:
-        print(*status_report(record), sep="\n")
+        print(*status_lines(record), sep="\n")
 
 
 def _tasks(args: argparse.Namespace) -> None:

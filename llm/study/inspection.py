@@ -18,7 +18,7 @@ from ..common.errors import UserError
 from ..data.module import TokenDataModule
 from ..data.store import check_vocabulary
 from ..plan.parameters import embedding_parameters, parameters, table
-from ..plan.plan import Run, instantiate, run_of
+from ..plan.plan import PlannedRun, instantiate, run_of
 from ..train.flops import flops_per_token
 from ..train.module import LanguageModule
 from .description import Study, configured
@@ -40,7 +40,7 @@ class Inspected:
         layout: ZeRO's stage (0: one device, or DDP), and whether the optimizer is off-loaded.
     """
 
-    run: Run
+    run: PlannedRun
     model: LanguageModule
     data: TokenDataModule
     parameters: int

@@ -160,7 +160,7 @@ def _throughput(inspection: Inspection, costs: Costs, size: str, arm: str) -> fl
     return tokens_per_second(read_record(folder), size) if (folder / RECORD).is_file() else None
 
 
-def report(inspection: Inspection, planned: list[SizePlan]) -> Iterator[str]:
+def plan_lines(inspection: Inspection, planned: list[SizePlan]) -> Iterator[str]:
     """Yield the plan, line by line."""
     study = inspection.study
     arms = ", ".join([study.baseline, *(arm for arm in study.arms if arm != study.baseline)])

@@ -15,7 +15,7 @@ STATES = ("done", "diverged", "running", "failed", "stopped", "missing")
 TOLD = ("running", "diverged", "failed", "stopped")  # runs with a line of their own
 
 
-def report(record: StudyRecord) -> Iterator[str]:
+def status_lines(record: StudyRecord) -> Iterator[str]:
     """Yield the status of a study, line by line."""
     states = {run: record.state(run) for run in record.runs}
     rows = []

@@ -28,7 +28,7 @@ import argparse
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -47,7 +47,7 @@ from ..workers import Progress, run_all
 from .deduplicate import repeats, rewrite
 from .documents import LARGEST, Source
 from .encode import Recipe, is_in_use, shards_of, splits_of, store_lock
-from .recipe import HELD_OUT, Settings, open_folder
+from .recipe import HELD_OUT, PrepareSettings, open_folder
 from .settle import check_lost_text, identity_with, resolve_recipe
 from .sources import DEFAULT_STORIES
 
@@ -105,11 +105,11 @@ def prepare(
 ) -> Summary | Share:
     """Make the token store `out` of `sources`, or finish it, or with `task` (i, n) make its i-th share of n.
 
-    `settings` are those of `Settings`, by name. Raises UserError for input that cannot be used. A first run that could
-    not make a single shard leaves no folder.
+    `settings` are those of `PrepareSettings`, by name. Raises UserError for input that cannot be used. A first run that
+    could not make a single shard leaves no folder.
     """
     began = time.perf_counter()
-    out, chosen = Path(out), Settings(**settings)
+    out, chosen = Path(out), PrepareSettings(**settings)
     workers = available_cores() if workers is None else workers
     if problems := [*chosen.problems(), *_problems(task, workers)]:
         raise UserError("; ".join(problems))
@@ -272,8 +272,7 @@ def _summary(recipe: Recipe, manifests: dict[Split, list[Manifest]], seconds: fl
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add, what = parser.add_argument, parser.add_argument_group("which documents")
-    choose, form = what.add_argument, parser.add_argument_group("what becomes of them").add_argument
+    add = parser.add_argument
     add(
         "sources",
         nargs="+",
@@ -297,6 +296,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="I/N",
         help="make the shards of every N-th source only, from the I-th on (1/N to N/N), as a Slurm job array does",
     )
+    _add_choice(parser.add_argument_group("which documents").add_argument)
+    _add_form(parser.add_argument_group("what becomes of them").add_argument)
+    for old, new in OLD_NAMES.items():
+        accept_old_name(parser, old, new)
+    parser.epilog = EPILOG
+
+
+def _add_choice(choose: Callable[..., Any]) -> None:
+    """Which documents are taken."""
     choose("--path-filter", dest="where", action="append", default=[], metavar="PART", help=WHERE_HELP)
     choose("--text-key", default="text", metavar="KEY", help="key or column of the text (default: text)")
     choose("--id-key", metavar="KEY", help="key or column of the document's id (default: the text stands for it)")
@@ -321,6 +329,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     choose("--deduplicate", action="store_true", help="of documents with equal text keep the first")
     choose("--seed", type=int, default=0, help="of the subset, and of the corpus without one in its name (default: 0)")
+
+
+def _add_form(form: Callable[..., Any]) -> None:
+    """What becomes of the documents."""
     form(
         "--allow-lossy-tokenizer",
         action="store_true",
@@ -334,9 +346,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help=f"of the documents of files, held out (default: {HELD_OUT}); of stories 5 %% as many are added",
     )
-    for old, new in OLD_NAMES.items():
-        accept_old_name(parser, old, new)
-    parser.epilog = EPILOG
 
 
 OLD_NAMES = {"--where": "--path-filter", "--marker": "--separator", "--skip-bad": "--max-bad-documents"}

@@ -23,7 +23,7 @@ OURS = {"plan.json.part", "plan.json.partial", "prepare.lock", ".store.heartbeat
 
 
 @dataclass(frozen=True)
-class Settings:
+class PrepareSettings:
     """How documents become a store: the options of the command, by name."""
 
     tokenizer: str | Path | None = None

@@ -34,7 +34,7 @@ from ..tokenizer import (
 )
 from .documents import BadDocuments, Source
 from .encode import Recipe, split_of, store_lock
-from .recipe import Settings
+from .recipe import PrepareSettings
 from .subset import PLACES, Subset, subset_of_tokens
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ SAMPLE_SOURCES = 64  # that the sample is taken from in turn, spread evenly over
 
 
 def resolve_recipe(
-    out: Path, chosen: Settings, sources: Sequence[Source], loaded: PreTrainedTokenizerBase | None, workers: int
+    out: Path, chosen: PrepareSettings, sources: Sequence[Source], loaded: PreTrainedTokenizerBase | None, workers: int
 ) -> Recipe:
     """Return the recipe of the shards. One process resolves what is open yet, the others find it in the store."""
     with store_lock(out, "store"):
@@ -73,7 +73,7 @@ def identity_with(tokenizer: PreTrainedTokenizerBase, bos: bool) -> dict[str, An
 
 
 def _resolve_tokenizer(
-    out: Path, loaded: PreTrainedTokenizerBase | None, chosen: Settings, sources: Sequence[Source]
+    out: Path, loaded: PreTrainedTokenizerBase | None, chosen: PrepareSettings, sources: Sequence[Source]
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of the store, as it comes back from the store; trained and saved where it is not there yet."""
     folder, partial = out / "tokenizer", out / "tokenizer.partial"
@@ -94,7 +94,7 @@ def _resolve_tokenizer(
     return tokenizer
 
 
-def _check_on_documents(folder: Path, texts: list[str], chosen: Settings) -> None:
+def _check_on_documents(folder: Path, texts: list[str], chosen: PrepareSettings) -> None:
     """Encode some documents as the workers do and as transformers does, and see what the ids lose.
 
     Raises:
@@ -120,7 +120,7 @@ def check_lost_text(lost: LostText, allowed: bool) -> None:
         )
 
 
-def _sample(sources: Sequence[Source], chosen: Settings, size_limit: int | None = None) -> Iterator[str]:
+def _sample(sources: Sequence[Source], chosen: PrepareSettings, size_limit: int | None = None) -> Iterator[str]:
     """Training documents of up to 64 sources, one of each in turn, until there are so many bytes of text (50 MB)."""
     size_limit = SAMPLE_BYTES if size_limit is None else size_limit
     usable = [source for source in sources if source.split != "validation"]
@@ -145,7 +145,7 @@ def _sample(sources: Sequence[Source], chosen: Settings, size_limit: int | None 
                 yield document.text
 
 
-def _resolve_subset(recipe: Recipe, chosen: Settings, sources: Sequence[Source], workers: int) -> Subset | None:
+def _resolve_subset(recipe: Recipe, chosen: PrepareSettings, sources: Sequence[Source], workers: int) -> Subset | None:
     """Which documents are taken; None: all. What a number of tokens comes to is found once and kept in subset.json."""
     if chosen.subset_fraction is not None:
         return Subset(chosen.seed, int(chosen.subset_fraction * PLACES))

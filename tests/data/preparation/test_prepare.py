@@ -25,7 +25,7 @@ import llm.data.preparation.sources
 from llm.cli import main
 from llm.common.errors import UserError
 from llm.data.preparation.prepare import add_arguments, prepare
-from llm.data.preparation.recipe import Settings
+from llm.data.preparation.recipe import PrepareSettings
 from llm.data.shard import Manifest
 from llm.data.store import TokenStore
 from llm.data.stories import MARKER, stories
@@ -145,21 +145,25 @@ def test_a_tokenizer_is_trained_on_training_documents_of_all_files_in_turn(tmp_p
     for name in "abc":
         write_lines(tmp_path / f"{name}.jsonl", [f"{name}{i}" for i in range(5)])
     sources = llm.data.preparation.sources.open_sources([str(tmp_path)])
-    assert list(llm.data.preparation.settle._sample(sources, Settings(validation_fraction=0)))[:5] == [
+    assert list(llm.data.preparation.settle._sample(sources, PrepareSettings(validation_fraction=0)))[:5] == [
         "a0",
         "b0",
         "c0",
         "a1",
         "b1",
     ]
-    sample = list(llm.data.preparation.settle._sample(sources, Settings(validation_fraction=0.5)))
+    sample = list(llm.data.preparation.settle._sample(sources, PrepareSettings(validation_fraction=0.5)))
     assert 0 < len(sample) < 15
     assert all(
         llm.data.preparation.encode.split_of(sources[0], sha256(text.encode()).digest(), 0.5) == "train"
         for text in sample
     )
     monkeypatch.setattr(llm.data.preparation.settle, "SAMPLE_BYTES", 7)
-    assert list(llm.data.preparation.settle._sample(sources, Settings(validation_fraction=0))) == ["a0", "b0", "c0"]
+    assert list(llm.data.preparation.settle._sample(sources, PrepareSettings(validation_fraction=0))) == [
+        "a0",
+        "b0",
+        "c0",
+    ]
 
 
 # ---- Refused ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import gmean
 
-from evals.exported_steps import Curve, Run
+from evals.exported_steps import Curve, ExportedRun
 from evals.exports import Export
 from evals.verdict.efficiency import (
     Cost,
@@ -31,7 +31,7 @@ FLOPS = 3e6  # a token
 NAMES = ("classic", "values")
 
 
-def made_run(losses: Sequence[float], name: str = "run", rates: Sequence[Any] = (5000,), **facts: Any) -> Run:
+def made_run(losses: Sequence[float], name: str = "run", rates: Sequence[Any] = (5000,), **facts: Any) -> ExportedRun:
     """A validation loss every tenth step of 1,000 tokens; `facts` go to run.json or, where it has them, the summary."""
     metrics = [
         {"step": str(10 * n), "tokens": str(10_000 * n), "validation_loss": str(loss)}
@@ -42,7 +42,7 @@ def made_run(losses: Sequence[float], name: str = "run", rates: Sequence[Any] = 
     info = {"name": name, "seed": 1, "store_fingerprint": "f1", "flops_per_token": FLOPS}
     info |= {key: value for key, value in facts.items() if key not in summary}
     summary |= {key: value for key, value in facts.items() if key in summary}
-    return Run(Path(name), info, {}, metrics, summary)
+    return ExportedRun(Path(name), info, {}, metrics, summary)
 
 
 def comparison(pairs: Sequence[Pair], **parts: Any) -> Comparison:

@@ -12,7 +12,7 @@ from scipy.stats import t as student
 from statsmodels.stats.power import NormalIndPower, TTestPower
 
 from evals.verdict import power, statistics
-from evals.verdict.ladder_simulation import SMALLEST, STEP, Design, Law, Truth, measure
+from evals.verdict.ladder_simulation import SMALLEST, STEP, Design, Law, Truth, measure_coverage
 from llm.common.errors import UserError
 
 
@@ -203,7 +203,7 @@ def test_smallest_multiplier_is_shown_as_often_as_asked(design):
     plan = power.smallest_multiplier(2 * np.log(parameters), slopes, deviations, [design.seeds] * design.sizes)
     for which, multiplier in (("shown_mean", plan.shown), ("firm_mean", plan.firm)):
         truth = Truth("", lambda x, m=multiplier: np.full_like(x, math.log(m)))
-        assert getattr(measure(truth, design, 1000), which) == pytest.approx(0.8, abs=0.07)
+        assert getattr(measure_coverage(truth, design, 1000), which) == pytest.approx(0.8, abs=0.07)
     assert 1 < plan.shown < plan.firm
 
 
