@@ -10,6 +10,7 @@ No verdict rests on it: `evals.verdict.ladder_estimator` needs no shape for sing
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -70,7 +71,7 @@ class Law:
 
     def error(self, gradient: Floats) -> float:
         """Return the standard error of a value with this gradient on the parameters."""
-        return float(np.sqrt(max(0.0, float(gradient @ self.covariance @ gradient))))
+        return math.sqrt(max(0.0, float(gradient @ self.covariance @ gradient)))
 
 
 @dataclass(frozen=True)
