@@ -161,9 +161,9 @@ def test_the_first_minutes_run_from_beginning_to_end(project: Path, tmp_path: Pa
         lambda: queued_again(jobs[-1]) or facts(jobs[-1])["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"), 3000
     )
     start_now(jobs[-1])
-    states = [end(job)["JobState"] for job in jobs]
+    ended = end(jobs[-1])  # Slurm forgets the others after five minutes
     told = log(project, f"first-minutes-{jobs[-1]}")
-    assert states == ["COMPLETED"] * 3, told
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), told
     results = [json.loads(path.read_text()) for path in (out / "results").glob("*.json")]
     assert {result["part"]: result["failed_checks"] for result in results} == {part: [] for part in PARTS}
     assert told.count("| passed |") == len(PARTS)
