@@ -27,7 +27,9 @@ def step(model: DecoderForCausalLM, optimizer: torch.optim.Optimizer, seed: int)
 
 def save(folder: Path, model: DecoderForCausalLM, optimizer: torch.optim.Optimizer, step: int, **kept: int) -> Path:
     weights, state = ReplicatedState(model, optimizer).snapshot(keep=True)
-    return checkpoints.write(folder, checkpoints.Snapshot(weights, state, model.config, {"step": step}), **kept)
+    return checkpoints.write(
+        folder, checkpoints.Snapshot(weights, state, model.config, {"step": step, "identity": {}}), **kept
+    )
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
