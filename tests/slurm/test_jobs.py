@@ -215,14 +215,14 @@ def test_a_study_is_an_array_for_each_size_and_then_a_verdict(project: Path, tmp
         "arms": {"classic": {}, "values": {"decoder.stream": ["values"]}},
         "null_arm": False,
         "sizes": {"small": {}, "large": {"decoder.hidden_size": 40}},
-        "tokens": {"absolute": [512 * 30, 512 * STEPS], "cooldown": 0.2},
+        "tokens": {"absolute": [512 * 30, 512 * STEPS], "cooldown": 0.2, "max_epochs": 2},
         "slurm": {
             "small": {"gpus": 0, "cpus": 1, "time": "0:30:00"},
             "large": {"nodes": 2, "gpus": 0, "cpus": 1, "time": "0:30:00"},
         },
     }
     study = tmp_path / "study.yaml"
-    study.write_text(yaml.safe_dump(content))
+    study.write_text(yaml.safe_dump(content, sort_keys=False))
     variables = environment() | {"PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"}
     command = ["bash", "slurm/study.sh", str(study)]
     done = subprocess.run(command, cwd=project, env=variables, capture_output=True, text=True)
