@@ -2,7 +2,7 @@
 
 store, export -> checked -> the split's first documents -> batches of like length -> nats of each -> EXPORT/evals
 
-A document is read as training with `data.rows: documents` reads it (`llm.data.rows`): its ids, end-of-document id
+A document is read as training with `data.packing: per_document` reads it (`llm.data.rows`): its ids, end-of-document id
 included, cut at the model's context + 1; the first id is input only. Where the store has no begin-of-document id, the
 end-of-document id is put in front, which is what precedes a document in a window: its first token is predicted too.
 """

@@ -85,7 +85,7 @@ class Plan:
         run, args = self.folder / "run", self.args
         settings = {
             "data.store": self.store,
-            "data.rows": "windows",  # all full
+            "data.packing": "packed",  # all full
             "data.batch_size": self.sizes["rows"],
             "data.validate_every": 10**9,
             "model.schedule.warmup_steps": 0,  # that of the config may be longer than these few steps

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..common.errors import UserError
 from .mixture import MixtureOrder, Pattern, mixed_fingerprint, open_stores, short_names, weight_problems
-from .rows import KINDS, Rows, TrainingBatches, ValidationBatches
+from .rows import KINDS, PACKING, Rows, TrainingBatches, ValidationBatches
 
 AHEAD = 16  # micro-batches, of 0.5 MB each at 1B: a file system may answer seconds late before a GPU waits for it
 MOST_WORKERS = 256  # loading processes of a rank
@@ -61,8 +61,8 @@ class TokenDataModule(pl.LightningDataModule):
         batch_size: rows of one optimizer step over all devices.
         micro_batch_size: at most so many rows in one forward pass on one device; None is as many as fall on a device.
             The same config has the same batches on any number of devices: see `division`.
-        rows: "windows" of the token stream, or "documents", one a row.
-        mask_documents: windows only: no token sees another document, and positions count from each document's start.
+        packing: "packed": rows are windows of the token stream; "per_document": a document each.
+        mask_documents: packed rows only: no token sees another document, and positions count from the start of each.
             The first token of a document is still predicted, from the end-of-document token before it. Validation is
             masked alike.
         seed: of the order.
@@ -82,7 +82,7 @@ class TokenDataModule(pl.LightningDataModule):
         context: int,
         batch_size: int,
         micro_batch_size: int | None = None,
-        rows: str = "windows",
+        packing: str = "packed",
         mask_documents: bool = False,
         seed: int = 0,
         validate_every: int = 1000,
@@ -91,7 +91,8 @@ class TokenDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.weights = {store: 1.0} if isinstance(store, str) else store
-        self.context, self.kind, self.mask_documents = context, rows, mask_documents
+        self.context, self.mask_documents = context, mask_documents
+        self.packing, self.kind = packing, PACKING.get(packing, packing)  # those of version 0.1 are the kinds
         self.batch_size, self.given_micro_batch_size = batch_size, micro_batch_size
         self.seed, self.workers = seed, workers
         self.validate_every, self.validation_rows = validate_every, validation_rows
@@ -109,9 +110,9 @@ class TokenDataModule(pl.LightningDataModule):
         if not 0 <= self.workers <= MOST_WORKERS:
             problems.append(f"data.workers {self.workers} must be 0 to {MOST_WORKERS}")
         if self.kind not in KINDS:
-            problems.append(f"data.rows {self.kind!r} is unknown: give one of {', '.join(KINDS)}")
+            problems.append(f"data.packing {self.packing!r} is unknown: give one of {', '.join(PACKING)}")
         elif self.mask_documents and self.kind == "documents":
-            problems.append("data.mask_documents has nothing to mask in data.rows documents: leave one of them out")
+            problems.append("data.mask_documents has nothing to mask with data.packing per_document: leave one out")
         return problems + weight_problems(self.weights)
 
     def open(self) -> None:

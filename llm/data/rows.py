@@ -22,6 +22,7 @@ from .mixture import Item, MixtureOrder, Pattern
 from .store import TokenStore
 
 KINDS = ("windows", "documents")
+PACKING = {"packed": "windows", "per_document": "documents"}  # data.packing -> kind of row
 IGNORED = -100  # torch's ignore_index, and that of `llm.model.loss`, whose package would import transformers
 DIGESTS = 1 << 63  # digests are added modulo this: they fit an int64, and its overflow does no harm
 

@@ -83,13 +83,14 @@ def data_of(run: Path, stores: Sequence[Path] = ()) -> Data:
         UserError: no run folder, a store that is not there, or one that does not hold the run's data.
     """
     from ..data.mixture import MixtureOrder, mixed_fingerprint, open_stores, weight_problems
-    from ..data.rows import KINDS, Rows
+    from ..data.rows import PACKING, Rows
 
     record, config = reading.record(run), reading.config(run)
     try:
         given, seed = config["data"], int(config["seed_everything"])
         store, context, batch_size = given["store"], int(given["context"]), int(given["batch_size"])
-        kind, masked = given.get("rows", KINDS[0]), bool(given.get("mask_documents"))
+        packing, masked = given.get("packing", "packed"), bool(given.get("mask_documents"))
+        kind = PACKING.get(packing, packing)
         weights = (
             {str(path): float(weight) for path, weight in store.items()}
             if isinstance(store, dict)

@@ -50,7 +50,10 @@ RENAMED = {
     "model.schedule.floor": "min_lr_ratio",
     "run.skip_limit": "max_consecutive_skips",
     "run.spike_deviations": "spike_threshold",
+    "data.rows": "packing",
 }
+# Values by their names in earlier versions, under today's key.
+RENAMED_VALUES = {"data.packing": {"windows": "packed", "documents": "per_document"}}
 
 
 def new_name(key: str) -> str:
@@ -59,7 +62,7 @@ def new_name(key: str) -> str:
 
 
 def renamed(config: Any) -> Any:
-    """A config with today's names of its keys, in place."""
+    """A config with today's names of its keys and values, in place."""
     for old, new in RENAMED.items():
         *parents, name = old.split(".")
         place = config
@@ -67,7 +70,7 @@ def renamed(config: Any) -> Any:
             place = place.get(parent) if isinstance(place, dict) else None
         if isinstance(place, dict) and name in place:
             value = place.pop(name)
-            place.setdefault(new, value)
+            place.setdefault(new, RENAMED_VALUES.get(new_name(old), {}).get(value, value))
     return config
 
 

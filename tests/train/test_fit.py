@@ -70,7 +70,7 @@ def test_accumulation_weighs_tokens_not_micro_batches(tiny_config: Config, tmp_p
     curves = []
     for micro in (8, 2, 1):
         run = tmp_path / str(micro)
-        settings = {"data__rows": "documents", "data__context": 256, "data__micro_batch_size": micro}
+        settings = {"data__packing": "per_document", "data__context": 256, "data__micro_batch_size": micro}
         assert fit(tiny_config(**settings, run__folder=str(run), trainer__max_steps=6)) == 0
         curves.append([float(loss) for loss in losses(run).values()])
         tokens = [int(row["tokens"]) for row in metrics(run)]
@@ -110,7 +110,7 @@ def test_validation_is_the_token_mean_over_the_whole_split(
 ) -> None:
     for rows in ("windows", "documents"):
         run = tmp_path / rows
-        config = tiny_config(data__rows=rows, data__validation_rows=None, trainer__max_steps=3, run__folder=str(run))
+        config = tiny_config(data__packing=rows, data__validation_rows=None, trainer__max_steps=3, run__folder=str(run))
         assert fit(config) == 0
         model = DecoderForCausalLM.from_pretrained(run / "checkpoints" / "step-00000003").eval()
         store = TokenStore.open(story_store, "validation")
@@ -277,8 +277,8 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         "loggers": (["--run.loggers", "[csv,papyrus]"], "papyrus"),
         "too little text": (["--data.context", "10000000"], "too few"),
         "torn shard": (["--data.store", str(torn)], shard.name),
-        "rows": (["--data.rows", "pages"], "windows, documents"),
-        "nothing to mask": (["--data.rows", "documents", "--data.mask_documents", "true"], "mask_documents"),
+        "rows": (["--data.packing", "pages"], "packed, per_document"),
+        "nothing to mask": (["--data.packing", "per_document", "--data.mask_documents", "true"], "mask_documents"),
         "weights": (["--data.store", "{a: 0, b: -1}"], "weight -1.0 of b"),
         "resume": (["--resume", str(tmp_path / "nowhere")], "nowhere"),
         "nothing at once": (["--data.batch_size", "0", "--data.workers", "-1"], "data.workers -1"),

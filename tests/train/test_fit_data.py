@@ -42,7 +42,7 @@ def test_the_digest_is_of_the_data_alone(tiny_config: Config, story_store: Path,
         "classic": {"decoder__stream": [], "trainer__log_every_n_steps": 3},
         "masked": {"data__mask_documents": True},
         "seed": {"seed_everything": 4},
-        "documents": {"data__rows": "documents"},
+        "documents": {"data__packing": "per_document"},
     }
     for name, settings in runs.items():
         assert fit(tiny_config(**settings, run__folder=str(tmp_path / name), trainer__max_steps=6)) == 0
@@ -177,7 +177,12 @@ def test_a_step_without_targets_has_no_loss_and_ends_no_run(
     empty, full = [[]] * 6, [store.document_tokens(index)[:-1].tolist() for index in range(2)]
     tokenizer, by_hand = store.tokenizer(), tmp_path / "store"
     write_store(by_hand, [[*empty, *full]], store.vocab_size, tokenizer, [[[], *full]])
-    settings = {"data__store": str(by_hand), "data__rows": "documents", "data__batch_size": 1, "trainer__max_steps": 16}
+    settings = {
+        "data__store": str(by_hand),
+        "data__packing": "per_document",
+        "data__batch_size": 1,
+        "trainer__max_steps": 16,
+    }
     assert fit(tiny_config(**settings, model__disable_fast_paths=disabled)) == 0
     rows = [row for row in metrics(tmp_path / "run") if row["gradient_norm"]]
     without = [row for row in rows if not row["train_loss"]]
@@ -193,6 +198,6 @@ def test_a_store_of_documents_without_text_is_refused(
 ) -> None:
     store = TokenStore.open(story_store)
     write_store(tmp_path / "store", [[[]] * 9], store.vocab_size, store.tokenizer(), [[[]] * 9])
-    settings = {"data__store": str(tmp_path / "store"), "data__rows": "documents"}
+    settings = {"data__store": str(tmp_path / "store"), "data__packing": "per_document"}
     assert fit(tiny_config(**settings)) == 2
     assert "prepare more text" in capsys.readouterr().err
