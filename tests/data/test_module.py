@@ -79,7 +79,7 @@ def test_a_step_is_divided_evenly_into_as_few_micro_batches_as_fit(batch: int, r
 
 
 def test_all_problems_come_together() -> None:
-    module = TokenDataModule({"a": 0.0, "b": 1.0}, 0, 8, rows="documents", mask_documents=True, workers=-1)
+    module = TokenDataModule({"a": 0.0, "b": 1.0}, 0, 8, packing="per_document", mask_documents=True, workers=-1)
     problems = "; ".join(module.problems())
     for part in ("data.context 0", "data.workers -1", "mask_documents", "weight 0.0 of a"):
         assert part in problems
@@ -140,7 +140,7 @@ def test_a_run_is_told_its_epochs(stores: tuple[Path, Path]) -> None:
     assert counted.keys() == {"epochs_web/store", "epochs_code/store"}
     assert counted["epochs_web/store"] == 1500 / ((tokens[0] - 1) // 16)
     assert sorted(module.named.split(" and ")) == sorted([f"{a} (75%)", f"{b} (25%)"])
-    documents = set_up(TokenDataModule(a, 16, 100, rows="documents"), at())
+    documents = set_up(TokenDataModule(a, 16, 100, packing="per_document"), at())
     assert documents.summary(3) == f"{a}: 60 documents an epoch, {300 / 60:.2f} epochs in 3 steps"
 
 
