@@ -40,6 +40,7 @@ run: .venv/.installed
 study: .venv/.installed
 	$(BIN)/python -m llm prepare stories --documents 30000 --train-tokenizer 1024 --out $(RUN)/store
 	$(BIN)/python -m llm study run configs/studies/toy.yaml --jobs 2
+	$(BIN)/python -m evals study configs/studies/toy.yaml --out runs/studies/toy/verdict
 
 lint: .venv/.developing
 	$(BIN)/ruff check .

@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from evals.verdict.ladder import AtSize, LadderVerdict, points
 from evals.verdict.scaling_law import Law
 from evals.verdict.statistics import Interval
 from llm.common.plots import COLOURS, INK, MARKERS, new_figure, style
 
-FLOPS = "training compute of a run (FLOPs)"
+SHARED: dict[str, Any] = {"linewidth": 3, "alpha": 0.4}
+OWN: dict[str, Any] = {"linewidth": 1.1, "linestyle": "--"}
 
 
 def draw_effect(verdict: LadderVerdict, arm: str) -> Figure:
@@ -62,19 +65,20 @@ def draw_loss(verdict: LadderVerdict, arm: str) -> Figure:
                         *zip(*runs, strict=True), MARKERS[side], color=COLOURS[side], markersize=4, alpha=0.8,
                         fillstyle="full" if last else "none", label=name if last else None,
                     )  # fmt: skip
-            for law, dashes in ((joint.shared, "-"), (joint.own, "--")) if joint else ():
+            for law, look in ((joint.shared, SHARED), (joint.own, OWN)) if joint else ():
                 flops, losses = _curve(verdict, law, (ladder.baseline, *ladder.arms).index(name))
-                axes.plot(flops, losses, dashes, color=COLOURS[side], linewidth=1.1)
+                axes.plot(flops, losses, color=COLOURS[side], **look)
         if joint:
-            axes.plot([], [], "-", color=INK, linewidth=1.1, label="fit, shared exponents")
-            axes.plot([], [], "--", color=INK, linewidth=1.1, label="fit, own exponents")
-        axes.set(xscale="log", yscale="log", xlabel=FLOPS, ylabel="validation loss (nats per token)")
+            axes.plot([], [], color=INK, label="fit, shared exponents", **SHARED)
+            axes.plot([], [], color=INK, label="fit, own exponents", **OWN)
+        axes.set(yscale="log", ylabel="validation loss (nats per token)")
+        _set_compute_axis(axes)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_formatter("{x:.3g}")
-        axes.yaxis.set_minor_formatter("{x:.3g}")
-        axes.tick_params(axis="y", which="minor", labelsize=8)
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_title("loss and compute")
         axes.legend(fontsize=8)
-        axes.grid(axis="y", which="both")
+        axes.grid(axis="y")
     return figure
 
 
@@ -107,8 +111,9 @@ def draw_multiplier(verdict: LadderVerdict, arm: str) -> Figure:
             beyond = found.beyond.mapped(math.exp)
             axes.plot([found.beyond_compute] * 2, [beyond.low, beyond.high], "--", color=COLOURS[1], linewidth=1.6)
             axes.plot(found.beyond_compute, beyond.value, MARKERS[1], color=COLOURS[1], fillstyle="none", markersize=6)
-        axes.set(xscale="log", xlabel=FLOPS, ylabel="compute multiplier")
-        axes.set_title(f"compute of {verdict.ladder.baseline} for {arm}'s loss")
+        axes.set_ylabel(f"compute of {verdict.ladder.baseline} / {arm} at equal loss")
+        _set_compute_axis(axes)
+        axes.set_title(f"compute multiplier of {arm}")
         axes.legend(fontsize=8)
         axes.grid(axis="y")
     return figure
@@ -131,7 +136,8 @@ def draw_residuals(verdict: LadderVerdict, arm: str) -> Figure:
             mine = fitted.arm == names.index(name)
             rest = 100 * np.expm1(verdict.joint.residuals[mine])
             axes.plot(fitted.compute[mine], rest, MARKERS[side], color=COLOURS[side], markersize=4, label=name)
-        axes.set(xscale="log", xlabel=FLOPS, ylabel="measured − fitted loss (%)")
+        axes.set_ylabel("measured − fitted loss (%)")
+        _set_compute_axis(axes)
         axes.set_title("residuals of the joint fit")
         axes.legend(fontsize=8)
         axes.grid(axis="y")
@@ -154,7 +160,10 @@ def draw_search(
             axes.plot(sorted(found), means, MARKERS[1] + "-", color=colour, alpha=alpha, markersize=4, label=size)
             if size in chosen:
                 axes.axvline(chosen[size], color=colour, alpha=alpha, linewidth=0.8, linestyle=":")
+        values = sorted({value for found in losses.values() for value in found})
         axes.set(xscale="log", xlabel=key, ylabel="validation loss (nats per token)")
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(f"search of {arm}")
         axes.legend(fontsize=8)
         axes.grid(axis="y")
@@ -172,3 +181,13 @@ def _mark(axes: Axes, at: float, interval: Interval, label: str, shown: bool, fi
 
 def _bar(axes: Axes, at: float, interval: Interval, colour: str) -> None:
     axes.plot([at, at], [interval.low, interval.high], color=colour, linewidth=1.6, solid_capstyle="butt")
+
+
+def _set_compute_axis(axes: Axes) -> None:
+    """Make compute the logarithmic x axis, with plain text at its ticks: decades, or both ends of a narrow range."""
+    axes.set(xscale="log", xlabel="training compute of a run (FLOPs)")
+    low, high = axes.dataLim.intervalx
+    narrow = high < 30 * low
+    axes.xaxis.set_major_locator(FixedLocator([low, high]) if narrow else LogLocator(numticks=6))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}".replace("e+", "e"))
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
