@@ -35,7 +35,7 @@ def draw_effect(verdict: LadderVerdict, arm: str) -> Figure:
             label = verdict.ladder.null if size is null[0] else None
             _bar(axes, size.size.parameters * 1.06, size.difference, INK)
             axes.plot(size.size.parameters * 1.06, size.difference.value, "D", color=INK, markersize=4, label=label)
-        axes.set_xscale("log")
+        axes.set(xscale="log", xlim=(at[0] / 1.3, at[-1] * 1.4))
         axes.set_xticks(at, [size.size.name for size in found], minor=False)
         axes.set_xticks([], minor=True)
         axes.set(xlabel="size (non-embedding parameters, log)", ylabel="difference (nats per token)")

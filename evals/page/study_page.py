@@ -26,7 +26,8 @@ def draw(found: StudyVerdict) -> dict[str, tuple[Figure, str]]:
     for arm in verdict.ladder.changed:
         sizes = verdict.arms[arm].sizes
         if sizes:
-            told = f"{arm} minus {base} at each size with {level} intervals; filled: shown after Holm's correction"
+            told = f"{arm} minus {base} at each size with {level} intervals; filled: shown after Holm's correction; "
+            told += f"null: {base} with other initial weights"
             drawn[f"{arm}-effect"] = figures.draw_effect(verdict, arm), told
         told = f"Final loss of {base} and {arm} over compute; hollow: smaller budgets, lines: both joint fits"
         drawn[f"{arm}-loss"] = figures.draw_loss(verdict, arm), told

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from contextlib import redirect_stdout
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -197,7 +198,50 @@ def test_an_arm_that_costs_more_at_equal_tokens_is_noted(study: Path) -> None:
     record = read_record(study)
     for number, run in enumerate(record.runs):
         if run.arm == "values":
-            record.runs[number] = StudyRun(**vars(run) | {"flops": run.flops * 1.25})
+            record.runs[number] = replace(run, flops=run.flops * 1.25)
     record.write()
     [note] = [note for note in judge_study(study).notes if "FLOPs" in note]
     assert note.startswith("At equal tokens, values takes 1.250 to 1.250 times the FLOPs of classic")
+
+
+def test_one_size_with_a_search_is_told_in_nats(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    runs = tmp_path / "runs"
+    for size in ("s1", "s2", "s3"):
+        for path in (runs / size).rglob("*.json"):
+            path.unlink()
+    record = read_record(study)
+    record.content["tune"] = {"key": "model.optimizer.lr"}
+    for value, loss in ((1e-3, 4.0), (2e-3, 3.9), (4e-3, 4.1)):
+        name = f"s0/values-tune1-lr{value:g}"
+        record.runs.append(
+            replace(record.runs[0], name=name, stage="tune", arm="values", steps=50, trunk=None, start=0, value=value)
+        )
+        finish(runs / name, 50, loss)
+    record.choices = {"values": {"s0": 2.1e-3}}
+    record.write()
+    assert main(["study", str(runs), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    expected = judge(make_ladder([run for run in RUNS if run.size == "s0"], sizes_of(DESIGN)[:1], "classic", "null"))
+    assert told.rstrip().endswith(ladder_words.sentence(expected, "values"))
+    assert "a compute multiplier needs three sizes and there are 1" in told
+    for picture in ("effect", "loss", "search"):
+        assert "mathdefault" not in (tmp_path / "out" / f"values-{picture}.svg").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "There is none: it needs three sizes" in page and "s0/values-tune1-lr0.002" in page
+
+
+def test_each_arm_has_its_sentence_and_pictures(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    record = read_record(study)
+    record.arms.append("keys")
+    for run in [run for run in record.runs if run.arm == "values" and run.size != "s3"]:
+        record.runs.append(replace(run, name=run.name.replace("values", "keys"), arm="keys", trunk=None))
+        finish(tmp_path / "runs" / record.runs[-1].name, run.steps, 0.01 + (record.state(run).loss or 0))
+    record.arms.append("queries")
+    record.write()
+    assert main(["study", str(study), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "No seed of queries is finished with all its budgets" in told
+    assert "There is no verdict on keys against classic: size s3 has 0 finished pairs" in told
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["verdict"]) == ["values", "keys"] and "less compute" in results["verdict"]["values"]
+    assert (tmp_path / "out" / "values-effect.svg").is_file() and (tmp_path / "out" / "keys-loss.svg").is_file()
