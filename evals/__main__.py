@@ -103,7 +103,8 @@ def _compare(options: argparse.Namespace) -> None:
 def _study(options: argparse.Namespace) -> None:
     from evals.page.study_files import study
 
-    print(study(options.study, options.out, options.level, shlex.join(["python", "-m", "evals", *options.words])))
+    made_by = shlex.join(["python", "-m", "evals", *options.words])
+    print(study(options.study, options.out, options.level, options.bench, made_by))
 
 
 def _losses(options: argparse.Namespace) -> None:
@@ -321,6 +322,7 @@ def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     command.add_argument("study", type=Path, metavar="STUDY", help="the YAML of a study, or its folder")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for the page and the rest")
     command.add_argument("--level", type=_share, default=0.95, metavar="P", help="of the intervals (0.95)")
+    command.add_argument("--bench", type=Path, metavar="FILE", help="step times, from `llm bench --json FILE`")
     command.set_defaults(command=_study)
 
 

@@ -13,7 +13,7 @@ from llm.common.files import as_json, write_files
 from llm.common.plots import as_png, as_svg
 
 
-def study(path: Path, out: Path, level: float = LEVEL, made_by: str = "") -> str:
+def study(path: Path, out: Path, level: float = LEVEL, bench: Path | None = None, made_by: str = "") -> str:
     """Judge a study, write all files to `out`, and return what is printed.
 
     Raises:
@@ -21,7 +21,7 @@ def study(path: Path, out: Path, level: float = LEVEL, made_by: str = "") -> str
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give a folder with --out")
-    found = judge_study(path, level)
+    found = judge_study(path, level, bench)
     drawn = draw(found)
     content = study_record(found, made_by)
     table = io.StringIO(newline="")

@@ -84,7 +84,7 @@ def _result(found: StudyVerdict) -> Section:
         Table("At each size", tables.size_header(verdict.level), tables.size_rows(verdict), by_size),
         Table("Over the sizes", tables.CLAIM_HEADER, tables.claim_rows(verdict), claims),
     ]
-    told = [*tables.outlook(verdict), *found.missing, *(f"Note: {note}" for note in found.notes)]
+    told = [*tables.outlook(found), *found.missing, *(f"Note: {note}" for note in found.notes)]
     return Section("Result", "\n\n".join(told), tables=[table for table in made if table.rows])
 
 

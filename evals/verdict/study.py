@@ -8,11 +8,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from evals.verdict import ladder_words
 from evals.verdict.ladder import LEVEL, Ladder, LadderVerdict, Run, Size, judge, make_ladder
+from evals.verdict.statistics import Interval, student_interval
 from llm.common.errors import UserError
+from llm.common.files import read_json
 from llm.runs.study_record import (
     BASE,
     MAIN,
@@ -41,6 +44,7 @@ class StudyVerdict:
         missing: what is not in the ladder and why, a sentence each.
         notes: what else a reader has to know, a sentence each.
         verdict: on all finished runs.
+        step_times: of arms, over the baseline's, where they were measured.
     """
 
     record: StudyRecord
@@ -50,6 +54,7 @@ class StudyVerdict:
     missing: list[str]
     notes: list[str]
     verdict: LadderVerdict
+    step_times: Mapping[str, Interval]
 
     @property
     def sentences(self) -> dict[str, str]:
@@ -57,12 +62,17 @@ class StudyVerdict:
         return {arm: ladder_words.sentence(self.verdict, arm) for arm in self.verdict.ladder.changed}
 
 
-def judge_study(path: Path, level: float = LEVEL) -> StudyVerdict:
+def judge_study(path: Path, level: float = LEVEL, bench: Path | None = None) -> StudyVerdict:
     """Judge the finished runs of a study, given its YAML or its folder.
+
+    Args:
+        path: of the YAML or the folder.
+        level: of the intervals.
+        bench: what `python -m llm bench --json` wrote with the baseline and arms as contenders.
 
     Raises:
         UserError: none of its runs has been started; no pair of an arm and the baseline is finished; its budgets do
-            not stand in one ratio at all sizes.
+            not stand in one ratio at all sizes; `bench` has no step times of the baseline and an arm.
     """
     record = read_record(path)
     text = path.read_text(encoding="utf-8") if path.is_file() else yaml.safe_dump(record.content, sort_keys=False)
@@ -71,11 +81,12 @@ def judge_study(path: Path, level: float = LEVEL) -> StudyVerdict:
     states = {run: record.state(run) for run in record.runs}
     ladder, left_out = _ladder(record, states)
     missing = [*left_out, *_not_finished(record, states)]
+    times = {} if bench is None else _step_times(bench, ladder, level)
     found = judge(ladder, level)
     notes = dict.fromkeys(
         [*record.notes, *_costs(record), *(note for arm in found.arms.values() for note in arm.notes)]
     )
-    return StudyVerdict(record, text, changes, states, missing, list(notes), found)
+    return StudyVerdict(record, text, changes, states, missing, list(notes), found, times)
 
 
 def _ladder(record: StudyRecord, states: States) -> tuple[Ladder, list[str]]:
@@ -163,3 +174,23 @@ def _costs(record: StudyRecord) -> Iterator[str]:
                 f"At equal tokens, {arm} takes {min(ratios):.3f} to {max(ratios):.3f} times the FLOPs of "
                 f"{record.baseline}; compute multipliers are at equal tokens and do not count this."
             )
+
+
+def _step_times(bench: Path, ladder: Ladder, level: float) -> dict[str, Interval]:
+    """Return the step time of each measured arm over the baseline's: Student's interval of the rounds' log ratios."""
+    try:
+        rates = {name: np.log(each) for name, each in read_json(bench)["tokens_per_second"].items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{bench} is not of llm bench: give the file that its --json wrote") from error
+    arms = [arm for arm in ladder.changed if arm in rates]
+    if ladder.baseline not in rates or not arms or len(rates[ladder.baseline]) < 2:
+        raise UserError(
+            f"{bench} has no two rounds of {ladder.baseline} and an arm of the study: run python -m llm bench "
+            f"--contenders {ladder.baseline} {' '.join(ladder.changed)}"
+        )
+    found = {}
+    for arm in arms:
+        ratios = rates[ladder.baseline] - rates[arm]
+        spread = float(ratios.std(ddof=1)) / math.sqrt(len(ratios))
+        found[arm] = student_interval(float(ratios.mean()), spread, len(ratios) - 1, level).mapped(math.exp)
+    return found

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evals.verdict.ladder import ArmVerdict, AtSize, LadderVerdict, points
-from evals.verdict.ladder_words import bounds, extrapolation, held_out, in_compute, record
+from evals.verdict.ladder_words import at_equal_cost, bounds, extrapolation, held_out, in_compute, record
 from evals.verdict.statistics import Interval
 from evals.verdict.study import StudyVerdict
 from llm.common.tables import text_table
@@ -79,11 +79,13 @@ def joint_rows(verdict: LadderVerdict) -> list[list[str]]:
     return rows
 
 
-def outlook(verdict: LadderVerdict) -> list[str]:
-    """The extrapolation, the held-out size and what is refused, a sentence each, of every arm with a change."""
-    told = []
+def outlook(found: StudyVerdict) -> list[str]:
+    """Measured cost, extrapolation, held-out size and what is refused, a sentence each, of every arm with a change."""
+    verdict, told = found.verdict, []
     for arm in verdict.ladder.changed:
         refused = [f"{arm}: {refusal.sentence}." for refusal in verdict.arms[arm].refusals]
+        if arm in found.step_times:
+            told.append(at_equal_cost(verdict, arm, found.step_times[arm]))
         told += [extrapolation(verdict, arm), held_out(verdict, arm), *refused]
     return [sentence for sentence in told if sentence]
 
@@ -97,7 +99,7 @@ def format_study(found: StudyVerdict) -> str:
         "\n".join(found.missing),
         "\n".join(f"Changed since the first run: {change}." for change in found.changes),
         "\n".join(f"Note: {note}" for note in found.notes),
-        "\n".join(outlook(verdict)),
+        "\n".join(outlook(found)),
         "\n".join(found.sentences.values()),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -135,7 +137,8 @@ def study_record(found: StudyVerdict, made_by: str) -> dict[str, Any]:
     left = {"shared", "own", "residuals"}
     return {
         "verdict": found.sentences,
-        "outlook": outlook(verdict),
+        "outlook": outlook(found),
+        "step_times": record(found.step_times),
         "missing": found.missing,
         "changes": found.changes,
         "notes": found.notes,

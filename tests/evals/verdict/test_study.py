@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from scipy import stats
 
 from evals.__main__ import main
 from evals.verdict import ladder_words
 from evals.verdict.ladder import Run, judge, make_ladder
 from evals.verdict.ladder_simulation import Design
 from evals.verdict.study import judge_study
+from evals.verdict.study_tables import outlook
 from llm.common.errors import UserError
 from llm.runs.study_record import StudyRecord, StudyRun, read_record
 from tests.evals.verdict.test_ladder import CONSTANT, runs_of, sizes_of
@@ -245,3 +247,23 @@ def test_each_arm_has_its_sentence_and_pictures(study: Path, tmp_path: Path, cap
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results["verdict"]) == ["values", "keys"] and "less compute" in results["verdict"]["values"]
     assert (tmp_path / "out" / "values-effect.svg").is_file() and (tmp_path / "out" / "keys-loss.svg").is_file()
+
+
+def test_the_measured_cost_of_a_step_is_counted(study: Path, tmp_path: Path) -> None:
+    bench = tmp_path / "bench.json"
+    rates = {"classic": [100.0, 110.0, 105.0, 90.0], "values": [80.0, 86.0, 85.0, 71.0]}
+    bench.write_text(json.dumps({"tokens_per_second": rates}))
+    found = judge_study(study, bench=bench)
+    logs = np.log(np.array(rates["classic"]) / rates["values"])
+    low, high = stats.t.interval(0.95, 3, logs.mean(), stats.sem(logs))
+    ratio = found.step_times["values"]
+    assert ratio[:3] == pytest.approx(np.exp([logs.mean(), low, high]), rel=1e-9)
+    told = [sentence for sentence in outlook(found) if sentence.startswith("At the measured cost")]
+    assert told == [ladder_words.at_equal_cost(found.verdict, "values", ratio)]
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"tokens_per_second": {"config": [1.0, 2.0]}}'])
+def test_step_times_that_do_not_fit_are_refused(study: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "bench.json").write_text(content)
+    with pytest.raises(UserError, match=r"bench\.json (is not of|has no two rounds of classic)"):
+        judge_study(study, bench=tmp_path / "bench.json")
