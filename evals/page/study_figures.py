@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from evals.verdict.ladder import AtSize, LadderVerdict, points
 from evals.verdict.scaling_law import Law
@@ -190,4 +190,6 @@ def _set_compute_axis(axes: Axes) -> None:
     narrow = high < 30 * low
     axes.xaxis.set_major_locator(FixedLocator([low, high]) if narrow else LogLocator(numticks=6))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}".replace("e+", "e"))
-    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    if narrow:
+        axes.xaxis.set_minor_locator(NullLocator())

@@ -31,7 +31,7 @@ def size_rows(verdict: LadderVerdict) -> list[list[str]]:
     null = {at.size.name: nats(at.difference) for at in verdict.null.sizes} if verdict.null else {}
     return [
         [
-            at.size.name, f"{at.size.parameters:,.0f}", arm, str(at.seeds), nats(at.difference), f"{at.adjusted:.3f}",
+            at.size.name, f"{at.size.parameters:,.0f}", arm, str(at.seeds), nats(at.difference), _p_value(at.adjusted),
             compute(at.log_multiplier), null.get(at.size.name, NONE), "yes" if at.shown else "no",
         ]
         for arm in verdict.ladder.changed
@@ -174,6 +174,10 @@ def _residuals(verdict: LadderVerdict) -> list[dict[str, Any]]:
 def nats(interval: Interval) -> str:
     """A difference in nats with its interval."""
     return f"{interval.value:+.4f} ({interval.low:+.4f} to {interval.high:+.4f})"
+
+
+def _p_value(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def compute(log_multiplier: Interval | None) -> str:
