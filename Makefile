@@ -36,10 +36,12 @@ run: .venv/.installed
 	$(BIN)/python -m evals incontext $(RUN)/classic/$(LAST) $(RUN)/values/$(LAST) --store $(RUN)/store
 	$(BIN)/python -m evals compare $(RUN)/classic $(RUN)/values --out $(RUN)/comparison
 
-# 72 small runs over four sizes, three seeds and two budgets, two at once. Resumes like `make run`; docs/study.md.
+# 72 small runs over four sizes, three seeds and two budgets, two at once, and the verdict. Resumes like `make run`;
+# docs/study.md.
 study: .venv/.installed
 	$(BIN)/python -m llm prepare stories --documents 30000 --train-tokenizer 1024 --out $(RUN)/store
 	$(BIN)/python -m llm study run configs/studies/toy.yaml --jobs 2
+	$(BIN)/python -m evals study configs/studies/toy.yaml --out runs/studies/toy/verdict
 
 lint: .venv/.developing
 	$(BIN)/ruff check .

@@ -100,6 +100,13 @@ def _compare(options: argparse.Namespace) -> None:
     print(compare(options.runs, options.out, settings, shlex.join(["python", "-m", "evals", *options.words])))
 
 
+def _study(options: argparse.Namespace) -> None:
+    from evals.page.study_files import study
+
+    made_by = shlex.join(["python", "-m", "evals", *options.words])
+    print(study(options.study, options.out, options.level, options.bench, made_by))
+
+
 def _losses(options: argparse.Namespace) -> None:
     from evals.probes import losses
 
@@ -130,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m evals", description=__doc__)
     add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_ioi, _add_run, _add_prefetch, _add_compare, _add_losses, _add_incontext):
+    for add in (_add_ioi, _add_run, _add_prefetch, _add_compare, _add_study, _add_losses, _add_incontext):
         add(commands)
     return parser
 
@@ -294,19 +301,29 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--metric", default="acc_norm", metavar="NAME", help="of the tasks that have it (acc_norm), else their first"
     )
     command.add_argument("--level", type=_share, default=0.95, metavar="P", help="of the intervals (0.95)")
-    command.add_argument(
-        "--target-loss",
-        nargs="+",
-        type=_positive,
-        default=[],
-        metavar="NATS",
-        help="losses to reach, beside the final one",
-    )
+    command.add_argument("--target-loss", nargs="+", type=_positive, default=[], metavar="NATS", help="also to reach")
     command.add_argument("--batch-size", type=count(1), default=16, metavar="N", help="documents at once (16)")
     command.add_argument("--plan", action="store_true", help="print what n seeds and m items can detect, and no more")
     power.add_arguments(command)
     _add_device(command)
     command.set_defaults(command=_compare)
+
+
+def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = add_command(
+        commands,
+        "study",
+        "the verdict on a study: whether a change helps over sizes, and what it is worth in compute",
+        "Reads the finished runs of a study (docs/study.md) and prints a table by size, the compute multiplier of each "
+        "arm with its slope and extrapolation, what is missing, and one sentence per arm. Writes report.html, "
+        "results.json, table.csv, study.yaml and every picture as PNG and SVG. Trains and measures nothing.",
+        "python -m evals study configs/studies/toy.yaml --out runs/studies/toy/verdict",
+    )
+    command.add_argument("study", type=Path, metavar="STUDY", help="the YAML of a study, or its folder")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for the page and the rest")
+    command.add_argument("--level", type=_share, default=0.95, metavar="P", help="of the intervals (0.95)")
+    command.add_argument("--bench", type=Path, metavar="FILE", help="step times, from `llm bench --json FILE`")
+    command.set_defaults(command=_study)
 
 
 def _add_losses(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -42,6 +42,7 @@ class Section(NamedTuple):
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
     facts: Sequence[tuple[str, str]] = ()  # a definition list: what, and its value
+    code: str = ""  # a file's text, with its line breaks
 
 
 def page(title: str, verdict: str, sections: Sequence[Section], made_by: str, details: str = "") -> str:
@@ -94,6 +95,7 @@ def _section(section: Section, number: int) -> str:
             *_within('<div class="pictures">', pictures, "</div>"),
             *(_table(table, f"{name}-table-{place}") for place, table in enumerate(section.tables, start=1)),
             *_within("<dl>", facts, "</dl>"),
+            *([f'<pre tabindex="0">{escape(section.code)}</pre>'] if section.code else []),
             "</section>",
         ]
     )
@@ -264,7 +266,8 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line);
 summary { cursor: pointer; color: var(--link); width: fit-content; }
 .data { margin-top: 0.6rem; padding: 0.8rem; max-height: 24rem; overflow: auto; background: var(--raised); }
 .data script { display: block; white-space: pre-wrap; overflow-wrap: anywhere; }
-.data script, .made { font: 0.875rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; }
+pre { padding: 0.8rem; overflow-x: auto; background: var(--raised); }
+pre, .data script, .made { font: 0.875rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; }
 .made { margin: 1rem 0 0; color: var(--soft); white-space: pre-wrap; overflow-wrap: anywhere; }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 @media (max-width: 40rem) {

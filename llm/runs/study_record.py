@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from ..common.files import read_json, write_json
 from . import reading
 
 RECORD = "study.json"
+NULL_ARM = "null"  # the baseline with other initial weights
+BASE = "base: "  # before a change of the base config
 TUNE, MAIN = "tune", "main"  # stages: the runs of a search, and those that are compared
 
 
@@ -150,6 +153,14 @@ def _folder_of(path: Path) -> Path:
         return Path(yaml.safe_load(path.read_text(encoding="utf-8"))["folder"])
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         raise UserError(f"{path} is neither the YAML of a study nor its folder: give one of them") from error
+
+
+def changes_between(before: str, now: str, prefix: str = "") -> Iterator[str]:
+    """Yield what differs between the YAML texts at registration and now, a sentence for each key."""
+    old, new = (dict(reading.flat(yaml.safe_load(text))) for text in (before, now))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            yield f"{prefix}{key} was {old.get(key)} when the first run started, and is {new.get(key)} now"
 
 
 def run_state(study: Path, run: StudyRun) -> RunState:

@@ -19,10 +19,10 @@ import yaml
 
 from ..common.errors import UserError
 from ..runs import reading
+from ..runs.study_record import NULL_ARM
 from .sections import SET_BY_THE_STUDY, Resources, Tokens, Tune
 
 NAME = re.compile(r"[\w.+-]+")
-NULL_ARM = "null"
 Overrides = dict[str, Any]  # dotted key of a config -> value
 
 

@@ -16,8 +16,7 @@ from ..common.files import write_json
 from ..common.tables import text_table
 from ..plan.plan import Device, benchmark, device, lay_out
 from ..plan.state_memory import Layout
-from ..runs.study_record import RECORD, TUNE, StudyRun, read_record
-from .description import NULL_ARM
+from ..runs.study_record import NULL_ARM, RECORD, TUNE, StudyRun, read_record
 from .inspection import Inspected, Inspection
 from .runs import study_runs
 from .status import tokens_per_second

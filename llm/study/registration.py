@@ -9,7 +9,6 @@ FOLDER/
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -19,9 +18,9 @@ from ..common.errors import UserError
 from ..common.files import write_file
 from ..common.lock import wait_for
 from ..runs import reading
-from ..runs.study_record import RECORD, TUNE, StudyRecord, StudyRun, read_record
+from ..runs.study_record import BASE, NULL_ARM, RECORD, TUNE, StudyRecord, StudyRun, changes_between, read_record
 from . import tuning
-from .description import NULL_ARM, Study
+from .description import Study
 from .inspection import Inspection
 from .runs import config_path, run_config, study_runs
 
@@ -79,8 +78,8 @@ def _record(inspection: Inspection) -> StudyRecord:
         registered=registered,
         content=yaml.safe_load(study.text),
         changes=[
-            *_changes("", registered["study"], study.text),
-            *_changes("base: ", registered["base"], study.base_text),
+            *changes_between(registered["study"], study.text),
+            *changes_between(registered["base"], study.base_text, BASE),
         ],
         notes=inspection.notes,
         baseline=study.baseline,
@@ -91,14 +90,6 @@ def _record(inspection: Inspection) -> StudyRecord:
     if study.tune:
         _choose(inspection, record)
     return record
-
-
-def _changes(what: str, before: str, now: str) -> Iterator[str]:
-    """Yield what differs between two YAML texts, a sentence each."""
-    old, new = (dict(reading.flat(yaml.safe_load(text))) for text in (before, now))
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            yield f"{what}{key} was {old.get(key)} when the first run started, and is {new.get(key)} now"
 
 
 def _choose(inspection: Inspection, record: StudyRecord) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..runs.study_record import MAIN, TUNE, StudyRun
-from .description import NULL_ARM, Overrides, Study, configured
+from ..runs.study_record import MAIN, NULL_ARM, TUNE, StudyRun
+from .description import Overrides, Study, configured
 from .inspection import Inspection
 
 

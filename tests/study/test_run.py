@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from evals.verdict.study import judge_study
 from llm.cli import main
 from llm.runs import reading
 from llm.runs.study_record import read_record
@@ -100,6 +101,8 @@ def test_killed_twice_it_ends_as_one_left_alone(
     assert main(["study", "status", str(tmp_path / "broken"), "--json"]) == 0
     states = json.loads(capsys.readouterr().out)
     assert [each["state"] for each in states].count("done") == 4
+    verdicts = [judge_study(study).sentences for study in (whole, broken)]
+    assert verdicts[0] == verdicts[1] and "small has 0 finished pairs of hot and classic" in verdicts[0]["hot"]
 
 
 def test_two_commands_share_the_runs(tiny_study: Study, tmp_path: Path) -> None:

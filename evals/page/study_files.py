@@ -1,0 +1,39 @@
+"""The verdict on a study as files: report.html, results.json, table.csv, study.yaml and pictures as PNG and SVG."""
+
+import csv
+import io
+from pathlib import Path
+
+from evals.page.study_page import draw, format_study_page
+from evals.verdict.ladder import LEVEL
+from evals.verdict.study import judge_study
+from evals.verdict.study_tables import format_study, number_rows, study_record
+from llm.common.errors import UserError
+from llm.common.files import as_json, write_files
+from llm.common.plots import as_png, as_svg
+
+
+def study(path: Path, out: Path, level: float = LEVEL, bench: Path | None = None, made_by: str = "") -> str:
+    """Judge a study, write all files to `out`, and return what is printed.
+
+    Raises:
+        UserError: `out` is a file, or the study cannot be judged (`judge_study`). Nothing is written then.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; give a folder with --out")
+    found = judge_study(path, level, bench)
+    drawn = draw(found)
+    content = study_record(found, made_by)
+    table = io.StringIO(newline="")
+    csv.writer(table, lineterminator="\n").writerows(number_rows(found.verdict))
+    write_files(
+        {
+            **{out / f"{name}.png": as_png(figure) for name, (figure, _) in drawn.items()},
+            **{out / f"{name}.svg": as_svg(figure, caption) for name, (figure, caption) in drawn.items()},
+            out / "study.yaml": found.text,
+            out / "table.csv": table.getvalue(),
+            out / "results.json": as_json(content),
+            out / "report.html": format_study_page(found, drawn, content, made_by),
+        }
+    )
+    return format_study(found)

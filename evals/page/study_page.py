@@ -1,0 +1,120 @@
+"""The page of a study: verdict, tables, pictures of each arm, every run, and the study's YAML."""
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from evals.page import study_figures as figures
+from evals.page.html import Picture, Section, Table, page
+from evals.verdict import study_tables as tables
+from evals.verdict.study import StudyVerdict
+from llm.common.plots import as_svg
+from llm.runs.study_record import TUNE
+
+Drawn = Mapping[str, tuple[Figure, str]]  # file name without its ending -> picture and caption
+
+
+def draw(found: StudyVerdict) -> dict[str, tuple[Figure, str]]:
+    """Draw every picture that the study's numbers allow."""
+    drawn: dict[str, tuple[Figure, str]] = {}
+    verdict = found.verdict
+    base, level = verdict.ladder.baseline, f"{100 * verdict.level:g}%"
+    for arm in verdict.ladder.changed:
+        sizes = verdict.arms[arm].sizes
+        if sizes:
+            told = f"{arm} minus {base} at each size with {level} intervals; filled: shown after Holm's correction; "
+            told += f"null: {base} with other initial weights"
+            drawn[f"{arm}-effect"] = figures.draw_effect(verdict, arm), told
+        told = f"Final loss of {base} and {arm} over compute; hollow: smaller budgets, lines: both joint fits"
+        drawn[f"{arm}-loss"] = figures.draw_loss(verdict, arm), told
+        if sizes and sizes[0].log_multiplier is not None:
+            told = f"Compute multiplier of {arm} over compute with {level} intervals; dashed: extrapolated"
+            drawn[f"{arm}-multiplier"] = figures.draw_multiplier(verdict, arm), told
+        if verdict.joint is not None:
+            told = f"Residuals of the joint fit with shared exponents, {base} and {arm}"
+            drawn[f"{arm}-residuals"] = figures.draw_residuals(verdict, arm), told
+    for arm, losses in _searches(found).items():
+        key = str(found.record.content["tune"]["key"])
+        told = f"Search of {key} for {arm}, a line for each size; dotted: the chosen value"
+        drawn[f"{arm}-search"] = figures.draw_search(losses, found.record.choices.get(arm, {}), arm, key), told
+    return drawn
+
+
+def _searches(found: StudyVerdict) -> dict[str, dict[str, dict[float, list[float]]]]:
+    """Return the finite losses of a search: arm -> size -> value -> a loss for each seed."""
+    losses: dict[str, dict[str, dict[float, list[float]]]] = {}
+    for run, state in found.states.items():
+        if run.stage == TUNE and run.value is not None and state.loss is not None and math.isfinite(state.loss):
+            of_size = losses.setdefault(run.arm, {}).setdefault(run.size, {})
+            of_size.setdefault(run.value, []).append(state.loss)
+    return losses
+
+
+def format_study_page(found: StudyVerdict, drawn: Drawn, content: dict[str, Any], made_by: str) -> str:
+    """Return the page as HTML; `content` is what results.json holds, and travels inside it."""
+    arms = found.verdict.ladder.changed
+    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    sections = [_result(found), *(_arm(arm, drawn) for arm in arms), _joint(found), _runs(found), _text(found)]
+    return page(
+        f"{', '.join(arms)} against {found.verdict.ladder.baseline} over sizes",
+        " ".join(found.sentences.values()),
+        [section for section in sections if section is not None],
+        f"{made_by}, {when}",
+        json.dumps(content, ensure_ascii=False),
+    )
+
+
+def _result(found: StudyVerdict) -> Section:
+    verdict = found.verdict
+    by_size = (
+        "Differences are arm minus baseline over pairs of equal seed, means over the budgets. Compute is what the arm "
+        "needs for a loss, relative to the baseline. The null arm is the baseline with other initial weights. A "
+        "difference is shown if its interval excludes zero and its p value, corrected by Holm's method over sizes and "
+        "arms, agrees."
+    )
+    claims = (
+        "By seeds: the sample is the seeds at these sizes. By sizes: the sample is the sizes. Firm: both intervals "
+        "exclude zero on the same side. Extrapolated: one decade beyond the largest size, with a prediction interval."
+    )
+    made = [
+        Table("At each size", tables.size_header(verdict.level), tables.size_rows(verdict), by_size),
+        Table("Over the sizes", tables.CLAIM_HEADER, tables.claim_rows(verdict), claims),
+    ]
+    told = [*tables.outlook(found), *found.missing, *(f"Note: {note}" for note in found.notes)]
+    return Section("Result", "\n\n".join(told), tables=[table for table in made if table.rows])
+
+
+def _arm(arm: str, drawn: Drawn) -> Section:
+    pictures = [Picture(as_svg(figure, told), told) for name, (figure, told) in drawn.items() if _is_of(name, arm)]
+    return Section(arm, pictures=pictures)
+
+
+def _is_of(name: str, arm: str) -> bool:
+    return name.rpartition("-")[0] == arm
+
+
+def _joint(found: StudyVerdict) -> Section | None:
+    rows = tables.joint_rows(found.verdict)
+    if not rows:
+        return Section("Joint fit", "There is none: it needs three sizes, with two finished seeds at each.")
+    note = (
+        "L = E + A N^-a + B D^-b, or E + K C^-c with one budget. No verdict rests on this fit. The p value is that of "
+        "Wald's test."
+    )
+    return Section("Joint fit", tables=[Table("A second opinion", ["arm", "", "value (interval)"], rows, note)])
+
+
+def _runs(found: StudyVerdict) -> Section:
+    header = ["size", "arm", "seed", "budget", "tokens", "FLOPs", "state", "validation loss", "folder"]
+    return Section("Runs", tables=[Table("Every run", header, tables.run_rows(found))])
+
+
+def _text(found: StudyVerdict) -> Section:
+    changed = "\n\n".join(f"Changed since then: {change}." for change in found.changes)
+    registered = f"The first run started at {found.record.registered['time']}."
+    unchanged = "The text of the study is the same since then."
+    return Section("The study", f"{registered}\n\n{changed or unchanged}", code=found.text)

@@ -1,0 +1,190 @@
+"""The verdict on a study as rows for the eye, as numbers for a spreadsheet and as JSON."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from evals.verdict.ladder import ArmVerdict, AtSize, LadderVerdict, points
+from evals.verdict.ladder_words import at_equal_cost, bounds, extrapolation, held_out, in_compute, record
+from evals.verdict.statistics import Interval
+from evals.verdict.study import StudyVerdict
+from llm.common.tables import text_table
+
+NONE = "–"
+NUMBERS = (
+    "arm", "size", "parameters", "flops", "seeds", "difference", "difference_low", "difference_high", "p_value",
+    "p_value_holm", "multiplier", "multiplier_low", "multiplier_high", "shown",
+)  # fmt: skip
+
+
+def size_header(level: float) -> list[str]:
+    """The header of `size_rows`."""
+    percent = f"{100 * level:g}%"
+    return [
+        "size", "parameters", "arm", "seeds", f"difference, nats ({percent})", "p, Holm", f"compute ({percent})",
+        "null arm, nats", "shown",
+    ]  # fmt: skip
+
+
+def size_rows(verdict: LadderVerdict) -> list[list[str]]:
+    """Each size of each arm with a change, the null arm's difference at that size beside it."""
+    null = {at.size.name: nats(at.difference) for at in verdict.null.sizes} if verdict.null else {}
+    return [
+        [
+            at.size.name, f"{at.size.parameters:,.0f}", arm, str(at.seeds), nats(at.difference), _p_value(at.adjusted),
+            compute(at.log_multiplier), null.get(at.size.name, NONE), "yes" if at.shown else "no",
+        ]
+        for arm in verdict.ladder.changed
+        for at in verdict.arms[arm].sizes
+    ]  # fmt: skip
+
+
+CLAIM_HEADER = ["arm", "claim", "by seeds", "by sizes", "shown"]
+
+
+def claim_rows(verdict: LadderVerdict) -> list[list[str]]:
+    """Mean, slope, largest size and extrapolation of each arm, the null arm last."""
+    arms = [*verdict.ladder.changed, *([verdict.ladder.null] if verdict.ladder.null else [])]
+    return [row for arm in arms for row in _claims(verdict.arms[arm])]
+
+
+def _claims(found: ArmVerdict) -> list[list[str]]:
+    rows = []
+    for name, claim, told in (
+        ("compute, mean of the sizes", found.mean, compute),
+        ("slope of ln m over ln C", found.slope, plain),
+        ("compute, largest size by the line", found.largest, compute),
+    ):
+        if claim is not None:
+            shown = "firm" if claim.firm else "by seeds" if claim.shown else "no"
+            rows.append([found.arm, name, told(claim.by_seeds), told(claim.by_sizes), shown])
+    if found.beyond is not None:
+        rows.append([found.arm, f"extrapolated to {found.beyond_compute:.1e} FLOPs", compute(found.beyond), NONE, NONE])
+    return rows
+
+
+def joint_rows(verdict: LadderVerdict) -> list[list[str]]:
+    """The joint fit: floor and exponents, then each arm's own exponents and multipliers at each size."""
+    joint = verdict.joint
+    if joint is None:
+        return []
+    rows = [["all arms", "E", plain(joint.floor)]]
+    rows += [["all arms", f"exponent of {term}, shared", plain(value)] for term, value in joint.exponents.items()]
+    for arm in joint.arms:
+        rows += [[arm, f"exponent of {term}, own", plain(value)] for term, value in joint.own_exponents[arm].items()]
+        if arm in joint.own_p_values:
+            rows.append([arm, "p value, exponents equal to the baseline's", f"{joint.own_p_values[arm]:.3g}"])
+            for size, value in zip(verdict.ladder.sizes, joint.log_multipliers[arm], strict=True):
+                rows.append([arm, f"compute at {size.name}, own exponents", compute(value)])
+    return rows
+
+
+def outlook(found: StudyVerdict) -> list[str]:
+    """Measured cost, extrapolation, held-out size and what is refused, a sentence each, of every arm with a change."""
+    verdict, told = found.verdict, []
+    for arm in verdict.ladder.changed:
+        refused = [f"{arm}: {refusal.sentence}." for refusal in verdict.arms[arm].refusals]
+        if arm in found.step_times:
+            told.append(at_equal_cost(verdict, arm, found.step_times[arm]))
+        told += [extrapolation(verdict, arm), held_out(verdict, arm), *refused]
+    return [sentence for sentence in told if sentence]
+
+
+def format_study(found: StudyVerdict) -> str:
+    """What `evals study` prints."""
+    verdict = found.verdict
+    parts = [
+        text_table(size_header(verdict.level), rows) if (rows := size_rows(verdict)) else "",
+        text_table(CLAIM_HEADER, rows) if (rows := claim_rows(verdict)) else "",
+        "\n".join(found.missing),
+        "\n".join(f"Changed since the first run: {change}." for change in found.changes),
+        "\n".join(f"Note: {note}" for note in found.notes),
+        "\n".join(outlook(found)),
+        "\n".join(found.sentences.values()),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def number_rows(verdict: LadderVerdict) -> list[Sequence[Any]]:
+    """table.csv: each size of each arm in full precision, the null arm's too, under `NUMBERS`."""
+    return [NUMBERS, *(_numbers(arm, at) for arm in verdict.ladder.arms for at in verdict.arms[arm].sizes)]
+
+
+def _numbers(arm: str, at: AtSize) -> list[Any]:
+    multiplier = at.log_multiplier.mapped(math.exp)[:3] if at.log_multiplier else ("", "", "")
+    return [
+        arm, at.size.name, at.size.parameters, math.exp(at.size.log_compute), at.seeds, *at.difference, at.adjusted,
+        *multiplier, at.shown,
+    ]  # fmt: skip
+
+
+def run_rows(found: StudyVerdict) -> list[list[str]]:
+    """Every run, searches included: what it is, how it ended, and its folder."""
+    return [
+        [
+            run.size, run.arm, str(run.seed), run.budget if run.value is None else f"{run.budget}, {run.value:g}",
+            f"{run.tokens:,}", f"{run.flops:.2e}", state.state,
+            f"{state.loss:.4f}" if state.loss is not None and math.isfinite(state.loss) else NONE,
+            str(found.record.folder / run.name),
+        ]
+        for run, state in found.states.items()
+    ]  # fmt: skip
+
+
+def study_record(found: StudyVerdict, made_by: str) -> dict[str, Any]:
+    """results.json: every number of the verdict, in full precision."""
+    verdict, joint = found.verdict, found.verdict.joint
+    left = {"shared", "own", "residuals"}
+    return {
+        "verdict": found.sentences,
+        "outlook": outlook(found),
+        "step_times": record(found.step_times),
+        "missing": found.missing,
+        "changes": found.changes,
+        "notes": found.notes,
+        "registered": found.record.registered["time"],
+        "level": verdict.level,
+        "baseline": verdict.ladder.baseline,
+        "null_arm": verdict.ladder.null,
+        "arms": record(verdict.arms),
+        "joint_fit": joint and {key: value for key, value in record(joint).items() if key not in left},
+        "residuals": [] if joint is None else _residuals(verdict),
+        "choices": found.record.choices,
+        "runs": [
+            record(run) | {"state": state.state, "loss": record(state.loss), "reason": state.reason}
+            for run, state in found.states.items()
+        ],
+        "made_by": made_by,
+    }
+
+
+def _residuals(verdict: LadderVerdict) -> list[dict[str, Any]]:
+    """The joint fit's residuals of ln loss."""
+    assert verdict.joint is not None
+    fitted = points(verdict.ladder)
+    return [
+        {"arm": verdict.joint.arms[arm], "flops": float(flops), "residual": float(residual)}
+        for arm, flops, residual in zip(fitted.arm, fitted.compute, verdict.joint.residuals, strict=True)
+    ]
+
+
+# ---- Cells -----------------------------------------------------------------------------------------------------------
+
+
+def nats(interval: Interval) -> str:
+    """A difference in nats with its interval."""
+    return f"{interval.value:+.4f} ({interval.low:+.4f} to {interval.high:+.4f})"
+
+
+def _p_value(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def compute(log_multiplier: Interval | None) -> str:
+    """ln m as compute with its interval: "12% less (7 to 16% less)"."""
+    return NONE if log_multiplier is None else f"{in_compute(log_multiplier.value)} ({bounds(log_multiplier)})"
+
+
+def plain(interval: Interval | None) -> str:
+    """A number with its interval."""
+    return NONE if interval is None else f"{interval.value:.3g} ({interval.low:.3g} to {interval.high:.3g})"
