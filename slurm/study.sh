@@ -7,7 +7,8 @@
 #   python -m llm study status configs/studies/values_nemotron.yaml
 #
 # Repeat the first command after an interruption: tasks whose runs are over end at once. With a search (`tune`), its
-# arrays come first. OUT is the folder of the verdict. launch.sh lists the other variables; docs/cluster.md explains what happens at the time limit.
+# arrays come first. OUT is the folder of the verdict. launch.sh lists the other variables; docs/cluster.md explains
+# what happens at the time limit.
 #SBATCH --job-name=study
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -46,8 +47,8 @@ submit_all() {
         slurm/study.sh "$STUDY" verdict | sed 's/^/verdict: job /'
 }
 
-# The task's runs, one after the other. If one fails, the next one still has its turn; a run that diverges is a result.
-train() {
+# The task's runs, one after the other, by `fit` of launch.sh. If one fails, the next one still has its turn; a run that diverges is a result.
+train_task() {
     local configs config status failed=0
     local missing=("$PYTHON" -m llm study tasks "$STUDY" --stage "$1" --size "$2" --task "$SLURM_ARRAY_TASK_ID/$3")
     configs=$("${missing[@]}")
@@ -62,13 +63,15 @@ train() {
     exit "$failed"
 }
 
-if [[ -z ${SLURM_JOB_ID:-} ]]; then
+if [[ -e $(dirname "$0")/launch.sh ]]; then  # else a job: Slurm runs a copy of the script from elsewhere
     cd "$(dirname "$0")/.."
+    leave_job
     submit_all
-elif [[ ${2:-} == verdict ]]; then
-    cd "${SLURM_SUBMIT_DIR:-.}"
-    exec "$PYTHON" -m evals study "$STUDY" --out "${OUT:-runs/studies/$(basename "$STUDY" .yaml)/verdict}"
-else
-    cd "${SLURM_SUBMIT_DIR:-.}"
-    train "${@:2}"
+    exit
 fi
+BATCH=yes
+cd "${SLURM_SUBMIT_DIR:-.}"
+if [[ ${2:-} == verdict ]]; then
+    exec "$PYTHON" -m evals study "$STUDY" --out "${OUT:-runs/studies/$(basename "$STUDY" .yaml)/verdict}"
+fi
+train_task "${@:2}"

@@ -44,6 +44,7 @@ SUMMARY = ("step", "tokens_seen", "validation_loss", "seconds", "parameters", "p
 LOGGERS = ("csv", "tensorboard", "wandb")
 ON_FULL_DISK = ("stop", "continue")
 LOCKS = {LOCK, HEARTBEAT}
+LEFT_OF_A_START = {*LOCKS, "run.json.part"}  # by an attempt that was killed before it wrote run.json
 
 
 @dataclass
@@ -179,7 +180,7 @@ class RunFolder:
         """Whether the folder holds anything but a lock. Raises UserError where `resume` does not allow that."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run folder {self.path} is a file: give another --run.folder")
-        occupied = self.path.is_dir() and any(path.name not in LOCKS for path in self.path.iterdir())
+        occupied = self.path.is_dir() and any(path.name not in LEFT_OF_A_START for path in self.path.iterdir())
         if occupied and resume is None:
             raise UserError(
                 f"run folder {self.path} is not empty: continue its run with --resume auto, or give another "

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch import distributed
 
 from llm.cli import main
 
@@ -30,3 +31,14 @@ def no_rendezvous_is_left() -> Iterator[None]:
     for name in names:
         os.environ.pop(name, None)
     os.environ.update(before)
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone: Lightning's, where a test before has left it, which DeepSpeed holds on to."""
+    ours = not distributed.is_initialized()
+    if ours:
+        distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    if ours:
+        distributed.destroy_process_group()

@@ -79,7 +79,7 @@ def test_a_folder_that_was_only_locked_is_no_run_yet(tiny_config: Config, tmp_pa
     """A kill may come between the lock and run.json."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").touch()
-    (tmp_path / "run" / "run.json.partial").touch()
+    (tmp_path / "run" / "run.json.part").touch()
     assert fit(tiny_config(trainer__max_steps=3), "--resume", "auto") == 0
 
 

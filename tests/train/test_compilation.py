@@ -27,7 +27,8 @@ def nothing_compiled_yet() -> None:
     torch._dynamo.utils.counters.clear()
 
 
-def test_a_block_is_one_graph_under_ddp(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("one_rank")
+def test_a_block_is_one_graph_under_ddp() -> None:
     """DDP's buckets are smaller than a block here, as they are at 1B."""
     graphs = []
 
@@ -40,12 +41,8 @@ def test_a_block_is_one_graph_under_ddp(tmp_path: Path) -> None:
     module.model.lm_head.compiled_loss = False
     for block in module.model.model.layers:
         block.compile(backend=counting)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    try:
-        parallel = DistributedDataParallel(module.model, bucket_cap_mb=1)
-        parallel(input_ids=ids, shift_labels=ids, num_items_in_batch=32).loss.backward()
-    finally:
-        torch.distributed.destroy_process_group()
+    parallel = DistributedDataParallel(module.model, bucket_cap_mb=1)
+    parallel(input_ids=ids, shift_labels=ids, num_items_in_batch=32).loss.backward()
     assert len(graphs) == 1  # the two blocks are alike
 
 

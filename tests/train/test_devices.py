@@ -74,23 +74,20 @@ def test_files_may_be_opened_up_to_the_hard_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.usefixtures("one_rank")
 def test_groups_of_deepspeed_wait_as_long_as_the_first_while_a_run_starts() -> None:
     """torch gives a group that is made without a time-out 10 minutes under NCCL, whatever the first one has."""
     run = OpenRunFolder(RunFolder(RunSettings()), list, timeout=1800.0)
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        groups = [distributed.group.WORLD, distributed.new_group([0], timeout=timedelta(seconds=7))]
+    groups = [distributed.group.WORLD, distributed.new_group([0], timeout=timedelta(seconds=7))]
 
-        def timeouts() -> set[float]:
-            backends = [group._get_backend(torch.device("cpu")) for group in groups if group is not None]
-            return {backend.options._timeout.total_seconds() for backend in backends}
+    def timeouts() -> set[float]:
+        backends = [group._get_backend(torch.device("cpu")) for group in groups if group is not None]
+        return {backend.options._timeout.total_seconds() for backend in backends}
 
-        run.on_fit_start(None, None)  # type: ignore[arg-type]
-        assert timeouts() == {1800.0}
-        run.timeout = 5.0
-        run.on_fit_start(None, None)  # type: ignore[arg-type]
-        assert timeouts() == {STARTING}
-        run.on_train_start(None, None)  # type: ignore[arg-type]
-        assert timeouts() == {5.0}
-    finally:
-        distributed.destroy_process_group()
+    run.on_fit_start(None, None)  # type: ignore[arg-type]
+    assert timeouts() == {1800.0}
+    run.timeout = 5.0
+    run.on_fit_start(None, None)  # type: ignore[arg-type]
+    assert timeouts() == {STARTING}
+    run.on_train_start(None, None)  # type: ignore[arg-type]
+    assert timeouts() == {5.0}

@@ -74,7 +74,7 @@ def test_samples_of_an_earlier_version_are_checked_too(tmp_path):
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(NotNumbersError, match=r"piqa-0shot\.jsonl"):
-        read_samples(open_export(folder), "piqa", 0)
+        read_samples(open_export(folder), "piqa", 0, "acc")
 
 
 # ---- Items without tokens --------------------------------------------------------------------------------------------

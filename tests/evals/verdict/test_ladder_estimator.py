@@ -15,7 +15,7 @@ from evals.verdict.ladder_simulation import (
     Law,
     Seeds,
     Truth,
-    measure,
+    measure_coverage,
     simulate,
     true_log_multiplier,
 )
@@ -233,7 +233,7 @@ LINES = ["no effect", "m = 1.3", "ln m fades", "own exponents", "arm twice as no
 @pytest.mark.parametrize("name", [*LINES, "ln m halves per decade"])
 def test_intervals_contain_the_truth(name, design):
     """A small version of python -m benchmarks.ladder: 1,000 ladders, whose share has a standard error of 0.7 points."""
-    found = measure(BY_NAME[name], design, 1000, seed=1)
+    found = measure_coverage(BY_NAME[name], design, 1000, seed=1)
     told = {"each size": np.mean(found.size), "mean": found.mean}
     if name in LINES:
         told |= {"slope": found.slope, "largest": found.largest}
