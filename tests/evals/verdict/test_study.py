@@ -24,6 +24,7 @@ from evals.verdict.study import judge_study
 from evals.verdict.study_tables import outlook
 from llm.common.errors import UserError
 from llm.runs.study_record import StudyRecord, StudyRun, read_record
+from tests.evals.browser import check_page
 from tests.evals.verdict.test_ladder import CONSTANT, runs_of, sizes_of
 
 DESIGN = Design(4, 3, 2)
@@ -134,6 +135,10 @@ def test_the_page_has_all_pictures_and_needs_no_network(judged: tuple[Path, str]
     pictures = {f"{name}.{ending}" for name in names for ending in ("svg", "png")}
     others = {"report.html", "results.json", "table.csv", "study.yaml"}
     assert {path.name for path in out.iterdir()} == pictures | others
+
+
+def test_the_page_is_whole_in_a_browser(judged: tuple[Path, str]) -> None:
+    check_page(judged[0] / "out" / "report.html", pictures=4)
 
 
 def test_what_is_missing_is_named_and_left_out(study: Path, tmp_path: Path) -> None:
