@@ -305,7 +305,7 @@ if status in (0, 3):
     pathlib.Path(config + "-over").touch()
 sys.exit(2 if status == 3 else status)
 """
-ARRAY = {"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "4"}
+ARRAY = {"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "4", "TASK": "4"}
 
 
 @pytest.fixture

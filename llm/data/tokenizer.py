@@ -183,7 +183,12 @@ def _from_json(path: Path) -> PreTrainedTokenizerBase:
     backend = _backend(path)
     special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     end = next((name for name in END_TOKENS if name in special), None)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, name_or_path=str(path), eos_token=end)
+    if padding := backend.padding:
+        backend.no_padding()  # transformers would add its token to the vocabulary
+    loaded = PreTrainedTokenizerFast(tokenizer_object=backend, name_or_path=str(path), eos_token=end)
+    if padding:
+        loaded.backend_tokenizer.enable_padding(**padding)  # for `keep_to_the_text` to name
+    return loaded
 
 
 def _backend(path: Path) -> Tokenizer:
