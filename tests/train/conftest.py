@@ -35,7 +35,7 @@ def no_rendezvous_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def one_rank(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone: one that a test before has left, which DeepSpeed holds on to, or a new one."""
+    """A process group of this process alone: a new one, or one that an earlier test has left and DeepSpeed holds."""
     ours = not distributed.is_initialized()
     if ours:
         distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
