@@ -92,7 +92,7 @@ def test_one_global_batch_for_all_ranks_and_workers_and_after_a_stop(stores: tup
     a, b = map(str, stores)
     data: dict[str, Any] = {
         "store": {a: 0.7, b: 0.3} if what == "mixture" else a,
-        "rows": "documents" if what == "documents" else "windows",
+        "packing": "per_document" if what == "documents" else "packed",
         "mask_documents": what == "masked",
         "context": CONTEXT,
         "batch_size": BATCH,

@@ -262,7 +262,8 @@ def test_a_run_folder_is_never_overwritten_or_mixed(
 def test_old_names_of_options_and_keys_still_work(
     tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    config = tiny_config(run__skip_limit=7, model__schedule={"warmup_steps": 1, "floor": 0.5}, trainer__max_steps=2)
+    old_keys = {"run__skip_limit": 7, "model__schedule": {"warmup_steps": 1, "floor": 0.5}, "data__rows": "documents"}
+    config = tiny_config(**old_keys, trainer__max_steps=2)
     assert fit(config, "--model.plain", "[matmul]", "--model.keep_memory=false") == 0
     said = capsys.readouterr().err
     for old, new in reading.RENAMED.items():
@@ -271,7 +272,7 @@ def test_old_names_of_options_and_keys_still_work(
         assert f"note: {old} is now called {'.'.join([*old.split('.')[:-1], new])}; the old name works" in said
     kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert kept["run"]["max_consecutive_skips"] == 7 and "skip_limit" not in kept["run"]
-    assert kept["model"]["schedule"]["min_lr_ratio"] == 0.5
+    assert kept["model"]["schedule"]["min_lr_ratio"] == 0.5 and kept["data"]["packing"] == "per_document"
     assert kept["model"]["disable_fast_paths"] == ["matmul"] and kept["model"]["retain_freed_memory"] is False
     (tmp_path / "run" / "config.yaml").write_text("model: {plain: [loss]}\nrun: {skip_limit: 3}\n")
     assert reading.config(tmp_path / "run") == {
