@@ -70,7 +70,8 @@ def renamed(config: Any) -> Any:
             place = place.get(parent) if isinstance(place, dict) else None
         if isinstance(place, dict) and name in place:
             value = place.pop(name)
-            place.setdefault(new, RENAMED_VALUES.get(new_name(old), {}).get(value, value))
+            values = RENAMED_VALUES.get(new_name(old))
+            place.setdefault(new, values.get(value, value) if values else value)
     return config
 
 
