@@ -116,8 +116,8 @@ def coverage_table(rows: Sequence[Row]) -> str:
     def cell(truth: str, keys: Sequence[str]) -> str:
         values = [float(row[key]) for row in rows if row["truth"] == truth for key in keys if row[key]]
         ends = (min(values), max(values))
-        told = [f"{100 * end:.0f}" if LOW <= round(end, 2) <= HIGH else f"**{100 * end:.0f}**" for end in ends]
-        return told[0] if told[0] == told[1] else "-".join(told)
+        shares = [f"{100 * end:.0f}" if LOW <= round(end, 2) <= HIGH else f"**{100 * end:.0f}**" for end in ends]
+        return shares[0] if shares[0] == shares[1] else "-".join(shares)
 
     return _markdown(
         ["truth", *COVERED],

@@ -60,11 +60,11 @@ def _run(options: argparse.Namespace) -> None:
     wanted = (protocol, options.data, options.device, options.dtype, options.again)
     if options.checkpoints:
         metric = options.metric or "acc_norm"
-        told, missing = curves.evaluate(options.exports, options.out, metric, options.trusted, *wanted)
+        text, missing = curves.evaluate(options.exports, options.out, metric, options.trusted, *wanted)
     else:
         made, missing = harness.run([open_export(folder, options.trusted) for folder in options.exports], *wanted)
-        told = results.format_results((harness.label(export), result) for export, result in made) if made else ""
-    print(told, end="\n" * bool(told))
+        text = results.format_results((harness.label(export), result) for export, result in made) if made else ""
+    print(text, end="\n" * bool(text))
     if missing:
         raise UserError(lacking(missing))
 
@@ -75,8 +75,8 @@ def _prefetch(options: argparse.Namespace) -> None:
     from evals.harness.tasks import lacking
 
     suite = chosen(options.suite or "paper", options.tasks, None)
-    told, missing = prefetch(options.folder, suite.tasks)
-    print("\n".join(told))
+    lines, missing = prefetch(options.folder, suite.tasks)
+    print("\n".join(lines))
     if missing:
         raise UserError(lacking(missing))
 
@@ -178,8 +178,8 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "tasks of lm-eval, by name or from your own YAML",
         "Any task of lm-eval, on its own prompts and metrics: multiple choice, log-likelihood, perplexity, generation. "
         "Results are merged by task and shots into EXPORT/evals/lm_eval.json, every item goes to EXPORT/evals/samples. "
-        "What is there already for the same weights, rows, versions and arguments is kept: a killed run goes on where "
-        "it was. A task that is missing or fails does not stop the others; the last line then names it.",
+        "Results for the same weights, rows, versions and arguments are reused, so a killed run resumes. A task "
+        "that is missing or fails does not stop the others; the last line then names it.",
         "python -m evals run out/classic out/values --suite paper --data data/evals\n"
         "  python -m evals run out/values --tasks blimp gsm8k my_tasks/riddles.yaml --limit 200\n"
         "  python -m evals run out/values --tasks books.txt runs/stories/store\n"

@@ -72,7 +72,7 @@ class ExportedRun:
 
 
 def read_run(folder: str | Path) -> ExportedRun:
-    """The run in `folder`, finished or not. Raises UserError where it is no run folder."""
+    """The run in `folder`, finished or not. Raises UserError where it is not a run folder."""
     folder = Path(folder)
     record = reading.record(folder)
     if lacking := [key for key in ("name", "seed", "store_fingerprint") if key not in record]:

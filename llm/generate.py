@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
             cannot generate, or whose outputs are no numbers.
     """
     if not (args.model / "config.json").is_file():
-        raise UserError(f"{args.model} is no exported folder (it has no config.json): make one with llm export")
+        raise UserError(f"{args.model} is not an exported folder (it has no config.json): make one with llm export")
     if any("\ud800" <= character <= "\udfff" for character in args.prompt):  # Python's stand-in for such bytes
         raise UserError("--prompt is not UTF-8: give text in UTF-8")
     card = read_card(args.model)
@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> None:
     length, limit = inputs["input_ids"].shape[1], trained_context(model.config, card)
     if not length:
         raise UserError("the prompt holds no token: give --prompt some text")
+    if int(inputs["input_ids"].max()) >= model.get_input_embeddings().weight.shape[0]:
+        raise UserError(f"the tokenizer of {args.model} has ids beyond the model's vocabulary: export it again")
     if limit is not None and length >= limit:
         raise UserError(f"the prompt's {length} tokens leave no room in the context of {limit}: shorten it")
     room = args.max_new_tokens if limit is None else min(args.max_new_tokens, limit - length)
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
             logits_processor=LogitsProcessorList([OnlyNumbers()]),
             **(sampling if args.temperature else {"do_sample": False}),
         )
-    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:  # by which torch and transformers reject a model or run out of memory
         raise UserError(f"{args.model} cannot generate: {first_line(error)}") from error
 
 

@@ -125,6 +125,6 @@ queue_again() {
         echo "$1; job $JOB is queued again"
     else
         record=${record#*Command=} record=${record%% WorkDir=*}
-        echo "$1, but job $JOB cannot be queued again: go on with sbatch ${record:-slurm/SCRIPT.sh}"
+        echo "$1, but job $JOB cannot be queued again: resume with sbatch ${record:-slurm/SCRIPT.sh}"
     fi
 }

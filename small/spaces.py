@@ -265,7 +265,7 @@ def _json(path: Path) -> Graph:
 def _name(value: Any, what: str) -> str:
     """The name of a cell or an action as text; UserError where it is none."""
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
-        raise UserError(f"{value!r} is no name of {what}: give text or a number")
+        raise UserError(f"{value!r} is not the name of {what}: give text or a number")
     return str(value)
 
 

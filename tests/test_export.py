@@ -181,7 +181,7 @@ def test_all_passes_over_what_is_torn_and_refuses_what_is_stale(
     torn.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert main(["export", str(trained), "--all"]) == 0
     said = capsys.readouterr()
-    assert f"passed over: {torn.parent} is no complete checkpoint (model.safetensors has not the sha256" in said.err
+    assert f"passed over: {torn.parent} is not a complete checkpoint (model.safetensors has not the sha256" in said.err
     assert [path.name for path in exports.iterdir()] == ["step-00000008"]
     torn.write_bytes(whole)
     card = exports / "step-00000008" / "hippoformer.json"

@@ -148,7 +148,7 @@ def test_a_job_that_slurm_is_ending_is_left_to_slurm(project: Path) -> None:
 def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(project: Path) -> None:
     done = in_a_job(project, STATUS="75", REFUSED="1")
     assert done.returncode == 75
-    assert "go on with sbatch /srv/me/slurm/1b_classic.sh --x\n" in done.stdout
+    assert "resume with sbatch /srv/me/slurm/1b_classic.sh --x\n" in done.stdout
 
 
 def test_a_task_of_an_array_goes_by_its_two_numbers(project: Path) -> None:

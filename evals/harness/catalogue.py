@@ -183,7 +183,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         return dict(load_yaml(path, resolve_func=False))
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: an include of itself, no mapping
-        raise UserError(f"{path} is no YAML of a task ({first_line(error)}); correct it") from error
+        raise UserError(f"{path} is not the YAML of a task ({first_line(error)}); correct it") from error
 
 
 def _of_yaml(
@@ -239,7 +239,7 @@ def _members(config: Mapping[str, Any], path: Path, names: Names, overrides: Map
             for task in tagged:
                 yield from _of_yaml(names[task], names, {}, settings)
         else:
-            raise UserError(f"{path} names {name}, which is no task, group or tag")
+            raise UserError(f"{path} names {name}, which is not a task, group or tag")
 
 
 def _inline(name: str, settings: dict[str, Any], path: Path) -> Definition:

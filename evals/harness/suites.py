@@ -1,4 +1,4 @@
-"""Suites of tasks, and how well tasks tell models apart. Known without lm-eval, which takes seconds to import."""
+"""Suites of tasks, and how well tasks distinguish models. Known without lm-eval, which takes seconds to import."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -127,10 +127,13 @@ def _prepare(definition: Definition, prepared: Prepared, protocol: Protocol) -> 
     except UserError as error:
         prepared.missing[name] = str(error)
         return
-    usable = []
+    usable: list[int] = []
     for number in shots:
         try:
-            _check_examples(task, number, protocol.limit)
+            if number:
+                _check_number(task, number)
+            if number and not any(usable):  # once a task: both splits are read
+                _check_pool(task, number, protocol.limit)
             usable.append(number)
         except UserError as error:
             prepared.missing[f"{name}, {number}-shot"] = str(error)
@@ -242,28 +245,35 @@ def _load_task(manager: "TaskManager", task: str) -> Any:
         ) from error
 
 
-def _check_examples(task: Any, shots: int, limit: int | None) -> None:
-    """Refuse examples from the evaluated split or equal to its items, too few of them, or some without an answer."""
-    if not shots:
-        return
-    config = task.config
-    own = task.fewshot_cfg.split or (task.fewshot_cfg.samples and "samples")
-    pool = own or config.training_split or config.validation_split or config.test_split  # lm-eval's rule
+def _pool(task: Any) -> str:
+    """The split, or "samples" of the task's own, that examples come from, by lm-eval's rule."""
+    config, own = task.config, task.fewshot_cfg.split or (task.fewshot_cfg.samples and "samples")
+    return own or config.training_split or config.validation_split or config.test_split
+
+
+def _check_number(task: Any, shots: int) -> None:
+    """Refuse examples from the evaluated split, or too few of them."""
+    config, pool = task.config, _pool(task)
     if pool == (config.test_split or config.validation_split):
         raise UserError(
             f"{task.task_name}, {shots}-shot, needs examples that are not evaluated and has only its {pool} split; "
-            "put train.jsonl beside it, or ask for --shots 0"
+            "put train.jsonl next to it, or ask for --shots 0"
         )
     spare = int(task.fewshot_cfg.split == config.test_split)  # see the module
     if shots + spare > len(task.sampler.df):
         raise UserError(
             f"{task.task_name} has {len(task.sampler.df)} rows to draw {shots} examples from; ask for fewer --shots"
         )
-    if own != "samples":
-        _check_answers(task, f"draws examples from ({pool})", enumerate(task.fewshot_docs()))
-    examples = {_content(task, row) for row in task.fewshot_docs()}
+
+
+def _check_pool(task: Any, shots: int, limit: int | None) -> None:
+    """Refuse examples without an answer, or equal to evaluated items."""
+    pool, rows = _pool(task), list(task.fewshot_docs())
+    if pool != "samples":
+        _check_answers(task, f"draws examples from ({pool})", enumerate(rows))
+    examples = {_content(task, row) for row in rows}
     items = [_content(task, row) for _, row in task.doc_iterator(limit=limit)]
-    shared = len(examples.intersection(items))
+    shared = sum(item in examples for item in items)
     if shared > SHARED * len(items):
         raise UserError(
             f"{task.task_name}, {shots}-shot: {shared} of {len(items)} evaluated items are among its examples too "

@@ -92,7 +92,7 @@ def _tasks(found: Comparison) -> Section | None:
 
 
 def _noise(tasks: Sequence[verdict.Finding]) -> Table:
-    """How well each task tells models apart: as published, and by the noise of this comparison."""
+    """How well each task distinguishes models: as published, and by the noise of this comparison."""
     rows = []
     for finding in tasks:
         effect, published = finding.effect, DECISION_ACCURACY.get(finding.measure.task)
@@ -113,7 +113,7 @@ def _noise(tasks: Sequence[verdict.Finding]) -> Table:
         "these models, seeds and items cannot tell the difference from none."
     )
     header = ["", "decision accuracy, %", "difference", "noise", "difference / noise"]
-    return Table("How well each task tells models apart", header, rows, note)
+    return Table("How well each task distinguishes models", header, rows, note)
 
 
 def _over_training(found: Comparison) -> Section | None:

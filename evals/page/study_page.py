@@ -26,21 +26,21 @@ def draw(found: StudyVerdict) -> dict[str, tuple[Figure, str]]:
     for arm in verdict.ladder.changed:
         sizes = verdict.arms[arm].sizes
         if sizes:
-            told = f"{arm} minus {base} at each size with {level} intervals; filled: shown after Holm's correction; "
-            told += f"null: {base} with other initial weights"
-            drawn[f"{arm}-effect"] = figures.draw_effect(verdict, arm), told
-        told = f"Final loss of {base} and {arm} over compute; hollow: smaller budgets, lines: both joint fits"
-        drawn[f"{arm}-loss"] = figures.draw_loss(verdict, arm), told
+            caption = f"{arm} minus {base} at each size with {level} intervals; filled: shown after Holm's correction; "
+            caption += f"null: {base} with other initial weights"
+            drawn[f"{arm}-effect"] = figures.draw_effect(verdict, arm), caption
+        caption = f"Final loss of {base} and {arm} over compute; hollow: smaller budgets, lines: both joint fits"
+        drawn[f"{arm}-loss"] = figures.draw_loss(verdict, arm), caption
         if sizes and sizes[0].log_multiplier is not None:
-            told = f"Compute multiplier of {arm} over compute with {level} intervals; dashed: extrapolated"
-            drawn[f"{arm}-multiplier"] = figures.draw_multiplier(verdict, arm), told
+            caption = f"Compute multiplier of {arm} over compute with {level} intervals; dashed: extrapolated"
+            drawn[f"{arm}-multiplier"] = figures.draw_multiplier(verdict, arm), caption
         if verdict.joint is not None:
-            told = f"Residuals of the joint fit with shared exponents, {base} and {arm}"
-            drawn[f"{arm}-residuals"] = figures.draw_residuals(verdict, arm), told
+            caption = f"Residuals of the joint fit with shared exponents, {base} and {arm}"
+            drawn[f"{arm}-residuals"] = figures.draw_residuals(verdict, arm), caption
     for arm, losses in _searches(found).items():
         key = str(found.record.content["tune"]["key"])
-        told = f"Search of {key} for {arm}, a line for each size; dotted: the chosen value"
-        drawn[f"{arm}-search"] = figures.draw_search(losses, found.record.choices.get(arm, {}), arm, key), told
+        caption = f"Search of {key} for {arm}, a line for each size; dotted: the chosen value"
+        drawn[f"{arm}-search"] = figures.draw_search(losses, found.record.choices.get(arm, {}), arm, key), caption
     return drawn
 
 
@@ -84,12 +84,14 @@ def _result(found: StudyVerdict) -> Section:
         Table("At each size", tables.size_header(verdict.level), tables.size_rows(verdict), by_size),
         Table("Over the sizes", tables.CLAIM_HEADER, tables.claim_rows(verdict), claims),
     ]
-    told = [*tables.outlook(found), *found.missing, *(f"Note: {note}" for note in found.notes)]
-    return Section("Result", "\n\n".join(told), tables=[table for table in made if table.rows])
+    lines = [*tables.outlook(found), *found.missing, *(f"Note: {note}" for note in found.notes)]
+    return Section("Result", "\n\n".join(lines), tables=[table for table in made if table.rows])
 
 
 def _arm(arm: str, drawn: Drawn) -> Section:
-    pictures = [Picture(as_svg(figure, told), told) for name, (figure, told) in drawn.items() if _is_of(name, arm)]
+    pictures = [
+        Picture(as_svg(figure, caption), caption) for name, (figure, caption) in drawn.items() if _is_of(name, arm)
+    ]
     return Section(arm, pictures=pictures)
 
 

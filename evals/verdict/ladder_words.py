@@ -47,10 +47,10 @@ def at_equal_cost(verdict: LadderVerdict, arm: str, ratio: Interval) -> str:
         return ""
     adjusted = adjusted_for_cost(found.mean.by_seeds, ratio, verdict.level)
     step = f"a step takes {ratio.value:.3g} times as long, {ratio.low:.3g} to {ratio.high:.3g}"
-    told = f"{100 * verdict.level:g}% interval {bounds(adjusted)}"
+    interval = f"{100 * verdict.level:g}% interval {bounds(adjusted)}"
     if not adjusted.shown:
-        return f"At the measured cost ({step}), no difference in time between {arm} and {base} is shown ({told})."
-    return f"At the measured cost ({step}), {arm} needs {in_compute(adjusted.value)} time than {base} ({told})."
+        return f"At the measured cost ({step}), no difference in time between {arm} and {base} is shown ({interval})."
+    return f"At the measured cost ({step}), {arm} needs {in_compute(adjusted.value)} time than {base} ({interval})."
 
 
 def extrapolation(verdict: LadderVerdict, arm: str) -> str:
@@ -70,7 +70,7 @@ def held_out(verdict: LadderVerdict, arm: str) -> str:
     found = verdict.arms[arm].held_out
     if found is None:
         return ""
-    told = [
+    compared = [
         f"{what} {measured:.4f}, predicted {value.value:.4f} ({value.low:.4f} to {value.high:.4f})"
         for what, measured, value in (
             (f"{arm} minus {verdict.ladder.baseline}", found.measured_difference, found.difference),
@@ -79,7 +79,7 @@ def held_out(verdict: LadderVerdict, arm: str) -> str:
     ]
     return (
         f"Held out, size {found.size.name} is {'' if found.predicted else 'not '}as the smaller sizes predict it, in "
-        f"nats per token: {'; '.join(told)}."
+        f"nats per token: {'; '.join(compared)}."
     )
 
 
@@ -161,13 +161,13 @@ def _slope(mean: Claim, slope: Claim) -> str:
     return f"{what} {'grows' if grows else 'shrinks'} with size {numbers}" + _by_seeds_alone(slope, _plain)
 
 
-def _by_seeds_alone(claim: Claim, told: Any) -> str:
+def _by_seeds_alone(claim: Claim, form: Any) -> str:
     """What a claim that is not firm rests on."""
     if claim.firm:
         return ""
     if claim.by_sizes is None:
-        return ", by seeds alone (three sizes are no sample of sizes)"
-    return f", by seeds alone (with the sizes as the sample {told(claim.by_sizes)})"
+        return ", by seeds alone (three sizes are too few to be a sample)"
+    return f", by seeds alone (with the sizes as the sample {form(claim.by_sizes)})"
 
 
 def _null(verdict: LadderVerdict) -> str:

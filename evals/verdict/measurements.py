@@ -193,8 +193,8 @@ def _task(exports: Exports, result: Mapping[str, Any], metric: str, notes: list[
     name = f"{task}, {shots}-shot"
     chosen = metrics.primary(result, metric)
     if chosen is None:
-        told = ", ".join(metrics.of_result(result))
-        notes.append(f"{name} is left out: {told} is no mean over items, and no item has a value to be paired.")
+        names = ", ".join(metrics.of_result(result))
+        notes.append(f"{name} is left out: {names} is not a mean over items, so no item has a value to pair.")
         return None
     kind = metrics.of_result(result)[chosen]
     items = [(read_samples(one, task, shots, chosen), read_samples(two, task, shots, chosen)) for one, two in exports]

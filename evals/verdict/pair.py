@@ -90,7 +90,7 @@ def check_finished(run: ExportedRun) -> None:
     summary = run.summary
     if summary is None:
         raise UserError(
-            f"{run.folder} is not finished (no whole summary.json); go on with `python -m llm fit --config "
+            f"{run.folder} is not finished (no whole summary.json); resume with `python -m llm fit --config "
             f"{run.folder}/config.yaml --resume auto`"
         )
     needed = ("step", "tokens_seen", "validation_loss", "seconds", "parameters")

@@ -27,7 +27,7 @@ def size_header(level: float) -> list[str]:
 
 
 def size_rows(verdict: LadderVerdict) -> list[list[str]]:
-    """Each size of each arm with a change, the null arm's difference at that size beside it."""
+    """Each size of each arm with a change, the null arm's difference at that size next to it."""
     null = {at.size.name: nats(at.difference) for at in verdict.null.sizes} if verdict.null else {}
     return [
         [
@@ -50,14 +50,14 @@ def claim_rows(verdict: LadderVerdict) -> list[list[str]]:
 
 def _claims(found: ArmVerdict) -> list[list[str]]:
     rows = []
-    for name, claim, told in (
+    for name, claim, form in (
         ("compute, mean of the sizes", found.mean, compute),
         ("slope of ln m over ln C", found.slope, plain),
         ("compute, largest size by the line", found.largest, compute),
     ):
         if claim is not None:
             shown = "firm" if claim.firm else "by seeds" if claim.shown else "no"
-            rows.append([found.arm, name, told(claim.by_seeds), told(claim.by_sizes), shown])
+            rows.append([found.arm, name, form(claim.by_seeds), form(claim.by_sizes), shown])
     if found.beyond is not None:
         rows.append([found.arm, f"extrapolated to {found.beyond_compute:.1e} FLOPs", compute(found.beyond), NONE, NONE])
     return rows
@@ -81,13 +81,13 @@ def joint_rows(verdict: LadderVerdict) -> list[list[str]]:
 
 def outlook(found: StudyVerdict) -> list[str]:
     """Measured cost, extrapolation, held-out size and what is refused, a sentence each, of every arm with a change."""
-    verdict, told = found.verdict, []
+    verdict, sentences = found.verdict, []
     for arm in verdict.ladder.changed:
         refused = [f"{arm}: {refusal.sentence}." for refusal in verdict.arms[arm].refusals]
         if arm in found.step_times:
-            told.append(at_equal_cost(verdict, arm, found.step_times[arm]))
-        told += [extrapolation(verdict, arm), held_out(verdict, arm), *refused]
-    return [sentence for sentence in told if sentence]
+            sentences.append(at_equal_cost(verdict, arm, found.step_times[arm]))
+        sentences += [extrapolation(verdict, arm), held_out(verdict, arm), *refused]
+    return [sentence for sentence in sentences if sentence]
 
 
 def format_study(found: StudyVerdict) -> str:

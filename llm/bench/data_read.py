@@ -249,7 +249,7 @@ def cold_tasks(folder: Path, gib: float) -> dict[str, Task]:
             read(shard, place * (window - 1), window)
         used, seconds = len(places) * window, time.perf_counter() - began
         if (from_disk := bytes_from_disk() - before) == 0:
-            raise UserError(f"{folder.parent} does not lie on a disk that can be read anew; name another --folder")
+            raise UserError(f"{folder.parent} does not lie on a disk that can be read again; name another --folder")
         return {"bytes read/used": from_disk / (4 * used), "tokens/s": used / seconds}
 
     return {

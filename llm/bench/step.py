@@ -90,8 +90,8 @@ def window_on_gpu(one: Fit | TransformersBaseline, steps: int) -> Window:
         window = one.window(steps, parts=False)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            "the GPU's memory is not enough for a step of one contender beside the weights of the others: give fewer "
-            "--rows, or fewer --contenders, or --baseline none"
+            "the GPU's memory is not enough for a step of one contender and the weights of all others: give "
+            "fewer --rows, or fewer --contenders, or --baseline none"
         ) from error
     window.peak_mib = (torch.cuda.max_memory_allocated() - others) / MIB
     window.parts, window.first_step = parts.parts, parts.first_step

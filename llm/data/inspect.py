@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> None:
     train = splits[0]
     if args.verify:
         if problems := verify(splits):
-            raise UserError("\n  ".join(problems) + "\nrun the same prepare command again: it makes such shards anew")
+            raise UserError("\n  ".join(problems) + "\nrun the same prepare command again: it makes these shards again")
         print("verified: every shard is what its manifest says")
     begin = "" if train.begin_of_document is None else f"begin with the id {train.begin_of_document} and "
     print(

@@ -208,7 +208,7 @@ class TokenDataModule(pl.LightningDataModule):
         if left or not rows:
             nearest = max(1, round(self.batch_size / ranks)) * ranks
             raise UserError(
-                f"data.batch_size {self.batch_size} is no multiple of {ranks} device(s): the nearest that is, is "
+                f"data.batch_size {self.batch_size} is not a multiple of {ranks} device(s): the nearest that is, is "
                 f"{nearest}"
             )
         most = self.given_micro_batch_size or rows

@@ -116,7 +116,8 @@ def row_digest(step: int, row: int, tokens: np.ndarray) -> int:
 def _too_small(store: TokenStore, context: int) -> UserError:
     if not store.tokens and store.split == "validation":
         return UserError(
-            f"{store.path} holds no validation tokens: prepare it anew with more text or a larger --validation-fraction"
+            f"{store.path} holds no validation tokens: prepare it again with more text, or a larger "
+            "--validation-fraction"
         )
     return UserError(
         f"{store.path} ({store.split}) holds {store.tokens} tokens, too few for one row of {context}: "

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 OPEN_FILES = 1 << 15  # all 31,279 shards of Nemotron-CC's high-quality part; at most a quarter of the process's limit
 STAT_THREADS, STATS = 16, 500  # files that a thread is given at a time
 PIECE = 1 << 24  # tokens read at a time; Linux reads at most 2 GiB a call
-REMAKE = "run the same prepare command again to make this shard anew"
+REMAKE = "run the same prepare command again to make this shard again"
 ENDS_IN_A_ROW = 1 << 20  # read at a time where all are wanted: 8 MiB
 
 

@@ -63,8 +63,8 @@ def read_index(path: Path) -> dict[str, Any]:
         readable = index["format"] == FORMAT
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} is no finished token store, having no store.json{_progress(path)}; run the same prepare command "
-            "again to finish it"
+            f"{path} is not a finished token store: it has no store.json{_progress(path)}; run the same prepare "
+            "command again to finish it"
         ) from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}/store.json cannot be read ({error}); {AGAIN}") from error
@@ -79,9 +79,9 @@ def _index_problem(index: dict[str, Any]) -> str:
     """Say what is wrong with the content of store.json; nothing where it can be used."""
     for key in ("vocab_size", "end_of_document"):
         if not isinstance(index.get(key), int) or index[key] < 0:
-            return f"{key} is no whole number"
+            return f"{key} is not a whole number"
     if index.get("begin_of_document") is not None and not isinstance(index["begin_of_document"], int):
-        return "begin_of_document is no whole number"
+        return "begin_of_document is not a whole number"
     if index.get("dtype") not in ("<u2", "<u4"):
         return f"dtype {index.get('dtype')!r} is unknown"
     if not all(isinstance(index.get(key), str) for key in ("fingerprint", "tokenizer_fingerprint")):
@@ -99,7 +99,7 @@ def _index_problem(index: dict[str, Any]) -> str:
         if not all(isinstance(text, str) for text in [*names, *sha256]):
             return f"a shard of {split} has no name or no sha256"
         if outside := [name for name in names if "/" in name or "\0" in name or name.startswith(".")]:
-            return f"the shard {outside[0]!r} of {split} is no name of a file in the store"
+            return f"the shard {outside[0]!r} of {split} is not the name of a file in the store"
     return ""
 
 

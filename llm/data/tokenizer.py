@@ -135,7 +135,7 @@ def end_of_document(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"{_called(tokenizer)} names no end-of-sequence token, so nothing would end a "
-            'document; add "eos_token" to the tokenizer_config.json beside its tokenizer.json'
+            'document; add "eos_token" to the tokenizer_config.json next to its tokenizer.json'
         )
     return int(tokenizer.eos_token_id)
 

@@ -186,7 +186,7 @@ def rows_per_device(batch_size: int, devices: int, micro_batch: int | None) -> i
     if batch_size % unit:
         nearest = max(1, round(batch_size / unit)) * unit
         what = f"{devices} devices" + (f" x micro-batch {micro_batch}" if micro_batch else "")
-        raise UserError(f"data.batch_size {batch_size} is no multiple of {what}: the nearest that is, is {nearest}")
+        raise UserError(f"data.batch_size {batch_size} is not a multiple of {what}: the nearest that is, is {nearest}")
     return batch_size // devices
 
 
@@ -241,7 +241,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="YAML of a run")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1], help="numbers of devices in all (default: 1)")
     parser.add_argument("--device", help=f"one of {', '.join(DEVICES)}; or cpu, with --device-memory")
-    parser.add_argument("--device-memory", type=float, metavar="GIB", help="memory of a device, beside or instead")
+    parser.add_argument(
+        "--device-memory", type=float, metavar="GIB", help="memory of a device; overrides that of --device"
+    )
     parser.add_argument("--headroom", type=float, default=0.9, help="share of it that may be planned (default: 0.9)")
     parser.add_argument("--micro-batch", type=int, help="rows of a forward pass (default: the most that fit)")
     parser.add_argument("--tokens-per-second", type=float, metavar="X", help="throughput of one device, for the days")

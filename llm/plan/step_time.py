@@ -82,7 +82,7 @@ def benchmark(path: Path, wanted: Mapping[str, Any], stream: Sequence[str]) -> t
         measured = {name: found[name] for name in ("parameters", "context", "precision", "device")}
         rate = sorted(rates)[len(rates) // 2]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"--bench {path} is no result of python -m llm bench --json: {error!r}") from error
+        raise UserError(f"--bench {path} is not a result of python -m llm bench --json: {error!r}") from error
     for name, value in wanted.items():
         if measured[name] != value:
             raise UserError(

@@ -83,12 +83,12 @@ class Lock(NamedTuple):
 
 
 def record(run: Path) -> dict[str, Any]:
-    """The content of run.json. Raises UserError where `run` is no run folder."""
+    """The content of run.json. Raises UserError where `run` is not a run folder."""
     try:
         return dict(json.loads((run / "run.json").read_bytes()))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
-            f"{run} is no run folder (it has no run.json): give the run.folder of a training run"
+            f"{run} is not a run folder (it has no run.json): give the run.folder of a training run"
         ) from error
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{run}/run.json cannot be read ({error}): give the run.folder of a training run") from error

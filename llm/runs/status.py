@@ -1,4 +1,4 @@
-"""`python -m llm status RUN...`: how far runs are, whether they go on, and what went wrong in them.
+"""`python -m llm status RUN...`: progress of runs, whether they are still running, and what went wrong.
 
 Stages: a run folder's records, rows, events, checkpoints and lock (`reading.py`) -> `Status` -> a block of text
 (`status_report.py`), or JSON. Nothing is written and no lock is taken: a run does not notice.
@@ -45,7 +45,7 @@ def status_of(run: Path, hashed: Callable[[int], object] | None = None) -> Statu
         hashed: compare the sha256 of every file of its checkpoints, and be told of the bytes read; None: their sizes.
 
     Raises:
-        UserError: it is no run folder.
+        UserError: it is not a run folder.
     """
     record, summary, lock, rows = reading.record(run), reading.summary(run), reading.lock(run), reading.metrics(run)
     notes = []

@@ -105,8 +105,8 @@ def _run(args: argparse.Namespace) -> None:
 def _status(args: argparse.Namespace) -> None:
     record = read_record(args.study)
     if args.json:
-        told = [asdict(run) | asdict(record.state(run)) for run in record.runs]
-        print(json.dumps(reading.finite(told), indent=1, allow_nan=False))
+        listed = [asdict(run) | asdict(record.state(run)) for run in record.runs]
+        print(json.dumps(reading.finite(listed), indent=1, allow_nan=False))
     else:
         print(*status_lines(record), sep="\n")
 

@@ -106,8 +106,8 @@ def inspect(study: Study) -> Inspection:
         for problem in _size_problems(inspection):
             problems.setdefault(problem, [])
     if problems:
-        told = [f"{_places(study, places)}{problem}" for problem, places in problems.items()]
-        raise UserError(f"{study.path} cannot be run: " + "; ".join(told))
+        messages = [f"{_places(study, places)}{problem}" for problem, places in problems.items()]
+        raise UserError(f"{study.path} cannot be run: " + "; ".join(messages))
     return inspection
 
 
@@ -145,7 +145,7 @@ def _problems(inspection: Inspection, size: str, arm: str) -> Iterator[str]:
         yield from found.model.problems(steps, found.run.context)
     found.model.schedule = schedule
     if len(set(budgets)) < len(budgets):
-        yield f"budgets of {budgets} steps are too close to be told apart: lower data.batch_size or raise tokens"
+        yield f"budgets of {budgets} steps are too close to be messages apart: lower data.batch_size or raise tokens"
     try:
         found.data.micro_batches(study.slurm[size].devices)
         if not inspection.missing_stores:

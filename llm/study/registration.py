@@ -130,11 +130,11 @@ def _check_started(inspection: Inspection, record: StudyRecord, configs: dict[st
             if old.get(key) != new.get(key):
                 problems.setdefault(f"{key} was {old.get(key)} and is {new.get(key)}", []).append(run.name)
     if problems:
-        told = "; ".join(
+        changes = "; ".join(
             f"{problem} in {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
             for problem, names in problems.items()
         )
         raise UserError(
-            f"{study.path} no longer describes the runs in {study.folder} that have started ({told}): undo the change, "
-            "or set folder to a new one"
+            f"{study.path} no longer describes the runs in {study.folder} that have started ({changes}): undo the "
+            "change, or set folder to a new one"
         )

@@ -159,11 +159,11 @@ class Workers:
                 stream.write(f"\nerror: its process ended with {name}\n")
             state = self.record.state(run)
         self.over |= {run.name} if state.over else set()
-        told = f"validation loss {state.loss:.4f}" if state.state == "done" else f"{state.state}: {state.reason}"
+        outcome = f"validation loss {state.loss:.4f}" if state.state == "done" else f"{state.state}: {state.reason}"
         left = seconds_left(self.record, self.mine)
         remaining = f"; about {duration(left / self.jobs)} left" if left and left >= self.jobs else ""
         done = sum(each.name in self.over for each in self.mine)
-        print(f"[{done}/{len(self.mine)}] {run.name}: {told}{remaining}", file=sys.stderr)
+        print(f"[{done}/{len(self.mine)}] {run.name}: {outcome}{remaining}", file=sys.stderr)
 
     def stop(self) -> None:
         """Have the runs save and end."""

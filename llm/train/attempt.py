@@ -217,7 +217,7 @@ class Attempt(LightningCLI):
         last = checkpoints.newest(run.path / "checkpoints", hashed=False)[0]
         kept = f"its newest checkpoint is of step {last.step}" if last else "it has no checkpoint yet"
         return (
-            f"{run.path} stopped at step {self.trainer.global_step}; {kept}: go on with "
+            f"{run.path} stopped at step {self.trainer.global_step}; {kept}: resume with "
             f"python -m llm fit --config {run.path}/config.yaml --resume auto"
         )
 

@@ -210,13 +210,15 @@ def read(path: Path, hashed: bool = True) -> Checkpoint:
         UserError: it is not there, or damaged; the message names the file and what is wrong.
     """
     if problems := checkpoint_problems(path, (lambda _: None) if hashed else None):
-        raise UserError(f"{path} is no complete checkpoint ({'; '.join(problems)}): use an older one or --resume auto")
+        raise UserError(
+            f"{path} is not a complete checkpoint ({'; '.join(problems)}): use an older one or --resume auto"
+        )
     try:
         state = json.loads((path / "state.json").read_bytes())
         return Checkpoint(path, int(state["step"]), state | {"identity": dict(state["identity"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{path} is no complete checkpoint (its state.json cannot be read): use an older one or --resume auto"
+            f"{path} is not a complete checkpoint (its state.json cannot be read): use an older one or --resume auto"
         ) from error
 
 

@@ -131,6 +131,6 @@ class Checkpoints(pl.Callback):
             if on_full_disk == "stop" or not isinstance(error, checkpoints.FullDiskError):
                 raise error
             self.run.event("checkpoint not written", trainer.global_step, why=str(error))
-            print(f"training goes on without a checkpoint: {error}", file=sys.stderr)
+            print(f"training continues without a checkpoint: {error}", file=sys.stderr)
 
         on_rank_zero(trainer.strategy, look)

@@ -73,8 +73,8 @@ class Compilation(pl.Callback):
         counts, limit = self.variants.values(), torch._dynamo.config.recompile_limit
         facts = {"functions": len(counts), "variants": sum(counts), "most": max(counts), "limit": limit}
         self.run.event("compiled", trainer.global_step, **facts)
-        told = f"{sum(counts)} variants of {len(counts)} functions, at most {max(counts)} of one"
-        tqdm.write(f"compiled: {told} (limit {limit})", file=sys.stderr)
+        counted = f"{sum(counts)} variants of {len(counts)} functions, at most {max(counts)} of one"
+        tqdm.write(f"compiled: {counted} (limit {limit})", file=sys.stderr)
 
     def _begin(self, args: Any) -> None:
         self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SAVING)

@@ -235,7 +235,7 @@ class Evaluations:
                 self.exported()
             if why:
                 self.run.event("evaluation failed", step, why=why)
-                _say(f"step {step}: evaluation failed ({why}); training goes on, {self.log} tells more")
+                _say(f"step {step}: evaluation failed ({why}); training continues; see {self.log}")
             elif not exporting:
                 results = reading.in_percent(reading.accuracies(self.path(step)))
                 self.run.event("evaluated", step, results=results, seconds=round(time.monotonic() - began, 1))

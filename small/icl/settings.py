@@ -135,7 +135,7 @@ class Variant:
         streams = () if first == CLASSIC else tuple(first.split("+"))
         if unknown := [stream for stream in streams if stream not in STREAMS]:
             raise UserError(
-                f"variant {name!r}: {unknown[0]!r} is no stream; give {CLASSIC}, or any of {', '.join(STREAMS)} "
+                f"variant {name!r}: {unknown[0]!r} is not a stream; give {CLASSIC}, or any of {', '.join(STREAMS)} "
                 "joined by +"
             )
         found: dict = {}
@@ -147,7 +147,7 @@ class Variant:
                 found[kind] = value
             else:
                 raise UserError(
-                    f"variant {name!r}: {part!r} is no option; give {', '.join(SOURCES)}, learned or nmdaALPHA, as "
+                    f"variant {name!r}: {part!r} is not an option; give {', '.join(SOURCES)}, learned or nmdaALPHA, as "
                     "in values:accumulated:nmda10"
                 )
         if not streams and found.keys() & {"source", "learned"}:

@@ -158,7 +158,7 @@ def _cifar100(files: Files, quiet: bool) -> Images:
     if (train := files.ending("train.bin")) and (test := files.ending("test.bin")):
         names = files.ending("fine_label_names.txt")
         if names is None:
-            raise UserError(f"{files.path} has no fine_label_names.txt beside train.bin: fetch it again")
+            raise UserError(f"{files.path} has no fine_label_names.txt next to train.bin: fetch it again")
         return Images("cifar100", tuple(_lines(files, names)), *(_binary(files, name) for name in (train, test)))
     if (meta := files.ending("meta")) and (train := files.ending("train")) and (test := files.ending("test")):
         with files.naming(meta):

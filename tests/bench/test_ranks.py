@@ -114,7 +114,7 @@ def test_terminated_it_leaves_nothing_behind(tiny_config: Config, scratch: Path)
     [
         (["--rounds", "0"], "must be at least 1"),
         (["--processes", "1"], "--processes at least 2"),
-        (["--rows", "7"], "data.batch_size 7 is no multiple of 2 device(s): the nearest that is, is 8"),
+        (["--rows", "7"], "data.batch_size 7 is not a multiple of 2 device(s): the nearest that is, is 8"),
         (["--precision", "half"], "--precision 'half' is unknown"),
         (["--precision", "bf16-true"], "trainer.precision bf16-true has no fp32 master weights under deepspeed"),
         (["--folder", "nowhere"], "there is no folder nowhere"),

@@ -123,15 +123,15 @@ def test_days_come_from_a_benchmark_of_the_same_run(tmp_path: Path, capsys: pyte
     file.write_text(json.dumps(bench | {"tokens_per_second": {"classic": [1.0], "config": [5.0]}}))
     assert plan(*words, folder=tmp_path)["time"]["tokens_per_second_per_device"] == 5
     file.write_text(json.dumps(bench | {"tokens_per_second": {"classic": [1.0]}}))
-    assert "is no result of python -m llm bench" in refused(capsys, *words)
+    assert "is not a result of python -m llm bench" in refused(capsys, *words)
     file.write_text("{}")
-    assert "is no result of python -m llm bench" in refused(capsys, *words)
+    assert "is not a result of python -m llm bench" in refused(capsys, *words)
     wanted = read(VALUES, []).measured(device("h100", None))
     for name, other in {"parameters": 1, "context": 256, "precision": "32-true", "device": "CPU, 2 threads"}.items():
         file.write_text(json.dumps(bench | {name: other}))
         with pytest.raises(UserError, match=f"measured {name} {other}, this plan has .*: run python -m llm bench"):
             benchmark(file, wanted, ["values"])
-    with pytest.raises(UserError, match=r"none\.json is no result of"):
+    with pytest.raises(UserError, match=r"none\.json is not a result of"):
         benchmark(tmp_path / "none.json", wanted, ["values"])
 
 
@@ -210,7 +210,7 @@ def test_devices_have_peaks() -> None:
         (("--device", "h100", "--tokens-per-second", "1", "--bench", "f"), "--tokens-per-second or --bench, not both"),
         (
             ("--device", "h100", "--gpus", "24"),
-            "data.batch_size 512 is no multiple of 24 devices: the nearest that is, is 504",
+            "data.batch_size 512 is not a multiple of 24 devices: the nearest that is, is 504",
         ),
         (
             ("--device", "h100", "--gpus", "8", "--micro-batch", "3"),

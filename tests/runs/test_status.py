@@ -256,7 +256,7 @@ def test_other_folders_are_named_after_the_runs(tmp_path: Path, capsys: pytest.C
     assert main(["status", str(tmp_path / "store"), str(run), str(torn)]) == 2
     told = capsys.readouterr()
     assert told.out.startswith(f"{run}: stopped\n")
-    assert told.err.startswith(f"error: {tmp_path / 'store'} is no run folder")
+    assert told.err.startswith(f"error: {tmp_path / 'store'} is not a run folder")
     assert "torn/run.json cannot be read" in told.err and told.err.count("\n") == 1
 
 

@@ -187,7 +187,7 @@ def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(cluster: None, tmp
     run("scancel", "--signal=USR1", job)
     ended = end(job)
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "75:0")
-    command = f"go on with sbatch {project}/slurm/1b_classic.sh --run.keep_checkpoints 3\n"
+    command = f"resume with sbatch {project}/slurm/1b_classic.sh --run.keep_checkpoints 3\n"
     assert command in log(project, f"1b-classic-{job}")
 
 

@@ -245,9 +245,9 @@ def test_a_gml_file_without_labels_has_its_ids_as_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "named"),
     [
-        ("a.json", json.dumps({"edges": [["a", None]]}), "None is no name of cell"),
-        ("a.json", json.dumps({"edges": [["a", "b", ["on"]]]}), r"\['on'\] is no name of an action"),
-        ("a.json", json.dumps({"edges": [["a", "b", ""]]}), "'' is no name of an action"),
+        ("a.json", json.dumps({"edges": [["a", None]]}), "None is not the name of cell"),
+        ("a.json", json.dumps({"edges": [["a", "b", ["on"]]]}), r"\['on'\] is not the name of an action"),
+        ("a.json", json.dumps({"edges": [["a", "b", ""]]}), "'' is not the name of an action"),
         ("a.edgelist", "a b\nb c#d\n", "has # in a name"),
         ("a.gml", 'graph [ node [ id 1 label "a" ] node [ id 2 ] edge [ source 1 target 2 ] ]', "have no label"),
         ("a.txt", "..\t..\n", "neither a cell nor a wall"),

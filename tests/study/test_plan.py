@@ -132,7 +132,7 @@ def test_problems_of_the_configs_are_told_together(tiny_study: Study) -> None:
     parts = (
         "sizes must increase: large has",
         "warm-up 1 and cool-down 1 are longer than the run of 1 steps",
-        "data.batch_size 9 is no multiple of 4 device(s)",
+        "data.batch_size 9 is not a multiple of 4 device(s)",
         "epochs of",
         "raise tokens.max_epochs",
     )

@@ -71,7 +71,7 @@ def test_a_branch_of_another_run_is_refused(tiny_config: Config, tmp_path: Path,
     assert fit(tiny_config(run__folder=other, run__start_from=start + "0", run__keep_steps=[0])) == 2
     assert "run.keep_steps" in capsys.readouterr().err
     assert fit(tiny_config(run__folder=other, run__start_from=start + "0")) == 2
-    assert "is no complete checkpoint" in capsys.readouterr().err
+    assert "is not a complete checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 

@@ -290,7 +290,7 @@ def test_an_evaluation_that_fails_is_an_event(
     assert told[20, "evaluation failed"]["why"] == told[30, "evaluation failed"]["why"] == "error: no such luck"
     assert told[10, "evaluated"]["results"] == "stories, 0-shot 25.0%"
     said = capsys.readouterr().err
-    assert "step 20: evaluation failed (error: no such luck); training goes on" in said
+    assert "step 20: evaluation failed (error: no such luck); training continues" in said
     assert checkpoints.find(run).step == 30
 
 
@@ -382,7 +382,7 @@ def test_settings_that_cannot_be_are_refused(
         "--taks stories": "unrecognized arguments: --taks stories (python -m evals run --help",
         "--tasks poetry": "there is no task poetry",
         "another/export": "unrecognized arguments: another/export",
-        "--checkpoints": "is no run folder",
+        "--checkpoints": "is not a run folder",
         "--tasks 'stories": "are no words: no closing quotation",
     }
     for arguments, sentence in refused.items():

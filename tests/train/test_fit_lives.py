@@ -216,7 +216,7 @@ def test_a_signal_while_the_run_starts_ends_it_after_the_first_step(
     said = ended.communicate()[1]
     assert ended.returncode == 75, said
     run = tmp_path / "run"
-    assert f"SIGTERM: {run} stopped at step 1; its newest checkpoint is of step 1: go on with" in said
+    assert f"SIGTERM: {run} stopped at step 1; its newest checkpoint is of step 1: resume with" in said
     assert checkpoints.find(run).step == 1
     whole = tmp_path / "whole"
     assert fit(tiny_config(run__folder=str(whole), data__micro_batch_size=2)) == 0
@@ -253,7 +253,7 @@ def test_a_run_folder_is_never_overwritten_or_mixed(
     torn.write_bytes(b"")
     assert fit(tiny_config(), "--resume", "auto") == 0
     message = capsys.readouterr().err
-    assert f"passed over: {torn.parent} is no complete checkpoint ({torn.name} has 0 of " in message
+    assert f"passed over: {torn.parent} is not a complete checkpoint ({torn.name} has 0 of " in message
     assert events(tmp_path / "run")[-1]["event"] == "checkpoint passed over"
     assert "continuing from" in message
     assert list(losses(tmp_path / "run")) == list(range(1, 21))

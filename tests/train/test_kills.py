@@ -193,7 +193,7 @@ def test_a_full_disk_may_be_trained_through(
     assert fit(tiny_config(**settings, run__on_full_disk="continue")) == 2  # the last one is not there either
     said = capsys.readouterr().err
     last = checkpoints.find(run).step
-    assert "training goes on without a checkpoint" in said
+    assert "training continues without a checkpoint" in said
     assert list(losses(run)) == list(range(1, 21))
     missed = [line["why"] for line in events(run) if line["event"] == "checkpoint not written"]
     assert [int(re.search(r"step-(\d+)", why)[1]) for why in missed] == list(range(last + 2, 20, 2))

@@ -152,7 +152,7 @@ def test_a_checkpoint_that_lacks_a_part_is_passed_over(
         manifest["state.json"] = checkpoints._describe(newest / "state.json")
     (newest / "manifest.json").write_text(json.dumps(manifest))
     assert fit(config, "--resume", "auto") == 0
-    assert f"passed over: {newest} is no complete checkpoint" in capsys.readouterr().err
+    assert f"passed over: {newest} is not a complete checkpoint" in capsys.readouterr().err
     assert [attempt["from_step"] for attempt in json.loads((run / "run.json").read_text())["lives"]] == [0, 5]
 
 

@@ -97,7 +97,8 @@ def text_and_id(record: Mapping[str, object], text_key: str, id_key: str | None,
         raise UserError(f"{where}: character {error.start} is half a surrogate pair, not Unicode; {REPAIR}") from error
     if id_key is not None and (not isinstance(identity, str | int) or isinstance(identity, bool)):
         raise UserError(
-            f"{where}: {id_key!r} is no text or number but {type(identity).__name__}; name another key with --id-key"
+            f"{where}: {id_key!r} is neither text nor a number but {type(identity).__name__}; name another "
+            "key with --id-key"
         )
     return text, None if identity is None else str(identity)
 

@@ -132,7 +132,7 @@ def prepare(
             raise
     except OSError as error:
         raise UserError(
-            f"{error.filename or out}: {error.strerror or error}; mend that (free some space, say) and run the same "
+            f"{error.filename or out}: {error.strerror or error}; fix that (free some space, say) and run the same "
             "command again: what is done is kept"
         ) from error
     return _summary(recipe, manifests, time.perf_counter() - began)
@@ -241,7 +241,7 @@ def _combined_error(failures: Sequence[UserError], sources: int) -> UserError:
     others = ", the others are done" if len(failures) < sources else ""
     return UserError(
         "\n  ".join(told)
-        + f"\n{len(failures)} of {sources} sources could not be prepared{others}; mend them and run the "
+        + f"\n{len(failures)} of {sources} sources could not be prepared{others}; fix them and run the "
         "same command again, or leave them out with another --out"
     )
 

@@ -193,7 +193,7 @@ def _there(path: Path) -> Path:
     except UnicodeEncodeError as error:
         raise UserError(f"the file name {str(path)!r} is not UTF-8; rename the file") from error
     if not path.is_file():
-        raise UserError(f"{path} is no file, perhaps a link to one that is gone; {REPAIR}")
+        raise UserError(f"{path} is not a file, perhaps a link to one that is gone; {REPAIR}")
     return _absolute(path)
 
 

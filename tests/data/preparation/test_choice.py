@@ -296,8 +296,8 @@ def test_ids_must_be_there_and_be_ids(bpe_folder, tmp_path):
     common = {"tokenizer": bpe_folder, "workers": 1}
     for record, told in (
         ({"text": "a"}, "line 1: no key 'id' among .*; name one with --id-key"),
-        ({"text": "a", "id": 1.5}, "line 1: 'id' is no text or number but float"),
-        ({"text": "a", "id": None}, "line 1: 'id' is no text or number but NoneType"),
+        ({"text": "a", "id": 1.5}, "line 1: 'id' is neither text nor a number but float"),
+        ({"text": "a", "id": None}, "line 1: 'id' is neither text nor a number but NoneType"),
     ):
         write_records(tmp_path / "a.jsonl", [record])
         with pytest.raises(UserError, match=told):

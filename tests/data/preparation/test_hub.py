@@ -255,7 +255,7 @@ def test_bad_rows_are_told_by_number_and_left_out_where_they_may_be(folder):
 def test_an_id_that_is_null_is_told(folder):
     write_parquet(folder, [["a", "b"]], id=["1", None])
     with pytest.raises(
-        UserError, match=r"train 0 to 2, row 1: 'id' is no text or number but NoneType; .* with --id-key"
+        UserError, match=r"train 0 to 2, row 1: 'id' is neither text nor a number but NoneType; .* with --id-key"
     ):
         documents(load(id_key="id"))
 

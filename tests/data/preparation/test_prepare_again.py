@@ -98,7 +98,7 @@ def test_a_full_disk_is_told_and_what_is_done_is_kept(workers, corpus, bpe_folde
     limited = ["bash", "-c", 'trap "" XFSZ; ulimit -f 100; exec "$@"', "limited", *command]
     stopped = subprocess.run(limited, capture_output=True, text=True, check=False)
     assert stopped.returncode == 2
-    assert f"error: {tmp_path / 'out'}: File too large; mend that (free some space, say)" in stopped.stderr
+    assert f"error: {tmp_path / 'out'}: File too large; fix that (free some space, say)" in stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert not list((tmp_path / "out").rglob("00003-3.*"))
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0

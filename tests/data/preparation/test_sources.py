@@ -305,7 +305,7 @@ def test_what_is_there_and_cannot_be_read_is_told(tmp_path):
     (tmp_path / "in" / "a.jsonl").write_bytes(lines(["fine"]))
     (tmp_path / "in" / "gone.jsonl").symlink_to(tmp_path / "nowhere")
     for pattern in (tmp_path / "in", tmp_path / "in" / "*", tmp_path / "**" / "*.jsonl"):
-        with pytest.raises(UserError, match=r"gone\.jsonl is no file, perhaps a link to one that is gone"):
+        with pytest.raises(UserError, match=r"gone\.jsonl is not a file, perhaps a link to one that is gone"):
             open_sources([str(pattern)])
     (tmp_path / "in" / "gone.jsonl").unlink()
     (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")

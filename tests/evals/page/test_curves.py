@@ -302,7 +302,7 @@ def test_what_cannot_be_drawn(trained, tmp_path, capsys, make_export):
 
     assert f"{bare} has no exported steps; make them with `python -m llm export {bare} --all`" in refused(bare)
     assert f"{export} is an exported folder, no run" in refused(export)
-    assert "is no run folder (it has no run.json)" in refused(tmp_path / "nothing")
+    assert "is not a run folder (it has no run.json)" in refused(tmp_path / "nothing")
     assert "a run folder is given twice" in refused(trained[0], trained[0])
     assert "file is a file; give a folder with --out" in refused(trained[0], "--out", tmp_path / "file")
     assert not list(tmp_path.rglob("lm_eval.json"))

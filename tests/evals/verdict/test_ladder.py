@@ -168,7 +168,7 @@ def test_three_sizes_are_never_firm_and_hold_nothing_out():
     found = judge_arm(ladder_of(CONSTANT, Design(3, 3)), "values")
     assert found.refusals[0].code == "three_sizes"
     assert found.mean.shown == 1 and not found.mean.firm and found.held_out is None
-    assert "by seeds alone (three sizes are no sample of sizes)" in words.sentence(
+    assert "by seeds alone (three sizes are too few to be a sample)" in words.sentence(
         judge(ladder_of(CONSTANT, Design(3, 3))), "values"
     )
 

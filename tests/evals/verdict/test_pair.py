@@ -144,7 +144,7 @@ def test_each_seed_is_a_pair_and_they_are_not_alike(tmp_path, changes, messages)
     ("spoil", "message"),
     [
         (lambda folder: (folder / "summary.json").unlink(), "is not finished"),
-        (lambda folder: (folder / "run.json").unlink(), "is no run folder"),
+        (lambda folder: (folder / "run.json").unlink(), "is not a run folder"),
         (lambda folder: (folder / "run.json").write_text("{"), "run.json cannot be read"),
         (lambda folder: (folder / "config.yaml").unlink(), "config.yaml cannot be read"),
         (lambda folder: (folder / "metrics.csv").unlink(), "lacks tokens in metrics.csv"),

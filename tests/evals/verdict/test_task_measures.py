@@ -89,7 +89,7 @@ def test_what_is_no_mean_over_items_is_told(pair):
         add(export, "cola", {"mcc": "matthews_corrcoef"}, {"unused": [0] * 20})
     found, notes = read(pair)
     assert found == {}
-    assert notes == ["cola, 0-shot is left out: mcc is no mean over items, and no item has a value to be paired."]
+    assert notes == ["cola, 0-shot is left out: mcc is not a mean over items, so no item has a value to pair."]
 
 
 @pytest.mark.parametrize("by_size", [True, False])
