@@ -127,7 +127,7 @@ def test_an_export_that_differs_is_not_kept(
 
 def test_what_cannot_be_exported(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["export", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2
-    assert "no run folder" in capsys.readouterr().err
+    assert "is not a run folder" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     assert main(["export", str(trained), str(tmp_path / "full")]) == 2

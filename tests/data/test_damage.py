@@ -75,7 +75,7 @@ def test_what_is_no_finished_store_is_told(tmp_path):
     with pytest.raises(UserError, match=r"there is no token store .*nowhere; make one with `python -m llm prepare"):
         TokenStore.open(tmp_path / "nowhere")
     with pytest.raises(
-        UserError, match=r"no finished token store, having no store\.json; run the same prepare command"
+        UserError, match=r"is not a finished token store: it has no store\.json; run the same prepare command"
     ):
         TokenStore.open(tmp_path)
     (tmp_path / "plan.json").write_text('{"sources": ["a", "b", "c"]}')

@@ -168,7 +168,7 @@ def test_what_cannot_be_shown_is_one_sentence(
         (away, ["--step", "1"], "folder where the run was started"),
         (edited, ["--step", "1"], "batch_size (8 in run.json, 4 here)"),
         (broken, ["--step", "1"], "config.yaml cannot be read"),
-        (tmp_path, ["--step", "1"], "no run folder"),
+        (tmp_path, ["--step", "1"], "is not a run folder"),
     ]
     for folder, words, part in cases:
         capsys.readouterr()

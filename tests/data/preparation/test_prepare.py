@@ -180,7 +180,7 @@ def test_a_bad_file_is_told_and_the_others_are_finished(workers, corpus, bpe_fol
     told = capsys.readouterr().err
     assert f"error: {corpus}/2.jsonl, line 30: broken JSON (" in told
     assert f"{corpus}/4.txt is empty: it holds no document" in told
-    assert "2 of 7 sources could not be prepared, the others are done; mend them and run the same command" in told
+    assert "2 of 7 sources could not be prepared, the others are done; fix them and run the same command" in told
     assert "Traceback" not in told
     shards = sorted(path.name for path in (tmp_path / "out" / "train").iterdir())
     assert shards[2::3] == ["00000-0.tokens", "00001-1.tokens", "00003-3.tokens", "00004-4.tokens", "00006-5.tokens"]
@@ -262,7 +262,7 @@ def test_many_failures_are_not_all_told(bpe_folder, tmp_path, monkeypatch):
     assert "19.txt is empty" in told[19]
     assert told[20:] == [
         "  ... and 10 more",
-        "30 of 30 sources could not be prepared; mend them and run the same command again, or leave them out with "
+        "30 of 30 sources could not be prepared; fix them and run the same command again, or leave them out with "
         "another --out",
     ]
 
@@ -278,7 +278,7 @@ def test_bad_input_leaves_nothing_behind(corpus, bpe_folder, tmp_path):
         ({"sources": ["missing.txt"]}, "no file matches missing.txt"),
         (
             {"text_key": "body"},
-            r"0\.jsonl, line 1: no key 'body' among \['text'\]; (.*\n)*6 of 6 sources could not be prepared; mend",
+            r"0\.jsonl, line 1: no key 'body' among \['text'\]; (.*\n)*6 of 6 sources could not be prepared; fix them",
         ),
         ({"tokenizer": tmp_path / "none"}, "there is no tokenizer at"),
         ({"tokenizer": None}, "give either --tokenizer or --train-tokenizer"),
