@@ -280,7 +280,7 @@ def test_one_sentence(make_export, store, tmp_path, capsys) -> None:
     assert "no token store" in refused(["losses", folder, "--store", tmp_path / "none"], capsys)
     assert "32 positions" in refused(["losses", folder, "--store", store, "--context", 64], capsys)
     (tmp_path / "store/store.json").unlink()
-    assert "no finished token store" in refused(["losses", folder, "--store", store], capsys)
+    assert "is not a finished token store" in refused(["losses", folder, "--store", store], capsys)
     assert not (folder / "evals").exists()
 
 
