@@ -58,13 +58,18 @@ def digests(run: Path) -> dict[int, tuple[str, str]]:
     return {int(row["step"]): (row["data_digest"], row["train_loss"]) for row in rows}
 
 
-@pytest.mark.parametrize("vocabulary", [{"vocab_size": 50257, "unpadded_vocab_size": None}, {"vocab_size": 131072}])
+@pytest.mark.parametrize(
+    ("vocabulary", "compiled"),
+    [({"vocab_size": 50257, "unpadded_vocab_size": None}, True), ({"vocab_size": 131072}, False)],
+    ids=["compiled", "padded"],
+)
 def test_fifty_steps_killed_and_resumed_with_other_workers_see_the_same_data(
-    vocabulary: dict, store: Path, tmp_path: Path
+    vocabulary: dict, compiled: bool, store: Path, tmp_path: Path
 ) -> None:
     config = yaml.safe_load((ROOT / "configs" / "1b_values.yaml").read_text())
     sizes = {"unpadded_vocab_size": 50257} | vocabulary
-    changes = SHRUNK | {f"decoder.{name}": value for name, value in sizes.items()} | {"data.store": str(store)}
+    changes = SHRUNK | {"data.store": str(store), "model.compile": compiled}
+    changes |= {f"decoder.{name}": value for name, value in sizes.items()}
     for dotted, value in changes.items():
         part, *middle, name = dotted.split(".")
         place = config[part]

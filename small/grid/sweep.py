@@ -89,7 +89,8 @@ def sweep(
     Raises:
         UserError: some runs could not be trained; the others are.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["small.grid.train"])  # a run's process starts at once, without importing torch
     threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
     free, waiting, failed = list(devices), list(runs), []
     running: dict[int, tuple[Any, Any, str, GridSpec]] = {}  # by the sentinel of its process

@@ -1,8 +1,6 @@
 """`llm bench`, its --find-micro-batch and `llm bench-growth`: what they measure, and how they end."""
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,21 +22,19 @@ from llm.cli import main
 from llm.model import DecoderConfig
 from llm.train.cli import parse
 
+from ..train.preloaded import LLM, Python
+
 
 def test_bench_prints_both_ratios_and_memory(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
     """In a process of its own: it measures, so it must not share this one's threads."""
     out = tmp_path / "bench.json"
     words = ["--config", str(tiny_config(decoder__softmax_scale=1.0)), "--rounds", "2", "--steps", "2"]
     words += ["--baseline", "hf-eager"]
-    done = subprocess.run(
-        [sys.executable, "-m", "llm", "bench", *words, "--json", str(out), "--", "--data.context", "16"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "classic to transformers: " in done.stdout
-    assert "values to classic: " in done.stdout
+    process = Python(LLM, ["bench", *words, "--json", str(out), "--", "--data.context", "16"])
+    printed = process.communicate()[1]
+    assert process.returncode == 0, printed
+    assert "classic to transformers: " in printed
+    assert "values to classic: " in printed
     result = json.loads(out.read_text())
     assert result["context"] == 16
     assert all(len(rates) == 2 and min(rates) > 0 for rates in result["tokens_per_second"].values())
@@ -85,13 +81,14 @@ def test_time_is_told_of_the_part_that_takes_it(part: str, name: str, tiny_confi
     assert parts[part] > 1 and parts[part] == max(parts.values())
 
 
-def test_bench_compares_the_contenders_that_are_asked_for(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_bench_compares_the_contenders_that_are_asked_for(tiny_config: Callable[..., Path]) -> None:
     words = ["--config", str(tiny_config()), "--rounds", "1", "--steps", "1", "--baseline", "none"]
     words += ["--contenders", "silu", "nmda", "queries_keys"]
-    done = subprocess.run([sys.executable, "-m", "llm", "bench", *words], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "nmda to silu: " in done.stdout and "queries keys to silu: " in done.stdout
-    assert "transformers" not in done.stdout
+    process = Python(LLM, ["bench", *words])
+    printed = process.communicate()[1]
+    assert process.returncode == 0, printed
+    assert "nmda to silu: " in printed and "queries keys to silu: " in printed
+    assert "transformers" not in printed
 
 
 def test_bench_refuses_what_cannot_be(tiny_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,13 @@ import torch
 _context = multiprocessing.get_context("forkserver")
 # deepspeed imports its Muon where it builds any optimizer, and compiles there
 _context.set_forkserver_preload(["llm.train.cli", "deepspeed", "deepspeed.runtime.zero.muon.original_muon"])
-LLM = "import sys\nfrom llm.cli import main\nsys.exit(main(sys.argv[1:]))"
+# As `python -m llm`, also to what starts its ranks by the command that started it.
+LLM = """
+import importlib.util, sys
+from llm.cli import main
+sys.modules["__main__"].__spec__ = importlib.util.find_spec("llm.__main__")
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 _made: list["Python"] = []

@@ -240,18 +240,16 @@ def test_a_loss_that_stands_out_is_told_with_its_batch(
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 def test_activation_checkpointing_and_compile_train_alike(tiny_config: Config, tmp_path: Path, precision: str) -> None:
     curves = []
-    switches: dict[str, dict[str, bool]] = {
-        "plain": {},
-        "recompute": {"model__activation_checkpointing": True},
-        "compiled": {"model__compile": True},
-    }
+    switches: dict[str, dict[str, bool]] = {"plain": {}, "recompute": {"model__activation_checkpointing": True}}
+    if precision == "bf16-mixed":  # in fp32: test_compiled_blocks_stay_within_the_spread_of_rounding
+        switches["compiled"] = {"model__compile": True}
     for name, switch in switches.items():
         run = tmp_path / name
         assert fit(tiny_config(**switch, run__folder=str(run), trainer__precision=precision, trainer__max_steps=5)) == 0
         curves.append([float(loss) for loss in losses(run).values()])
     tolerance = 2e-3 if precision == "bf16-mixed" else 1e-5
-    assert curves[1] == pytest.approx(curves[0], abs=tolerance)
-    assert curves[2] == pytest.approx(curves[0], abs=tolerance)
+    for curve in curves[1:]:
+        assert curve == pytest.approx(curves[0], abs=tolerance)
 
 
 def test_bad_input_is_one_sentence_and_writes_nothing(

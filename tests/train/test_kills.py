@@ -6,7 +6,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,13 +24,11 @@ KEEPING = {"run__keep_checkpoints": 9, "run__checkpoint_every": 2, "run__loggers
 ZERO2 = ["--trainer.devices", "2", "--strategy.name", "deepspeed", "--strategy.stage", "2"]
 
 
-def start(config: Path, *words: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "llm", "fit", "--config", str(config), "--resume", "auto", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+def start(config: Path, *words: str) -> Python:
+    return Python(LLM, ["fit", "--config", str(config), "--resume", "auto", *words])
 
 
-def child(process: subprocess.Popen | Python) -> int:
+def child(process: Python) -> int:
     """Rank 1, which rank 0 has started; its loading processes there are none."""
     (number,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return int(number)
@@ -41,7 +38,7 @@ def last_step(run: Path) -> int:
     return max((int(row["step"]) for row in metrics(run)), default=0) if (run / "metrics.csv").exists() else 0
 
 
-def wait_until(process: subprocess.Popen | Python, reached: Callable[[], bool]) -> None:
+def wait_until(process: Python, reached: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 300
     while not reached():
         assert process.poll() is None, process.communicate()[1][-3000:]
@@ -77,7 +74,6 @@ def test_ten_kills_of_one_rank_or_of_both_change_nothing(tiny_config: Config, tm
     words = ["fit", "--config", str(config), "--resume", "auto", *ZERO2]
     chance = random.Random(11)
     for number in range(10):
-        process: subprocess.Popen | Python
         if number < 3:
             process = start(config, *ZERO2)
         else:

@@ -94,7 +94,7 @@ def test_two_processes_train_as_one(tiny_config: Config, tmp_path: Path, variant
     if variant == "values":
         runs["compiled"] = tmp_path / "compiled"
         config = tiny_config(**common, run__folder=str(runs["compiled"]), model__compile=True)
-        commands.append(Command(["fit", "--config", str(config), *STRATEGIES["zero2"]]))
+        commands.append(Command(["fit", "--config", str(config), *STRATEGIES["zero2"]], TRACED))
     assert set(together(tmp_path / "pair", commands)) == {(0, 0)}
     near = 1e-3 if variant == "muon" else 1e-5  # torch's Muon multiplies in bf16
     for strategy, run in runs.items():

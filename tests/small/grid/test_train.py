@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -235,8 +236,12 @@ def test_runs_of_one_seed_share_what_they_have_in_common() -> None:
     assert (one.world.letters == other.world.letters).all()
 
 
-def test_compiled_steps_learn_the_same() -> None:
-    """In few graphs for all times of a segment, with memory and without. Compiled dropout draws other numbers."""
+def test_compiled_steps_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In few graphs for all times of a segment, with memory and without. Compiled dropout draws other numbers.
+
+    The backend is the one that runs graphs and their gradients as they were traced: Inductor would take a minute.
+    """
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     sizes, settings = replace(SIZES, dropout=0.0, layers=1, segment=8), replace(SETTINGS, trials=1)
     plain, compiled = (Run(GridSpec(GRAPH, sizes, VARIANT, settings), compiled=c) for c in (False, True))
     torch._dynamo.utils.counters.clear()
