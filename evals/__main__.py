@@ -295,7 +295,7 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     accept_old_name(command, "--declare", "--allow-difference")
     command.add_argument("--store", nargs="+", type=Path, default=[], metavar="DIR", help="(those that the runs name)")
     command.add_argument(
-        "--documents", type=count(0), default=1000, metavar="N", help="of validation; 0: only what is kept (1000)"
+        "--documents", type=count(0), default=1000, metavar="N", help="of validation, by a hash; 0: what is kept (1000)"
     )
     command.add_argument(
         "--metric", default="acc_norm", metavar="NAME", help="of the tasks that have it (acc_norm), else their first"
@@ -331,12 +331,14 @@ def _add_losses(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         commands,
         "losses",
         "validation loss of every document of a token store",
-        "Loss of each of the first documents of a store, which `compare` pairs between two models. Kept in "
+        "Loss of each of N documents of a store, drawn by a hash, which `compare` pairs between two models. Kept in "
         "EXPORT/evals/losses.json, one result for each store and split; what is there is not measured again.",
         "python -m evals losses out/classic out/values --store runs/stories/store --documents 1000",
     )
     _add_store(command)
-    command.add_argument("--documents", type=count(1), default=1000, metavar="N", help="the split's first N (1000)")
+    command.add_argument(
+        "--documents", type=count(1), default=1000, metavar="N", help="how many documents of the split (1000)"
+    )
     command.add_argument("--overwrite", dest="again", action="store_true", help="measure again what has results")
     accept_old_name(command, "--again", "--overwrite")
     command.set_defaults(command=_losses)

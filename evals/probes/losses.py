@@ -1,6 +1,6 @@
 """Validation loss document by document: what a paired comparison draws its bootstrap samples from.
 
-store, export -> checked -> the split's first documents -> batches of like length -> nats of each -> EXPORT/evals
+store, export -> checked -> a sample of the split's documents -> batches of like length -> nats of each -> EXPORT/evals
 
 A document is read as training with `data.packing: per_document` reads it (`llm.data.rows`): its ids, end-of-document id
 included, cut at the model's context + 1; the first id is input only. Where the store has no begin-of-document id, the
@@ -33,7 +33,8 @@ from llm.data.tokenizer import load_tokenizer
 LOGITS_AT_ONCE = 1 << 28  # of a forward pass: 1 GiB in fp32; a row of 2,048 tokens and 131,072 ids is as many
 LOGITS_IN_FP32 = 1 << 26  # of a softmax: 256 MiB
 # What two measurements must share to be one and the same, beside the weights.
-PROTOCOL = ("store_fingerprint", "split", "limit", "context", "batch_size", "dtype", "device", "versions")
+PROTOCOL = ("store_fingerprint", "split", "limit", "sample", "context", "batch_size", "dtype", "device", "versions")
+HASHED_AT_ONCE = 1 << 22  # documents: 32 MiB of hashes
 
 
 class DocumentLosses(NamedTuple):
@@ -47,18 +48,39 @@ class DocumentLosses(NamedTuple):
 # ---- Losses ----------------------------------------------------------------------------------------------------------
 
 
+def sampled_documents(count: int, documents: int) -> np.ndarray:
+    """Draw `count` of a split's documents: those whose numbers have the smallest hashes, in ascending order [N].
+
+    Every document is as likely, wherever its source stands in the store, and all models get the same ones. A larger
+    sample contains the smaller. The hash is SplitMix64 (Steele, Lea and Flood 2014, Figure 16).
+    """
+    kept = np.empty(0, dtype=np.uint64)
+    hashes = np.empty(0, dtype=np.uint64)
+    for first in range(0, documents, HASHED_AT_ONCE):
+        numbers = np.arange(first, min(first + HASHED_AT_ONCE, documents), dtype=np.uint64)
+        z = (numbers + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)  # wraps at 64 bits, as it should
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        kept, hashes = np.concatenate([kept, numbers]), np.concatenate([hashes, z ^ (z >> np.uint64(31))])
+        if len(kept) > count:
+            smallest = np.argpartition(hashes, count - 1)[:count]
+            kept, hashes = kept[smallest], hashes[smallest]
+    return np.sort(kept).astype(np.int64)
+
+
 def document_losses(
     loaded: LoadedModel, store: stores.TokenStore, documents: int, batch_size: int, context: int | None = None
 ) -> DocumentLosses:
-    """Loss of each of the first `documents` documents of the split that have a token to predict (see the module).
+    """Loss of each of `documents` documents of the split, less those without a token to predict (see the module).
 
     Batches hold documents of like length, the longest first. They depend on the store, the context and `batch_size`
     alone, never on the model: both models of a pair see the same ones. `context`: where to cut; the model's, if None.
     """
     context = context or model_context(loaded.export, loaded.model.config)
     front = [] if store.begin_of_document is not None else [store.end_of_document]
-    count = min(documents, store.documents)
-    spans = [store.document(index) for index in range(count)]
+    sample = sampled_documents(documents, store.documents)
+    count = len(sample)
+    spans = [store.document(int(index)) for index in sample]
     lengths = np.array([min(len(front) + end - start, context + 1) for start, end in spans], dtype=np.int64)
     nats = np.zeros(count)
     order = np.argsort(-lengths, kind="stable")
@@ -73,7 +95,7 @@ def document_losses(
             nats[batch] = [losses[row, : lengths[index] - 1].sum() for row, index in enumerate(batch)]
             bar.update(len(batch))
     kept = np.flatnonzero(lengths > 1)
-    return DocumentLosses(kept, lengths[kept] - 1, nats[kept])
+    return DocumentLosses(sample[kept], lengths[kept] - 1, nats[kept])
 
 
 @torch.inference_mode()
@@ -136,6 +158,7 @@ def measure(
         "store_fingerprint": opened.fingerprint,
         "split": split,
         "limit": documents,
+        "sample": "hash",
         "context": length,
         "batch_size": batch_size,
         "dtype": str(config.dtype).removeprefix("torch.") if dtype == "auto" else dtype,

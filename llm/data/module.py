@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..common.errors import UserError
 from .mixture import MixtureOrder, Pattern, mixed_fingerprint, open_stores, short_names, weight_problems
 from .rows import KINDS, PACKING, Rows, TrainingBatches, ValidationBatches
+from .store import FEW_DOCUMENTS
 
 AHEAD = 16  # micro-batches, of 0.5 MB each at 1B: a file system may answer seconds late before a GPU waits for it
 MOST_WORKERS = 256  # loading processes of a rank
@@ -176,6 +177,16 @@ class TokenDataModule(pl.LightningDataModule):
             rows = f"{component.path}: {self.training.counts[n]:,} {self.kind} an epoch{unread}"
             parts.append(f"{rows}, {epochs:,.2f} epochs in {steps:,} steps")
         return "; ".join(parts)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Stores with so few validation documents that no comparison on them holds for others."""
+        return [
+            f"{component.path} has {component.validation.documents} validation documents, too few for a comparison: "
+            f"prepare a store with {FEW_DOCUMENTS} or more (--validation-fraction)"
+            for component in self.components
+            if component.validation.documents < FEW_DOCUMENTS
+        ]
 
     def epochs(self, steps: int) -> dict[str, float]:
         """How often `steps` steps go through each store: `epochs`, or `epochs_FOLDER` for each of a mixture."""

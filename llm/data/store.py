@@ -43,6 +43,7 @@ OPEN_FILES = 1 << 15  # all 31,279 shards of Nemotron-CC's high-quality part; at
 STAT_THREADS, STATS = 16, 500  # files that a thread is given at a time
 PIECE = 1 << 24  # tokens read at a time; Linux reads at most 2 GiB a call
 REMAKE = "run the same prepare command again to make this shard again"
+FEW_DOCUMENTS = 30  # of validation: below, an interval over them says little of other documents
 ENDS_IN_A_ROW = 1 << 20  # read at a time where all are wanted: 8 MiB
 
 

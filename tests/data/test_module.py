@@ -142,6 +142,9 @@ def test_a_run_is_told_its_epochs(stores: tuple[Path, Path]) -> None:
     assert sorted(module.named.split(" and ")) == sorted([f"{a} (75%)", f"{b} (25%)"])
     documents = set_up(TokenDataModule(a, 16, 100, packing="per_document"), at())
     assert documents.summary(3) == f"{a}: 60 documents an epoch, {300 / 60:.2f} epochs in 3 steps"
+    few = TokenStore.open(a, "validation").documents
+    assert few < 30  # too few for a comparison
+    assert documents.warnings[0].startswith(f"{a} has {few} validation documents, too few for a comparison: ")
 
 
 def test_a_mixture_draws_its_shares(stores: tuple[Path, Path]) -> None:

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from evals.__main__ import main
+from evals.probes.losses import sampled_documents
 from llm.cli import main as llm
 from llm.data.store import TokenStore
 
@@ -68,12 +69,12 @@ def test_two_runs_become_a_page(train, story_store, tmp_path, capsys):
 
 
 def loss(export: Path, store: Path, documents: int) -> float:
-    """Nats per token of the first validation documents, each after an end-of-document id, cut at 33 ids."""
+    """Nats per token of the sampled validation documents, each after an end-of-document id, cut at 33 ids."""
     model = AutoModelForCausalLM.from_pretrained(export, trust_remote_code=True).eval()
     split = TokenStore.open(store, "validation")
     nats = tokens = 0.0
-    for index in range(min(documents, split.documents)):
-        ids = np.array([split.end_of_document, *split.document_tokens(index)])[:33]
+    for index in sampled_documents(documents, split.documents):
+        ids = np.array([split.end_of_document, *split.document_tokens(int(index))])[:33]
         with torch.no_grad():
             logits = model(torch.tensor(ids[None, :-1])).logits[0].double()
         nats -= logits.log_softmax(-1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].sum().item()

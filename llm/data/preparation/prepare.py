@@ -40,6 +40,7 @@ from ...common.errors import UserError
 from ...common.processes import available_cores
 from ..lost_text import LIMIT, LostText, total
 from ..shard import SPLITS, Manifest, boundary_tokens, sizes_match
+from ..store import FEW_DOCUMENTS
 from ..store_index import write_index
 from ..stories import MARKER, Split
 from ..tokenizer import load_tokenizer
@@ -62,6 +63,7 @@ class Summary:
     documents: int
     left_out: dict[str, int]  # why, and how many documents
     tokens: dict[Split, int]
+    validation_documents: int
     vocab_size: int
     bytes_per_token: float  # of text, without the ids that begin and end documents
     seconds: float
@@ -70,11 +72,19 @@ class Summary:
     def __str__(self) -> str:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items() if count)
         left_out = f" (left out: {reasons})" if reasons else ""
+        few = (
+            f"; warning: only {self.validation_documents} validation documents: raise --validation-fraction (with "
+            f"another --out) until there are {FEW_DOCUMENTS}, before you compare models on them"
+        )
         return (
-            f"{self.path}: {self.documents:,} documents{left_out}, {self.tokens['train']:,} training and "
-            f"{self.tokens['validation']:,} validation tokens, vocabulary {self.vocab_size:,}, "
-            f"{self.bytes_per_token:.2f} bytes/token, {self.seconds:.1f} s"
-        ) + (f"; {self.lost}" if str(self.lost) else "")
+            (
+                f"{self.path}: {self.documents:,} documents{left_out}, {self.tokens['train']:,} training and "
+                f"{self.tokens['validation']:,} validation tokens, vocabulary {self.vocab_size:,}, "
+                f"{self.bytes_per_token:.2f} bytes/token, {self.seconds:.1f} s"
+            )
+            + (f"; {self.lost}" if str(self.lost) else "")
+            + few * (self.validation_documents < FEW_DOCUMENTS)
+        )
 
 
 @dataclass(frozen=True)
@@ -261,6 +271,7 @@ def _summary(recipe: Recipe, manifests: dict[Split, list[Manifest]], seconds: fl
         documents=documents,
         left_out=left_out,
         tokens=tokens,
+        validation_documents=sum(manifest.documents for manifest in manifests["validation"]),
         vocab_size=recipe.vocab_size,
         bytes_per_token=sum(manifest.bytes_in for manifest in every) / max(1, of_text),
         seconds=seconds,

@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from scipy import stats
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from evals.__main__ import main
@@ -67,7 +68,36 @@ def test_each_document_as_transformers_counts_it(style: str, make_export: MakeEx
     assert found.tokens.tolist() == [min(len(row) - 1, CONTEXT) for row in rows]
     assert max(found.tokens) == CONTEXT and min(found.tokens) == 1
     np.testing.assert_allclose(found.nats, reference(folder, rows), rtol=1e-4)
-    assert losses.document_losses(load_model(open_export(folder)), opened, 3, 4, CONTEXT).indices.tolist() == [0, 1, 2]
+    some = losses.document_losses(load_model(open_export(folder)), opened, 3, 4, CONTEXT)
+    assert some.indices.tolist() == drawn(3, len(rows))
+    np.testing.assert_allclose(some.nats, found.nats[some.indices], rtol=1e-5)
+
+
+def drawn(count: int, documents: int) -> list[int]:
+    """The documents with the smallest SplitMix64 of their number, by Python's integers."""
+
+    def split_mix(number: int) -> int:
+        z = (number + 1) * 0x9E3779B97F4A7C15 % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        return z ^ (z >> 31)
+
+    return sorted(sorted(range(documents), key=split_mix)[:count])
+
+
+@given(st.integers(1, 60), st.integers(0, 200), st.sampled_from([1, 7, 64, 1000]))
+def test_a_sample_of_documents_is_drawn_by_hash(count: int, documents: int, at_once: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "HASHED_AT_ONCE", at_once)
+        found = losses.sampled_documents(count, documents).tolist()
+    assert found == drawn(count, documents)
+    assert set(found) >= set(losses.sampled_documents(count // 2, documents).tolist())
+
+
+def test_a_sample_is_of_all_sources_in_proportion() -> None:
+    """A source of 13% that stands first in the store has about 13% of the sample, not all of it."""
+    found = losses.sampled_documents(1000, 100_000)
+    assert stats.binomtest(int((found < 13_000).sum()), 1000, 0.13).pvalue > 0.01
 
 
 def test_a_begin_of_document_id_takes_the_place_of_the_end_before(make_export, tmp_path, tokenizers) -> None:
@@ -109,7 +139,7 @@ def test_an_exported_run(hippoformer: Path, story_store: Path, capsys: pytest.Ca
     assert main(words) == 0
     (result,) = open_export(hippoformer).result("losses")
     opened = TokenStore.open(story_store, "validation")
-    rows = [[opened.end_of_document, *opened.document_tokens(index).tolist()] for index in range(8)]
+    rows = [[opened.end_of_document, *opened.document_tokens(index).tolist()] for index in drawn(8, opened.documents)]
     np.testing.assert_allclose(result["nats"], reference(hippoformer, rows, 48), rtol=1e-4)
     assert result["store_fingerprint"] == opened.fingerprint and result["context"] == 48
     header, _, row = capsys.readouterr().out.splitlines()  # and no question, whether the folder's code is trusted
@@ -154,8 +184,9 @@ def test_nats_are_additive(tiny: tuple[LoadedModel, TokenStore, list], context, 
     """What a document loses up to any cut is the sum over its tokens in one pass over the whole of it."""
     loaded, opened, cumulative = tiny
     found = losses.document_losses(loaded, opened, count, batch_size, context)
-    assert found.indices.tolist() == list(range(min(count, len(cumulative))))
-    for nats, tokens, sums in zip(found.nats, found.tokens, cumulative, strict=False):
+    assert found.indices.tolist() == drawn(count, len(cumulative))
+    for nats, tokens, index in zip(found.nats, found.tokens, found.indices, strict=True):
+        sums = cumulative[index]
         assert tokens == min(context, len(sums))
         assert nats == pytest.approx(sums[tokens - 1], rel=1e-5)
 
