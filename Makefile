@@ -19,6 +19,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 .venv/.developing: .venv/.installed
 	$(PIP) -e '.[dev]'
+# In a folder of its own, which one test reads: transformers imports torchao wherever it can, in every process.
+	$(PIP) --no-deps --upgrade --target .venv/torchao torchao
 	touch $@
 
 install: .venv/.installed

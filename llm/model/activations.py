@@ -55,13 +55,19 @@ class _NMDAFunction(torch.autograd.Function):
         return grad_x, -slope.sum().reshape(log_alpha.shape), (slope * wide).sum().reshape(beta.shape)
 
 
+def _nmda(x: Tensor, log_alpha: Tensor | float, beta: Tensor | float) -> Tensor:
+    if torch.jit.is_tracing():  # a saved trace holds no Python function
+        return _NMDAFunction.forward(x, log_alpha, beta)
+    return _NMDAFunction.apply(x, log_alpha, beta)
+
+
 def nmda(x: Tensor, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
     """NMDA_{alpha,beta}(x), elementwise, any shape and floating dtype; the identity for alpha = 0.
 
     Raises:
         ValueError: alpha is negative or not finite.
     """
-    return _NMDAFunction.apply(x, log_of_alpha(alpha), float(beta))
+    return _nmda(x, log_of_alpha(alpha), float(beta))
 
 
 def log_of_alpha(alpha: float) -> float:
@@ -144,8 +150,8 @@ class NMDA(Parametric):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.learnable:
-            return _NMDAFunction.apply(x, self.log_alpha, self.beta)
-        return _NMDAFunction.apply(x, self.initial["log_alpha"], self.initial["beta"])
+            return _nmda(x, self.log_alpha, self.beta)
+        return _nmda(x, self.initial["log_alpha"], self.initial["beta"])
 
     def learned(self) -> dict[str, Tensor]:
         return {"nmda_alpha": self.log_alpha.exp(), "nmda_beta": self.beta} if self.learnable else {}

@@ -10,7 +10,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import Attention
 from .feedforward import FeedForward
-from .streams import Carry
 
 
 class Block(GradientCheckpointingLayer):
@@ -32,12 +31,16 @@ class Block(GradientCheckpointingLayer):
         self.feedforward_norm, self.feedforward = feedforward_norm, feedforward
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden: Tensor, carry: Carry, **attention_inputs: Any) -> tuple[Tensor, Carry, Tensor | None]:
-        """hidden (B, T, D) and the stream's carry -> both for the next block, and attention weights where shown.
+    def forward(self, hidden: Tensor, *carry: Tensor, **attention_inputs: Any) -> tuple[Tensor | None, ...]:
+        """Map hidden (B, T, D) and the stream's carry to both for the next block.
 
-        Both are positional: a recomputed block passes gradients to positional tensors, in tuples too.
+        The carry is flat and positional, since reentrant checkpointing finds no tensor inside a tuple or a keyword and
+        would lose its gradient.
+
+        Returns:
+            Hidden states, attention weights (None unless the attention shows them), and the carry's tensors.
         """
-        attended, weights, carry = self.attention(self.attention_norm(hidden), carry, **attention_inputs)
+        attended, weights, onward = self.attention(self.attention_norm(hidden), carry or None, **attention_inputs)
         hidden = hidden + self.dropout(attended)
         changed = self.feedforward(self.feedforward_norm(hidden))
-        return hidden + self.dropout(changed), carry, weights
+        return hidden + self.dropout(changed), weights, *(onward or ())

@@ -19,6 +19,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .activations import Parametric, activation, settings_of
 from .attention import Attention
@@ -31,6 +32,10 @@ from .loss import IGNORED, next_token_loss
 from .norms import norm
 from .positions import inverse_frequencies, rotary_angles
 from .streams import AttentionStream
+
+# Logit of padding of the vocabulary, below the least of the tokens': exp(-1000) is 0 in float32, and at a temperature
+# of 30 still is 3e-15.
+BELOW = 1000.0
 
 
 def build_block(config: DecoderConfig, index: int) -> Block:
@@ -173,13 +178,14 @@ class Decoder(DecoderPreTrainedModel):
         hidden = self.embedding_dropout(hidden)
         angles = None if self.embed_positions is not None else self._angles(position_ids, hidden.dtype)
 
-        carry, every_hidden, every_attention = None, [], []
-        for layer in self.layers:
+        carry: list[Tensor] = []  # flat, see `Block.forward`
+        every_hidden, every_attention = [], []
+        for layer in self.layers[: self.config.num_hidden_layers]:  # fewer while `generate` drafts by early exit
             if output_hidden_states:
                 every_hidden.append(hidden)
-            hidden, carry, weights = layer(
+            hidden, weights, *carry = layer(
                 hidden,
-                carry,
+                *carry,
                 angles=angles,
                 attention_mask=mask,
                 past_key_values=past_key_values,
@@ -332,11 +338,15 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         return next_token_loss(self._without_padding(self.lm_head(hidden)), targets, num_items)
 
     def _without_padding(self, logits: Tensor) -> Tensor:
-        """Logits (..., V) whose padding of the vocabulary can never win."""
-        if self.config.unpadded_vocab_size == logits.shape[-1]:
+        """Logits (..., V) in which padding of the vocabulary is far below the least likely token.
+
+        The distance is finite: a loss that averages over all ids, as with smoothed labels, stays a number.
+        """
+        real = self.config.unpadded_vocab_size
+        if real == logits.shape[-1]:
             return logits
-        padding = torch.arange(logits.shape[-1], device=logits.device) >= self.config.unpadded_vocab_size
-        return logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+        padding = torch.arange(logits.shape[-1], device=logits.device) >= real
+        return torch.where(padding, logits[..., :real].detach().amin(-1, keepdim=True) - BELOW, logits)
 
     @property
     def fused_loss(self) -> bool:
@@ -353,6 +363,9 @@ def seeded_normal(seed: int, name: str, shape: torch.Size) -> Tensor:
     )  # 63 bits: seeds are signed
     return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
+
+# transformers' Trainer shifts the labels of a smoothed loss only for classes that are in this table.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(DecoderConfig.model_type, DecoderForCausalLM.__name__)
 
 # An exported folder names these classes and carries the files of this package.
 DecoderConfig.register_for_auto_class()

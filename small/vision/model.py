@@ -16,7 +16,6 @@ from llm.model.attention import Attention
 from llm.model.block import Block
 from llm.model.feedforward import FeedForward
 from llm.model.norms import norm
-from llm.model.streams import Carry
 
 from ..variants import Variant
 from .settings import VisionSizes
@@ -53,10 +52,10 @@ class VisionTransformer(nn.Module):
         tokens = self.patches(into_patches(images, self.sizes.patch_side))  # (B, N, D)
         tokens = torch.cat([self.class_token.expand(len(images), -1, -1).to(tokens.dtype), tokens], dim=1)
         hidden = F.dropout(tokens + self.positions, self.sizes.dropout, self.training)  # (B, T, D)
-        carry: Carry = None
+        carry: list[Tensor] = []
         for block in self.blocks:
-            hidden, carry, _ = block(
-                hidden, carry, angles=None, attention_mask=None, past_key_values=None, implementation="sdpa"
+            hidden, _, *carry = block(
+                hidden, *carry, angles=None, attention_mask=None, past_key_values=None, implementation="sdpa"
             )
         return self.read_out(self.norm(hidden[:, 0]))
 
