@@ -1,4 +1,4 @@
-"""What transformers, its Trainer and engines on top of it expect of a model: see also `matrix/` and `test_parity.py`."""
+"""What transformers, its Trainer and engines on top of it expect of a model; see also `matrix/`."""
 
 import inspect
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_a_static_cache_compiled_whole_gives_the_tokens_of_the_dynamic_one(kind:
 
 
 def test_only_labels_are_named_so() -> None:
-    """transformers' Trainer evaluates a loss only if a batch has every argument of `forward` with labels in its name."""
+    """transformers' Trainer evaluates a loss only if a batch has all arguments with labels in their name."""
     assert [name for name in inspect.signature(made("classic").forward).parameters if "label" in name] == ["labels"]
 
 

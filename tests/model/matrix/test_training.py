@@ -48,9 +48,7 @@ def check_one_step(load: Load, kind: str, folder: Path, **settings: Any) -> None
         assert before.grad is not None
         if "k_proj.bias" not in name:  # softmax does not see it
             assert before.grad.abs().max() > 1e-6, name
-        torch.testing.assert_close(
-            (before - found) / RATE, before.grad, rtol=1e-3, atol=1e-5, msg=lambda m: f"{name}: {m}"
-        )
+        torch.testing.assert_close((before - found) / RATE, before.grad, rtol=1e-3, atol=1e-5)
 
 
 @row("`Trainer.evaluate`: `eval_loss` is the loss of the labels")
