@@ -33,6 +33,7 @@ from .norms import norm
 from .positions import inverse_frequencies, rotary_angles
 from .streams import AttentionStream
 
+PACKAGE = __name__.rpartition(".")[0]
 # Logit of padding of the vocabulary, below the least of the tokens': exp(-1000) is 0 in float32, and at a temperature
 # of 30 still is 3e-15.
 BELOW = 1000.0
@@ -84,6 +85,13 @@ class DecoderPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     fast_paths: tuple[str, ...] = ()  # those that are on
+
+    def post_init(self) -> None:
+        """As transformers has it; and a saved trace of this model loads, whatever its folder is called."""
+        super().post_init()
+        for kind in {type(module) for module in self.modules()}:
+            if kind.__module__.startswith(PACKAGE):  # TorchScript would take the folder's name for an identifier
+                kind._jit_override_qualname = f"__torch__.hippoformer.{kind.__name__}"  # type: ignore[attr-defined]
 
     def enable_fast_paths(self, names: Iterable[str] = FAST_PATHS) -> None:
         """Switch faster modules on, and all others off: see `fast_paths.py`. A model is plain torch until then."""
