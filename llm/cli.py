@@ -1,8 +1,8 @@
 """Commands of `python -m llm`: prepare, inspect, bench-data, fit, validate, export, generate, plan, study, batch,
 status, bench, bench-loss, bench-growth, bench-ranks.
 
-Each command is a module with `add_arguments(parser)` and `run(args)`; fit and validate are a LightningCLI. Heavy
-imports happen inside the command that needs them, so `--help` answers at once.
+Each command is a module with `run(args)`, and `add_arguments(parser)` there or, where the module imports torch, beside
+it, so that `--help` answers at once; fit and validate parse their words themselves (`train/options.py`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ COMMANDS = {  # name: (module, one line for --help)
     "prepare": ("llm.data.preparation.prepare", "text of any source -> token store"),
     "inspect": ("llm.data.inspect", "what a token store holds, and whether it is whole"),
     "bench-data": ("llm.bench.data", "speed of the data path, compared with plain tokenizers and np.memmap"),
-    "fit": ("llm.train.cli", "train a model: --config FILE, then dotted overrides"),
-    "validate": ("llm.train.cli", "loss of a run's checkpoint on its validation split"),
+    "fit": ("llm.train.options", "train a model: --config FILE, then dotted overrides"),
+    "validate": ("llm.train.options", "loss of a run's checkpoint on its validation split"),
     "export": ("llm.export", "run -> a folder that transformers and lm-eval load"),
     "generate": ("llm.generate", "continue a prompt with an exported model"),
     "plan": ("llm.plan.plan", "memory, traffic and FLOPs of a run, before it is run"),
@@ -35,6 +35,15 @@ COMMANDS = {  # name: (module, one line for --help)
         "llm.bench.ranks",
         "throughput, communication, checkpoints and memory of one and several processes",
     ),
+}
+ARGUMENTS = {  # of commands whose module imports torch
+    "export": "llm.options:add_export",
+    "generate": "llm.options:add_generate",
+    "plan": "llm.plan.options:add_arguments",
+    "bench": "llm.bench.options:add_step",
+    "bench-loss": "llm.bench.options:add_loss",
+    "bench-growth": "llm.bench.options:add_growth",
+    "bench-ranks": "llm.bench.options:add_ranks",
 }
 HELP = "\n".join(
     [
@@ -66,18 +75,30 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_status(lambda: _run(command, rest))
 
 
-def _run(command: str, words: list[str]) -> None:
-    module = importlib.import_module(COMMANDS[command][0])
-    if module.__name__ == "llm.train.cli":
-        module.main(command, words)
-        return
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """The parser of a command other than fit and validate."""
     parser = argparse.ArgumentParser(
         prog=f"python -m llm {command}",
         description=COMMANDS[command][1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    module.add_arguments(parser)
-    args = parser.parse_args(words)
+    module, _, function = ARGUMENTS.get(command, f"{COMMANDS[command][0]}:add_arguments").partition(":")
+    getattr(importlib.import_module(module), function)(parser)
+    return parser
+
+
+def _run(command: str, words: list[str]) -> None:
+    if command in ("fit", "validate"):
+        from .train import options
+
+        options.main(command, words)
+        return
+    args = parser_of(command).parse_args(words)
+    if hasattr(args, "overrides"):  # of the keys of --config
+        from .train import options
+
+        options.check("fit", options.with_new_names(["--config", args.config, *args.overrides], quietly=True))
+    module = importlib.import_module(COMMANDS[command][0])
     if module.__name__.startswith("llm.bench."):
         warn_if_busy()
     module.run(args)

@@ -32,7 +32,6 @@ from tokenizers import Tokenizer, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from .common.arguments import count
 from .common.errors import UserError
 from .common.exported import CARD, read_card, trained_context, weights_sha256
 from .common.files import first_line, follow_umask, write_json
@@ -290,16 +289,6 @@ def _reloaded_logits(folder: Path, ids: Tensor, elsewhere: Path) -> Tensor:
         last = done.stderr.strip().splitlines()[-1:]
         raise UserError(f"the exported folder does not load in a fresh Python ({' '.join(last)}): not kept")
     return load_file(f"{probe}.logits")["logits"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m llm export`."""
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("out", type=Path, nargs="?", help="new folder to write (default: RUN/exports/step-N)")
-    parser.add_argument("--step", type=count(0), help="which checkpoint (default: the newest that verifies)")
-    parser.add_argument("--all", action="store_true", help="every checkpoint, to RUN/exports/step-N")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
-    parser.epilog = "example: python -m llm export runs/stories/values runs/stories/export/values"
 
 
 def run(args: argparse.Namespace) -> None:

@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer, set_seed
 
-from .common.arguments import add_trust, count
 from .common.errors import UserError
 from .common.exported import read_card, trained_context
 from .common.files import first_line
 from .pretrained import load_model, load_tokenizer
-
-COLDEST, HOTTEST = 1e-3, 1e3  # colder than that, logits leave the range of float32
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m llm generate`."""
-    parser.add_argument("model", type=Path, help="exported folder")
-    parser.add_argument("--prompt", required=True, help="text to continue")
-    parser.add_argument("--max-new-tokens", type=count(1), default=100, help="tokens to add (default: 100)")
-    parser.add_argument("--temperature", type=_temperature, default=0.8, help="0 takes the likeliest (default: 0.8)")
-    parser.add_argument("--top-k", type=count(1), default=50, help="sample among the k likeliest (default: 50)")
-    parser.add_argument("--seed", type=_seed, default=0, help="of the sampling, below 2^32 (default: 0)")
-    add_trust(parser)
-    parser.epilog = 'example: python -m llm generate runs/stories/export/values --prompt "Mary and John were"'
 
 
 def run(args: argparse.Namespace) -> None:
@@ -77,17 +61,3 @@ class OnlyNumbers(LogitsProcessor):
         if scores.isnan().any() or scores.max().isinf():  # -inf is what --top-k leaves out
             raise UserError("the model's outputs are not numbers: export it again")
         return scores
-
-
-def _temperature(text: str) -> float:
-    """An argument type: 0, or a temperature at which logits stay numbers."""
-    if (value := float(text)) != 0 and not COLDEST <= value <= HOTTEST:
-        raise argparse.ArgumentTypeError(f"{text} is neither 0 nor from {COLDEST:g} to {HOTTEST:g}")
-    return value
-
-
-def _seed(text: str) -> int:
-    """An argument type: a seed that every generator takes."""
-    if not 0 <= (value := int(text)) < 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 4294967295")
-    return value

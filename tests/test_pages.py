@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import evals.__main__
-from llm.cli import COMMANDS
+from llm.cli import COMMANDS, parser_of
 from llm.train.cli import parse
 from llm.train.optim import Optimizer, Schedule
 
@@ -116,8 +116,7 @@ def _options(program: str, command: str, hidden: bool = False) -> set[str] | Non
     if program == "llm":
         if command not in COMMANDS:
             return None
-        parser = argparse.ArgumentParser()
-        importlib.import_module(COMMANDS[command][0]).add_arguments(parser)
+        parser = parser_of(command)
     else:
         module = evals.__main__ if program == "evals" else importlib.import_module(f"{program}.cli")
         (commands,) = [a for a in module._parser()._actions if isinstance(a, argparse._SubParsersAction)]

@@ -39,10 +39,10 @@ from ..model.fast_paths import FAST_PATHS
 from ..train.allocator import keep_freed_memory
 from ..train.callbacks import callbacks
 from ..train.checkpointing import Checkpoints
-from ..train.cli import TRAINER_DEFAULTS
 from ..train.lightning_loop import whole_step
 from ..train.module import LanguageModule
 from ..train.optim import Schedule
+from ..train.options import TRAINER_DEFAULTS
 from ..train.run_folder import RunFolder, RunSettings
 from ..train.signals import Signals
 

@@ -91,23 +91,6 @@ def measure(plan: Plan, sweeps: dict[str, list[tuple[int, dict[str, int], int]]]
     }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m llm bench-growth`."""
-    parser.add_argument("--config", required=True, help="YAML of a run: the sizes in the middle")
-    parser.add_argument("--sweep", nargs="+", choices=SIZES, default=list(SIZES), metavar="SIZE", help="which (all)")
-    parser.add_argument("--rows", type=int, help="rows a step (default: data.micro_batch_size or data.batch_size)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each size has its turn (default: 3)")
-    parser.add_argument("--steps", type=int, default=3, help="counted steps a turn (default: 3)")
-    parser.add_argument("--precision", help="as trainer.precision (default: the config's)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the blocks")
-    parser.add_argument("--out", type=Path, required=True, help="folder for growth.json and growth.png")
-    parser.add_argument("overrides", nargs="*", help="after --, dotted overrides of the config")
-    parser.epilog = (
-        "example: python -m llm bench-growth --config configs/stories_classic.yaml --out runs/growth "
-        "-- --data.context 128"
-    )
-
-
 def run(args: argparse.Namespace) -> None:
     """Measure, print, write and draw."""
     if min(args.rounds, args.steps, args.rows or 1) < 1:

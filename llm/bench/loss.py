@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -78,18 +77,6 @@ def peak_memory(sizes: Sizes, way: str) -> float:
     reset_peak_rss()
     compute(way)
     return (peak_rss() - before) / MIB
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m llm bench-loss`."""
-    parser.add_argument("--config", required=True, help="YAML of a run")
-    parser.add_argument("--rows", type=int, help="rows at once (default: data.micro_batch_size or data.batch_size)")
-    parser.add_argument("--rounds", type=int, default=7, help="how often either way has its turn (default: 7)")
-    parser.add_argument("--precision", help="as trainer.precision (default: the config's)")
-    parser.add_argument("--json", type=Path, help="also write the result here")
-    parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("overrides", nargs="*", help="after --, dotted overrides of the config")
-    parser.epilog = "example: python -m llm bench-loss --config configs/tinystories_8m_classic.yaml --rows 8"
 
 
 def run(args: argparse.Namespace) -> None:

@@ -42,21 +42,13 @@ from ..common.errors import UserError
 from ..common.files import write_json
 from ..common.processes import available_cores
 from ..data.module import TokenDataModule
-from ..train.cli import PRECISIONS, parse
+from ..train.cli import parse
+from ..train.options import PRECISIONS
 from ..train.strategy import StrategySettings
 from .contenders import random_store
 from .data import spread
+from .options import LAYOUTS
 from .probe import PROFILED, WARM_UP
-
-FP32, BF16 = {"communication_dtype": "fp32"}, {"communication_dtype": "bf16"}
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "plain": {"name": "auto", "offload_optimizer": False, **FP32},
-    "ddp": {"name": "ddp", "offload_optimizer": False, **FP32},
-    **{f"zero{stage}": {"name": "deepspeed", "stage": stage, **FP32} for stage in (1, 2, 3)},
-}
-DEFAULT = list(LAYOUTS)
-LAYOUTS |= {f"{name}-bf16": LAYOUTS[name] | BF16 for name in ("ddp", "zero1", "zero2", "zero3")}  # gradients sent so
-
 
 # ---- The fits --------------------------------------------------------------------------------------------------------
 
@@ -262,31 +254,6 @@ def aligned(rows: list[list[str]]) -> Iterator[str]:
 
 
 # ---- Command ---------------------------------------------------------------------------------------------------------
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m llm bench-ranks`."""
-    parser.add_argument("--config", required=True, help="YAML of a run")
-    parser.add_argument(
-        "--layouts",
-        nargs="+",
-        choices=LAYOUTS,
-        default=DEFAULT,
-        help="plain is one process; -bf16 sends gradients in bf16 (default: plain, ddp, zero1, zero2, zero3)",
-    )
-    parser.add_argument("--processes", type=int, default=2, help="of every layout but plain (default: 2)")
-    parser.add_argument("--threads", type=int, help="of each process (default: the cores over the processes)")
-    parser.add_argument("--rows", type=int, help="rows a step over all processes (default: data.batch_size)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each layout has its turn (default: 3)")
-    parser.add_argument("--steps", type=int, default=10, help="counted steps without and with a checkpoint")
-    parser.add_argument("--precision", help="as trainer.precision (default: the config's)")
-    parser.add_argument("--accelerator", choices=("cpu", "gpu"), help="default: gpu where there is one")
-    parser.add_argument("--folder", type=Path, help="of the disk where the temporary runs are written")
-    parser.add_argument("--json", type=Path, help="also write the result here")
-    parser.add_argument("overrides", nargs="*", help="after --, dotted overrides of the config")
-    parser.epilog = (
-        "example: python -m llm bench-ranks --config configs/stories_classic.yaml --rounds 5 -- --data.context 128"
-    )
 
 
 def command_line(args: argparse.Namespace) -> str:

@@ -31,7 +31,6 @@ import numpy as np
 import torch
 from scipy import stats
 
-from ..common.arguments import accept_old_name
 from ..common.environment import environment
 from ..common.errors import UserError
 from ..common.files import write_json
@@ -40,13 +39,14 @@ from ..data.module import TokenDataModule
 from ..model.fast_linear import matmul, use_onednn
 from ..plan.plan import read
 from ..train.attention import attention_problems
-from ..train.cli import PRECISIONS, parse
+from ..train.cli import parse
 from ..train.flops import flops_per_token
 from ..train.module import LanguageModule
+from ..train.options import PRECISIONS
 from . import micro_batch
-from .contenders import MIB, PARTS, TRANSFORMERS, VARIANTS, Fit, Plan, TransformersBaseline, Window, contender, now
+from .contenders import MIB, PARTS, TRANSFORMERS, Fit, Plan, TransformersBaseline, Window, contender, now
+from .options import CONTENDERS
 
-DEFAULT = ["classic", "values"]
 AGAINST = {
     "hf": ["transformers", "transformers_compiled", "transformers_blocks"],
     "hf-liger": list(TRANSFORMERS),
@@ -140,7 +140,7 @@ def command_line(args: argparse.Namespace) -> list[str]:
     """The options that measure the same again."""
     words = ["--config", args.config, "--rounds", str(args.rounds), "--steps", str(args.steps)]
     words += ["--baseline", args.against] if args.against != "hf" else []
-    words += ["--contenders", *args.contenders] if args.contenders != DEFAULT else []
+    words += ["--contenders", *args.contenders] if args.contenders != CONTENDERS else []
     words += ["--rows", str(args.rows)] if args.rows else []
     words += ["--micro-batches", str(args.micro_batches)] if args.micro_batches > 1 else []
     words += ["--precision", args.precision] if args.precision else []
@@ -163,43 +163,6 @@ def ratio(windows: dict[str, list[Window]], name: str, to: str) -> dict[str, Any
     return {"median": statistics.median(each), "least": min(each), "greatest": max(each), "interval": interval}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m llm bench`."""
-    parser.add_argument("--config", required=True, help="YAML of a run")
-    parser.add_argument(
-        "--baseline", dest="against", choices=AGAINST, default="hf",
-        help="hf, transformers eager, compiled, and its blocks compiled (default); hf-liger, and with Liger-Kernel on "
-        "a GPU; hf-eager; none",
-    )  # fmt: skip
-    parser.add_argument(
-        "--contenders", nargs="+", choices=VARIANTS, default=DEFAULT, metavar="NAME",
-        help=f"variants of the config, the first of which the others are compared with: {', '.join(VARIANTS)} "
-        f"(default: {' '.join(DEFAULT)})",
-    )  # fmt: skip
-    parser.add_argument("--rows", type=int, help="rows a step (default: data.micro_batch_size or data.batch_size)")
-    parser.add_argument("--micro-batches", type=int, default=1, help="of so many rows each, a step (default: 1)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each contender has its turn (default: 5)")
-    parser.add_argument("--steps", type=int, default=10, help="counted steps a turn (default: 10)")
-    parser.add_argument("--precision", help="as trainer.precision (default: the config's)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile our blocks")
-    parser.add_argument(
-        "--find-micro-batch", dest="fit", action="store_true",
-        help="find the largest micro-batch that fits into memory, and print what to set",
-    )  # fmt: skip
-    parser.add_argument(
-        "--memory-budget", dest="memory", type=float, metavar="GIB",
-        help="memory budget of --find-micro-batch (default: 0.9 of what is free)",
-    )  # fmt: skip
-    parser.add_argument("--json", type=Path, help="also write the result here")
-    parser.add_argument("--memory-of", choices=[*TRANSFORMERS, *VARIANTS], help=argparse.SUPPRESS)
-    parser.add_argument("overrides", nargs="*", help="after --, dotted overrides of the config")
-    for old, new in (("--against", "--baseline"), ("--fit", "--find-micro-batch"), ("--memory", "--memory-budget")):
-        accept_old_name(parser, old, new)
-    parser.epilog = (
-        "example: python -m llm bench --config configs/stories_classic.yaml --rounds 5 -- --data.context 128"
-    )
-
-
 def run(args: argparse.Namespace) -> None:
     """Measure and print; with --json write the figures too."""
     if min(args.rounds, args.steps, 1 if args.rows is None else args.rows, args.micro_batches) < 1:
@@ -208,7 +171,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--contenders has one twice: {' '.join(args.contenders)}")
     if args.memory is not None and not (args.fit and args.memory > 0):
         raise UserError("--memory-budget goes with --find-micro-batch and is above 0 GiB")
-    if args.fit and (args.rows or args.contenders != DEFAULT or args.against != "hf" or args.micro_batches > 1):
+    if args.fit and (args.rows or args.contenders != CONTENDERS or args.against != "hf" or args.micro_batches > 1):
         raise UserError(
             "--find-micro-batch measures the config alone: leave out --rows, --micro-batches, --contenders, --baseline"
         )

@@ -24,25 +24,45 @@ class DecoderConfig(PretrainedConfig):
     """Sizes and switches of `DecoderForCausalLM`.
 
     Sizes:
-        vocab_size: rows of the embedding. `unpadded_vocab_size`: ids the tokenizer has, where the rows were padded
-            beyond them for speed; the logits of the padding can never win. None: no padding.
-        hidden_size, intermediate_size: width of the model and inside the FFN; None is 4 D for a plain FFN and 8/3 D
-            for a gated one (as many parameters), rounded up to a multiple of 64.
-        num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim: None is as many key-value heads as
-            query heads, and hidden_size / num_attention_heads.
+        vocab_size: rows of the embedding, padding included.
+        unpadded_vocab_size: ids that the tokenizer has, where the rows were padded beyond them for speed; the logits of
+            the padding can never win. None: no padding.
+        hidden_size: width D of the model.
+        intermediate_size: width inside the FFN; None is 4 D for a plain FFN and 8/3 D for a gated one (as many
+            parameters), rounded up to a multiple of 64.
+        num_hidden_layers: blocks.
+        num_attention_heads: query heads.
+        num_key_value_heads: key-value heads; None is as many as query heads.
+        head_dim: width of a head; None is hidden_size / num_attention_heads.
         max_position_embeddings: longest context; a hard limit for learned positions.
     Parts:
-        norm ("rmsnorm", "layernorm"), norm_eps; position ("rope" with `rope_parameters`, "learned");
-        feedforward ("gated", "plain"); attention_bias, mlp_bias; tie_word_embeddings.
+        norm: of the blocks' inputs and of the last block's output.
+        norm_eps: added to the mean square (rmsnorm) or variance (layernorm).
+        position: how positions are told apart.
+        rope_parameters: of rope, as in transformers: rope_type, rope_theta, ...
+        feedforward: FFN with a gate (SwiGLU) or without.
+        attention_bias, mlp_bias: biases of these projections.
+        tie_word_embeddings: the output head uses the embedding's matrix.
     Switches:
-        hidden_act: see `activations.py`; with "nmda": nmda_alpha, nmda_beta, nmda_learnable.
-        stream, stream_source, stream_weight: residual attention streams, see `streams.py`. Empty: none.
+        hidden_act: activation of the FFN, see `activations.py`.
+        nmda_alpha: alpha of NMDA, at least 0.
+        nmda_beta: beta of NMDA.
+        nmda_learnable: train alpha and beta of every layer.
+        stream: residual attention streams, see `streams.py`. Empty: none.
+        stream_source: what a layer adds of the layers before it.
+        stream_weight: factor of what is added: 1, or learned by layer or head.
         softmax_scale: factor of the attention scores; None is head_dim^-0.5.
-        attention_dropout, residual_dropout, embedding_dropout: probabilities.
+        attention_dropout: probability that an attention weight is dropped.
+        residual_dropout: probability that an element of a block's output is dropped.
+        embedding_dropout: probability that an element of an embedding is dropped.
     Initial weights:
-        initializer_range: standard deviation of every matrix. initializer_seed: each tensor is drawn from a
-            generator named by (seed, parameter name). scale_residual_init: divide the deviation of the projections
-            that write to the residual stream by sqrt(2 layers), as GPT-2 does.
+        initializer_range: standard deviation of every matrix.
+        initializer_seed: each tensor is drawn from a generator named by (seed, parameter name).
+        scale_residual_init: divide the deviation of the projections that write to the residual stream by
+            sqrt(2 layers), as GPT-2 does.
+    Of transformers:
+        use_cache: keep keys and values when generating.
+        pad_token_id, bos_token_id, eos_token_id: ids that generation uses; an export sets its tokenizer's.
 
     Raises:
         ValueError: the settings contradict each other; one message names every problem and its fix.

@@ -29,7 +29,7 @@ from .parameters import head_matrix, parameters
 from .report import format_plan
 from .state_memory import Layout, formats
 from .step_memory import Moment, Step, largest_micro_batch
-from .step_time import Network, benchmark, gigabits, step_time
+from .step_time import Network, benchmark, step_time
 
 GIB = 2**30
 # Memory in GB (10^9 bytes) of the vendor's data sheets; the name in PEAKS. What a driver reports is a little more.
@@ -234,30 +234,6 @@ def timing(run: PlannedRun, target: Device, devices: list[int], rate: float, sou
         "gpu_hours": run.tokens / rate / 3600,
         "model_flop_utilisation": used / peak if peak else None,
     }
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m llm plan`."""
-    parser.add_argument("--config", required=True, help="YAML of a run")
-    parser.add_argument("--gpus", type=int, nargs="+", default=[1], help="numbers of devices in all (default: 1)")
-    parser.add_argument("--device", help=f"one of {', '.join(DEVICES)}; or cpu, with --device-memory")
-    parser.add_argument(
-        "--device-memory", type=float, metavar="GIB", help="memory of a device; overrides that of --device"
-    )
-    parser.add_argument("--headroom", type=float, default=0.9, help="share of it that may be planned (default: 0.9)")
-    parser.add_argument("--micro-batch", type=int, help="rows of a forward pass (default: the most that fit)")
-    parser.add_argument("--tokens-per-second", type=float, metavar="X", help="throughput of one device, for the days")
-    parser.add_argument("--bench", type=Path, metavar="JSON", help="... or what `llm bench --json` recorded")
-    parser.add_argument(
-        "--network", type=gigabits, metavar="X", help="Gb/s that leave a node, over all its cards: 200, or 8x400"
-    )
-    parser.add_argument("--gpus-per-node", type=int, default=8, help="devices that share them (default: 8)")
-    parser.add_argument("--json", type=Path, help="also write the plan here, in bytes")
-    parser.add_argument("overrides", nargs="*", help="after --, dotted overrides of the config")
-    parser.epilog = (
-        "example: python -m llm plan --config configs/1b_values.yaml --gpus 8 64 --device h100 --network 8x400 "
-        "-- --model.activation_checkpointing 2"
-    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -25,12 +25,6 @@ class Network:
     devices: int
 
 
-def gigabits(text: str) -> float:
-    """Return the Gb/s that leave a node: "200" is one card, "8x400" eight. Raises ValueError for anything else."""
-    cards, _, each = text.rpartition("x")
-    return int(cards or 1) * float(each)
-
-
 def step_time(
     row: Mapping[str, Any], context: int, max_steps: int, network: Network, rate: float | None
 ) -> dict[str, float | None] | None:

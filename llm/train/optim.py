@@ -164,6 +164,12 @@ class Schedule:
     Warm-up is a straight line to the peak over `warmup_steps`. Then `shape`: "cosine" falls from the peak to
     `min_lr_ratio` at the last step, "constant" stays. Over the last `cooldown_steps` a straight line leads from where
     the shape stands to 0 (Burns et al. 2025, Section 5.1: 500 steps of warm-up, cosine, 5,000 of cool-down).
+
+    Args:
+        shape: between warm-up and cool-down.
+        warmup_steps: steps of warm-up.
+        cooldown_steps: steps of cool-down.
+        min_lr_ratio: share of the peak at which cosine ends.
     """
 
     shape: str = "cosine"

@@ -1,6 +1,5 @@
 """bench-ranks runs the real fit in each layout, measures its ranks, and leaves nothing behind."""
 
-import argparse
 import json
 import os
 import random
@@ -18,8 +17,8 @@ import torch
 from torch.autograd import DeviceType
 
 from llm.bench.probe import WINDOW, communication, covered
-from llm.bench.ranks import Plan, add_arguments
-from llm.cli import main
+from llm.bench.ranks import Plan
+from llm.cli import main, parser_of
 
 Config = Callable[..., Path]
 LAYOUTS = {"plain": 1, "zero3": 2}  # processes of each
@@ -39,9 +38,7 @@ def test_each_layout_is_measured(tiny_config: Config, scratch: Path, tmp_path: P
     assert main(["bench-ranks", *words, "--folder", str(scratch), "--json", str(out)]) == 0
     assert not list(scratch.iterdir())
     result = json.loads(out.read_text())
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    again = parser.parse_args(result["command"].split()[4:])
+    again = parser_of("bench-ranks").parse_args(result["command"].split()[4:])
     assert (again.layouts, again.steps, again.processes, again.threads) == (list(LAYOUTS), 3, 2, 1)
     assert {"device", "versions", "git_commit", "cores", "precision", "parameters"} <= result.keys()
     assert (result["rows"], result["context"], result["checkpoint_every_of_config"]) == (8, 32, 5)

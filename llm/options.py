@@ -1,0 +1,49 @@
+"""Arguments of `export` and `generate`, without torch."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .common.arguments import add_trust, count
+from .train.declarations import names
+
+COLDEST, HOTTEST = 1e-3, 1e3  # colder than that, logits leave the range of float32
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m llm export`."""
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("out", type=Path, nargs="?", help="new folder to write (default: RUN/exports/step-N)")
+    parser.add_argument("--step", type=count(0), help="which checkpoint (default: the newest that verifies)")
+    parser.add_argument("--all", action="store_true", help="every checkpoint, to RUN/exports/step-N")
+    parser.add_argument(
+        "--dtype", choices=names("export.py", "DTYPES"), default="float32", help="of the weights (default: float32)"
+    )
+    parser.epilog = "example: python -m llm export runs/stories/values runs/stories/export/values"
+
+
+def add_generate(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m llm generate`."""
+    parser.add_argument("model", type=Path, help="exported folder")
+    parser.add_argument("--prompt", required=True, help="text to continue")
+    parser.add_argument("--max-new-tokens", type=count(1), default=100, help="tokens to add (default: 100)")
+    parser.add_argument("--temperature", type=_temperature, default=0.8, help="0 takes the likeliest (default: 0.8)")
+    parser.add_argument("--top-k", type=count(1), default=50, help="sample among the k likeliest (default: 50)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the sampling, below 2^32 (default: 0)")
+    add_trust(parser)
+    parser.epilog = 'example: python -m llm generate runs/stories/export/values --prompt "Mary and John were"'
+
+
+def _temperature(text: str) -> float:
+    """An argument type: 0, or a temperature at which logits stay numbers."""
+    if (value := float(text)) != 0 and not COLDEST <= value <= HOTTEST:
+        raise argparse.ArgumentTypeError(f"{text} is neither 0 nor from {COLDEST:g} to {HOTTEST:g}")
+    return value
+
+
+def _seed(text: str) -> int:
+    """An argument type: a seed that every generator takes."""
+    if not 0 <= (value := int(text)) < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 4294967295")
+    return value

@@ -1,0 +1,334 @@
+"""The options of `fit` and `validate`, without torch: --help, and what the words and the config alone rule out.
+
+Stages: keys of a config (`declarations.py`) -> a parser of them, of the library that LightningCLI parses with -> help,
+or one sentence on what is wrong. What passes is parsed again in `cli.py`, with the classes themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from pathlib import Path
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from ..common.errors import UserError
+from ..runs import reading
+from .declarations import CHOICES, NESTED, Key, as_dataclass, choices, keys_of, nested, nested_keys
+
+# What the run folder does for itself is off in Lightning, and a run is counted in steps, not epochs.
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "check_val_every_n_epoch": None,
+    "use_distributed_sampler": False,
+    "log_every_n_steps": 10,
+    "devices": 1,
+}
+# What Lightning's trainer could be told and this project decides elsewhere.
+OURS = {
+    "gradient_clip_val": "give model.gradient_clip",
+    "accumulate_grad_batches": "give data.batch_size and data.micro_batch_size",
+    "val_check_interval": "give data.validate_every, in optimizer steps",
+    "check_val_every_n_epoch": "give data.validate_every, in optimizer steps",
+    "num_sanity_val_steps": "a run validates at data.validate_every and at its end",
+    "max_epochs": "give trainer.max_steps: a run is counted in optimizer steps",
+    "enable_checkpointing": "give run.checkpoint_every",
+    "logger": "give run.loggers",
+    "strategy": "give strategy.name",
+    "limit_train_batches": "give trainer.max_steps",
+    "overfit_batches": "give a small store in data.store",
+    "max_time": "send SIGUSR1 before a time limit, as slurm/launch.sh does: the run saves and can be resumed",
+    "fast_dev_run": "give a small trainer.max_steps and another run.folder",
+    "reload_dataloaders_every_n_epochs": "a run reads its data once through",
+    "min_epochs": "give trainer.max_steps, at which a run ends",
+    "min_steps": "give trainer.max_steps, at which a run ends",
+    "limit_test_batches": "a run does not test: see python -m evals",
+    "limit_predict_batches": "a run does not predict: see python -m llm generate",
+    "gradient_clip_algorithm": "model.gradient_clip clips by the norm",
+    "enable_progress_bar": "a run has a bar of its own",
+    "enable_model_summary": "see python -m llm plan",
+    "use_distributed_sampler": "the batches of a step are the same for any number of devices",
+    "default_root_dir": "give run.folder",
+    "sync_batchnorm": "the decoder has no batch norm",
+    "barebones": "leave what is not needed out of run.loggers",
+    "enable_autolog_hparams": "config.yaml in the run folder has all settings",
+    "model_registry": "see python -m llm export",
+}
+# What it is told, and follows, with the text of --help.
+FOLLOWED = {
+    "accelerator": "kind of device: cpu, gpu, or auto",
+    "devices": "devices of a node: a number, a list of indices, or auto for all",
+    "num_nodes": "nodes",
+    "precision": "32-true; bf16-mixed: products in bfloat16, master weights in float32; or bf16-true",
+    "max_steps": "optimizer steps of the run",
+    "log_every_n_steps": "optimizer steps between rows of metrics",
+    "limit_val_batches": "batches of a validation, or a fraction of them (default: all)",
+    "deterministic": "true or warn: deterministic algorithms alone",
+    "benchmark": "let cuDNN choose its algorithms by timing them",
+    "inference_mode": "validate in torch's inference mode instead of no_grad",
+    "detect_anomaly": "trace the operation that made a NaN; slow",
+    "profiler": "profiler of Lightning, by name or class_path",
+    "callbacks": "further callbacks of Lightning, by class_path",
+    "plugins": "further plugins of Lightning, by class_path",
+}
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "32", 32, None)
+
+EXAMPLES = {
+    "fit": "python -m llm fit --config configs/stories_values.yaml --trainer.max_steps 100",
+    "validate": "python -m llm validate --config runs/stories/values/config.yaml",
+}
+SUMMARIES = {
+    "decoder": "sizes and switches of the model",
+    "model": "how it is trained: optimizer, schedule, attention, compilation",
+    "data": "token store, batches, validation",
+    "trainer": "devices, precision, steps",
+    "strategy": "how a run is spread over devices",
+    "run": "run folder, checkpoints, logs",
+    "evaluation": "evaluation in the background of training",
+}
+# Keys that follow from others: a config has them from neither hand nor run.
+LINKED = {"model": {"decoder", "seed"}, "data": {"seed"}, "decoder": {"initializer_seed"}}
+# name -> type, default and description of the options beside the parts
+OTHERS: dict[str, tuple[Any, Any, str]] = {
+    "seed_everything": (bool | int, 0, "seed of initial weights, order of the data and dropout"),
+    "initializer_seed": (int | None, None, "seed of the initial weights (default: seed_everything)"),
+    "resume": (str | None, None, "auto, or the path of a checkpoint or run to continue"),
+}
+_OF_CLASSES = tuple(f"--trainer.{name}" for name in ("accelerator.", "callbacks", "plugins", "profiler"))
+# jsonargparse's words for a key that there is not; the last is ours, of an error within settings of settings
+UNKNOWN = r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'|Key '([\w.]+)' is not|unknown config key (\w+)"
+ANY_PATH = "let class_path name any class, not only Lightning's and ours; counts on the command line alone"
+
+
+class Sentences:
+    """Of a parser of jsonargparse: errors as one sentence, with the nearest key that exists."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise UserError."""
+        raise UserError(sentence(message, [action.dest for action in self._actions]))  # type: ignore[attr-defined]
+
+
+class LightParser(Sentences, ArgumentParser):
+    """A parser of options whose classes are not imported."""
+
+
+def sentence(message: str, known: list[str]) -> str:
+    """What jsonargparse says, in one sentence; of an unknown key, the nearest of those that are known."""
+    text = " ".join(str(message).split())
+    if denied := re.search(r"Importing '([\w.]+)' is not allowed", text):
+        return (
+            f"{denied[1]} is neither of Lightning nor of this project: read it, then pass --allow-class-path if "
+            "you trust this config"
+        )
+    if denied := re.search(r"unrecognized arguments: (?!--)(.*)", text):
+        return f"{denied[1]} belongs to no option: write --KEY VALUE"
+    group = "".join(f"{name}." for name in re.findall(r"(?:Group '|Parser key [\"'])([\w.]+)", text))
+    if unknown := re.search(UNKNOWN, text):
+        key = unknown[1] or f"{group}{next(filter(None, unknown.groups()))}"
+        near = difflib.get_close_matches(key, [*known, *_nested_dests()], n=1)
+        return f"unknown config key {key}" + (f": did you mean {near[0]}?" if near else ": see --help for the known")
+    key = group.removesuffix(".")
+    types = {f"{part}.{each.name}": each.type for part in SUMMARIES for each in keys_of(part)}
+    types |= {dest: each.type for dest, each in _nested_dests().items()}
+    if key in types and (value := re.search(r"(?:Got value|Given value): (.*?)(?: - |$)", text)):
+        value_text = re.sub(r"NestedArg\(key='\w+', val=(.*)\)$", r"\1", value[1])
+        return f"{key} {value_text} is of the wrong type: give {type_words(types[key])}"
+    return text
+
+
+def _nested_dests() -> dict[str, Key]:
+    """model.optimizer.lr ... -> its key."""
+    return {f"model.{name.lower()}.{key.name}": key for name in NESTED for key in nested_keys(name)}
+
+
+def type_words(kind: Any) -> str:
+    """A type as a reader of YAML names it."""
+    if kind in (int, float, str, bool, type(None)):
+        words = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+        return words[kind]
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(type_words, get_args(kind)))
+    return {"list": "a list, [a, b]", "tuple": "a list, [a, b]", "dict": "a mapping, {a: b}"}.get(
+        getattr(get_origin(kind), "__name__", ""), "its own keys"
+    )
+
+
+def main(command: str, arguments: list[str]) -> None:
+    """Run `command` ("fit" or "validate"): here what needs no torch, the rest in `cli.py`.
+
+    Raises:
+        UserError: anything in the options, the config or the data that cannot be used.
+        StoppedError: a signal stopped the run, whose state is saved.
+    """
+    if any(word in ("-h", "--help") for word in arguments):
+        print_help(command)
+        return
+    arguments = with_new_names(arguments)
+    check(command, arguments)
+    from .cli import main as run
+
+    run(command, arguments)
+
+
+def check(command: str, arguments: list[str]) -> None:
+    """Refuse what can be refused without torch: a file, a key, a type, a name.
+
+    Raises:
+        UserError: naming the key, and what it may be.
+    """
+    for path in _configs(arguments):
+        read_config(path)
+    if any(word.startswith(("--print_config", *_OF_CLASSES)) for word in arguments):
+        return  # options that only classes have
+    given = parser_of(command).parse_args(arguments)
+    if problems := [*trainer_problems(given), *_name_problems(given)]:
+        raise UserError("; ".join(problems))
+
+
+def trainer_problems(given: Namespace) -> list[str]:
+    """What of `trainer` this project decides elsewhere or cannot do, each a sentence."""
+    defaults = {key.name: key.default for key in keys_of("trainer")}
+    problems = [
+        f"trainer.{key} is not read here: {ours}"
+        for key, ours in OURS.items()
+        if given.get(f"trainer.{key}") not in (None, defaults[key], TRAINER_DEFAULTS.get(key))
+    ]
+    if given["trainer.precision"] not in PRECISIONS:
+        names = ", ".join(name for name in PRECISIONS if isinstance(name, str))
+        problems.append(f"trainer.precision must be one of {names}")
+    return problems
+
+
+def _name_problems(given: Namespace) -> list[str]:
+    """Names of parts that do not exist, each a sentence."""
+    problems = []
+    for key in CHOICES:
+        value = given.get(key)
+        known = choices(key)
+        unknown = [each for each in (value if isinstance(value, list) else [value]) if each not in known]
+        if value is not None and unknown:
+            shown = unknown if isinstance(value, list) else repr(value)
+            some = "any" if isinstance(value, list) else "one"
+            problems.append(f"{key} {shown} is unknown: give {some} of {', '.join(known)}")
+    return problems
+
+
+def _configs(arguments: list[str]) -> list[str]:
+    """The values of --config that are paths: a text with a line or a key in it is a config itself."""
+    pairs = zip(["", *arguments], arguments, strict=False)
+    values = [word.partition("=")[2] if "=" in word else "" for word in arguments if word.startswith("--config=")]
+    values += [word for before, word in pairs if before in ("--config", "-c")]
+    return [value for value in values if not re.search(r"\n|:\s|^\s*[{\[]", value)]
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The content of a config file.
+
+    Raises:
+        UserError: it is not there, or not a mapping in YAML.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        why = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise UserError(f"--config {path} {why}: give the YAML of a run, such as those in configs/") from error
+    except (ValueError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"--config {path} is not YAML ({why}): correct it there") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path} holds no keys: give the YAML of a run, such as those in configs/")
+    return content
+
+
+# ---- Parser and help -------------------------------------------------------------------------------------------------
+
+
+def parser_of(command: str, for_help: bool = False) -> LightParser:
+    """The parser of a command; for its help without what is not followed, and with settings of settings one by one."""
+    parser = LightParser(prog=f"python -m llm {command}", epilog=f"example: {EXAMPLES[command]}")
+    parser.usage = f"python -m llm {command} --config FILE [--resume auto] [--PART.KEY VALUE ...]"
+    parser.add_argument("-c", "--config", action="config", help="YAML of a run; may be repeated, the last one counts")
+    for part, summary in SUMMARIES.items():
+        keys = [_declared(part, key, for_help) for key in keys_of(part) if not (for_help and key.name in _hidden(part))]
+        parser.add_class_arguments(as_dataclass(part, tuple(keys)), part)
+        texts = {f"{part}.{key.name}": key.text for key in keys}
+        texts |= {dest: key.text for dest, key in _nested_dests().items()}
+        for action in parser._actions:
+            if action.dest in texts:
+                names = f"names: {', '.join(choices(action.dest))}" if for_help and action.dest in CHOICES else ""
+                action.help = " ".join(filter(None, (texts[action.dest], names)))
+            elif action.dest == part:
+                action.help = argparse.SUPPRESS
+        parser.groups[part].title = f"{part}: {summary}"
+    for name in NESTED if for_help else ():
+        parser.groups[f"model.{name.lower()}"].title = f"model.{name.lower()}: keys of its own"
+    for name, (kind, default, text) in OTHERS.items():
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+    parser.add_argument("--allow-class-path", action="store_true", help=ANY_PATH)
+    return parser
+
+
+def _hidden(part: str) -> set[str]:
+    """Keys that help leaves out: those that follow from others, and those of the trainer that are not followed."""
+    return LINKED.get(part, set()) | (set(OURS) if part == "trainer" else set())
+
+
+def _declared(part: str, key: Key, for_help: bool) -> Key:
+    """A key as the parser declares it."""
+    if part == "trainer":
+        default = TRAINER_DEFAULTS.get(key.name, key.default)
+        return key._replace(default=default, text=FOLLOWED.get(key.name, key.text))
+    if key.name in LINKED.get(part, ()):
+        return key._replace(type=Any, default=None)
+    name = next((name for name in NESTED if part == "model" and key.name == name.lower()), None)
+    return key._replace(type=nested(name), default=nested(name)()) if for_help and name else key
+
+
+def print_help(command: str) -> None:
+    """Print the options of a command, with the keys that are followed."""
+    parser_of(command, for_help=True).print_help()
+
+
+# ---- Old names -------------------------------------------------------------------------------------------------------
+
+
+def with_new_names(arguments: list[str], quietly: bool = False) -> list[str]:
+    """The arguments with today's names of options and of keys in config files; says, unless `quietly`, which it met."""
+    found, met = [], []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        option, equals, value = word.partition("=")
+        key = option.removeprefix("--").removesuffix("+")
+        if option.startswith("--") and key in reading.RENAMED:
+            met.append(key)
+            word = f"--{reading.new_name(key)}{'+' * option.endswith('+')}{equals}{value}"
+        elif before in ("--config", "-c") or option == "--config":
+            path = value if option == "--config" else word
+            if old_keys := _old_keys(path):
+                met += old_keys if not (Path(path).parent / "run.json").is_file() else []  # an older run's own
+                text = yaml.safe_dump(reading.renamed(yaml.safe_load(Path(path).read_text())), sort_keys=False)
+                word = f"--config={text}" if option == "--config" else text  # jsonargparse reads content too
+        found.append(word)
+    first_rank = os.environ.get("LOCAL_RANK", "0") == os.environ.get("SLURM_PROCID", "0") == "0"
+    for old in dict.fromkeys(met) if first_rank and not quietly else ():
+        new = reading.new_name(old)
+        print(f"note: {old} is now called {new}; the old name works until version 0.3", file=sys.stderr)
+    return found
+
+
+def _old_keys(path: str) -> list[str]:
+    """The old names in a config file that are set there; none where it cannot be read: the parser says so."""
+    try:
+        config = dict(reading.flat(yaml.safe_load(Path(path).read_text())))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return []
+    return [old for old in reading.RENAMED if old in config or any(key.startswith(f"{old}.") for key in config)]
