@@ -41,11 +41,14 @@ class Files(NamedTuple):
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Files]:
+def opened(path: Path, largest: int) -> Iterator[Files]:
     """The files of a folder or an archive.
 
+    Args:
+        largest: bytes that the files of an archive may have together, unpacked.
+
     Raises:
-        UserError: it is damaged or may not be read, also where that shows only while its files are.
+        UserError: it is damaged, too large, or may not be read, also where that shows only while its files are.
     """
     with _said_of(str(path)):
         if path.is_dir():
@@ -53,18 +56,27 @@ def opened(path: Path) -> Iterator[Files]:
             yield Files(path, names, lambda name: (path / name).read_bytes())
         elif zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
+                check_size(str(path), sum(each.file_size for each in archive.infolist()), largest)
                 yield Files(path, sorted(archive.namelist()), archive.read)
         elif path.name.endswith(ARCHIVES):
             with tarfile.open(path) as archive:
                 # All of it in the archive's own order: every step back would decompress it from the start.
-                contents = {
-                    member.name: file.read()
-                    for member in archive
-                    if member.isfile() and (file := archive.extractfile(member))
-                }
+                contents, size = dict[str, bytes](), 0
+                for member in archive:
+                    check_size(str(path), size := size + member.size, largest)
+                    if member.isfile() and (file := archive.extractfile(member)):
+                        contents[member.name] = file.read()
             yield Files(path, sorted(contents), contents.__getitem__)
         else:
             yield Files(path, [path.name], lambda _: path.read_bytes())
+
+
+def check_size(what: str, size: int, largest: int) -> None:
+    """Raise UserError where `what` has more bytes than are allowed: a small archive may hold what no memory does."""
+    if size > largest:
+        raise UserError(
+            f"{what} unpacks to {size:,} bytes or more, and this data set has {largest:,} at most: fetch it again"
+        )
 
 
 @contextmanager

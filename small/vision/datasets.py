@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from llm.common.errors import UserError
 
-from .archive import Files, opened
+from .archive import Files, check_size, opened
 
+ROWS_AT_ONCE = 16  # of a parquet file: a value that repeats is one in the file and several here
 CIFAR_ROW = 2 + 3 * 32 * 32  # bytes: two labels, then red, green and blue planes
 
 
@@ -97,6 +98,11 @@ class Published(NamedTuple):
     found_as: tuple[str, ...]  # in a folder of data sets
     read: "Callable[[Files, bool], Images]"
 
+    @property
+    def largest(self) -> int:
+        """Bytes of its files, unpacked or decoded: four times those of its pixels."""
+        return 4 * (self.train + self.test) * 3 * self.side**2
+
 
 def load(name: str, path: Path, quiet: bool = False) -> Images:
     """Read a data set, with a progress bar where images must be decoded.
@@ -119,7 +125,7 @@ def load(name: str, path: Path, quiet: bool = False) -> Images:
             f"{path} is not there: fetch {published.title} as {' or '.join(published.found_as[-2:])} from "
             f"{published.page} and give its place as --data"
         )
-    with opened(place) as files:
+    with opened(place, published.largest) as files:
         images = published.read(files, quiet)
         for split, part in (("training", images.train), ("test", images.test)):
             _check(files.path, split, part, len(images.classes))
@@ -242,20 +248,26 @@ def _shards(files: Files, split: str) -> list[str]:
 def _parquet(files: Files, split: str, quiet: bool) -> tuple[Split, tuple[str, ...]]:
     import pyarrow.parquet as pq
 
+    largest = DATASETS["cifar100"].largest
     images: list[bytes] = []
     places: list[str] = []
     labels: list[int] = []
     names: tuple[str, ...] = ()
     for name in _shards(files, split):
         with files.naming(name):
-            table = pq.read_table(io.BytesIO(files.read(name)), columns=["img", "fine_label"])
-            images += [image["bytes"] for image in table["img"].to_pylist()]
-            places += [f"{name}, row {row}" for row in range(table.num_rows)]
-            labels += table["fine_label"].to_pylist()
-            about = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+            file = pq.ParquetFile(io.BytesIO(files.read(name)))
+            groups = map(file.metadata.row_group, range(file.num_row_groups))
+            check_size(f"{files.path}: {name}", sum(group.total_byte_size for group in groups), largest)
+            first = len(images)
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=["img", "fine_label"]):
+                images += [image["bytes"] for image in batch["img"].to_pylist()]
+                labels += batch["fine_label"].to_pylist()
+                check_size(f"{files.path}: {name}", sum(map(len, images)), largest)
+            places += [f"{name}, row {row}" for row in range(len(images) - first)]
+            about = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
             features = about.get("info", {}).get("features", {})
             names = tuple(map(str, features.get("fine_label", {}).get("names", ())))
-    pixels = _decoded(files, places, images, quiet)
+    pixels = _decoded(files, places, images, largest, quiet)
     with files.naming(name):
         part = _split(pixels, labels)
         return part, names or tuple(map(str, range(int(part.labels.max()) + 1)))
@@ -282,10 +294,11 @@ def _tiny_imagenet(files: Files, quiet: bool) -> Images:
             what = f"{name} is missing" if wnid in numbers else f"{name} is of {wnid!r}, which wnids.txt has not"
             raise UserError(f"{files.path}: {what}: fetch it again")
     words = f"{root}words.txt"
+    largest = DATASETS["tiny-imagenet"].largest
     called = dict(line.split("\t", 1) for line in (_lines(files, words) if words in there else ()) if "\t" in line)
     splits = (
         _split(
-            _decoded(files, [name for name, _ in part], _contents(files, (name for name, _ in part)), quiet),
+            _decoded(files, [name for name, _ in part], _contents(files, (name for name, _ in part)), largest, quiet),
             [numbers[wnid] for _, wnid in part],
         )
         for part in (train, test)
@@ -302,7 +315,7 @@ def _contents(files: Files, names: Iterable[str]) -> Iterable[bytes]:
             yield files.read(name)
 
 
-def _decoded(files: Files, names: Sequence[str], contents: Iterable[bytes], quiet: bool) -> np.ndarray:
+def _decoded(files: Files, names: Sequence[str], contents: Iterable[bytes], largest: int, quiet: bool) -> np.ndarray:
     """Compressed images -> (N, 3, side, side) uint8; grey ones get three equal planes."""
     from PIL import Image, UnidentifiedImageError
 
@@ -310,7 +323,9 @@ def _decoded(files: Files, names: Sequence[str], contents: Iterable[bytes], quie
         name, content = named
         with files.naming(name):
             try:
-                return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).transpose(2, 0, 1)
+                image = Image.open(io.BytesIO(content))  # its header alone
+                check_size(f"{files.path}: {name}", len(names) * 3 * image.width * image.height, largest)
+                return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
             except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
                 raise ValueError("no image of a known format and size") from error
 

@@ -14,7 +14,10 @@ import torch
 
 _context = multiprocessing.get_context("forkserver")
 # deepspeed imports its Muon where it builds any optimizer, and compiles there
-_context.set_forkserver_preload(["llm.train.cli", "deepspeed", "deepspeed.runtime.zero.muon.original_muon"])
+_preload = ["llm.train.cli", "deepspeed", "deepspeed.runtime.zero.muon.original_muon"]
+if os.environ.get("KILLS"):  # of all programs, many times
+    _preload += ["datasets", "lm_eval.evaluator", "evals.harness.run", "evals.page.curves", "small.grid.train"]
+_context.set_forkserver_preload(_preload)
 # As `python -m llm`, also to what starts its ranks by the command that started it.
 LLM = """
 import importlib.util, sys

@@ -21,8 +21,11 @@ from backports import zstd
 
 from ...common.errors import UserError
 from .documents import LARGEST, REPAIR, BadDocuments, Document, too_large
+from .parquet_pages import page_sizes
 
 CHUNK = 1 << 20  # bytes read at a time from a .txt
+WINDOW_TOO_LARGE = "requires too much memory"  # of zstd
+LARGEST_PAGE = 1 << 29  # bytes of a parquet page; writers make them of one megabyte
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class FileSource:
             bad(UserError(f"{self.location} is truncated ({where}); fetch or compress it again"))
         except (zlib.error, gzip.BadGzipFile, zstd.ZstdError) as error:
             where = f"after {count} documents, near byte {read} of {self.size}"
+            if WINDOW_TOO_LARGE in str(error):
+                raise UserError(
+                    f"{self.location} asks for a window of more than {max(1 << 27, self.largest):,} bytes; raise "
+                    "--max-document-bytes to 2147483648, or compress it again without --long"
+                ) from error
             bad(UserError(f"{self.location} is corrupt ({where}: {error}); fetch or compress it again"))
         except OSError as error:
             raise UserError(f"{self.location} cannot be read ({error.strerror or error}); {REPAIR}") from error
@@ -106,7 +114,7 @@ def text_and_id(record: Mapping[str, object], text_key: str, id_key: str | None,
 # ---- One reader a form -----------------------------------------------------------------------------------------------
 
 Reader = Callable[[FileSource, BadDocuments], Iterator[Document]]
-Unpack = Callable[[BinaryIO], AbstractContextManager[Any]]
+Unpack = Callable[[BinaryIO, int], AbstractContextManager[Any]]
 
 
 def _marked_text(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
@@ -197,7 +205,7 @@ def _json_lines(unpack: Unpack) -> Reader:
     """A reader of one JSON object a line, from what `unpack` makes of the file."""
 
     def read(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
-        with Path(source.location).open("rb") as raw, unpack(raw) as stream:
+        with Path(source.location).open("rb") as raw, unpack(raw, source.largest) as stream:
             for number, piece in enumerate(_lines(stream, source.largest), 1):
                 where = f"{source.location}, line {number}"
                 if piece.content is None:
@@ -232,7 +240,8 @@ def _record(line: bytes, where: str) -> dict[str, object]:
 def _parquet(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
     """One document a row, a row group at a time.
 
-    A page is decompressed whole: it has less than 2 GiB, the format's own limit. A value that repeats stays one value.
+    A page is decompressed whole, so that one of more than `LARGEST_PAGE` and more than a document may have ends the
+    file. A value that repeats stays one value.
     """
     import pyarrow
     from pyarrow import parquet  # imported here: 0.3 s that only .parquet pays
@@ -245,7 +254,8 @@ def _parquet(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
             if names.count(key) != 1:
                 what = "no column" if key not in names else "more than one column"
                 raise UserError(f"{source.location}: {what} {key!r} among {names}; name one with {option}")
-        with parquet.ParquetFile(source.location, page_checksum_verification=True, read_dictionary=columns[:1]) as file:
+        with parquet.ParquetFile(source.location, page_checksum_verification=True, read_dictionary=columns) as file:
+            _check_pages(source, file.metadata, columns)
             rows = file.metadata.num_rows
             for group in range(file.num_row_groups):
                 at_a_time = _rows_at_a_time(file.metadata.row_group(group), source.text_key)
@@ -253,7 +263,7 @@ def _parquet(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
                     for index in range(len(batch)):
                         row += 1
                         where = f"{source.location}, row {row}"
-                        if (size := _cell_bytes(batch.column(source.text_key), index)) > source.largest:
+                        if (size := max(_cell_bytes(batch.column(key), index) for key in columns)) > source.largest:
                             bad(too_large(where, size, source.largest))
                             continue
                         try:
@@ -265,9 +275,23 @@ def _parquet(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
                             bad(error)
                         else:
                             yield Document(text, identity, source.size * row // rows)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0]
         bad(UserError(f"{source.location} is truncated or corrupt, after row {row} ({reason}); fetch it again"))
+
+
+def _check_pages(source: FileSource, metadata: Any, columns: list[str]) -> None:
+    """Raise UserError for a page that would take more memory than a document may."""
+    with Path(source.location).open("rb") as raw:
+        for group in range(metadata.num_row_groups):
+            chunks = (metadata.row_group(group).column(index) for index in range(metadata.num_columns))
+            for chunk in chunks:
+                most = max(LARGEST_PAGE, source.largest)
+                if chunk.path_in_schema in columns and (size := max(page_sizes(raw, chunk), default=0)) > most:
+                    raise UserError(
+                        f"{source.location}: a page of {size:,} bytes in column {chunk.path_in_schema!r}, more than "
+                        f"{most:,}; write the file again with smaller pages, or raise --max-document-bytes"
+                    )
 
 
 def _rows_at_a_time(group: Any, key: str) -> int:
@@ -288,16 +312,17 @@ def _bad_byte(error: UnicodeDecodeError) -> str:
     return f"invalid UTF-8, byte 0x{error.object[error.start]:02x} ({error.reason})"
 
 
-def _zstd(raw: BinaryIO) -> zstd.ZstdFile:
-    # Frames written with --long=31 need the large window; only they use the memory.
-    return zstd.ZstdFile(raw, options={zstd.DecompressionParameter.window_log_max: 31})
+def _zstd(raw: BinaryIO, largest: int) -> zstd.ZstdFile:
+    # A frame written with --long=31 asks for a window of 2 GiB: no more than zstd's own default, or a document.
+    window = min(31, max(27, (largest - 1).bit_length()))
+    return zstd.ZstdFile(raw, options={zstd.DecompressionParameter.window_log_max: window})
 
 
-def _gzip(raw: BinaryIO) -> gzip.GzipFile:
+def _gzip(raw: BinaryIO, largest: int) -> gzip.GzipFile:
     return gzip.GzipFile(fileobj=raw)
 
 
-def _plain(raw: BinaryIO) -> BinaryIO:
+def _plain(raw: BinaryIO, largest: int) -> BinaryIO:
     return raw
 
 
