@@ -18,10 +18,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 for input that cannot be used, said in one line on stderr."""
     set_wait_policy()
     words = sys.argv[1:] if arguments is None else list(arguments)
+    return exit_status(lambda: _run_command(words))
+
+
+def _run_command(words: list[str]) -> None:
     options = _parser().parse_args(words, argparse.Namespace(words=words))
     if hasattr(options, "device"):  # a command that computes
         warn_if_busy()
-    return exit_status(lambda: options.command(options))
+    options.command(options)
 
 
 # ---- Commands: torch and lm-eval are imported inside, so that --help answers at once ---------------------------------

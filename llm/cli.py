@@ -62,12 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
     set_wait_policy()
     end_with_parent()
     words = sys.argv[1:] if arguments is None else arguments
-    if not words or words[0] in ("-h", "--help"):
-        print(HELP, file=sys.stdout if words else sys.stderr)
-        return 0 if words else 2
-    if words[0] == "--version":
-        print(version())
-        return 0
+    if not words:
+        print(HELP, file=sys.stderr)
+        return 2
+    if words[0] in ("-h", "--help", "--version"):
+        return exit_status(lambda: print(version() if words[0] == "--version" else HELP))
     command, rest = words[0], words[1:]
     if command not in COMMANDS:
         print(f"error: unknown command {command!r}: give one of {', '.join(COMMANDS)}", file=sys.stderr)

@@ -11,6 +11,7 @@ import pkgutil
 import resource
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -233,6 +234,8 @@ def test_no_words_make_a_traceback(
                 status = main([*first, *words])
             except SystemExit as stop:
                 status = stop.code
+            except KeyboardInterrupt:  # outside what says so: a traceback
+                pytest.fail(f"{command} {words}: {traceback.format_exc()[-1500:]}")
         said = capfd.readouterr().err
         assert status in (0, 2, 75, 130, None), (command, words, status, said[-500:])
         assert status != 130 or came, (command, words, said[-500:])

@@ -1,10 +1,18 @@
 """The one exception that a command shows without a traceback, and the exit status it leads to."""
 
+import errno
+import io
 import os
 import select
 import sys
 import unicodedata
 from collections.abc import Callable
+
+# Errors of a system call that no program can rule out beforehand, whatever path it is given.
+OF_THE_MACHINE = {
+    errno.EACCES, errno.EDQUOT, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR, errno.EPERM,
+    errno.EROFS, errno.ESTALE, errno.ETXTBSY,
+}  # fmt: skip
 
 
 class UserError(Exception):
@@ -32,8 +40,13 @@ def exit_status(command: Callable[[], None]) -> int:
     75, EX_TEMPFAIL, where a signal stopped a run that has saved its state: `slurm/launch.sh` then requeues the job.
     141, as of any program, where its output went to a `head` that has seen enough.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone, and names any byte
     try:
-        command()
+        try:
+            command()
+        finally:
+            sys.stdout.flush()
     except StoppedError:
         return os.EX_TEMPFAIL
     except UserError as error:
@@ -47,6 +60,12 @@ def exit_status(command: Callable[[], None]) -> int:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter writes once more at its end
         return 141
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {printable(where)}{error.strerror}: change that, or give another path", file=sys.stderr)
+        return 2
     return 0
 
 

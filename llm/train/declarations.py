@@ -95,7 +95,16 @@ def choices(key: str) -> list[str]:
 
 def names(file: str, constant: str) -> list[str]:
     """The strings in a tuple, or the keys of a dict, that a file of `llm` calls `constant`."""
-    return list(_names(ast.parse((LLM / file).read_text(encoding="utf-8")), constant))
+    return list(_names(_tree(LLM / file), constant))
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    source = path.read_text(encoding="utf-8")
+    try:
+        return ast.parse(source)
+    except SystemError as error:  # what CPython 3.11 makes of Ctrl-C in here
+        raise KeyboardInterrupt from error
 
 
 def _names(module: ast.Module, constant: str) -> Iterator[str]:
@@ -104,7 +113,7 @@ def _names(module: ast.Module, constant: str) -> Iterator[str]:
         targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
         if constant not in map(ast.unparse, targets):
             continue
-        value = node.value  # type: ignore[attr-defined]
+        value: Any = getattr(node, "value", None)
         for part in value.keys if isinstance(value, ast.Dict) else value.elts:
             if isinstance(part, ast.Starred):
                 yield from _names(module, ast.unparse(part.value))
@@ -146,8 +155,7 @@ def _lightning() -> Path:
 
 
 def _class(path: Path, name: str) -> ast.ClassDef:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    return next(node for node in _tree(path).body if isinstance(node, ast.ClassDef) and node.name == name)
 
 
 def _keys(path: Path, name: str) -> Iterator[Key]:
@@ -176,7 +184,7 @@ def _keys(path: Path, name: str) -> Iterator[Key]:
 def _activation_fields() -> Iterator[tuple[str, Any]]:
     """ACTIVATION_NAME and default of each parameter of an activation (`PARAMETRIC` in `activations.py`)."""
     path = LLM / "model/activations.py"
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in _tree(path).body:
         if not (isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "PARAMETRIC"):
             continue
         if not isinstance(node.value, ast.Dict):

@@ -139,12 +139,15 @@ def run_command(program: str, parser: argparse.ArgumentParser, arguments: Sequen
     set_wait_policy()
     add_version(parser)
     words = sys.argv[1:] if arguments is None else list(arguments)
-    options = parser.parse_args(words)
-    if hasattr(options, "device"):  # a command that computes
-        warn_if_busy()
-    options.line = shlex.join(["python", "-m", program, *words])
-    command: Callable[[argparse.Namespace], None] = options.command
-    return exit_status(lambda: command(options))
+
+    def run() -> None:
+        options = parser.parse_args(words)
+        if hasattr(options, "device"):  # a command that computes
+            warn_if_busy()
+        options.line = shlex.join(["python", "-m", program, *words])
+        options.command(options)
+
+    return exit_status(run)
 
 
 def make_parser(
