@@ -222,7 +222,7 @@ def test_no_words_make_a_traceback(
     main = importlib.import_module(PROGRAMS[program]).main
 
     @hypothesis.settings(
-        max_examples=max(1, MANY // len(COMMANDS)) if MANY else 6,
+        max_examples=max(1, MANY // len(COMMANDS)) if MANY else (25 if parser is None else 6),
         derandomize=not MANY,
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),

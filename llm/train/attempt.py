@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ..common.errors import StoppedError, UserError
 from ..common.processes import raise_open_file_limit
@@ -28,6 +29,16 @@ from .signals import SAVING, Signals
 from .strategy import terminate_children
 
 MANY_FILES = 1000  # whose sizes take a second where each takes a millisecond
+# Callbacks of Lightning that watch or change what this project decides elsewhere.
+NOT_USED = {
+    "EarlyStopping": "it watches what Lightning logs, which is nothing here: set trainer.max_steps",
+    "ModelCheckpoint": "set run.checkpoint_every",
+    "LearningRateFinder": "set model.optimizer.lr",
+    "BatchSizeFinder": "set data.micro_batch_size, see python -m llm bench --find-micro-batch",
+    "GradientAccumulationScheduler": "set data.batch_size and data.micro_batch_size",
+    "StochasticWeightAveraging": "average exported checkpoints instead",
+    "Timer": "send SIGUSR1 before a time limit",
+}
 PARTS = {"seed_everything", "initializer_seed", "decoder", "model", "data", "trainer", "strategy", "run", "evaluation"}
 
 
@@ -72,11 +83,13 @@ class Attempt(LightningCLI):
         trainer: Trainer = self.trainer
         problems = [*self.model.problems(trainer.max_steps, self.datamodule.context), *self.datamodule.problems()]
         problems += self._attention_problems(training=True)
+        named = [type(callback).__name__ for callback in trainer.callbacks]
+        problems += [f"trainer.callbacks {name}: {NOT_USED[name]}" for name in named if name in NOT_USED]
         strategy = self._get(self.config_init, "strategy")
         if strategy.name == "deepspeed":
             optimizer = self.model.optimizer_settings
             problems += optimizer.sharding_problems(strategy.stage, strategy.offload_optimizer)
-        if self._get(self.config_init, "trainer").log_every_n_steps < 1:
+        if not (self._get(self.config_init, "trainer").log_every_n_steps or 0) >= 1:
             problems.append("trainer.log_every_n_steps must be at least 1")
         if problems:
             raise UserError("; ".join(problems))
@@ -175,6 +188,8 @@ class Attempt(LightningCLI):
                 self._ended("Ctrl-C", self._where_it_stands())
                 raise self._on_rank_zero(KeyboardInterrupt()) from error
             raise
+        except MisconfigurationException as error:  # of a callback or a plugin that the config names
+            raise self._on_rank_zero(UserError(" ".join(str(error).split()))) from error
         except (RuntimeError, OSError) as error:
             if self.trainer.world_size > 1 and is_lost_rank_error(error):
                 self._ended("lost contact to the other ranks")

@@ -32,7 +32,7 @@ from ..model import DecoderConfig
 from .attempt import Attempt
 from .evaluation import EvaluationSettings
 from .module import LanguageModule
-from .options import ANY_PATH, OTHERS, TRAINER_DEFAULTS, Sentences, trainer_problems, with_new_names
+from .options import ANY_PATH, OTHERS, TRAINER_DEFAULTS, Sentences, seed_problems, trainer_problems, with_new_names
 from .ranks import ReportedOnRankZeroError
 from .run_folder import RunSettings
 from .strategy import StrategySettings, device_count, plugins
@@ -70,6 +70,11 @@ class CLI(Attempt):
             parser.link_arguments("seed_everything", target)
         seeds = ("seed_everything", "initializer_seed")
         parser.link_arguments(seeds, "decoder.initializer_seed", lambda seed, own: seed if own is None else own)
+
+    def _set_seed(self) -> None:
+        if problems := seed_problems(self.config.get(self.subcommand or "", self.config)):
+            raise UserError("; ".join(problems))
+        super()._set_seed()
 
     def instantiate_classes(self) -> None:
         given = self.config.get(self.subcommand or "", self.config)

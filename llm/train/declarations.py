@@ -114,7 +114,8 @@ def _names(module: ast.Module, constant: str) -> Iterator[str]:
         if constant not in map(ast.unparse, targets):
             continue
         value: Any = getattr(node, "value", None)
-        for part in value.keys if isinstance(value, ast.Dict) else value.elts:
+        parts: list[Any] = value.keys if isinstance(value, ast.Dict) else value.elts
+        for part in parts:
             if isinstance(part, ast.Starred):
                 yield from _names(module, ast.unparse(part.value))
             else:

@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 import sys
+import textwrap
 from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin
@@ -115,7 +116,7 @@ class Sentences:
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise UserError."""
-        raise UserError(sentence(message, [action.dest for action in self._actions]))  # type: ignore[attr-defined]
+        raise UserError(sentence(message, [action.dest for action in self._actions]))
 
 
 class LightParser(Sentences, ArgumentParser):
@@ -140,8 +141,10 @@ def sentence(message: str, known: list[str]) -> str:
     key = group.removesuffix(".")
     types = {f"{part}.{each.name}": each.type for part in SUMMARIES for each in keys_of(part)}
     types |= {dest: each.type for dest, each in _nested_dests().items()}
-    if key in types and (value := re.search(r"(?:Got value|Given value): (.*?)(?: - |$)", text)):
+    types |= {name: kind for name, (kind, _, _) in OTHERS.items()}
+    if types.get(key, Any) is not Any and (value := re.search(r"(?:Got value|Given value): (.*?)(?: - |$)", text)):
         value_text = re.sub(r"NestedArg\(key='\w+', val=(.*)\)$", r"\1", value[1])
+        value_text = textwrap.shorten(value_text, 100, placeholder=" ...")
         return f"{key} {value_text} is of the wrong type: give {type_words(types[key])}"
     return text
 
@@ -191,8 +194,15 @@ def check(command: str, arguments: list[str]) -> None:
     if any(word.startswith(("--print_config", *_OF_CLASSES)) for word in arguments):
         return  # options that only classes have
     given = parser_of(command).parse_args(arguments)
-    if problems := [*trainer_problems(given), *_name_problems(given)]:
+    if problems := [*seed_problems(given), *trainer_problems(given), *_name_problems(given)]:
         raise UserError("; ".join(problems))
+
+
+def seed_problems(given: Namespace) -> list[str]:
+    """Seeds that numpy does not take; true is Lightning's word for any seed, which nobody could repeat."""
+    seed = given["seed_everything"]
+    good = not isinstance(seed, bool) and 0 <= seed < 2**32
+    return [] if good else [f"seed_everything {seed} must be a number from 0 to {2**32 - 1}"]
 
 
 def trainer_problems(given: Namespace) -> list[str]:
@@ -203,6 +213,9 @@ def trainer_problems(given: Namespace) -> list[str]:
         for key, ours in OURS.items()
         if given.get(f"trainer.{key}") not in (None, defaults[key], TRAINER_DEFAULTS.get(key))
     ]
+    devices = str(given["trainer.devices"])
+    if not (isinstance(given["trainer.devices"], list) or re.fullmatch(r"auto|-1|0*[1-9]\d*", devices)):
+        problems.append(f"trainer.devices {devices} must be a number of devices, a list of their indices, or auto")
     if given["trainer.precision"] not in PRECISIONS:
         names = ", ".join(name for name in PRECISIONS if isinstance(name, str))
         problems.append(f"trainer.precision must be one of {names}")
@@ -269,9 +282,10 @@ def parser_of(command: str, for_help: bool = False) -> LightParser:
                 action.help = " ".join(filter(None, (texts[action.dest], names)))
             elif action.dest == part:
                 action.help = argparse.SUPPRESS
-        parser.groups[part].title = f"{part}: {summary}"
+        groups = parser.groups or {}
+        groups[part].title = f"{part}: {summary}"
     for name in NESTED if for_help else ():
-        parser.groups[f"model.{name.lower()}"].title = f"model.{name.lower()}: keys of its own"
+        groups[f"model.{name.lower()}"].title = f"model.{name.lower()}: keys of its own"
     for name, (kind, default, text) in OTHERS.items():
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     parser.add_argument("--allow-class-path", action="store_true", help=ANY_PATH)

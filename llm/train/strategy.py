@@ -26,6 +26,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from ..common.errors import UserError
 
 STARTING = 600.0
+LONGEST = 1e7  # seconds, 116 days: collectives count in an integer of 64 bits, in nanoseconds
 NAMES = ("auto", "ddp", "deepspeed")
 DTYPES = ("fp32", "bf16")
 
@@ -83,8 +84,8 @@ class StrategySettings:
             )
         if self.bucket_elements < 1:
             problems.append(f"strategy.bucket_elements {self.bucket_elements} must be at least 1")
-        if not self.timeout > 0:
-            problems.append(f"strategy.timeout {self.timeout} must be above 0 seconds")
+        if not 0 < self.timeout <= LONGEST:
+            problems.append(f"strategy.timeout {self.timeout:g} must be above 0 and at most {LONGEST:,.0f} seconds")
         return problems
 
     def build(self, devices: int, gradient_clip: float | None, half_precision: bool) -> Strategy | str:
