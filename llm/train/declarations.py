@@ -32,7 +32,7 @@ PARTS = {
     "run": ("train/run_folder.py", "RunSettings"),
     "evaluation": ("train/evaluation.py", "EvaluationSettings"),
 }
-# key -> file and name of the tuples or dicts of the names that it may have
+# key -> file and name of the tuple or dict of the names that it may have; then of those it had in earlier versions
 CHOICES: dict[str, tuple[tuple[str, str], ...]] = {
     "decoder.norm": (("model/norms.py", "NORMS"),),
     "decoder.position": (("model/config.py", "POSITIONS"),),
@@ -88,9 +88,9 @@ def nested(name: str) -> type:
     return as_dataclass(name, nested_keys(name))
 
 
-def choices(key: str) -> list[str]:
+def choices(key: str, earlier: bool = False) -> list[str]:
     """The names that a key may have; of a key with a list, the names that may be in it."""
-    return [name for file, constant in CHOICES[key] for name in names(file, constant)]
+    return [name for place in CHOICES[key][: 2 if earlier else 1] for name in names(*place)]
 
 
 def names(file: str, constant: str) -> list[str]:

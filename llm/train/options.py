@@ -227,12 +227,13 @@ def _name_problems(given: Namespace) -> list[str]:
     problems = []
     for key in CHOICES:
         value = given.get(key)
-        known = choices(key)
-        unknown = [each for each in (value if isinstance(value, list) else [value]) if each not in known]
+        given_names, known = value if isinstance(value, list) else [value], choices(key)
+        unknown = [each for each in given_names if each not in choices(key, earlier=True)]
         if value is not None and unknown:
             shown = unknown if isinstance(value, list) else repr(value)
             some = "any" if isinstance(value, list) else "one"
-            problems.append(f"{key} {shown} is unknown: give {some} of {', '.join(known)}")
+            fix = " or ".join(known) if len(known) == 2 else f"{some} of {', '.join(known)}"
+            problems.append(f"{key} {shown} is unknown: give {fix}")
     return problems
 
 

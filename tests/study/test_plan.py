@@ -116,7 +116,7 @@ def test_problems_of_the_configs_are_told_together(tiny_study: Study) -> None:
     )
     with pytest.raises(UserError) as error:
         inspect(read_study(path))
-    assert "typo at large, typo at small, typo at odd: unknown config key streem" in str(error.value)
+    assert "typo at large, typo at small, typo at odd: unknown config key decoder.streem" in str(error.value)
     assert "classic at odd: num_attention_heads 4 does not divide hidden_size 33" in str(error.value)
     path = tiny_study(
         sizes={

@@ -296,7 +296,15 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         "indivisible": (["--trainer.devices", "3"], "the nearest that is, is 9"),
         "strategy": (["--trainer.strategy", "ddp"], "give strategy.name"),
         "repeated data": (["--trainer.limit_train_batches", "3"], "give trainer.max_steps"),
-        "strategy name": (["--strategy.name", "warp", "--strategy.stage", "4"], "strategy.stage 4 must be 1, 2 or 3"),
+        "strategy name": (
+            ["--strategy.name", "warp", "--run.on_full_disk", "panic"],
+            "strategy.name 'warp' is unknown",
+        ),
+        "two names": (
+            ["--strategy.name", "warp", "--run.on_full_disk", "panic"],
+            "run.on_full_disk 'panic' is unknown",
+        ),
+        "stage": (["--strategy.stage", "4", "--strategy.bucket_elements", "0"], "strategy.stage 4 must be 1, 2 or 3"),
         "off-load": (["--strategy.offload_optimizer", "true"], "needs strategy.name deepspeed"),
         "compiled hooks": (
             ["--strategy.name", "deepspeed", "--strategy.stage", "3", "--model.compile", "true"],
@@ -305,7 +313,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         "rounded gradients": (["--strategy.communication_dtype", "bf16"], "of trainer.precision 32-true"),
         "rounded how": (["--strategy.communication_dtype", "fp8"], "give fp32 or bf16"),
         "no master weights": (["--strategy.name", "deepspeed", "--trainer.precision", "bf16-true"], "bf16-mixed"),
-        "time-out": (["--strategy.timeout", "0"], "above 0 seconds"),
+        "time-out": (["--strategy.timeout", "0"], "above 0 and at most"),
         "kept for good": (["--run.keep_every", "7"], "multiple of run.checkpoint_every 5"),
         "full disk": (["--run.on_full_disk", "panic"], "stop or continue"),
         "id beyond": (["--data.store", str(beyond)], "beyond its vocabulary"),
