@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import evals.__main__
 from llm.cli import COMMANDS, parser_of
 
@@ -96,7 +98,9 @@ def test_help_shows_the_parts_first_and_what_is_followed_alone(capsys) -> None:
     from llm.cli import main
     from llm.train.options import FOLLOWED, OURS
 
-    assert main(["fit", "--help"]) == 0
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--help"])
+    assert stop.value.code == 0
     text = capsys.readouterr().out
     places = [text.index(f"\n{part}: ") for part in "decoder model data trainer strategy run evaluation".split()]
     assert places == sorted(places)

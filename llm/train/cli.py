@@ -13,12 +13,8 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from jsonargparse import set_parsing_settings
-from jsonargparse._common import parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -32,14 +28,19 @@ from ..model import DecoderConfig
 from .attempt import Attempt
 from .evaluation import EvaluationSettings
 from .module import LanguageModule
-from .options import ANY_PATH, OTHERS, TRAINER_DEFAULTS, Sentences, seed_problems, trainer_problems, with_new_names
+from .options import (
+    ANY_PATH,
+    OTHERS,
+    TRAINER_DEFAULTS,
+    Sentences,
+    class_paths,
+    seed_problems,
+    trainer_problems,
+    with_new_names,
+)
 from .ranks import ReportedOnRankZeroError
 from .run_folder import RunSettings
 from .strategy import StrategySettings, device_count, plugins
-
-# Packages whose classes and functions a config may name under trainer (callbacks, plugins, profiler, ...): naming one
-# is enough to have it called, so that any other takes --allow-class-path.
-CALLABLE = ("lightning", "llm")
 
 
 class Parser(Sentences, LightningArgumentParser):
@@ -126,7 +127,7 @@ def parse(arguments: list[str], run: bool = True) -> CLI:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
-    with _class_paths(any_path="--allow-class-path" in arguments):
+    with class_paths(any_path="--allow-class-path" in arguments):
         return CLI(
             LanguageModule,
             TokenDataModule,
@@ -139,15 +140,3 @@ def parse(arguments: list[str], run: bool = True) -> CLI:
             args=with_new_names(arguments),
             run=run,
         )
-
-
-@contextmanager
-def _class_paths(any_path: bool) -> Iterator[None]:
-    """Have jsonargparse import what a config names from `CALLABLE` alone, or from anywhere."""
-    before = dict(parsing_settings)
-    if not any_path:
-        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(CALLABLE))
-    try:
-        yield
-    finally:
-        parsing_settings.update(before)

@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jsonargparse.typing import register_type
+
 LLM = Path(__file__).parents[1]
 REQUIRED = dataclasses.MISSING
 MODEL, DATA = "LanguageModule", "TokenDataModule"
@@ -54,8 +56,15 @@ CHOICES: dict[str, tuple[tuple[str, str], ...]] = {
 NESTED = {"Optimizer": ("train/optim.py", "Optimizer"), "Schedule": ("train/optim.py", "Schedule")}
 
 
+class Unread:
+    """The type of a value that is left as it is: jsonargparse would import the class that an Any names."""
+
+
+register_type(Unread, lambda value: value, lambda value: value, type_check=lambda value, kind: True)
+
+
 class Key(NamedTuple):
-    """One key of a part: its type (Any where the source alone does not tell it), default and description."""
+    """One key of a part: its type (Unread where the source alone does not tell it), default and description."""
 
     name: str
     type: Any
@@ -201,15 +210,15 @@ def _activation_fields() -> Iterator[tuple[str, Any]]:
 
 
 def _type(annotation: ast.expr | None) -> Any:
-    """The type that an annotation names; Any where it names a class whose module would have to be imported."""
+    """The type that an annotation names; Unread where it names a class whose module would have to be imported."""
     if annotation is None:
-        return Any
+        return Unread
     names = {name: getattr(typing, name) for name in ("Any", "Literal", "Optional", "Union")}
     names |= {name: nested(name) for name in NESTED if name in ast.unparse(annotation)}
     try:
         return eval(compile(ast.Expression(annotation), "annotation", "eval"), names)
     except (NameError, TypeError):
-        return Any
+        return Unread
 
 
 def _value(node: ast.expr | None) -> Any:

@@ -12,16 +12,19 @@ import os
 import re
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse._common import parsing_settings
 
 from ..common.errors import UserError
 from ..runs import reading
-from .declarations import CHOICES, NESTED, Key, as_dataclass, choices, keys_of, nested, nested_keys
+from .declarations import CHOICES, NESTED, Key, Unread, as_dataclass, choices, keys_of, nested, nested_keys
 
 # What the run folder does for itself is off in Lightning, and a run is counted in steps, not epochs.
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -82,6 +85,9 @@ FOLLOWED = {
     "callbacks": "further callbacks of Lightning, by class_path",
     "plugins": "further plugins of Lightning, by class_path",
 }
+# Packages whose classes and functions a config may name under trainer (callbacks, plugins, profiler, ...): naming one
+# is enough to have it called, so that any other takes --allow-class-path.
+CALLABLE = ("lightning", "llm")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "32", 32, None)
 
 EXAMPLES = {
@@ -142,7 +148,9 @@ def sentence(message: str, known: list[str]) -> str:
     types = {f"{part}.{each.name}": each.type for part in SUMMARIES for each in keys_of(part)}
     types |= {dest: each.type for dest, each in _nested_dests().items()}
     types |= {name: kind for name, (kind, _, _) in OTHERS.items()}
-    if types.get(key, Any) is not Any and (value := re.search(r"(?:Got value|Given value): (.*?)(?: - |$)", text)):
+    if types.get(key, Unread) is not Unread and (
+        value := re.search(r"(?:Got value|Given value): (.*?)(?: - |$)", text)
+    ):
         value_text = re.sub(r"NestedArg\(key='\w+', val=(.*)\)$", r"\1", value[1])
         value_text = textwrap.shorten(value_text, 100, placeholder=" ...")
         return f"{key} {value_text} is of the wrong type: give {type_words(types[key])}"
@@ -175,7 +183,7 @@ def main(command: str, arguments: list[str]) -> None:
     """
     if any(word in ("-h", "--help") for word in arguments):
         print_help(command)
-        return
+        raise SystemExit(0)
     arguments = with_new_names(arguments)
     check(command, arguments)
     from .cli import main as run
@@ -193,7 +201,8 @@ def check(command: str, arguments: list[str]) -> None:
         read_config(path)
     if any(word.startswith(("--print_config", *_OF_CLASSES)) for word in arguments):
         return  # options that only classes have
-    given = parser_of(command).parse_args(arguments)
+    with class_paths(any_path="--allow-class-path" in arguments):
+        given = parser_of(command).parse_args(arguments)
     if problems := [*seed_problems(given), *trainer_problems(given), *_name_problems(given)]:
         raise UserError("; ".join(problems))
 
@@ -304,14 +313,27 @@ def _declared(part: str, key: Key, for_help: bool) -> Key:
         default = TRAINER_DEFAULTS.get(key.name, key.default)
         return key._replace(default=default, text=FOLLOWED.get(key.name, key.text))
     if key.name in LINKED.get(part, ()):
-        return key._replace(type=Any, default=None)
+        return key._replace(type=Unread, default=None)
     name = next((name for name in NESTED if part == "model" and key.name == name.lower()), None)
     return key._replace(type=nested(name), default=nested(name)()) if for_help and name else key
 
 
 def print_help(command: str) -> None:
     """Print the options of a command, with the keys that are followed."""
-    parser_of(command, for_help=True).print_help()
+    text = parser_of(command, for_help=True).format_help()
+    print(re.sub(r"type:\s+(<class\s+'Unread'>|Optional\[Unread\]),\s+", "", text), end="")
+
+
+@contextmanager
+def class_paths(any_path: bool) -> Iterator[None]:
+    """Have jsonargparse import what a config names from `CALLABLE` alone, or from anywhere."""
+    before = dict(parsing_settings)
+    if not any_path:
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(CALLABLE))
+    try:
+        yield
+    finally:
+        parsing_settings.update(before)
 
 
 # ---- Old names -------------------------------------------------------------------------------------------------------

@@ -1,17 +1,19 @@
 """The options that are read from source are those of the classes: names, types, defaults, verdicts."""
 
+import builtins
 import importlib
 import typing
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.common.errors import UserError
 from llm.train import cli, declarations, options
-from llm.train.cli import CALLABLE
 
 CONFIG = "configs/stories_values.yaml"
 
@@ -50,7 +52,7 @@ def test_types_are_those_of_the_classes(real: Any) -> None:
     for part in declarations.PARTS:
         for key in declarations.keys_of(part):
             action = next(action for action in real._actions if action.dest == f"{part}.{key.name}")
-            if key.type is Any or key.name in options.LINKED.get(part, ()) or action.dest in NESTED:
+            if key.type is declarations.Unread or key.name in options.LINKED.get(part, ()) or action.dest in NESTED:
                 continue
             known += 1
             kind = action._typehint if getattr(action, "_typehint", None) is not None else action.type
@@ -97,7 +99,7 @@ def test_what_is_refused_here_is_refused_there(real: Any, pairs: list[tuple[str,
     light = problem(lambda: options.check("fit", words))
     there = problem(lambda: full(real, words))
     assert light is None or there is not None, (words, light)
-    untyped = {f"trainer.{key.name}" for key in declarations.keys_of("trainer") if key.type is Any}
+    untyped = {f"trainer.{key.name}" for key in declarations.keys_of("trainer") if key.type is declarations.Unread}
     linked = {f"{part}.{name}" for part, names in options.LINKED.items() for name in names}
     if not any(key in untyped | linked for key, _ in pairs):
         assert (light is None) == (there is None), (words, light, there)
@@ -105,7 +107,7 @@ def test_what_is_refused_here_is_refused_there(real: Any, pairs: list[tuple[str,
 
 def full(real: Any, words: list[str]) -> None:
     """What the parser of the classes says, and of what it has parsed what `CLI` says of names."""
-    with cli._class_paths(any_path=False):
+    with options.class_paths(any_path=False):
         parsed = real.parse_args(words)
     if problems := [*options.trainer_problems(parsed), *options._name_problems(parsed)]:
         raise UserError("; ".join(problems))
@@ -119,11 +121,38 @@ def problem(run: Any) -> str | None:
     return None
 
 
-def test_classes_by_path_are_left_to_the_real_parser() -> None:
-    """They are not imported here."""
+def watched(imported: list[str]) -> Any:
+    before = builtins.__import__
+
+    def watch(name: str, *rest: Any, **more: Any) -> Any:
+        imported.append(name)
+        return before(name, *rest, **more)
+
+    return watch
+
+
+def test_classes_by_path_are_left_to_the_real_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not imported here, wherever they stand."""
+    named = "{class_path: stranger.Mine}"
+    keys = (
+        "trainer.callbacks",
+        "trainer.plugins",
+        "trainer.profiler",
+        "trainer.accelerator",
+        "decoder.rope_parameters",
+    )
+    monkeypatch.setattr("builtins.__import__", watched(imported := []))
+    for key in keys:
+        part, name = key.split(".")
+        config = tmp_path / "config.yaml"
+        content = yaml.safe_load(Path(CONFIG).read_text())
+        content[part][name] = yaml.safe_load(named)
+        config.write_text(yaml.safe_dump(content))
+        problem(lambda: options.check("fit", ["--config", str(config)]))  # noqa: B023  # called within this turn
+    assert "stranger" not in imported
     for words in (["--trainer.callbacks", "stranger.Mine"], ["--trainer.profiler", "simple"]):
         options.check("fit", ["--config", CONFIG, *words])
-    assert CALLABLE == ("lightning", "llm")
+    assert options.CALLABLE == ("lightning", "llm")
 
 
 @pytest.mark.parametrize(
