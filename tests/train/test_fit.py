@@ -275,7 +275,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         "loggers": (["--run.loggers", "[csv,papyrus]"], "papyrus"),
         "too little text": (["--data.context", "10000000"], "too few"),
         "torn shard": (["--data.store", str(torn)], shard.name),
-        "rows": (["--data.packing", "pages"], "packed, per_document"),
+        "rows": (["--data.packing", "pages"], "packed or per_document"),
         "nothing to mask": (["--data.packing", "per_document", "--data.mask_documents", "true"], "mask_documents"),
         "weights": (["--data.store", "{a: 0, b: -1}"], "weight -1.0 of b"),
         "resume": (["--resume", str(tmp_path / "nowhere")], "nowhere"),
