@@ -20,8 +20,8 @@ COMMANDS = {  # name: (module, one line for --help)
     "prepare": ("llm.data.preparation.prepare", "text of any source -> token store"),
     "inspect": ("llm.data.inspect", "what a token store holds, and whether it is whole"),
     "bench-data": ("llm.bench.data", "speed of the data path, compared with plain tokenizers and np.memmap"),
-    "fit": ("llm.train.options", "train a model: --config FILE, then dotted overrides"),
-    "validate": ("llm.train.options", "loss of a run's checkpoint on its validation split"),
+    "fit": ("llm.train.cli", "train a model: --config FILE, then dotted overrides"),
+    "validate": ("llm.train.cli", "loss of a run's checkpoint on its validation split"),
     "export": ("llm.export", "run -> a folder that transformers and lm-eval load"),
     "generate": ("llm.generate", "continue a prompt with an exported model"),
     "plan": ("llm.plan.plan", "memory, traffic and FLOPs of a run, before it is run"),
@@ -90,7 +90,8 @@ def _run(command: str, words: list[str]) -> None:
     if command in ("fit", "validate"):
         from .train import options
 
-        options.main(command, words)
+        words = options.checked(command, words)
+        importlib.import_module(COMMANDS[command][0]).main(command, words)
         return
     args = parser_of(command).parse_args(words)
     if hasattr(args, "overrides"):  # of the keys of --config

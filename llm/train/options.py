@@ -174,21 +174,18 @@ def type_words(kind: Any) -> str:
     )
 
 
-def main(command: str, arguments: list[str]) -> None:
-    """Run `command` ("fit" or "validate"): here what needs no torch, the rest in `cli.py`.
+def checked(command: str, arguments: list[str]) -> list[str]:
+    """The arguments of `command` ("fit" or "validate") with today's names; --help is printed, and ends the process.
 
     Raises:
-        UserError: anything in the options, the config or the data that cannot be used.
-        StoppedError: a signal stopped the run, whose state is saved.
+        UserError: something in them, or in the config, that cannot be used.
     """
     if any(word in ("-h", "--help") for word in arguments):
         print_help(command)
         raise SystemExit(0)
     arguments = with_new_names(arguments)
     check(command, arguments)
-    from .cli import main as run
-
-    run(command, arguments)
+    return arguments
 
 
 def check(command: str, arguments: list[str]) -> None:
