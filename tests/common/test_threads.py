@@ -35,9 +35,9 @@ sys.path[0] = os.getcwd()
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 DOORS = [
-    "llm fit --config none.yaml",
+    "llm fit --config configs/stories_classic.yaml",
     "llm export none none",
-    "llm bench --config none.yaml",
+    "llm bench --config configs/stories_classic.yaml",
     "evals incontext none --store none",
     "evals losses none --store none",
     "small.icl train --out none",
