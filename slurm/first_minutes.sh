@@ -131,8 +131,9 @@ case $size in
         ;;
     two-nodes)
         export NCCL_DEBUG=INFO NCCL_DEBUG_SUBSYS=INIT,NET  # which network it uses
-        part stage-1 nothing "${full[@]}" "$@"
-        part stage-2 nothing "${full[@]}" --strategy.stage 2 "$@"
+        part nodes-fsdp2 nothing "${full[@]}" "$@"
+        part stage-1 nothing "${full[@]}" --strategy.name deepspeed --strategy.stage 1 "$@"
+        part stage-2 nothing "${full[@]}" --strategy.name deepspeed --strategy.stage 2 "$@"
         part nodes-ddp nothing "${full[@]}" --strategy.name ddp "$@"
         TIMEOUT=${TIMEOUT:-60} part stop stop_last_rank --trainer.max_steps "$endless" "$@"
         # The last one: the job requeues itself, and in its next attempt the run resumes for 10 steps.

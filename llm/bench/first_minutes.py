@@ -49,8 +49,8 @@ def planned_bytes(run: Path, config: dict[str, Any], on_gpu: bool) -> int | None
     devices = int(config["trainer.devices"]) * int(config["trainer.num_nodes"])
     rows = int(config["data.batch_size"]) // devices
     micro_batch = min(int(config["data.micro_batch_size"] or rows), rows)
-    layout = f"ZeRO {config['strategy.stage']}" if config["strategy.name"] == "deepspeed" else ""
-    layout = layout or ("DDP" if devices > 1 else "one device")
+    sharded = {"deepspeed": "ZeRO", "fsdp2": "FSDP2"}.get(config["strategy.name"])
+    layout = f"{sharded} {config['strategy.stage']}" if sharded else "DDP" if devices > 1 else "one device"
     plan = run / "plan.json"
     command = [sys.executable, "-m", "llm", "plan", "--config", str(run / "config.yaml"), "--gpus", str(devices)]
     command += ["--micro-batch", str(micro_batch), "--device-memory", "10000", "--json", str(plan)]

@@ -17,7 +17,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     **{f"zero{stage}": {"name": "deepspeed", "stage": stage, **FP32} for stage in (1, 2, 3)},
 }
 DEFAULT_LAYOUTS = list(LAYOUTS)
-LAYOUTS |= {f"{name}-bf16": LAYOUTS[name] | BF16 for name in ("ddp", "zero1", "zero2", "zero3")}  # gradients sent so
+LAYOUTS |= {f"fsdp2-{stage}": {"name": "fsdp2", "stage": stage, **FP32} for stage in (1, 2, 3)}
+LAYOUTS |= {f"{name}-bf16": LAYOUTS[name] | BF16 for name in list(LAYOUTS) if name != "plain"}  # gradients sent so
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:

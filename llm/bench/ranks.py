@@ -1,6 +1,6 @@
 """`python -m llm bench-ranks --config C`: what several processes cost and gain, beside one.
 
-Stages: config -> layouts (one process, DDP, ZeRO 1 to 3), each a real `python -m llm fit` on random tokens, in turn,
+Stages: config -> layouts (one process, DDP, ZeRO, FSDP2), each a real `python -m llm fit` on random tokens, in turn,
 round after round -> what a callback measures in each process -> shares, medians and ranges as a table and as JSON.
 
 Every layout has the same global batch, and each of its processes the same number of threads, so that on CPUs two

@@ -79,6 +79,7 @@ class PlannedRun:
     plain: list[str]
     masked: bool
     bucket: int
+    rounded: bool
     optimizer: Optimizer
 
     @property
@@ -104,13 +105,18 @@ class PlannedRun:
         return wanted | ({"device": target.driver_name} if target.driver_name is not None else {})
 
     def layouts(self, devices: int, overlap: bool) -> list[Layout]:
-        """The ways to lay the state on `devices`; DeepSpeed has no bf16-true with fp32 master weights."""
-        stages = [(0, False)]
+        """The ways to lay the state on `devices`; sharded, bf16-true has no fp32 master weights."""
+        layouts = [self.layout(devices, overlap, 0)]
         if self.precision != "bf16-true":
-            stages += [(1, False), (2, False), (3, False), (1, True), (2, True), (3, True)]
-        possible = [each for each in stages if not self.optimizer.sharding_problems(*each)]
-        name = self.optimizer.name
-        return [Layout(stage, devices, self.bucket, offload, overlap, name) for stage, offload in possible]
+            zero = [(stage, offload) for offload in (False, True) for stage in (1, 2, 3)]
+            possible = [each for each in zero if not self.optimizer.sharding_problems(*each)]
+            layouts += [self.layout(devices, overlap, stage, offload) for stage, offload in possible]
+            layouts += [self.layout(devices, overlap, stage, fsdp=True) for stage in (1, 2, 3)]
+        return layouts
+
+    def layout(self, devices: int, overlap: bool, stage: int, offload: bool = False, fsdp: bool = False) -> Layout:
+        """One of them."""
+        return Layout(stage, devices, self.bucket, offload, overlap, self.optimizer.name, fsdp, self.rounded)
 
 
 def read(path: str, overrides: list[str]) -> PlannedRun:
@@ -150,6 +156,7 @@ def run_of(cli: CLI) -> PlannedRun:
         model.disable_fast_paths,
         data.mask_documents,
         cli.config["strategy.bucket_elements"],
+        cli.config["strategy.communication_dtype"] == "bf16",
         model.optimizer_settings,
     )
 

@@ -18,27 +18,29 @@ LEGEND = (
     "product and h of one in the residual stream: fp32 4 and 4, autocast 2 and 4, bf16 weights 2 and 2."
 )
 FORMULAS = {
-    "weights": "DDP 4P, under autocast also 2 bytes for each number in the blocks' matrices. ZeRO in bf16: 2P + 4P/N "
-    "(masters); stage 3 6P/N and what is gathered, 2 min(P, 5e8 + V D). ZeRO in fp32: 4P for each 2P. Off-load: "
-    "without the masters.",
-    "gradients": "one device 4P. DDP 4P, 8P if m > 1 (its buckets, and the sum so far). ZeRO 1 in bf16 4P + 2P; ZeRO 2 "
-    "and 3 4P/N, and what is not summed yet.",
-    "optimizer": "AdamW's moments: 8P; ZeRO 8P/N (Rajbhandari et al. 2020, Section 3.1). Muon: 4 for a number of "
-    "the blocks' matrices.",
-    "activations": "a block: norms 2 (h n D + 4n); inputs of q, k, v w n D and of the FFN w n D (under autocast 3 and "
-    "2 copies); q, k, v and the result w n K (2H + 2G) + 4 n H; FFN 4 w n F, a plain one 2 w n F. Outside: ids 16 n, "
-    "angles 2 h T K, last norm. Backward pass: h n D + 2 w n F, with NMDA in bf16 26 n F. A recomputed block: its "
-    "inputs, and one block at a time whole. Counted from llm/model as in Korthikanti et al. 2022, Section 4, with "
-    "flash attention.",
-    "logits": "the head's fp32 gradient 4 V D, in bf16 a chunk's product 2 V D; a chunk of logits, the larger of 2^26 "
-    "bytes and 4 V D; hidden states and their gradients (llm/model/loss.py).",
-    "buffers": "ZeRO: two buckets, and one joined in fp32: up to 10 b (DeepSpeed 0.19.8 as train/strategy.py asks).",
-    "sent": "a step, rings (Patarasuk & Yuan 2009), (N - 1) / N of: DDP 2 x 4P; ZeRO 1 2 x 4P + w P; ZeRO 2 "
-    "m x 2 x 4P + w P; ZeRO 3 m (w P + w (P - kept) + 4P). DeepSpeed's stages 1 and 2 sum by all-reduce, stage 2 in "
-    "every micro-batch.",
+    "weights": "FSDP2 4P/N and w P (stage 3: w of two blocks and what is outside blocks). DDP 4P, under autocast "
+    "also 2 bytes for each number in the blocks' matrices. ZeRO in bf16: 2P + 4P/N (masters); stage 3 6P/N and what "
+    "is gathered, 2 min(P, 5e8 + V D). ZeRO in fp32: 4P for each 2P. Off-load: without the masters.",
+    "gradients": "FSDP2 4P/N; stage 1 4P if m > 1, gone as they are summed. One device 4P. DDP 4P, 8P if m > 1 (its "
+    "buckets, and the sum so far). ZeRO 1 in bf16 4P + 2P; ZeRO 2 and 3 4P/N, and what is not summed yet.",
+    "optimizer": "AdamW's moments: 8P; ZeRO 8P/N (Rajbhandari et al. 2020, Section 3.1). Muon: 4 for a number of the "
+    "blocks' matrices.",
+    "activations": "a block: norms 2 (h n D + 4n); inputs of q, k, v w n D and of the FFN w n D (under autocast 3 "
+    "and 2 copies); q, k, v and the result w n K (2H + 2G) + 4 n H; FFN 4 w n F, a plain one 2 w n F. Outside: ids "
+    "16 n, angles 2 h T K, last norm. Backward pass: h n D + 2 w n F, with NMDA in bf16 26 n F. A recomputed block: "
+    "its inputs, and one block at a time whole. Counted from llm/model as in Korthikanti et al. 2022, Section 4, "
+    "with flash attention.",
+    "logits": "the head's fp32 gradient 4 V D, in bf16 a chunk's product 2 V D; a chunk of logits, the larger of "
+    "2^26 bytes and 4 V D; hidden states and their gradients (llm/model/loss.py).",
+    "buffers": "FSDP2: what is sent of a block in fp32. ZeRO: two buckets, and one joined in fp32: up to 10 b "
+    "(DeepSpeed 0.19.8 as train/strategy.py asks).",
+    "sent": "a step, rings (Patarasuk & Yuan 2009), (N - 1) / N of: DDP 2 x 4P; ZeRO 1 2 x 4P + w P; ZeRO 2 m x 2 x "
+    "4P + w P; ZeRO 3 m (w P + w (P - kept) + 4P); FSDP2 1 w P + 4P, 2 w P + m 4P, 3 m (2 w P + 4P), where weights "
+    "outside blocks are gathered once; 2P for 4P where strategy.communication_dtype is bf16. DeepSpeed's stages 1 "
+    "and 2 sum by all-reduce, stage 2 in every micro-batch.",
     "not hidden": "sent bytes / --network, less what runs beside a pass: DDP beside the last micro-batch's backward "
-    "pass, ZeRO 2 and 3 beside each one's passes; ZeRO 1 in bf16 and the weights of 1 and 2 beside nothing. A backward "
-    "pass is two thirds of a micro-batch.",
+    "pass, ZeRO 2 and 3 beside each one's passes, FSDP2 beside those in which it sends; ZeRO 1 in bf16, the weights "
+    "of 1 and 2 and all gradients of the embedding beside nothing. A backward pass is two thirds of a micro-batch.",
     "FLOPs": "a token: 6 for each weight it meets + 12 L H K T (PaLM, Chowdhery et al. 2022, Appendix B).",
 }
 OF_THE_TABLE = (

@@ -1,4 +1,5 @@
-"""What weights, gradients and the optimizer's state take on one device, in bytes: one device, DDP, DeepSpeed's ZeRO.
+"""What weights, gradients and the optimizer's state take on one device, in bytes: one device, DDP, DeepSpeed's ZeRO,
+FSDP2.
 
 What ZeRO divides is in Rajbhandari et al. 2020 (Section 3.1). What is allocated beside it was read in DeepSpeed 0.19.8
 (`runtime/bf16_optimizer.py`, `runtime/zero/stage_1_and_2.py`, `runtime/zero/stage3.py`) as `train/strategy.py` sets it
@@ -15,7 +16,15 @@ from dataclasses import dataclass, field
 from ..model import DecoderConfig
 from ..train.optim import OPTIMIZERS
 from .activation_memory import Formats
-from .parameters import block_matrices, parameters, small_parameters, table
+from .parameters import (
+    block_matrices,
+    block_parameters,
+    embedding_parameters,
+    head_parameters,
+    parameters,
+    small_parameters,
+    table,
+)
 
 # DeepSpeed's defaults, which `train/strategy.py` leaves as they are.
 LIVE = 500_000_000  # weights that ZeRO-3 keeps gathered: half of stage3_max_reuse_distance, forward and back again
@@ -33,6 +42,8 @@ class Layout:
         offload: master weights and moments in host memory.
         overlap: sums run beside the backward pass, from a second bucket (GPUs).
         optimizer: a name in `OPTIMIZERS`.
+        fsdp: the stage is FSDP2's.
+        rounded: gradients are sent in bf16. (What that takes, of a bucket or a block, is not counted.)
     """
 
     stage: int
@@ -41,11 +52,15 @@ class Layout:
     offload: bool = False
     overlap: bool = True
     optimizer: str = "adamw"
+    fsdp: bool = False
+    rounded: bool = False
 
     @property
     def name(self) -> str:
         if self.stage == 0:
             return "one device" if self.devices == 1 else "DDP"
+        if self.fsdp:
+            return f"FSDP2 {self.stage}"
         return f"ZeRO {self.stage}" + (", off-load" if self.offload else "")
 
 
@@ -56,7 +71,7 @@ class State:
     Args:
         held: of each category.
         host: in host memory.
-        per_gradient: of a gradient that stays once it is made, each number.
+        per_gradient: of a gradient that stays once it is made, each number; below 0 where a sum takes its place.
         after_sum: of each category, held from the first sum over devices on.
         in_backward: whether gradients are summed while others are made, or when all are.
         summing: at work in a sum, given how many gradients are made.
@@ -66,7 +81,7 @@ class State:
 
     held: dict[str, int]
     host: int = 0
-    per_gradient: int = 0
+    per_gradient: float = 0
     after_sum: dict[str, int] = field(default_factory=dict)
     in_backward: bool = False
     summing: Callable[[int], int] = lambda made: 0
@@ -86,6 +101,8 @@ def formats(precision: str, stage: int) -> Formats:
 def state(config: DecoderConfig, weight: int, layout: Layout, micro_batches: int) -> State:
     """What the layout holds of a model whose weights have `weight` bytes, in a step of `micro_batches`."""
     several = micro_batches > 1
+    if layout.fsdp:
+        return _fully_sharded(config, weight, layout, several)
     if layout.stage == 0:
         return _whole(config, weight, layout, several)
     if layout.stage == 3:
@@ -212,6 +229,37 @@ def _zero_3(config: DecoderConfig, weight: int, layout: Layout) -> State:
         summing=summing,
         updating=updating,
         gathered=lambda needed: weight * max(persistent, min(needed, LIVE + table(config))),
+    )
+
+
+def _fully_sharded(config: DecoderConfig, weight: int, layout: Layout, several: bool) -> State:
+    """FSDP2 (`train/fully_sharded.py`; torch 2.13): fp32 masters, and weights gathered of one block, or of all until
+    their last backward pass; gradients of a block in the weights' format, whole sums in fp32 where stage 1 has several
+    micro-batches, and what is sent of a block in fp32."""
+    p, part, n = parameters(config), _part(config, layout), layout.devices
+    root = embedding_parameters(config) + head_parameters(config)
+    block = max(block_parameters(config, index) for index in range(config.num_hidden_layers))
+    whole = several and layout.stage == 1
+    held = {"weights": 4 * part, "optimizer": 4 * _state(config, layout)}
+    if several:
+        held["gradients"] = 4 * p if whole else 4 * part
+
+    def summing(made: int) -> int:
+        if made >= p:
+            return int((4 + 4 / n + (4 if whole else weight)) * root)
+        return int((4 + 4 / n + weight) * block) if made else 0
+
+    def gathered(needed: int) -> int:
+        if not needed:
+            return 0
+        return weight * (root + min(needed, 2 * block) if layout.stage == 3 else min(p, needed + root))
+
+    return State(
+        held,
+        per_gradient=4 / n - 4 if whole else 0 if several else 4 / n,
+        in_backward=True,
+        summing=summing,
+        gathered=gathered,
     )
 
 

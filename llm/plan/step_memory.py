@@ -104,7 +104,7 @@ class Step:
         for part in (s.held, s.after_sum if summed else {}, more):
             for category, size in part.items():
                 device[category] += size
-        device["gradients"] += s.per_gradient * made
+        device["gradients"] += int(s.per_gradient * made)
         device["weights"] += s.gathered(needed)
         device["buffers"] += s.summing(made) if s.in_backward and made < self._parameters else 0
         return Moment(name, device, s.host)
@@ -158,7 +158,7 @@ class Step:
         for part in (s.held, s.after_sum):
             for category, size in part.items():
                 at_end[category] += size
-        at_end["gradients"] += s.per_gradient * p
+        at_end["gradients"] += int(s.per_gradient * p)
         at_end["weights"] += s.gathered(0)
         return [
             embedding,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -37,7 +38,7 @@ class Inspected:
         flops_per_token: model FLOPs, forward and backward.
         on_cpu: whether the config asks for CPUs.
         one_device: whether it asks for one device.
-        layout: ZeRO's stage (0: one device, or DDP), and whether the optimizer is off-loaded.
+        layout: stage (0: one device, or DDP), and whether it has off-load and is FSDP2's.
     """
 
     run: PlannedRun
@@ -48,7 +49,7 @@ class Inspected:
     flops_per_token: float
     on_cpu: bool
     one_device: bool
-    layout: tuple[int, bool]
+    layout: dict[str, Any]
 
     def steps(self, tokens: float) -> int:
         """Return the optimizer steps that see about so many tokens."""
@@ -118,7 +119,8 @@ def _inspected(study: Study, size: str, arm: str) -> Inspected:
     if problems := data.problems():
         raise UserError("; ".join(problems))
     trainer, strategy = (config.get(section) or {} for section in ("trainer", "strategy"))
-    sharded = strategy.get("name") == "deepspeed"
+    sharded, fsdp = strategy.get("name") in ("deepspeed", "fsdp2"), strategy.get("name") == "fsdp2"
+    stage = strategy.get("stage", 1) if sharded else 0
     every = parameters(decoder)
     head = 0 if decoder.tie_word_embeddings else table(decoder)
     return Inspected(
@@ -130,7 +132,7 @@ def _inspected(study: Study, size: str, arm: str) -> Inspected:
         flops_per_token=flops_per_token(decoder, data.context),
         on_cpu=trainer.get("accelerator") == "cpu",
         one_device=str(trainer.get("devices", 1)) == "1",
-        layout=(strategy.get("stage", 1) if sharded else 0, bool(strategy.get("offload_optimizer"))),
+        layout={"stage": stage, "offload": bool(strategy.get("offload_optimizer")), "fsdp": fsdp},
     )
 
 

@@ -15,7 +15,6 @@ from ..common.errors import UserError
 from ..common.files import write_json
 from ..common.tables import text_table
 from ..plan.plan import Device, benchmark, device, lay_out
-from ..plan.state_memory import Layout
 from ..runs.study_record import NULL_ARM, RECORD, TUNE, StudyRun, read_record
 from .inspection import Inspected, Inspection
 from .runs import study_runs
@@ -136,8 +135,7 @@ def _size_plan(inspection: Inspection, costs: Costs, stage: str, size: str, runs
 def _memory(found: Inspected, devices: int, target: Device | None, headroom: float) -> int:
     """Return the peak of a device, in bytes, as `llm plan` computes it."""
     kernels = Device("cpu" if found.on_cpu else "any", float("inf")) if target is None else target
-    stage, offload = found.layout
-    layout = Layout(stage, devices, found.run.bucket, offload, not found.on_cpu, found.run.optimizer.name)
+    layout = found.run.layout(devices, not found.on_cpu, **found.layout)
     micro_batch = found.run.micro_batch
     if micro_batch and found.run.batch_size % (devices * micro_batch):
         micro_batch = found.run.batch_size // devices // found.data.micro_batches(devices)

@@ -139,7 +139,8 @@ class Attempt(LightningCLI):
             "store_fingerprint": run.identity["store_fingerprint"],
             "begin_of_document": data.components[0].train.begin_of_document,  # an export begins prompts with it
         }
-        loggers = run.open(self._config_yaml(), facts, data.tokenizer, list(data.epochs(0)), devices=trainer.world_size)
+        spread = {"devices": trainer.world_size, "strategy": self._get(self.config_init, "strategy").described}
+        loggers = run.open(self._config_yaml(), facts, data.tokenizer, list(data.epochs(0)), **spread)
         for sentence in skipped:
             run.event("checkpoint passed over", run.resumed.step if run.resumed else 0, why=sentence)
         if self.evaluations is not None:

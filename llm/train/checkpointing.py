@@ -1,8 +1,9 @@
-"""When checkpoints are written: the copy to host memory holds training up, the writing does not.
+"""When checkpoints are written, beside training, which waits for the copy to host memory before its next update alone.
 
-Stages: due (every so many steps, at a signal, at the end) -> all ranks gather the state, rank zero keeps it
-(`state.py`) -> a thread writes it (`checkpoint.py`) while training goes on -> a failure is known to all ranks after the
-step that it falls in, and before the next checkpoint.
+Stages: due (every so many steps, at a signal, at the end) -> a thread of each rank copies what the rank holds
+(`state.py`) while the next step makes its gradients -> the threads send it to rank zero (`gathering.py`), whose thread
+writes it (`checkpoint.py`) -> a failure is known to all ranks after the step that it falls in, and before the next
+checkpoint.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
+import torch
 
 from ..common.errors import StoppedError
 from . import checkpoint as checkpoints
@@ -27,6 +31,7 @@ from .run_folder import RunFolder
 from .signals import SAVING
 from .state import state_of
 
+T = TypeVar("T")
 PATIENCE = 5.0  # seconds
 
 
@@ -44,12 +49,18 @@ class Checkpoints(pl.Callback):
         self.due, self.seconds = False, 0.0
 
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
+        training = state_of(module.model, trainer.strategy, trainer.optimizers[0])
+        if trainer.world_size > 1 and not training.replicated:
+            self.writer.group = torch.distributed.new_group(backend="gloo")
         resumed = self.run.resumed
         if resumed is None:
             return
         set_progress(trainer, resumed.step)
         if resumed.step < trainer.max_steps:
-            checkpoints.restore(resumed, module.model, state_of(module.model, trainer.strategy, trainer.optimizers[0]))
+            checkpoints.restore(resumed, module.model, training)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
+        self._hold_up(self.writer.wait_for_copies)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not whole_step(trainer, batch_idx):
@@ -87,7 +98,9 @@ class Checkpoints(pl.Callback):
         self.writer.done()
 
     def _write(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
-        began = time.perf_counter()
+        return self._hold_up(partial(self._begin, trainer, module))
+
+    def _begin(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
         self._finish(trainer, self.run.settings.on_full_disk)  # before there is a second copy of the state
         state = {
             "step": trainer.global_step,
@@ -98,18 +111,24 @@ class Checkpoints(pl.Callback):
             "identity": self.run.identity,
         }
         training = state_of(module.model, trainer.strategy, trainer.optimizers[0])
-        weights, optimizer = training.snapshot(keep=trainer.is_global_zero)
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                if isinstance(logger, MetricsFile):
-                    logger.sync()
-            # While steps are being skipped the older ones stay: the weights may be lost already.
-            keep = None if self.guard.in_a_row else self.run.settings.keep_checkpoints
-            self.writer.start(checkpoints.Snapshot(weights, optimizer, module.model.config, state), keep)
+        zero = trainer.is_global_zero
+        for logger in trainer.loggers if zero else ():
+            if isinstance(logger, MetricsFile):
+                logger.sync()
+        # While steps are being skipped the older ones stay: the weights may be lost already.
+        keep = None if self.guard.in_a_row else self.run.settings.keep_checkpoints
+        snapshot = partial(checkpoints.Snapshot, config=module.model.config, state=state)
+        self.writer.start(training.shares(zero), list(training.parameters), snapshot if zero else None, keep)
+        return state
+
+    def _hold_up(self, work: Callable[[], T]) -> T:
+        """Do something for which training waits."""
+        began = time.perf_counter()
+        result = work()
         held_up = time.perf_counter() - began
         self.seconds += held_up
         self.measurements.skip(held_up)
-        return state
+        return result
 
     def _wait(self, trainer: pl.Trainer) -> None:
         """Until nothing is being written; the other ranks ask every few seconds, so that no time-out ends them."""

@@ -6,11 +6,13 @@ import math
 import statistics
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from ..common.files import first_line
@@ -177,7 +179,7 @@ class Measurements(pl.Callback):
 def learned_switches(module: Any) -> dict[str, float]:
     """The learned numbers of every layer's parts that have a method `learned`, as "NAME/LAYER".
 
-    Every rank has to ask for it together: ZeRO 3 gathers them.
+    Every rank has to ask for it together: ZeRO 3 and FSDP2 gather them.
     """
     parts = [
         (layer, part)
@@ -185,21 +187,35 @@ def learned_switches(module: Any) -> dict[str, float]:
         for part in block.modules()
         if hasattr(part, "learned")
     ]
-    parameters = [parameter for _, part in parts for parameter in part.parameters(recurse=False)]
     values: dict[str, float] = {}
-    with _gathered(parameters):
+    with _gathered([part for _, part in parts]):
         for layer, part in parts:
             values |= {f"{name}/{layer}": tensor.item() for name, tensor in part.learned().items()}
     return values
 
 
-def _gathered(parameters: list[torch.nn.Parameter]) -> AbstractContextManager:
-    """With whole parameters, of which each rank holds a part under ZeRO 3."""
+def _gathered(parts: list[torch.nn.Module]) -> AbstractContextManager:
+    """With the whole of the parts' own parameters, of which each rank holds a part under ZeRO 3 or FSDP2."""
+    parameters = [parameter for part in parts for parameter in part.parameters(recurse=False)]
+    if any(isinstance(parameter, DTensor) for parameter in parameters):
+        return _in_whole(parts)
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         return nullcontext()
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(parameters)
+
+
+@contextmanager
+def _in_whole(parts: list[torch.nn.Module]) -> Iterator[None]:
+    own: list[dict[str, Any]] = [dict(part._parameters) for part in parts]
+    try:
+        for part, named in zip(parts, own, strict=True):
+            part._parameters.update({name: each.full_tensor() for name, each in named.items() if each is not None})
+        yield
+    finally:
+        for part, named in zip(parts, own, strict=True):
+            part._parameters.update(named)
 
 
 class ValidationBar(pl.Callback):

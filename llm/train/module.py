@@ -16,6 +16,7 @@ from ..model import DecoderConfig, DecoderForCausalLM
 from ..model.fast_paths import FAST_PATHS
 from ..model.loss import IGNORED
 from .compilation import configure_compiler
+from .fully_sharded import FullyShardedStrategy, clip_sharded_gradients
 from .lightning_loop import is_logged
 from .optim import Optimizer, Schedule
 from .strategy import ZeroStrategy
@@ -157,7 +158,9 @@ class LanguageModule(pl.LightningModule):
         if isinstance(self.trainer.strategy, ZeroStrategy):
             return
         limit = float("inf") if self.gradient_clip is None else self.gradient_clip
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        sharded = isinstance(self.trainer.strategy, FullyShardedStrategy)
+        clip = clip_sharded_gradients if sharded else torch.nn.utils.clip_grad_norm_
+        self.gradient_norm = clip(self.model.parameters(), limit)
         self.skipped = not torch.isfinite(self.gradient_norm)
         if self.skipped:
             self.model.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""Muon on ZeRO's flat tensors."""
+"""Muon on ZeRO's flat tensors and on FSDP2's sharded ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class ShardedMuon(torch.optim.Muon):
@@ -16,6 +17,8 @@ class ShardedMuon(torch.optim.Muon):
 
     Momentum is elementwise, so each rank keeps that of its own part. The orthogonalization needs whole matrices: a
     rank does it for those that lie in its part. Only a matrix that is cut by the border of two parts is sent.
+
+    FSDP2 cuts every matrix: each rank gathers it whole, does the same, and keeps its own rows.
     """
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
@@ -26,15 +29,28 @@ class ShardedMuon(torch.optim.Muon):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of whole matrices, or of this rank's part of them."""
-        if all(parameter.ndim == 2 for group in self.param_groups for parameter in group["params"]):
+        sharded = any(isinstance(parameter, DTensor) for group in self.param_groups for parameter in group["params"])
+        if not sharded and all(parameter.ndim == 2 for group in self.param_groups for parameter in group["params"]):
             return super().step(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            self._update_part(group)
+            (self._update_rows if sharded else self._update_part)(group)
         return loss
+
+    def _update_rows(self, group: dict[str, Any]) -> None:
+        """Update this rank's rows of the matrices of `group`."""
+        for matrix in group["params"]:
+            if matrix.grad is None:  # a skipped step
+                continue
+            momentum = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
+            momentum.lerp_(matrix.grad, 1 - group["momentum"])
+            update = matrix.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+            change = _orthogonal_step(update.full_tensor(), group)
+            matrix.mul_(1 - group["lr"] * group["weight_decay"])
+            matrix.add_(distribute_tensor(change, matrix.device_mesh, matrix.placements, src_data_rank=None))
 
     def _update_part(self, group: dict[str, Any]) -> None:
         """Update this rank's flat part (n,) of the matrices of `group`."""

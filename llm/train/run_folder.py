@@ -236,6 +236,7 @@ class RunFolder:
         tokenizer: Path | None = None,
         columns: Sequence[str] = ("epochs",),
         devices: int = 1,
+        strategy: str = "auto",
     ) -> list[Logger]:
         """Write config.yaml and run.json, and return the loggers.
 
@@ -248,6 +249,7 @@ class RunFolder:
             tokenizer: folder to copy.
             columns: of metrics.csv, beside those that every run has.
             devices: that this attempt runs on.
+            strategy: how it is spread over them.
         """
         if self._lock is None:
             self._acquire_lock()
@@ -259,7 +261,8 @@ class RunFolder:
         self._print_changes(config_yaml)
         record = {"name": self.path.name, **facts, "identity": self.identity, **environment(), "lives": []}
         record |= self._record() if self.resumed is not None else {}
-        attempt = {"from_step": step, "began": now(), "devices": devices, **process_info(), **environment()}
+        spread = {"devices": devices, "strategy": strategy}
+        attempt = {"from_step": step, "began": now(), **spread, **process_info(), **environment()}
         write_json(self.path / "run.json", record | {"lives": [*record["lives"], attempt]})
         write_file(self.path / "config.yaml", config_yaml)
         if tokenizer is not None:

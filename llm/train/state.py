@@ -1,27 +1,36 @@
 """The state of training by parameter name, whole tensors in fp32, however the strategy has cut it up.
 
-Stages: the parts of all ranks go to rank zero (`gathering.py`) -> it puts them together in host memory. Loading goes
-the other way: every rank reads each tensor and keeps its own part.
+What a rank holds of it are its shares, from which `gathering.py` makes whole tensors on rank zero. Loading goes the
+other way: every rank reads each tensor and keeps its own part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
-from .gathering import gathered, to_host
+from .gathering import Part, Share
 
 
 class State(Protocol):
-    """Weights and the optimizer's state of a model under some strategy."""
+    """Weights and the optimizer's state of a model under some strategy.
 
-    def snapshot(self, keep: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Copies in host memory: (name -> weight, "STATE/name" -> optimizer state). Every rank has to call it; those
-        without `keep` get nothing."""
+    parameters: by name, tied ones once; in the order of a checkpoint's.
+    replicated: whether every rank holds all of it.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    replicated: bool
+
+    def shares(self, keep: bool) -> list[Share]:
+        """What this rank holds of weights and optimizer state, as many shares in the same order on every rank but
+        those that rank zero, which gives `keep`, holds alone: they come last."""
 
     def state_keys(self) -> set[str]:
         """The "STATE/name" of every parameter's optimizer state, as it is after the first step."""
@@ -34,6 +43,8 @@ def state_of(model: nn.Module, strategy: Any, optimizer: torch.optim.Optimizer) 
     """The state of `model` under Lightning's `strategy`."""
     if hasattr(strategy, "deepspeed_engine"):
         return sharded_state(model, strategy)
+    if isinstance(model, FSDPModule):
+        return FullyShardedState(model, optimizer)
     return ReplicatedState(model, optimizer)
 
 
@@ -46,20 +57,17 @@ def sharded_state(model: nn.Module, strategy: Any) -> ShardedState | Partitioned
 class ReplicatedState:
     """Every rank holds all of it: one device, and DDP."""
 
+    replicated = True
+
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.parameters = dict(model.named_parameters())  # tied ones once
         self.optimizer = optimizer
 
-    def snapshot(self, keep: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        if not keep:
-            return {}, {}
-        weights = {name: to_host(parameter) for name, parameter in self.parameters.items()}
-        moments = {
-            f"{kind}/{name}": to_host(tensor)
-            for name, parameter in self.parameters.items()
-            for kind, tensor in self.optimizer.state.get(parameter, {}).items()
-        }
-        return weights, moments
+    def shares(self, keep: bool) -> list[Share]:
+        return [
+            Share(kind, tensor, tensor.numel(), [[Part(name, tensor.shape, 0, tensor.numel(), 0)]])
+            for kind, name, tensor in (_tensors(self.parameters, self.optimizer) if keep else ())
+        ]
 
     def state_keys(self) -> set[str]:
         names = {id(parameter): name for name, parameter in self.parameters.items()}
@@ -77,6 +85,66 @@ class ReplicatedState:
             self.optimizer.state[parameter][kind] = tensor.to(parameter.device, dtype)
 
 
+def _tensors(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, str, Tensor]]:
+    """Each parameter, and each tensor that the optimizer keeps for it: (kind, name, tensor)."""
+    for name, parameter in parameters.items():
+        yield "", name, parameter
+        for kind, tensor in optimizer.state.get(parameter, {}).items():
+            yield kind, name, tensor
+
+
+class FullyShardedState(ReplicatedState):
+    """FSDP2: each tensor is cut along its first dimension, into as many parts as there are ranks; the first are of
+    equal size, the last ones smaller or empty."""
+
+    replicated = False
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # a validation leaves the gathered weights in the places of these
+        super().__init__(model, optimizer)
+
+    def shares(self, keep: bool) -> list[Share]:
+        sharded, alone = [], []
+        for kind, name, tensor in _tensors(self.parameters, self.optimizer):
+            if not isinstance(tensor, DTensor):  # AdamW's count of steps
+                alone.append(Share(kind, tensor, 1, [[Part(name, tensor.shape, 0, 1, 0)]]))
+                continue
+            rows, row = _rows(tensor), tensor.shape[1:].numel()
+            parts = [[Part(name, tensor.shape, 0, len(own) * row, own.start * row)] for own in (rows if keep else ())]
+            sharded.append(Share(kind, tensor.to_local(), len(rows[0]) * row, parts))
+        return sharded + (alone if keep else [])
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            _keep_own(parameter, weights[name])
+        for key, tensor in optimizer.items():
+            kind, name = key.split("/", 1)
+            parameter = self.parameters[name]
+            kept = tensor if kind == "step" else torch.zeros_like(parameter)
+            self.optimizer.state[parameter][kind] = kept.to(parameter.device)
+            if kind != "step":
+                _keep_own(self.optimizer.state[parameter][kind], tensor)
+
+
+def _rows(tensor: DTensor) -> list[range]:
+    """The rows of a tensor that each rank holds."""
+    ranks, length = tensor.device_mesh.size(), len(tensor)
+    each = -(-length // ranks)
+    return [range(min(length, rank * each), min(length, (rank + 1) * each)) for rank in range(ranks)]
+
+
+def _keep_own(tensor: Tensor, whole: Tensor) -> None:
+    """Write this rank's rows of a sharded tensor."""
+    assert isinstance(tensor, DTensor)
+    own = _rows(tensor)[tensor.device_mesh.get_local_rank()]
+    tensor.to_local().copy_(whole[own.start : own.stop])
+
+
 class FlatGroup(NamedTuple):
     """A flat fp32 tensor of which this rank holds a part, and what the optimizer keeps for it (`optim.py`)."""
 
@@ -85,48 +153,27 @@ class FlatGroup(NamedTuple):
     state_names: tuple[str, ...]
 
 
-class Part(NamedTuple):
-    """The elements `first` to `last` of a rank's flat tensor: those of a parameter from its `place`-th on."""
-
-    name: str
-    shape: torch.Size
-    first: int
-    last: int
-    place: int
-
-
 class _Zero:
     """What ZeRO's stages have in common: flat fp32 tensors with the optimizer's state, of which a rank holds a part."""
+
+    replicated = False
 
     def __init__(self, model: nn.Module, optimizer: Any) -> None:
         self.parameters = dict(model.named_parameters())
         self.optimizer = optimizer
 
-    def snapshot(self, keep: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        weights: dict[str, Tensor] = {}
-        moments: dict[str, Tensor] = {}
+    def shares(self, keep: bool) -> list[Share]:
+        ranks = torch.distributed.get_world_size() if keep else 0
+        sharded, alone = [], []
         for index, group in enumerate(self._flat()):
-            self._take(weights, "", index, group.flat, keep)
-            for kind, held in self.optimizer.optimizer.state.get(group.flat, {}).items():
-                self._take(moments, f"{kind}/", index, held, keep)
-        order = {name: place for place, name in enumerate(self.parameters)}  # that every strategy has
-        moments = {key: moments[key] for key in sorted(moments, key=lambda key: order[key.split("/", 1)[1]])}
-        return {name: weights[name] for name in order if keep}, moments
-
-    def _take(self, kept: dict[str, Tensor], prefix: str, group: int, held: Tensor, keep: bool) -> None:
-        """On rank zero, put together the parameters of a group, of which each rank's flat tensor `held` has a part."""
-        ranks = range(torch.distributed.get_world_size() if keep else 0)
-        parts = [self._parts(group, rank) for rank in ranks]
-        if held.shape != self._flat()[group].flat.shape:  # one number for all: AdamW's count of steps
-            kept |= {prefix + part.name: to_host(held) for part in (parts[0] if keep else ())}
-            return
-        kept |= {prefix + part.name: torch.empty(part.shape) for part in (parts[0] if keep else ())}
-        for start, pieces in gathered(held, next(iter(self.parameters.values())).device, keep):
-            for part, piece in ((part, piece) for of, piece in zip(parts, pieces, strict=True) for part in of):
-                first, last = max(part.first, start), min(part.last, start + len(piece))
-                if first < last:
-                    place, whole = part.place + first - part.first, kept[prefix + part.name].view(-1)
-                    whole[place : place + last - first] = piece[first - start : last - start]
+            parts = [self._parts(index, rank) for rank in range(ranks)]
+            for kind, held in {"": group.flat, **self.optimizer.optimizer.state.get(group.flat, {})}.items():
+                if held.shape == group.flat.shape:
+                    sharded.append(Share(kind, held, held.numel(), parts))
+                elif keep:  # one number for all: AdamW's count of steps
+                    names = [Part(part.name, held.shape, 0, 1, 0) for part in parts[0]]
+                    alone.append(Share(kind, held, 1, [names]))
+        return sharded + alone
 
     def _parts(self, group: int, rank: int) -> list[Part]:
         """What a rank's flat tensor of a group holds, of every parameter of the group."""

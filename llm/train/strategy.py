@@ -1,6 +1,7 @@
-"""How a run is spread over devices: one device, DDP, or DeepSpeed's ZeRO; through Lightning's strategies.
+"""How a run is spread over devices: one device, DDP, DeepSpeed's ZeRO, or FSDP2 (`fully_sharded.py`); through
+Lightning's strategies.
 
-What the three do alike, however a rank's part of the model looks: gradients are averaged over ranks, clipped by their
+What they all do alike, however a rank's part of the model looks: gradients are averaged over ranks, clipped by their
 global norm, and a step whose gradient is not finite changes nothing.
 """
 
@@ -24,10 +25,12 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from ..common.errors import UserError
+from .fully_sharded import FullyShardedStrategy
 
 STARTING = 600.0
 LONGEST = 1e7  # seconds, 116 days: collectives count in an integer of 64 bits, in nanoseconds
-NAMES = ("auto", "ddp", "deepspeed")
+SHARDED = ("deepspeed", "fsdp2")
+NAMES = ("auto", "ddp", *SHARDED)
 DTYPES = ("fp32", "bf16")
 
 
@@ -36,9 +39,9 @@ class StrategySettings:
     """How a run is spread over devices.
 
     Args:
-        name: "auto" is one device, or DDP over several; "ddp"; "deepspeed".
-        stage: of DeepSpeed's ZeRO (Rajbhandari et al. 2020). What each rank holds a part of: 1 master weights and
-            moments, 2 gradients too, 3 weights too.
+        name: "auto" is one device, or DDP over several; "ddp"; "deepspeed"; "fsdp2", PyTorch's own sharding.
+        stage: of ZeRO (Rajbhandari et al. 2020), under deepspeed and fsdp2. What each rank holds a part of: 1 master
+            weights and moments, 2 gradients too, 3 weights too.
         offload_optimizer: deepspeed: master weights, moments and the update in host memory.
         bucket_elements: deepspeed: elements that are reduced or gathered at once. Larger is faster and needs as many
             times 4 bytes, twice. Stage 1 in bf16 ignores it: DeepSpeed sums all gradients there in one go, after the
@@ -57,6 +60,11 @@ class StrategySettings:
     communication_dtype: str = "fp32"
     timeout: float = 1800.0
 
+    @property
+    def described(self) -> str:
+        """Name and, where state is sharded, the stage."""
+        return f"{self.name}, stage {self.stage}" if self.name in SHARDED else self.name
+
     def problems(self, precision: str, compiled: bool) -> list[str]:
         """Settings that cannot be: each a sentence."""
         problems = []
@@ -66,8 +74,10 @@ class StrategySettings:
             problems.append(f"strategy.stage {self.stage} must be 1, 2 or 3")
         if self.offload_optimizer and self.name != "deepspeed":
             problems.append("strategy.offload_optimizer needs strategy.name deepspeed")
-        if self.name == "deepspeed" and precision == "bf16-true":
-            problems.append("trainer.precision bf16-true has no fp32 master weights under deepspeed: give bf16-mixed")
+        if self.name in SHARDED and precision == "bf16-true":
+            problems.append(
+                f"trainer.precision bf16-true has no fp32 master weights under {self.name}: give bf16-mixed"
+            )
         if self.name == "deepspeed" and self.stage == 3 and compiled:
             problems.append(
                 "strategy.stage 3 gathers weights in hooks within every block, and torch would compile those again and "
@@ -99,6 +109,8 @@ class StrategySettings:
         )  # `ranks.set_collective_timeout` makes it what it should be
         if self.name == "deepspeed":
             return ZeroStrategy(self, gradient_clip, half_precision, timeout)
+        if self.name == "fsdp2":
+            return FullyShardedStrategy(self.stage, half_precision, self.communication_dtype == "bf16", timeout)
         if self.name == "ddp" or devices > 1:
             kind = RoundingDDPStrategy if self.communication_dtype == "bf16" else DDPStrategy
             return kind(timeout=timeout, gradient_as_bucket_view=True)

@@ -17,6 +17,9 @@ STEPS = 3 + 2 + 3  # of a probe that times one step at a time
 # bytes a step of P parameters in two processes, each of which sends half of what is gathered and all of what is summed;
 # the bytes of a gradient, of a weight, and how many micro-batches' gradients are sent
 SENT = {
+    "fsdp2-1": (4, 2, 1),  # gloo has no reduce-scatter: it sends an all-reduce, which is twice as much
+    "fsdp2-1-bf16": (2, 2, 1),
+    "fsdp2-2": (4, 2, 2),
     "ddp": (4, 0, 1),
     "ddp-bf16": (2, 0, 1),
     "zero1": (4, 2, 1),
@@ -24,7 +27,7 @@ SENT = {
     "zero2": (4, 2, 2),
     "zero2-bf16": (2, 2, 2),
 }
-IN_BACKWARD = {"ddp": True, "zero1": False, "zero2": True}
+IN_BACKWARD = {"ddp": True, "zero1": False, "zero2": True, "fsdp2-1": True, "fsdp2-2": True}
 
 
 def test_what_each_strategy_sends(tiny_config: Config, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ WATCHED = {
     "all_reduce": ("all-reduce", "tensor", 0),
     "all_gather_into_tensor": ("all-gather", "output_tensor", 0),
     "reduce_scatter_tensor": ("reduce-scatter", "input", 1),
+    "all_gather_single": ("all-gather", "output_tensor", 0),
+    "reduce_scatter_single": ("reduce-scatter", "input", 1),
     "_broadcast_coalesced": ("", "", 0),  # DDP's, once, when the model is wrapped
 }
 collectives: list[tuple[int, int, str, int]] = []  # begin and end in ns, kind, payload in bytes
@@ -90,7 +92,7 @@ def updates(operations: list[tuple[int, str]]) -> list[int]:
     between them are one update."""
     of_loss = "_SummedLoss"
     marks = sorted(
-        (end, name == of_loss) for end, name in operations if name == of_loss or name.startswith("Optimizer")
+        (end, name == of_loss) for end, name in operations if name == of_loss or name.startswith("Optimizer.step")
     )
     followed = zip(marks, [is_loss for _, is_loss in marks[1:]] + [True], strict=True)
     return [end for (end, is_loss), loss_follows in followed if loss_follows and not is_loss]

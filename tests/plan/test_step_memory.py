@@ -144,6 +144,8 @@ def test_optimizer_state_is_that_of_torch(name: str) -> None:
 
 
 RUNS = {  # stage, precision, recomputed blocks, off-load
+    "fsdp2-1": (1, "bf16-mixed", 0, False),
+    "fsdp2-3": (3, "bf16-mixed", 0, False),
     "ddp": (0, "bf16-mixed", 0, False),
     "1": (1, "bf16-mixed", 0, False),
     "2": (2, "bf16-mixed", 0, False),
@@ -180,7 +182,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         words = ["--run.folder", f"{folder}/run-{name}", "--model.activation_checkpointing", str(recompute)]
         words += ["--trainer.precision", precision]
         if stage:
-            words += ["--strategy.name", "deepspeed", "--strategy.stage", str(stage)]
+            words += ["--strategy.name", "fsdp2" if "fsdp2" in name else "deepspeed", "--strategy.stage", str(stage)]
             words += ["--strategy.offload_optimizer", str(offload).lower()]
         commands[name] = ["fit", "--config", f"{folder}/config.yaml", *words]
     (folder / "commands.json").write_text(json.dumps(commands))
@@ -202,7 +204,7 @@ def in_two_processes(script: str, *words: str) -> None:
 
 def step_of(name: str) -> Step:
     stage, precision, recompute, offload = RUNS[name]
-    layout = Layout(stage, 2, 50_000_000, offload, overlap=False)
+    layout = Layout(stage, 2, 50_000_000, offload, overlap=False, fsdp="fsdp2" in name)
     work = Work(llama(**VALUES), ROWS, CONTEXT, formats(precision, stage), "cpu")
     return Step(work, layout, MICRO_BATCHES, recompute)
 
@@ -219,8 +221,8 @@ def test_peak_of_fit_in_two_processes(runs: Path, name: str) -> None:
         assert peak == pytest.approx(rank["peak"], rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["1", "2", "3", "2-offload", "2-fp32"])
-def test_what_deepspeed_sends(runs: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["1", "2", "3", "2-offload", "2-fp32", "fsdp2-1", "fsdp2-3"])
+def test_what_sharded_runs_send(runs: Path, name: str) -> None:
     step = step_of(name)
     expected = {"all-reduce": 0, "all-gather": 0, "reduce-scatter": 0}
     for each in collectives(step.work.config, step.work.formats.weights, step.layout, MICRO_BATCHES):

@@ -37,7 +37,8 @@ from .jobs import (
 
 pytestmark = pytest.mark.slurm
 
-PARTS = "one-gpu resume ddp rows-8 one-node signal signal-first stage-1 stage-2 nodes-ddp stop requeue".split()
+PARTS = "one-gpu resume ddp rows-8 one-node signal signal-first nodes-fsdp2 stage-1 stage-2".split()
+PARTS += "nodes-ddp stop requeue".split()
 
 
 def test_variables_of_another_job_do_no_harm(project: Path, tmp_path: Path, story_store: Path) -> None:
@@ -142,7 +143,7 @@ def test_the_first_minutes_run_from_beginning_to_end(project: Path, tmp_path: Pa
     """All parts on one rank, one node of two and two nodes, without GPUs; the last job queues itself again."""
     out, config = tmp_path / "out", tmp_path / "tiny.yaml"
     tree: dict[str, dict[str, object]] = {}
-    for key, value in {**MODEL, **LLAMA, "strategy.name": "deepspeed", "strategy.stage": 1}.items():
+    for key, value in {**MODEL, **LLAMA, "strategy.name": "fsdp2", "strategy.stage": 1}.items():
         part, _, name = key.partition(".")
         tree.setdefault(part, {})[name] = yaml.safe_load(str(value)) if isinstance(value, str) else value
     tree["model"] = {"schedule": {"warmup_steps": 5, "cooldown_steps": 5}}

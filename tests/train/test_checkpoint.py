@@ -9,6 +9,7 @@ import torch
 from llm.common.errors import UserError
 from llm.model import DecoderConfig, DecoderForCausalLM
 from llm.train import checkpoint as checkpoints
+from llm.train.gathering import HostCopies, assembled
 from llm.train.optim import OPTIMIZERS, Optimizer
 from llm.train.state import ReplicatedState
 
@@ -26,7 +27,9 @@ def step(model: DecoderForCausalLM, optimizer: torch.optim.Optimizer, seed: int)
 
 
 def save(folder: Path, model: DecoderForCausalLM, optimizer: torch.optim.Optimizer, step: int, **kept: int) -> Path:
-    weights, state = ReplicatedState(model, optimizer).snapshot(keep=True)
+    shares = ReplicatedState(model, optimizer).shares(keep=True)
+    names = [name for name, _ in model.named_parameters()]
+    weights, state = assembled(shares, HostCopies().make(shares, None), names, None, keep=True)
     return checkpoints.write(
         folder, checkpoints.Snapshot(weights, state, model.config, {"step": step, "identity": {}}), **kept
     )

@@ -314,6 +314,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         "rounded how": (["--strategy.communication_dtype", "fp8"], "give fp32 or bf16"),
         "no master weights": (["--strategy.name", "deepspeed", "--trainer.precision", "bf16-true"], "bf16-mixed"),
         "time-out": (["--strategy.timeout", "0"], "above 0 and at most"),
+        "nor here": (["--strategy.name", "fsdp2", "--trainer.precision", "bf16-true"], "under fsdp2: give bf16-mixed"),
         "kept for good": (["--run.keep_every", "7"], "multiple of run.checkpoint_every 5"),
         "full disk": (["--run.on_full_disk", "panic"], "stop or continue"),
         "id beyond": (["--data.store", str(beyond)], "beyond its vocabulary"),

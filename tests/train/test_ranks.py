@@ -1,6 +1,7 @@
-"""Two real processes, DDP and DeepSpeed's ZeRO over gloo, against one process."""
+"""Two real processes, DDP, DeepSpeed's ZeRO and FSDP2 over gloo, against one process."""
 
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from .runs import Config, assert_same_weights, events, fit, losses, measured, me
 STRATEGIES = {
     "ddp": ["--strategy.name", "ddp"],
     **{f"zero{stage}": ["--strategy.name", "deepspeed", "--strategy.stage", str(stage)] for stage in (1, 2, 3)},
+    **{f"fsdp2-{stage}": ["--strategy.name", "fsdp2", "--strategy.stage", str(stage)] for stage in (1, 2, 3)},
     "offload2": ["--strategy.name", "deepspeed", "--strategy.stage", "2", "--strategy.offload_optimizer", "true"],
     "offload3": ["--strategy.name", "deepspeed", "--strategy.stage", "3", "--strategy.offload_optimizer", "true"],
 }
@@ -36,7 +38,8 @@ VARIANTS: dict[str, dict] = {
     },
     "muon": {"model__optimizer": {"name": "muon", "lr": 3e-3, "muon_lr": 6e-3}},
 }
-MUON = ("ddp", "zero1", "zero2")  # the others are refused
+RARE = ("offload2", "offload3", "fsdp2-2", "fsdp2-3")  # not for every stream
+MUON = ("ddp", "zero1", "zero2", "fsdp2-1")  # the others are refused
 COMMON = {
     "decoder__tie_word_embeddings": True,
     "data__micro_batch_size": 2,  # two micro-batches on each of two devices, four on one
@@ -54,28 +57,41 @@ def validated(run: Path) -> list[float]:
     return [float(row["validation_loss"]) for row in metrics(run) if row["validation_loss"]]
 
 
-# What rank zero puts together, from pieces smaller than most parameters, is what DeepSpeed itself puts together.
+# What rank zero puts together, from pieces smaller than most parameters, is what DeepSpeed and FSDP2 themselves put
+# together.
 GATHERED = """
 import torch
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-from llm.train import gathering, state
-piece, snapshot = gathering.PIECE, state._Zero.snapshot
+from llm.train import checkpoint, gathering
+from llm.train.checkpointing import Checkpoints
+from llm.train.state import state_of
+piece, begin = gathering.PIECE, Checkpoints._begin
 gathering.PIECE = 1000
-def compared(self, keep):
-    weights, moments = snapshot(self, keep)
-    assert bool(weights) == bool(moments) == keep
-    self._link_moments()
-    for name, parameter in self.parameters.items():
-        whole = safe_get_full_fp32_param(parameter)
-        kinds = [kind for kind in self._by_parameter()[name].state_names if kind != "step"]
-        halves = {kind: safe_get_full_optimizer_state(parameter, kind) for kind in kinds}
-        if keep:
+def compared(self, trainer, module):
+    told = begin(self, trainer, module)
+    self.writer.done()
+    state, found = state_of(module.model, trainer.strategy, trainer.optimizers[0]), None
+    if rank == 0:
+        found = checkpoint.find(self.run.path, trainer.global_step)
+        weights, moments = found.weights(), found.optimizer_state()
+    zero = hasattr(state, "_link_moments")
+    if zero:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+        state._link_moments()
+    for name, parameter in state.parameters.items():
+        whole = safe_get_full_fp32_param(parameter) if zero else parameter.full_tensor()
+        if zero:
+            kinds = [kind for kind in state._by_parameter()[name].state_names if kind != "step"]
+            halves = {kind: safe_get_full_optimizer_state(parameter, kind) for kind in kinds}
+        else:
+            held = trainer.optimizers[0].state[parameter]
+            halves = {kind: tensor.full_tensor() for kind, tensor in held.items() if kind != "step"}
+        if found:
             assert torch.equal(weights[name], whole.cpu()), name
             assert all(torch.equal(moments[f"{kind}/{name}"], half.cpu()) for kind, half in halves.items()), name
-    return weights, moments
-state._Zero.snapshot = compared
+    return told
+Checkpoints._begin = compared
 def after():
-    gathering.PIECE, state._Zero.snapshot = piece, snapshot
+    gathering.PIECE, Checkpoints._begin = piece, begin
 """
 
 
@@ -86,15 +102,16 @@ def test_two_processes_train_as_one(tiny_config: Config, tmp_path: Path, variant
     assert fit(tiny_config(**common, run__folder=str(alone))) == 0
     commands, runs = [], {}
     for strategy, words in STRATEGIES.items():
-        if strategy in MUON if variant == "muon" else variant in ("values", "learned") or "offload" not in strategy:
+        if strategy in MUON if variant == "muon" else variant in ("values", "learned") or strategy not in RARE:
             runs[strategy] = tmp_path / strategy
             config = tiny_config(**common, run__folder=str(runs[strategy]))
             before = "" if strategy == "ddp" else GATHERED
             commands.append(Command(["fit", "--config", str(config), *words], before))
     if variant == "values":
-        runs["compiled"] = tmp_path / "compiled"
-        config = tiny_config(**common, run__folder=str(runs["compiled"]), model__compile=True)
-        commands.append(Command(["fit", "--config", str(config), *STRATEGIES["zero2"]], TRACED))
+        for strategy in ("zero2", "fsdp2-3"):
+            runs[f"compiled-{strategy}"] = tmp_path / f"compiled-{strategy}"
+            config = tiny_config(**common, run__folder=str(runs[f"compiled-{strategy}"]), model__compile=True)
+            commands.append(Command(["fit", "--config", str(config), *STRATEGIES[strategy]], TRACED))
     assert set(together(tmp_path / "pair", commands)) == {(0, 0)}
     near = 1e-3 if variant == "muon" else 1e-5  # torch's Muon multiplies in bf16
     for strategy, run in runs.items():
@@ -113,6 +130,10 @@ def test_two_processes_train_as_one(tiny_config: Config, tmp_path: Path, variant
                     ours[name], theirs[name], rtol=1e-3, atol=10 * near, msg=f"{strategy} {name}"
                 )
         assert "lm_head.weight" not in saved.weights()
+        for name in ("nmda_alpha/1", "nmda_beta/0", "stream_values/2") if variant == "learned" else ():
+            learned = [[float(row[name]) for row in metrics(r) if row[name]] for r in (run, alone)]
+            assert learned[0] == pytest.approx(learned[1], abs=near), strategy
+            assert len(set(learned[0])) == 12
     if variant == "values":
         out = tmp_path / "out"
         assert main(["export", str(runs["zero3"]), str(out)]) == 0  # which compares logits
@@ -147,21 +168,26 @@ def test_muon_resumes_exactly_and_refuses_what_cuts_matrices(
 def test_bf16_has_fp32_master_weights_in_every_stage(tiny_config: Config, tmp_path: Path) -> None:
     """Against one process, and against fp32; recomputed blocks too."""
     bf16 = {**COMMON, "trainer__precision": "bf16-mixed"}
-    kinds = [(strategy, "") for strategy in ("ddp", "zero1", "zero2", "zero3")]
+    kinds = [(strategy, "") for strategy in ("ddp", "zero1", "zero2", "zero3", "fsdp2-1", "fsdp2-3")]
     kinds += [("zero1", "true"), ("zero3", "true"), ("zero3", "2")]  # recomputed: every block, every second
+    kinds += [("fsdp2-1", "true"), ("fsdp2-3", "2")]
     runs = {kind: tmp_path / "-".join(kind) for kind in kinds}
     commands = []
     for (strategy, nth), run in runs.items():
         words = ["fit", "--config", str(tiny_config(**bf16, run__folder=str(run))), *STRATEGIES[strategy]]
         commands.append(Command(words + (["--model.activation_checkpointing", nth] if nth else [])))
     still = {**bf16, "model__optimizer": {"lr": 1e-9}, "trainer__max_steps": 3}
-    for stage in (1, 2, 3):  # that hardly move
-        config = tiny_config(**still, run__folder=str(tmp_path / f"still-{stage}"))
-        commands.append(Command(["fit", "--config", str(config), *STRATEGIES[f"zero{stage}"]]))
+    sharded = ("zero1", "zero2", "zero3", "fsdp2-1")
+    for strategy in sharded:  # that hardly move
+        config = tiny_config(**still, run__folder=str(tmp_path / f"still-{strategy}"))
+        commands.append(Command(["fit", "--config", str(config), *STRATEGIES[strategy]]))
+    rounded = tmp_path / "rounded"
+    words = [*STRATEGIES["fsdp2-1"], "--strategy.communication_dtype", "bf16"]
+    commands.append(Command(["fit", "--config", str(tiny_config(**bf16, run__folder=str(rounded))), *words]))
     assert set(together(tmp_path / "pair", commands)) == {(0, 0)}
     exact = tmp_path / "exact"
     assert fit(tiny_config(**COMMON, run__folder=str(exact))) == 0
-    for strategy in ("ddp", "zero2"):
+    for strategy in ("ddp", "zero2", "fsdp2-1"):
         alone = tmp_path / f"{strategy}-alone"
         assert fit(tiny_config(**bf16, run__folder=str(alone)), *STRATEGIES[strategy]) == 0
         assert curve(runs[strategy, ""]) == pytest.approx(curve(alone), abs=5e-4)
@@ -170,10 +196,12 @@ def test_bf16_has_fp32_master_weights_in_every_stage(tiny_config: Config, tmp_pa
         assert curve(run) == pytest.approx(curve(runs[strategy, ""]), abs=5e-4), run.name
         moved = weights(run, 12)["model.embed_tokens.weight"]
         assert not torch.equal(moved, moved.bfloat16().float())  # finer than bf16
+    assert curve(rounded) == pytest.approx(curve(runs["fsdp2-1", ""]), abs=2e-3)
+    assert curve(rounded) != curve(runs["fsdp2-1", ""])
     settings = yaml.safe_load(tiny_config(**still).read_text())
     start = DecoderForCausalLM(DecoderConfig(**settings["decoder"], initializer_seed=3))
-    for stage, (name, parameter) in itertools.product((1, 2, 3), start.named_parameters()):
-        found = weights(tmp_path / f"still-{stage}", 3)[name]
+    for strategy, (name, parameter) in itertools.product(sharded, start.named_parameters()):
+        found = weights(tmp_path / f"still-{strategy}", 3)[name]
         torch.testing.assert_close(found, parameter.detach(), rtol=0, atol=1e-7)  # not those of a bf16 copy
 
 
@@ -207,6 +235,7 @@ def test_validation_and_checkpoints_as_under_nccl_change_nothing(
     train on with weights that it gathered there, which autograd refuses."""
     common = {**COMMON, "trainer__precision": precision, "data__validate_every": 5, "run__keep_checkpoints": 9}
     kinds = {"zero1": STRATEGIES["zero1"], "zero3": STRATEGIES["zero3"], "ddp": STRATEGIES["ddp"]}
+    kinds |= {name: STRATEGIES[name] for name in ("fsdp2-1", "fsdp2-3")}
     kinds["compiled"] = [*STRATEGIES["zero1"], "--model.compile", "true", "--model.disable_fast_paths", "[loss]"]
     commands = []
     for kind, words in kinds.items():
@@ -267,7 +296,7 @@ def after():
 def test_a_run_goes_on_with_other_numbers_of_devices_and_stages(
     tiny_config: Config, tmp_path: Path, precision: str
 ) -> None:
-    """Two processes at stage 1, one alone, two at stage 2, at stage 3, with off-load, under DDP: one run."""
+    """Two processes at stage 1, one alone, two at stage 2, under FSDP2, at stage 3, with off-load, under DDP."""
     common = {**COMMON, "trainer__max_steps": 50, "trainer__precision": precision, "run__checkpoint_every": 1000}
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert fit(tiny_config(**common, run__folder=str(whole))) == 0
@@ -281,14 +310,17 @@ def test_a_run_goes_on_with_other_numbers_of_devices_and_stages(
     assert checkpoints.find(run).step == 10
     assert Python(f"{STOP.format(step=20)}\n{LLM}", words).wait() == 75
     last = Command([*words, *STRATEGIES["ddp"]])
-    ended = together(tmp_path / "rest", [until("zero2", 30), until("zero3", 36), until("offload2", 40), last])
-    assert ended == [(75, 0), (75, 0), (75, 0), (0, 0)]
+    others = [until("zero2", 25), until("fsdp2-1", 30), until("zero3", 36), until("fsdp2-3", 38), until("offload2", 40)]
+    ended = together(tmp_path / "rest", [*others, last])
+    assert ended == [(75, 0)] * 5 + [(0, 0)]
     assert curve(run) == pytest.approx(curve(whole), abs=1e-5 if precision == "32-true" else 2e-3)
     for name in ("data_digest", "tokens", "learning_rate"):
         assert [row[name] for row in metrics(run)] == [row[name] for row in metrics(whole)]
     assert "lm_head.weight" not in checkpoints.find(run).weights()  # still tied
     told = [(line["event"], line["step"], line["why"]) for line in events(run)]
-    assert told == [("stopped", step, "SIGUSR1") for step in (10, 20, 30, 36, 40)]
+    assert told == [("stopped", step, "SIGUSR1") for step in (10, 20, 25, 30, 36, 38, 40)]
+    spread = [attempt["strategy"] for attempt in json.loads((run / "run.json").read_text())["lives"]]
+    assert spread[0] == "deepspeed, stage 1" and spread[3:5] == ["fsdp2, stage 1", "deepspeed, stage 3"]
 
 
 # One rank alone has a loss that is not finite, with gradients that are: in the first micro-batch of the fifth step.
@@ -310,7 +342,8 @@ def after():
 
 def test_all_ranks_skip_what_is_not_finite_on_one(tiny_config: Config, tmp_path: Path) -> None:
     commands, runs = [], {}
-    for precision, (strategy, words) in itertools.product(("32-true", "bf16-mixed"), STRATEGIES.items()):
+    kinds = [(name, words) for name, words in STRATEGIES.items() if name != "fsdp2-2"]
+    for precision, (strategy, words) in itertools.product(("32-true", "bf16-mixed"), kinds):
         run = runs[strategy, precision] = tmp_path / f"{strategy}-{precision}"
         config = tiny_config(**COMMON, trainer__precision=precision, run__folder=str(run), run__keep_checkpoints=12)
         commands.append(Command(["fit", "--config", str(config), *words, "--run.checkpoint_every", "1"], POISON))
@@ -330,11 +363,14 @@ def test_all_ranks_skip_what_is_not_finite_on_one(tiny_config: Config, tmp_path:
 
 
 def test_the_same_world_repeats_itself_bit_for_bit(tiny_config: Config, tmp_path: Path) -> None:
-    runs = [tmp_path / "a", tmp_path / "b"]
-    dropout = {"decoder__residual_dropout": 0.1}
-    commands = [
-        Command(["fit", "--config", str(tiny_config(**COMMON, **dropout, run__folder=str(run))), *STRATEGIES["zero2"]])
-        for run in runs
-    ]
-    assert together(tmp_path / "pair", commands) == [(0, 0)] * 2
-    assert measured(runs[0]) == measured(runs[1])
+    """The same again, and from a checkpoint on."""
+    common, commands = {**COMMON, "decoder__residual_dropout": 0.1, "run__checkpoint_every": 6}, []
+    for strategy, which in itertools.product(("zero2", "fsdp2-1", "fsdp2-3"), "abc"):
+        config = str(tiny_config(**common, run__folder=str(tmp_path / f"{strategy}{which}")))
+        start = ["--resume", str(tmp_path / f"{strategy}a" / "checkpoints" / "step-00000006")] if which == "c" else []
+        commands.append(Command(["fit", "--config", config, *STRATEGIES[strategy], *start]))
+    assert set(together(tmp_path / "pair", commands)) == {(0, 0)}
+    for strategy in ("zero2", "fsdp2-1", "fsdp2-3"):
+        a, b, c = (measured(tmp_path / f"{strategy}{which}") for which in "abc")
+        assert a == b and a[6:] == c
+        assert_same_weights(tmp_path / f"{strategy}a", tmp_path / f"{strategy}c", 12)
