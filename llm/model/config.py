@@ -14,6 +14,7 @@ from .activations import FIELDS, PARAMETRIC, settings_of
 from .activations import NAMES as ACTIVATION_NAMES
 from .feedforward import FEEDFORWARDS
 from .norms import NORMS
+from .parametrization import parametrization_problems
 from .streams import SOURCES, STREAMS, WEIGHTS
 
 POSITIONS = ("rope", "learned")
@@ -43,6 +44,9 @@ class DecoderConfig(PretrainedConfig):
         initializer_range: standard deviation of every matrix. initializer_seed: each tensor is drawn from a
             generator named by (seed, parameter name). scale_residual_init: divide the deviation of the projections
             that write to the residual stream by sqrt(2 layers), as GPT-2 does.
+    Scaling:
+        parametrization: "standard", or "completep": settings tuned at the size base_hidden_size,
+            base_num_hidden_layers, base_head_dim hold at this one, see `parametrization.py`.
 
     Raises:
         ValueError: the settings contradict each other; one message names every problem and its fix.
@@ -91,6 +95,10 @@ class DecoderConfig(PretrainedConfig):
     initializer_range: float = 0.02
     initializer_seed: int = 0
     scale_residual_init: bool = False
+    parametrization: str = "standard"
+    base_hidden_size: int | None = None
+    base_num_hidden_layers: int | None = None
+    base_head_dim: int | None = None
     use_cache: bool = True
 
     pad_token_id: int | None = None
@@ -112,6 +120,7 @@ class DecoderConfig(PretrainedConfig):
             self.rope_parameters = {"rope_type": "default", "rope_theta": 10_000.0} | (self.rope_parameters or {})
         super().__post_init__(**kwargs)
         problems = [*self._size_problems(), *self._name_problems(), *self._number_problems()]
+        problems += parametrization_problems(self)
         if problems:
             raise ValueError("; ".join(problems))
 
