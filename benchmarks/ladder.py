@@ -101,12 +101,18 @@ def read_rows() -> list[Row]:
 
 def page(rows: Sequence[Row]) -> str:
     """Return docs/scaling.md with its tables made of these rows."""
+    made = {"coverage": coverage_table, "verdicts": verdict_table, "power": power_table}
+    return page_with({name: table(rows) for name, table in made.items()})
+
+
+def page_with(tables: dict[str, str]) -> str:
+    """Return docs/scaling.md with these tables, by the name of their marks."""
     text = PAGE.read_text(encoding="utf-8")
-    for name, table in (("coverage", coverage_table), ("verdicts", verdict_table), ("power", power_table)):
+    for name, table in tables.items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
         if start not in text or end not in text:
             raise UserError(f"{PAGE} lacks the marks {start.strip()} and {end.strip()}: put them around the table")
-        text = text[: text.index(start) + len(start)] + table(rows) + text[text.index(end) :]
+        text = text[: text.index(start) + len(start)] + table + text[text.index(end) :]
     return text
 
 
@@ -119,7 +125,7 @@ def coverage_table(rows: Sequence[Row]) -> str:
         shares = [f"{100 * end:.0f}" if LOW <= round(end, 2) <= HIGH else f"**{100 * end:.0f}**" for end in ends]
         return shares[0] if shares[0] == shares[1] else "-".join(shares)
 
-    return _markdown(
+    return markdown(
         ["truth", *COVERED],
         [[truth, *(cell(truth, keys) for keys in COVERED.values())] for truth in _truths(rows, "effect", False)],
     )
@@ -133,7 +139,7 @@ def verdict_table(rows: Sequence[Row]) -> str:
         ends = [f"{end:.1f}" if end < 9.95 else f"{end:.0f}" for end in (min(values), max(values))]
         return ends[0] if ends[0] == ends[1] else "-".join(ends)
 
-    return _markdown(
+    return markdown(
         ["truth", *VERDICTS],
         [[truth, *(cell(truth, key) for key in VERDICTS.values())] for truth in _truths(rows, "effect", False)],
     )
@@ -149,14 +155,14 @@ def power_table(rows: Sequence[Row]) -> str:
         (row,) = [row for row in rows if row["truth"] == truth and shape.items() <= row.items()]
         return f"{100 * float(row['shown_mean']):.0f} ({100 * float(row['firm_mean']):.0f})"
 
-    return _markdown(header, [[t, *(cell(t, design) for design in designs)] for t in _truths(rows, "effect", True)])
+    return markdown(header, [[t, *(cell(t, design) for design in designs)] for t in _truths(rows, "effect", True)])
 
 
 def _truths(rows: Sequence[Row], kind: str, of_kind: bool) -> list[str]:
     return list(dict.fromkeys(row["truth"] for row in rows if (row["kind"] == kind) == of_kind))
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
 
 

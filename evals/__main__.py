@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evals.exports import DTYPES, open_export
-from llm.common.arguments import accept_old_name, add_command, add_trust, add_version, count
+from llm.common.arguments import accept_old_name, add_command, add_trust, add_version, count, positive, share
 from llm.common.errors import UserError, exit_status
 from llm.common.files import write_json
 from llm.common.threads import set_wait_policy, warn_if_busy
@@ -99,12 +99,19 @@ def _compare(options: argparse.Namespace) -> None:
     settings = ComparisonSettings(
         tuple(options.declare), tuple(options.exports), tuple(options.store), options.documents, options.metric,
         options.level, tuple(options.target_loss), options.device, options.dtype, options.batch_size,
-        options.trusted,
+        options.trusted, tuple(options.null),
     )  # fmt: skip
     print(compare(options.runs, options.out, settings, shlex.join(["python", "-m", "evals", *options.words])))
 
 
 def _study(options: argparse.Namespace) -> None:
+    if options.plan:
+        from evals.verdict.study_plan import report
+
+        print(report(options))
+        return
+    if options.out is None:
+        raise UserError("where the verdict goes is not said; give --out DIR")
     from evals.page.study_files import study
 
     made_by = shlex.join(["python", "-m", "evals", *options.words])
@@ -273,17 +280,16 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         commands,
         "compare",
         "the verdict on finished runs with and without a change",
-        "Pairs of finished runs, with and without the change, once or with several seeds: checks that they are pairs, "
-        "then prints one table and one sentence and writes report.html, results.json, table.csv and loss.png. The last "
+        "Finished runs of a baseline and of one or more arms, each with a change, once or with several seeds: checks "
+        "that they are pairs, then prints one table and a sentence for each arm, with p values corrected over the "
+        "arms, and writes report.html, results.json, table.csv and loss.png. The last "
         "steps are exported and the loss of every validation document is measured where that is not kept already; what "
         "`run`, `ioi` and `incontext` left in the exports is compared too. --plan says beforehand what can be found.",
         "python -m evals compare runs/classic runs/values --out out/comparison\n"
-        "  python -m evals compare runs/classic-seed* runs/values-seed* --out out/comparison\n"
+        "  python -m evals compare runs/classic-seed* runs/values-seed* runs/keys-seed* --out out/comparison\n"
         "  python -m evals compare --plan --seeds 1 3 5 --items 400 1172",
     )
-    command.add_argument(
-        "runs", nargs="*", type=Path, metavar="RUN", help="run folders; the first is without the change"
-    )
+    command.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders; the first is of the baseline")
     command.add_argument("--out", type=Path, metavar="DIR", help="the folder for the page, the numbers and the table")
     command.add_argument(
         "--exports", nargs="+", type=Path, default=[], metavar="EXPORT", help="of the last steps (RUN/exports/step-N)"
@@ -297,6 +303,9 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="config keys allowed to differ, in addition to the stream and activation keys",
     )
     accept_old_name(command, "--declare", "--allow-difference")
+    command.add_argument(
+        "--null", nargs="+", type=Path, default=[], metavar="RUN", help="runs of the null arm (those of the same study)"
+    )
     command.add_argument("--store", nargs="+", type=Path, default=[], metavar="DIR", help="(those that the runs name)")
     command.add_argument(
         "--documents", type=count(0), default=1000, metavar="N", help="of validation, by a hash; 0: what is kept (1000)"
@@ -304,8 +313,8 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument(
         "--metric", default="acc_norm", metavar="NAME", help="of the tasks that have it (acc_norm), else their first"
     )
-    command.add_argument("--level", type=_share, default=0.95, metavar="P", help="of the intervals (0.95)")
-    command.add_argument("--target-loss", nargs="+", type=_positive, default=[], metavar="NATS", help="also to reach")
+    command.add_argument("--level", type=share, default=0.95, metavar="P", help="of the intervals (0.95)")
+    command.add_argument("--target-loss", nargs="+", type=positive, default=[], metavar="NATS", help="also to reach")
     command.add_argument("--batch-size", type=count(1), default=16, metavar="N", help="documents at once (16)")
     command.add_argument("--plan", action="store_true", help="print what n seeds and m items can detect, and no more")
     power.add_arguments(command)
@@ -314,18 +323,23 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from evals.verdict import study_plan
+
     command = add_command(
         commands,
         "study",
         "the verdict on a study: whether a change helps over sizes, and what it is worth in compute",
         "Reads the finished runs of a study (docs/study.md) and prints a table by size, the compute multiplier of each "
         "arm with its slope and extrapolation, what is missing, and one sentence per arm. Writes report.html, "
-        "results.json, table.csv, study.yaml and every picture as PNG and SVG. Trains and measures nothing.",
-        "python -m evals study configs/studies/toy.yaml --out runs/studies/toy/verdict",
+        "results.json, table.csv, study.yaml and every picture as PNG and SVG. Trains and measures nothing. --plan "
+        "prints the smallest gain that the study can show.",
+        "python -m evals study configs/studies/toy.yaml --out runs/studies/toy/verdict\n"
+        "  python -m evals study configs/studies/toy.yaml --plan",
     )
     command.add_argument("study", type=Path, metavar="STUDY", help="the YAML of a study, or its folder")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for the page and the rest")
-    command.add_argument("--level", type=_share, default=0.95, metavar="P", help="of the intervals (0.95)")
+    command.add_argument("--out", type=Path, metavar="DIR", help="the folder for the page and the rest")
+    command.add_argument("--level", type=share, default=0.95, metavar="P", help="of the intervals (0.95)")
+    study_plan.add_arguments(command)
     command.add_argument("--bench", type=Path, metavar="FILE", help="step times, from `llm bench --json FILE`")
     command.set_defaults(command=_study)
 
@@ -380,20 +394,6 @@ def _add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
     command.add_argument("--dtype", default="auto", choices=DTYPES, help="(the folder's)")
     add_trust(command)
-
-
-def _share(text: str) -> float:
-    """An argument type: a number between 0 and 1."""
-    if not 0 < (value := float(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
-    return value
-
-
-def _positive(text: str) -> float:
-    """An argument type: a finite number above 0."""
-    if not 0 < (value := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value} is not above 0 and finite")
-    return value
 
 
 def _batch_size(text: str) -> int | str:

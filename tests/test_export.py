@@ -54,6 +54,10 @@ def trained(tiny_config: Config, tmp_path: Path) -> Path:
         "decoder__tie_word_embeddings": True,
         "decoder__vocab_size": 576,
         "decoder__unpadded_vocab_size": 512,
+        "decoder__parametrization": "completep",
+        "decoder__base_hidden_size": 16,
+        "decoder__base_num_hidden_layers": 1,
+        "decoder__base_head_dim": 4,
     }
     assert main(["fit", "--config", str(tiny_config(trainer__max_steps=8, **settings))]) == 0
     return tmp_path / "run"
@@ -64,6 +68,8 @@ def test_the_folder_stands_alone(trained: Path, tmp_path: Path, capsys: pytest.C
     assert main(["export", str(trained), str(out)]) == 0
     assert "reloaded logits equal" in capsys.readouterr().out
     assert oct(out.stat().st_mode & 0o777) == "0o755"
+    kept = json.loads((out / "config.json").read_text())
+    assert (kept["parametrization"], kept["base_hidden_size"], kept["base_head_dim"]) == ("completep", 16, 4)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -10,7 +10,7 @@ from evals.page.comparison_page import format_page
 from evals.page.loss_curves import draw_losses
 from evals.verdict import verdict
 from evals.verdict.compare import ComparisonSettings, find
-from evals.verdict.record import Comparison, change, losses_of, record, rows
+from evals.verdict.record import Comparison, arm_rows, change, header, losses_of, records, sentence
 from llm.common.errors import UserError
 from llm.common.files import as_json, write_files
 from llm.common.plots import as_png
@@ -26,25 +26,32 @@ def compare(folders: Sequence[Path], out: Path, settings: ComparisonSettings | N
     settings = settings or ComparisonSettings()
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give a folder with --out")
-    found = find(folders, settings)
-    write(found, out, made_by)
-    names = found.pairs.names
-    table = text_table(["", *names, *verdict.HEADER], rows(found))
-    cost = verdict.cost_sentence(names, found.costs)
-    parts = [f"The change: {change(found.pairs)}.", table, "\n".join([*found.notes, cost]), found.sentence]
+    arms = find(folders, settings)
+    write(arms, out, made_by)
+    changes = [f"The change{of(arms, found)}: {change(found.pairs)}." for found in arms]
+    costs = [verdict.cost_sentence(found.pairs.names, found.costs) for found in arms]
+    notes = dict.fromkeys(note for found in arms for note in [*found.notes])
+    told = [line for line in [*notes, *costs] if line]
+    parts = ["\n".join(changes), text_table(header(arms), arm_rows(arms)), "\n".join(told), sentence(arms)]
     return "\n\n".join(part for part in parts if part)
 
 
-def write(found: Comparison, out: Path, made_by: str) -> None:
-    """Write the four files."""
-    content = record(found, made_by)
-    page = format_page(found, content, made_by)
+def of(arms: Sequence[Comparison], found: Comparison) -> str:
+    """Which arm, in words; nothing where there is one."""
+    return f" of {found.pairs.names[1]}" if len(arms) > 1 else ""
+
+
+def write(arms: Sequence[Comparison], out: Path, made_by: str) -> None:
+    """Write report.html, results.json and table.csv, and a picture of each arm's losses."""
+    content = records(arms, made_by)
+    names = [f"{found.pairs.names[1]}-loss.png" if len(arms) > 1 else "loss.png" for found in arms]
+    table = [["measure" if cell == "" else cell for cell in header(arms)], *arm_rows(arms)]
     write_files(
         {
-            out / "loss.png": as_png(draw_losses(losses_of(found.pairs))),
-            out / "table.csv": _csv([["measure", *found.pairs.names, *verdict.HEADER], *rows(found)]),
+            **{out / n: as_png(draw_losses(losses_of(found.pairs))) for n, found in zip(names, arms, strict=True)},
+            out / "table.csv": _csv(table),
             out / "results.json": as_json(content),
-            out / "report.html": page,
+            out / "report.html": format_page(arms, content, made_by),
         }
     )
 

@@ -11,7 +11,7 @@ from evals.page.html import Picture, Section, Table, page
 from evals.page.loss_curves import draw_loss
 from evals.probes import heads, incontext, sparsity
 from evals.verdict import verdict
-from evals.verdict.record import Comparison, change, losses_of, rows, saving_rows
+from evals.verdict.record import Comparison, arm_rows, change, header, losses_of, saving_rows, sentence
 from llm.common.errors import UserError
 from llm.common.plots import as_svg
 
@@ -19,11 +19,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def format_page(found: Comparison, content: dict[str, Any], made_by: str) -> str:
+def format_page(arms: Sequence[Comparison], content: dict[str, Any], made_by: str) -> str:
     """The whole page as HTML; `content` is what results.json holds, and travels inside it."""
-    names = found.pairs.names
+    sections = [_summary(arms)]
+    for found in arms:
+        of_arm = f"{found.pairs.names[1]}: " if len(arms) > 1 else ""
+        sections += [section._replace(title=of_arm + section.title) for section in _sections(found)]
+    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return page(
+        f"{', '.join(found.pairs.names[1] for found in arms)} against {arms[0].pairs.names[0]}",
+        sentence(arms),
+        sections,
+        f"{made_by}, {when}",
+        json.dumps(content, ensure_ascii=False),
+    )
+
+
+def _sections(found: Comparison) -> list[Section]:
+    """All on one arm but the table."""
     sections = [
-        _summary(found),
         _loss(found),
         _saving(found),
         _tasks(found),
@@ -32,32 +46,31 @@ def format_page(found: Comparison, content: dict[str, Any], made_by: str) -> str
         _in_context(found),
         _provenance(found),
     ]
-    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return page(
-        f"{names[1]} against {names[0]}",
-        found.sentence,
-        [section for section in sections if section is not None],
-        f"{made_by}, {when}",
-        json.dumps(content, ensure_ascii=False),
-    )
+    return [section for section in sections if section is not None]
 
 
 def _picture(figure: "Figure", caption: str) -> Picture:
     return Picture(as_svg(figure, caption), caption)
 
 
-def _summary(found: Comparison) -> Section:
-    level = f"{100 * found.findings[0].effect.level:g}%" if found.findings else "95%"
+def _summary(arms: Sequence[Comparison]) -> Section:
+    findings = [finding for found in arms for finding in found.findings]
+    level = f"{100 * findings[0].effect.level:g}%" if findings else "95%"
+    each = "each among themselves and over all arms" if len(arms) > 1 else "each among themselves"
     note = (
         f"Differences are the second minus the first, with {level} intervals: of one seed from a paired bootstrap over "
         "items, of several from the variance over seeds and items. A difference is shown only where its interval "
         "leaves out zero and its p value agrees; p values are corrected by Holm's method, the tasks' and the other "
-        "lines' each among themselves. The loss per document is of documents cut at the models' context, that of the "
-        "curves of windows."
+        f"lines' {each}. The loss per document is of documents cut at the models' context, that of the curves of "
+        "windows."
     )
-    table = Table("What was measured", ["", *found.pairs.names, *verdict.HEADER], rows(found), note)
-    cost = verdict.cost_sentence(found.pairs.names, found.costs)
-    return Section("Result", f"The change: {change(found.pairs)}. {cost}".strip(), tables=[table])
+    table = Table("What was measured", header(arms), arm_rows(arms), note)
+    texts = []
+    for found in arms:
+        of_arm = f" of {found.pairs.names[1]}" if len(arms) > 1 else ""
+        cost = verdict.cost_sentence(found.pairs.names, found.costs)
+        texts.append(f"The change{of_arm}: {change(found.pairs)}. {cost}".strip())
+    return Section("Result", "\n\n".join(texts), tables=[table])
 
 
 def _loss(found: Comparison) -> Section:

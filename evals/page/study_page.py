@@ -58,7 +58,8 @@ def format_study_page(found: StudyVerdict, drawn: Drawn, content: dict[str, Any]
     """Return the page as HTML; `content` is what results.json holds, and travels inside it."""
     arms = found.verdict.ladder.changed
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    sections = [_result(found), *(_arm(arm, drawn) for arm in arms), _joint(found), _runs(found), _text(found)]
+    each = [_arm(arm, drawn) for arm in arms]
+    sections = [_result(found), *each, _evaluations(found), _joint(found), _runs(found), _text(found)]
     return page(
         f"{', '.join(arms)} against {found.verdict.ladder.baseline} over sizes",
         " ".join(found.sentences.values()),
@@ -97,6 +98,18 @@ def _arm(arm: str, drawn: Drawn) -> Section:
 
 def _is_of(name: str, arm: str) -> bool:
     return name.rpartition("-")[0] == arm
+
+
+def _evaluations(found: StudyVerdict) -> Section | None:
+    rows = tables.evaluation_rows(found)
+    if not rows:
+        return None
+    note = (
+        "Measured of the exports of the last steps. Intervals are over seeds and items, of one seed over items alone. "
+        "p values are corrected by Holm's method over sizes, budgets and arms: those of the tasks, all others, and the "
+        "null arm's each among themselves. The compute multipliers above rest on the loss, not on these."
+    )
+    return Section("Evaluations by size", tables=[Table("What was measured", tables.EVALUATION_HEADER, rows, note)])
 
 
 def _joint(found: StudyVerdict) -> Section | None:

@@ -1,7 +1,8 @@
-"""Pairs of runs, with and without the change: one verdict, one table, one page, one file of numbers.
+"""Pairs of runs, a baseline and one or more arms: one verdict an arm, one table, one page, one file of numbers.
 
 run folders -> checked as pairs -> exported last steps -> losses per document (measured where they are not kept) -> all
-that can be paired -> intervals and p values -> the sentence -> OUT/{report.html, results.json, table.csv, loss.png}
+that can be paired -> intervals and p values, corrected over the arms -> a sentence for each arm, beside the null arm
+-> OUT/{report.html, results.json, table.csv, loss.png}
 
 What `python -m evals run`, `ioi` and `incontext` left in the exports is taken up; nothing is trained here.
 """
@@ -11,28 +12,30 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from evals.exported_steps import ExportedRun, exported_steps, step_folder
 from evals.exports import Export, open_export
 from evals.verdict import efficiency, verdict
-from evals.verdict.measurements import Exports, both, kept_losses, read_measures
-from evals.verdict.pair import Pairs, read_pairs
+from evals.verdict.measurements import Exports, Measure, both, kept_losses, read_measures
+from evals.verdict.pair import Pairs, read_arms, read_null
 from evals.verdict.record import Comparison
 from llm.common.errors import UserError
 from llm.data.mixture import Component, mixed_fingerprint, open_stores
+from llm.runs.study_record import NULL_ARM, RECORD, read_record
 
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """How two sides are compared.
+    """How arms are compared with a baseline.
 
     declare: config keys that may differ beside the switches; exports: of the last steps, where they are not in the run
     folders; stores: instead of those that the runs name; documents: of validation, 0 takes only kept losses; metric: of
     the tasks; targets: losses to reach, in nats per token; trusted: an
-    export may run code of its own.
+    export may run code of its own; null: runs of the baseline with other initial weights, one a seed, instead of those
+    of the study that the runs belong to.
     """
 
     declare: tuple[str, ...] = ()
@@ -46,28 +49,102 @@ class ComparisonSettings:
     dtype: str = "auto"
     batch_size: int = 16
     trusted: bool = False
+    null: tuple[Path, ...] = ()
 
 
-def find(folders: Sequence[Path], settings: ComparisonSettings) -> Comparison:
-    """Everything that `compare` tells, without writing anything but exports and losses that are lacking."""
-    pairs = read_pairs(folders, settings.declare)
-    shares = shares_of(pairs, settings)  # before exports are made, which takes long
+class Measured(NamedTuple):
+    """What can be paired of an arm's exports, and a sentence on each result that is lacking."""
+
+    exports: Exports
+    measures: list[Measure]
+    notes: list[str]
+
+
+def find(folders: Sequence[Path], settings: ComparisonSettings) -> list[Comparison]:
+    """Everything that `compare` tells of each arm, without writing anything but exports and losses that are lacking."""
+    arms = read_arms(folders, settings.declare)
+    baseline = arms[0].side(0)
+    null_folders = settings.null or null_runs(baseline)
+    null_arm = read_null(baseline, null_folders) if null_folders else None
+    shares = shares_of(arms[0], settings)  # before exports are made, which takes long
     given = [open_export(folder, settings.trusted) for folder in settings.exports]
+    measured = [_measured(pairs, given, shares, settings) for pairs in arms]
+    found = verdict.find_arms([arm.measures for arm in measured], settings.level)
+    null = _null(null_arm, given, shares, settings) if null_arm else None
+    return [
+        _comparison(pairs, arm, findings, null_arm, null, shares, settings)
+        for pairs, arm, findings in zip(arms, measured, found, strict=True)
+    ]
+
+
+def _measured(
+    pairs: Pairs, given: Sequence[Export], shares: dict[str, float], settings: ComparisonSettings
+) -> Measured:
+    """Export and measure an arm and its baseline where that is lacking."""
     exports = exports_of(pairs, given, settings.trusted)
     if settings.documents:
         read_measures(exports, {}, settings.metric)  # what is refused is refused before the long work
         measure_losses(pairs, exports, settings)
-    measures, notes = read_measures(exports, shares, settings.metric)
-    findings = verdict.find(measures, settings.level)
+    return Measured(exports, *read_measures(exports, shares, settings.metric))
+
+
+def _null(
+    pairs: Pairs, given: Sequence[Export], shares: dict[str, float], settings: ComparisonSettings
+) -> verdict.Finding | None:
+    """The null arm's difference in the primary quantity; None where it was not measured."""
+    measures = [
+        measure for measure in _measured(pairs, given, shares, settings).measures if measure.family == "primary"
+    ]
+    return next(iter(verdict.find(measures, settings.level)), None)
+
+
+def _comparison(
+    pairs: Pairs,
+    arm: Measured,
+    findings: list[verdict.Finding],
+    null_arm: Pairs | None,
+    null: verdict.Finding | None,
+    shares: dict[str, float],
+    settings: ComparisonSettings,
+) -> Comparison:
     savings = [efficiency.saving(pair) for pair in pairs.pairs]
     targets = {target: [efficiency.saving(pair, target) for pair in pairs.pairs] for target in settings.targets}
     busy = efficiency.busy_note(pairs.pairs)
     costs = efficiency.costs(pairs.pairs, times=not busy)
-    table_2 = read_table_2(exports, notes)
-    how = how_measured(kept_losses(exports[0][0], next(iter(shares))) or {})
-    sentence = verdict.sentence(pairs.names, pairs.seeds, findings, savings)
-    notes = [*pairs.notes, *notes, *busy]
-    return Comparison(pairs, exports, findings, savings, targets, costs, table_2, settings.metric, how, notes, sentence)
+    table_2 = read_table_2(arm.exports, arm.notes)
+    how = how_measured(kept_losses(arm.exports[0][0], next(iter(shares))) or {})
+    sentence = verdict.sentence(pairs.names, pairs.seeds, findings, savings, null)
+    notes = [*pairs.notes, *arm.notes, *busy]
+    if null_arm and null:
+        notes.append(verdict.null_note(null_arm.names[1], pairs.names[0], null))
+    return Comparison(
+        pairs, arm.exports, findings, savings, targets, costs, table_2, settings.metric, how, notes, sentence, null
+    )
+
+
+def null_runs(baseline: Sequence[ExportedRun]) -> list[Path]:
+    """The finished runs of the null arm of the study that the baseline's runs belong to; none if one is missing."""
+    found = []
+    for run in baseline:
+        study = run.folder.resolve().parent.parent
+        if not (study / RECORD).is_file():
+            return []
+        record = read_record(study)
+        name = f"{run.folder.resolve().parent.name}/{run.folder.name}"
+        mine = next((each for each in record.runs if each.name == name and each.arm == record.baseline), None)
+        null = mine and next(
+            (
+                each
+                for each in record.runs
+                if each.arm == NULL_ARM
+                and (each.stage, each.size, each.seed, each.budget) == (mine.stage, mine.size, mine.seed, mine.budget)
+            ),
+            None,
+        )
+        if null is None or record.state(null).state != "done":
+            return []
+        found.append(study / null.name)
+    return found
 
 
 # ---- Exports and losses ----------------------------------------------------------------------------------------------

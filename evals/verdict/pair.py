@@ -1,6 +1,6 @@
-"""Whether runs are pairs: the same run with and without the declared change, once or with several seeds.
+"""Whether runs are pairs: the same run with and without a declared change, once or with several seeds.
 
-run folders -> two sides by their configs -> pairs by seed -> checked against each other -> `Pairs`
+run folders -> baseline and arms by their configs -> pairs by seed -> checked against each other -> an arm's `Pairs`
 
 A difference between two models is the change's only where nothing else differs: the same tokens in the same order
 (store fingerprint, digests of the batches), the same seed (so the same initial weights wherever the two models share
@@ -18,6 +18,7 @@ from llm.common.errors import UserError
 from llm.runs import reading
 
 SEED = "seed_everything"
+INITIAL_SEED = ("initializer_seed", "decoder.initializer_seed")  # of a null arm alone
 
 
 class Pair(NamedTuple):
@@ -48,11 +49,11 @@ class Pairs:
         return [pair.first.seed for pair in self.pairs]
 
 
-def read_pairs(folders: Sequence[str | Path], declared: Sequence[str] = ()) -> Pairs:
-    """The pairs that the run folders make; of more than two the first says which side is without the change.
+def read_arms(folders: Sequence[str | Path], declared: Sequence[str] = ()) -> list[Pairs]:
+    """Pair the run folders: each arm with the baseline, which is the first folder's side.
 
     Args:
-        folders: two of one seed, or two for each of several seeds, in any order.
+        folders: for each seed one of the baseline and one of each arm, in any order.
         declared: dotted config keys that may differ in addition to `reading.allowed_differences`.
 
     Raises:
@@ -68,21 +69,58 @@ def read_pairs(folders: Sequence[str | Path], declared: Sequence[str] = ()) -> P
     declared = [reading.new_name(key) for key in declared]
     allowed = reading.allowed_differences([run.config for run in runs]) | {*declared}
     _check_declared(runs, declared)
-    sides = _sides(runs, allowed)
-    pairs = _by_seed(*sides)
+    baseline, *sides = _sides(runs, allowed)
+    arms = [_by_seed(baseline, side) for side in sides]
     problems = [
-        *(problem for pair in pairs for problem in pair_problems(pair, allowed)),
-        *_seed_problems(pairs, allowed),
+        problem
+        for pairs in arms
+        for problem in (
+            *(problem for pair in pairs for problem in pair_problems(pair, allowed)),
+            *_seed_problems(pairs, allowed),
+        )
     ]
-    if problems:
+    if problems := list(dict.fromkeys(problems)):
         raise UserError(
             "these runs are no pairs: "
             + "; ".join(problems)
             + "; train both alike, or name with --allow-difference what is meant "
             "to differ"
         )
+    names = _names(baseline, *sides)
+    return [_declared(pairs, (names[0], name), allowed) for pairs, name in zip(arms, names[1:], strict=True)]
+
+
+def _declared(pairs: list[Pair], names: tuple[str, str], allowed: set[str]) -> Pairs:
     change = {key: values for key, values in differences(pairs[0], allowed).items() if key in allowed}
-    return Pairs(pairs, _names(pairs), change, _notes(pairs, change))
+    return Pairs(pairs, names, change, _notes(pairs, change))
+
+
+def read_null(baseline: Sequence[ExportedRun], folders: Sequence[str | Path]) -> Pairs:
+    """Pair the baseline with a null arm: the same runs with other initial weights.
+
+    Args:
+        baseline: its runs.
+        folders: of the null arm, one for each of these runs.
+
+    Raises:
+        UserError: a run is not finished, has no run of its seed, or differs in more than its initial weights.
+    """
+    null = [read_run(folder) for folder in folders]
+    for run in null:
+        check_finished(run)
+    pairs = _by_seed(baseline, null)
+    problems = [problem for pair in pairs for problem in pair_problems(pair, set(INITIAL_SEED))]
+    problems += [
+        f"{pair.first.folder} and {pair.second.folder} have the same initial weights"
+        for pair in pairs
+        if not differences(pair, set(INITIAL_SEED)).keys() & set(INITIAL_SEED)
+    ]
+    if problems:
+        raise UserError(
+            f"--null takes the baseline with other initial weights (--initializer_seed): {'; '.join(problems)}"
+        )
+    names = _names(baseline, null)
+    return _declared(pairs, (names[0], names[1]), set(INITIAL_SEED))
 
 
 def check_finished(run: ExportedRun) -> None:
@@ -128,25 +166,17 @@ def _check_declared(runs: Sequence[ExportedRun], declared: Sequence[str]) -> Non
         raise UserError(f"no run has a config key {', '.join(unknown)}; give it as config.yaml has it, dotted")
 
 
-def _sides(runs: Sequence[ExportedRun], allowed: set[str]) -> tuple[list[ExportedRun], list[ExportedRun]]:
-    """The runs that share the first one's values of the declared keys, and the others."""
+def _sides(runs: Sequence[ExportedRun], allowed: set[str]) -> list[list[ExportedRun]]:
+    """The runs by their values of the declared keys, in the order in which these first occur."""
     if len(runs) == 2:
-        return [runs[0]], [runs[1]]
-
-    def values(run: ExportedRun) -> list[Any]:
+        return [[run] for run in runs]
+    sides: dict[str, list[ExportedRun]] = {}
+    for run in runs:
         known = settings(run)
-        return [known.get(key) for key in sorted(allowed)]
-
-    first = [run for run in runs if values(run) == values(runs[0])]
-    second = [run for run in runs if values(run) != values(runs[0])]
-    if not second:
+        sides.setdefault(repr([known.get(key) for key in sorted(allowed)]), []).append(run)
+    if len(sides) == 1:
         raise UserError("all these runs have the same declared settings; give the runs with the change too")
-    for run in second[1:]:
-        if values(run) != values(second[0]):
-            raise UserError(
-                f"{second[0].folder} and {run.folder} carry different changes; compare one change at a time"
-            )
-    return first, second
+    return list(sides.values())
 
 
 def _by_seed(first: Sequence[ExportedRun], second: Sequence[ExportedRun]) -> list[Pair]:
@@ -166,13 +196,12 @@ def _by_seed(first: Sequence[ExportedRun], second: Sequence[ExportedRun]) -> lis
     return [Pair(by_seed[0][seed], by_seed[1][seed]) for seed in sorted(by_seed[0])]
 
 
-def _names(pairs: Sequence[Pair]) -> tuple[str, str]:
-    """What the sides are called: their runs' names without a seed at the end; A and B where these are one."""
-    one, other = zip(*pairs, strict=True)
-    names = [side[0].name if len(pairs) == 1 else min((run.side for run in side), key=len) for side in (one, other)]
-    if names[0] == names[1]:
-        names = [f"{names[0]} (A)", f"{names[1]} (B)"]
-    return names[0], names[1]
+def _names(*sides: Sequence[ExportedRun]) -> list[str]:
+    """What the sides are called: their runs' names without a seed at the end; with A, B, ... if two have one name."""
+    names = [side[0].name if len(side) == 1 else min((run.side for run in side), key=len) for side in sides]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({chr(ord('A') + n)})" for n, name in enumerate(names)]
+    return names
 
 
 # ---- Checks ----------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ class Comparison(NamedTuple):
     measured: dict[str, Any]  # how the losses were: device, dtype, batch size, context, versions
     notes: list[str]
     sentence: str
+    null: verdict.Finding | None = None  # of the baseline with other initial weights, in the primary quantity
 
 
 def change(pairs: Pairs) -> str:
@@ -95,8 +96,35 @@ def losses_of(pairs: Pairs) -> list[Losses]:
     ]
 
 
+def sentence(arms: Sequence[Comparison]) -> str:
+    """The verdicts on all arms."""
+    return " ".join(found.sentence for found in arms)
+
+
+def header(arms: Sequence[Comparison]) -> list[str]:
+    """The header of `arm_rows`."""
+    if len(arms) == 1:
+        return ["", *arms[0].pairs.names, *verdict.HEADER]
+    return ["arm", "", arms[0].pairs.names[0], "of the arm", *verdict.HEADER]
+
+
+def arm_rows(arms: Sequence[Comparison]) -> list[list[str]]:
+    """`rows` of each arm, with the arm in front where there are several."""
+    if len(arms) == 1:
+        return rows(arms[0])
+    return [[found.pairs.names[1], *row] for found in arms for row in rows(found)]
+
+
+def records(arms: Sequence[Comparison], made_by: str) -> dict[str, Any]:
+    """results.json: `record` of one arm; of several, a list under "arms"."""
+    if len(arms) == 1:
+        return record(arms[0], made_by)
+    every = [record(found, made_by) for found in arms]
+    return {"verdict": sentence(arms), "baseline": arms[0].pairs.names[0], "arms": every, "made_by": made_by}
+
+
 def record(found: Comparison, made_by: str) -> dict[str, Any]:
-    """results.json: every number of the comparison, in full precision."""
+    """Every number of the comparison of one arm, in full precision."""
     pairs = found.pairs
     return reading.finite(
         {
@@ -118,6 +146,7 @@ def record(found: Comparison, made_by: str) -> dict[str, Any]:
             ],
             "losses_measured": found.measured,
             "findings": [verdict.record(finding) for finding in found.findings],
+            "null": verdict.record(found.null) if found.null else None,
             "to_loss": [
                 {
                     "seed": seed,

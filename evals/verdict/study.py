@@ -4,7 +4,7 @@ study.json and run folders (`llm.runs.study_record`) -> state of each run -> lad
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import yaml
 from evals.verdict import ladder_words
 from evals.verdict.ladder import LEVEL, Ladder, LadderVerdict, Run, Size, judge, make_ladder
 from evals.verdict.statistics import Interval, student_interval
+from evals.verdict.study_evaluations import Evaluation, read_evaluations
 from llm.common.errors import UserError
 from llm.common.files import read_json
 from llm.runs.study_record import (
@@ -45,6 +46,7 @@ class StudyVerdict:
         notes: what else a reader has to know, a sentence each.
         verdict: on all finished runs.
         step_times: of arms, over the baseline's, where they were measured.
+        evaluations: of the runs' exports, where there are any.
     """
 
     record: StudyRecord
@@ -55,6 +57,7 @@ class StudyVerdict:
     notes: list[str]
     verdict: LadderVerdict
     step_times: Mapping[str, Interval]
+    evaluations: Sequence[Evaluation] = ()
 
     @property
     def sentences(self) -> dict[str, str]:
@@ -83,10 +86,11 @@ def judge_study(path: Path, level: float = LEVEL, bench: Path | None = None) -> 
     missing = [*left_out, *_not_finished(record, states)]
     times = {} if bench is None else _step_times(bench, ladder, level)
     found = judge(ladder, level)
+    evaluations, unpaired = read_evaluations(record, states.items(), level)
     notes = dict.fromkeys(
-        [*record.notes, *_costs(record), *(note for arm in found.arms.values() for note in arm.notes)]
+        [*record.notes, *_costs(record), *(note for arm in found.arms.values() for note in arm.notes), *unpaired]
     )
-    return StudyVerdict(record, text, changes, states, missing, list(notes), found, times)
+    return StudyVerdict(record, text, changes, states, missing, list(notes), found, times, evaluations)
 
 
 def _ladder(record: StudyRecord, states: States) -> tuple[Ladder, list[str]]:

@@ -8,6 +8,8 @@ from evals.verdict.ladder import ArmVerdict, AtSize, LadderVerdict, points
 from evals.verdict.ladder_words import at_equal_cost, bounds, extrapolation, held_out, in_compute, record
 from evals.verdict.statistics import Interval
 from evals.verdict.study import StudyVerdict
+from evals.verdict.verdict import record as finding_record
+from evals.verdict.verdict import row as verdict_row
 from llm.common.tables import text_table
 
 NONE = "–"
@@ -131,6 +133,23 @@ def run_rows(found: StudyVerdict) -> list[list[str]]:
     ]  # fmt: skip
 
 
+EVALUATION_HEADER = [
+    "", "size", "budget", "arm", "seeds", "baseline", "of the arm", "difference", "interval", "p, Holm", "shown",
+]  # fmt: skip
+
+
+def evaluation_rows(found: StudyVerdict) -> list[list[str]]:
+    """Every quantity by size, budget and arm."""
+    rows = []
+    order = dict.fromkeys(each.finding.measure.name for each in found.evaluations)
+    for name in order:
+        for size, budget, arm, finding in found.evaluations:
+            if finding.measure.name == name:
+                what, *values = verdict_row(finding)
+                rows.append([what, size, budget, arm, str(finding.effect.seeds), *values])
+    return rows
+
+
 def study_record(found: StudyVerdict, made_by: str) -> dict[str, Any]:
     """results.json: every number of the verdict, in full precision."""
     verdict, joint = found.verdict, found.verdict.joint
@@ -149,6 +168,10 @@ def study_record(found: StudyVerdict, made_by: str) -> dict[str, Any]:
         "arms": record(verdict.arms),
         "joint_fit": joint and {key: value for key, value in record(joint).items() if key not in left},
         "residuals": [] if joint is None else _residuals(verdict),
+        "evaluations": [
+            {"size": size, "budget": budget, "arm": arm} | finding_record(finding)
+            for size, budget, arm, finding in found.evaluations
+        ],
         "choices": found.record.choices,
         "runs": [
             record(run) | {"state": state.state, "loss": record(state.loss), "reason": state.reason}

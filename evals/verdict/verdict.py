@@ -1,10 +1,10 @@
 """What the measured differences may be called: intervals, corrected p values, and one sentence.
 
-measures -> a `Finding` each -> Holm's correction within the tasks and within all others -> the sentence
+measures of an arm -> a `Finding` each -> Holm's correction over arms, within tasks and within all others -> a sentence
 
-The verdict is about one quantity that is fixed beforehand, the validation loss; the tasks share one error rate. No
-difference whose interval holds zero is called one. With one seed the interval speaks of the two models that
-were trained and not of the change: another seed would have drawn two others.
+The verdict is about one quantity that is fixed beforehand, the validation loss; the tasks share one error rate, and so
+do the arms. No difference whose interval holds zero is called one. With one seed the interval speaks of the two models
+that were trained and not of the change: another seed would have drawn two others.
 """
 
 import math
@@ -58,25 +58,28 @@ class Finding(NamedTuple):
 
 
 def find(measures: Sequence[Measure], level: float = LEVEL, seed: int = 0) -> list[Finding]:
-    """The difference of every quantity, its interval at `level`, and p values corrected within each family.
+    """`find_arms` of one arm."""
+    return find_arms([measures], level, seed)[0]
 
-    The p values are those of the intervals: McNemar's exact test errs in 2 to 4% of null pairs where they err in 4 to
-    5, and stands beside them.
+
+def find_arms(arms: Sequence[Sequence[Measure]], level: float = LEVEL, seed: int = 0) -> list[list[Finding]]:
+    """The difference of every quantity of each arm, its interval at `level`, and corrected p values.
+
+    Tests of one family share one error rate, over all arms. The p values are those of the intervals: McNemar's exact
+    test errs in 2 to 4% of null pairs where they err in 4 to 5, and stands beside them.
     """
-    effects = [paired_effect(m.first, m.second, m.weights, level=level, seed=seed) for m in measures]
-    adjusted: dict[int, float] = {}
-    for family in {measure.family for measure in measures}:
-        adjusted |= holm({n: effects[n].p_value for n, m in enumerate(measures) if m.family == family})
-    return [
-        Finding(
-            m,
-            effect,
-            adjusted[n],
-            [mcnemar(one > 0.5, other > 0.5) for one, other in zip(m.first, m.second, strict=True)] if m.binary else [],
-            hierarchical_bootstrap(m.first, m.second, m.weights, level, seed=seed) if len(m.first) > 1 else None,
-        )
-        for n, (m, effect) in enumerate(zip(measures, effects, strict=True))
-    ]
+    measures = {(arm, n): measure for arm, own in enumerate(arms) for n, measure in enumerate(own)}
+    effects = {key: paired_effect(m.first, m.second, m.weights, level=level, seed=seed) for key, m in measures.items()}
+    adjusted: dict[tuple[int, int], float] = {}
+    for family in {measure.family for measure in measures.values()}:
+        adjusted |= holm({key: effects[key].p_value for key, m in measures.items() if m.family == family})
+    found: list[list[Finding]] = [[] for _ in arms]
+    for key, m in measures.items():
+        right = [(one > 0.5, other > 0.5) for one, other in zip(m.first, m.second, strict=True)] if m.binary else []
+        resampled = hierarchical_bootstrap(m.first, m.second, m.weights, level, seed=seed) if len(m.first) > 1 else None
+        tables = [mcnemar(one, other) for one, other in right]
+        found[key[0]].append(Finding(m, effects[key], adjusted[key], tables, resampled))
+    return found
 
 
 # ---- In words --------------------------------------------------------------------------------------------------------
@@ -114,8 +117,9 @@ def sentence(
     seeds: Sequence[int],
     findings: Sequence[Finding],
     savings: Sequence[Saving],
+    null: Finding | None = None,
 ) -> str:
-    """The verdict on the primary quantity, with its interval, and what it saves."""
+    """The verdict on the primary quantity, with its interval, and what it saves; of one seed, beside the null arm's."""
     primary = next((finding for finding in findings if finding.primary), None)
     if primary is None:
         return (
@@ -128,7 +132,26 @@ def sentence(
         parts.append(saved)
     if primary.effect.seeds == 1:
         parts.append("one seed each: this is of these two models, and whether other seeds agree is not known")
+        parts.append(_luck(names[0], primary, null))
     return "; ".join(parts) + "."
+
+
+def _luck(baseline: str, primary: Finding, null: Finding | None) -> str:
+    """What other initial weights alone do to the primary quantity."""
+    if null is None:
+        return "nothing is known of what other initial weights alone change, as there is no null arm"
+    size = f"{signed(null, null.effect.difference)} {null.measure.unit}"
+    at_least = abs(null.effect.difference) >= abs(primary.effect.difference)
+    return f"{baseline} with other initial weights (null arm) differs by {size}" + (", no less than this" * at_least)
+
+
+def null_note(name: str, baseline: str, null: Finding) -> str:
+    """What the null arm shows, as a sentence of its own."""
+    effect, unit = null.effect, null.measure.unit
+    return (
+        f"The null arm {name}, {baseline} with other initial weights, differs from {baseline} by "
+        f"{signed(null, effect.difference)} {unit} ({100 * effect.level:g}% interval {interval(null)})."
+    )
 
 
 def _judgement(names: Sequence[str], finding: Finding) -> str:

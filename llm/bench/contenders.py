@@ -139,7 +139,13 @@ def nearest_in_transformers(config: DecoderConfig) -> DecoderConfig:
     act = config.hidden_act if config.hidden_act in TO_HF_ACTIVATION else "silu" if gated else "gelu_new"
     biases = {} if gated else {"attention_bias": True, "mlp_bias": True}
     return with_settings(
-        config, stream=[], softmax_scale=None, unpadded_vocab_size=config.vocab_size, hidden_act=act, **biases
+        config,
+        stream=[],
+        softmax_scale=None,
+        unpadded_vocab_size=config.vocab_size,
+        hidden_act=act,
+        parametrization="standard",
+        **biases,
     )
 
 

@@ -32,6 +32,20 @@ def add_command(commands: Any, name: str, summary: str, text: str, example: str)
     )
 
 
+def share(text: str) -> float:
+    """An argument type: a number between 0 and 1."""
+    if not 0 < (value := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
+    return value
+
+
+def positive(text: str) -> float:
+    """An argument type: a finite number above 0."""
+    if not 0 < (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not above 0 and finite")
+    return value
+
+
 def count(least: int) -> Callable[[str], int]:
     """Return an argument type: a whole number, at least `least`."""
 

@@ -14,6 +14,7 @@ from .activations import FIELDS, PARAMETRIC, settings_of
 from .activations import NAMES as ACTIVATION_NAMES
 from .feedforward import FEEDFORWARDS
 from .norms import NORMS
+from .parametrization import parametrization_problems
 from .streams import SOURCES, STREAMS, WEIGHTS
 
 POSITIONS = ("rope", "learned")
@@ -60,6 +61,11 @@ class DecoderConfig(PretrainedConfig):
         initializer_seed: each tensor is drawn from a generator named by (seed, parameter name).
         scale_residual_init: divide the deviation of the projections that write to the residual stream by
             sqrt(2 layers), as GPT-2 does.
+    Scaling:
+        parametrization: how settings follow the size, see `parametrization.py`.
+        base_hidden_size: under completep, the hidden_size at which the settings were tuned.
+        base_num_hidden_layers: under completep, the num_hidden_layers at which the settings were tuned.
+        base_head_dim: under completep, the head_dim at which the settings were tuned.
     Of transformers:
         use_cache: keep keys and values when generating.
         pad_token_id, bos_token_id, eos_token_id: ids that generation uses; an export sets its tokenizer's.
@@ -111,6 +117,10 @@ class DecoderConfig(PretrainedConfig):
     initializer_range: float = 0.02
     initializer_seed: int = 0
     scale_residual_init: bool = False
+    parametrization: str = "standard"
+    base_hidden_size: int | None = None
+    base_num_hidden_layers: int | None = None
+    base_head_dim: int | None = None
     use_cache: bool = True
 
     pad_token_id: int | None = None
@@ -132,6 +142,7 @@ class DecoderConfig(PretrainedConfig):
             self.rope_parameters = {"rope_type": "default", "rope_theta": 10_000.0} | (self.rope_parameters or {})
         super().__post_init__(**kwargs)
         problems = [*self._size_problems(), *self._name_problems(), *self._number_problems()]
+        problems += parametrization_problems(self)
         if problems:
             raise ValueError("; ".join(problems))
 

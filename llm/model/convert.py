@@ -14,6 +14,7 @@ from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from .config import DecoderConfig
+from .parametrization import Scales, scales
 
 if TYPE_CHECKING:
     from torch import nn
@@ -125,6 +126,8 @@ def model_to_hf(config: DecoderConfig) -> PreTrainedModel:
         on.append(f"hidden_act={c.hidden_act}")
     if c.unpadded_vocab_size != c.vocab_size:
         on.append("unpadded_vocab_size")
+    if scales(c) != Scales():
+        on.append(f"parametrization={c.parametrization}")
     if on:
         raise ValueError(f"transformers has no model with {', '.join(on)}: only plain models can be converted")
     parts = (c.norm, c.position, c.feedforward)

@@ -30,6 +30,7 @@ from .fast_paths import FAST_PATHS, enable_fast_paths
 from .feedforward import FEEDFORWARDS
 from .loss import IGNORED, next_token_loss
 from .norms import norm
+from .parametrization import scales
 from .positions import inverse_frequencies, rotary_angles
 from .streams import AttentionStream
 
@@ -41,9 +42,13 @@ BELOW = 1000.0
 
 def build_block(config: DecoderConfig, index: int) -> Block:
     """Layer `index` from the config's parts; the one place that turns switches into modules."""
-    c = config
+    c, scale = config, scales(config)
     heads = {"queries": c.num_attention_heads, "keys": c.num_key_value_heads, "values": c.num_key_value_heads}
-    stream = AttentionStream(tuple(c.stream), c.stream_source, c.stream_weight, heads, index == 0) if c.stream else None
+    stream = (
+        AttentionStream(tuple(c.stream), c.stream_source, c.stream_weight, heads, index == 0, 1 / scale.depth)
+        if c.stream
+        else None
+    )
     attention = Attention(
         c.hidden_size,
         c.num_attention_heads,
@@ -51,7 +56,7 @@ def build_block(config: DecoderConfig, index: int) -> Block:
         c.head_dim,
         index,
         bias=c.attention_bias,
-        softmax_scale=c.softmax_scale,
+        softmax_scale=c.softmax_scale if scale.head == 1 else _base_softmax_scale(c) / scale.head,
         dropout=c.attention_dropout,
         stream=stream,
     )
@@ -62,7 +67,13 @@ def build_block(config: DecoderConfig, index: int) -> Block:
         norm(c.norm, c.hidden_size, c.norm_eps),
         FEEDFORWARDS[c.feedforward](c.hidden_size, c.intermediate_size, act, bias=c.mlp_bias),
         c.residual_dropout,
+        1 / scale.depth,
     )
+
+
+def _base_softmax_scale(config: DecoderConfig) -> float:
+    """Factor of the attention scores at the base size."""
+    return config.softmax_scale or config.base_head_dim**-0.5
 
 
 class DecoderPreTrainedModel(PreTrainedModel):
@@ -130,10 +141,12 @@ class DecoderPreTrainedModel(PreTrainedModel):
                 parameter.fill_(0.0 if own_name == "bias" else 1.0)  # norms and stream weights start at 1
 
     def _std(self, name: str) -> float:
+        scale = scales(self.config)
+        std = self.config.initializer_range * (scale.block_deviation if ".layers." in name else 1)
         writes_to_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
         if self.config.scale_residual_init and writes_to_residual:
-            return self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
-        return self.config.initializer_range
+            return std / math.sqrt(2 * self.config.num_hidden_layers / scale.depth)
+        return std
 
 
 class Decoder(DecoderPreTrainedModel):
@@ -255,6 +268,7 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head_scale = 1 / scales(config).width  # of the hidden states that enter it
         self.post_init()
 
     @classmethod
@@ -328,16 +342,19 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         if shift_labels is not None:
-            loss = self._loss(out.last_hidden_state, shift_labels, num_items_in_batch)
+            loss = self._loss(self._for_head(out.last_hidden_state), shift_labels, num_items_in_batch)
             return CausalLMOutputWithPast(loss=loss, hidden_states=out.hidden_states)
         kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self._without_padding(self.lm_head(out.last_hidden_state[:, kept]))
+        logits = self._without_padding(self.lm_head(self._for_head(out.last_hidden_state[:, kept])))
         loss = None
         if labels is not None:
             shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
             loss = next_token_loss(logits, shifted, num_items_in_batch)
         result = CausalLMOutputWithPast(loss, logits, out.past_key_values, out.hidden_states, out.attentions)
         return result if return_dict is not False else result.to_tuple()
+
+    def _for_head(self, hidden: Tensor) -> Tensor:
+        return hidden if self.head_scale == 1 else hidden * self.head_scale
 
     def _loss(self, hidden: Tensor, targets: Tensor, num_items: Tensor | int | None) -> Tensor:
         """Hidden states (B, T, D) and what is predicted at each position, (B, T) -> the next-token loss."""

@@ -9,7 +9,8 @@ github.com/tfburns/AMICL-and-residual-attention-streams):
     accumulated   C_n = R_1 + ... + R_{n-1}      the running sum
     first         C_n = R_1
 
-The first layer receives nothing. C_n travels between blocks as an explicit carry, a plain tuple with one tensor for
+The first layer receives nothing. Under `completep` the running sum is divided by the relative depth, as a residual
+stream is (`parametrization.py`). C_n travels between blocks as an explicit carry, a plain tuple with one tensor for
 each stream: ZeRO-3 hooks, activation checkpointing and torch.compile all understand tuples. What a stream carries
 belongs to one position, so it moves nothing between positions or documents; and it holds the current tokens only,
 never what a key-value cache returns.
@@ -36,13 +37,21 @@ class AttentionStream(nn.Module):
         weight: w_n: "fixed" at 1, or learned from 1 on, one scalar per "layer" or per "head".
         heads: number of heads of each stream, {"queries": H, "keys": G, "values": G}.
         first_layer: nothing arrives here, so there is no weight to learn.
+        accumulated_scale: factor of what arrives from "accumulated", see `parametrization.py`.
     """
 
     def __init__(
-        self, streams: tuple[str, ...], source: str, weight: str, heads: dict[str, int], first_layer: bool
+        self,
+        streams: tuple[str, ...],
+        source: str,
+        weight: str,
+        heads: dict[str, int],
+        first_layer: bool,
+        accumulated_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.streams, self.source = streams, source
+        self.scale = accumulated_scale if source == "accumulated" else 1.0
         learned = weight != "fixed" and not first_layer
         for name in streams:
             size = heads[name] if weight == "head" else 1
@@ -55,7 +64,8 @@ class AttentionStream(nn.Module):
             own, weight = projections[name], getattr(self, f"{name}_weight")
             arriving = None if carry is None else carry[index]
             if arriving is not None:
-                mixed[name] = own + (arriving if weight is None else weight.to(own.dtype) * arriving)
+                added = arriving if weight is None else weight.to(own.dtype) * arriving
+                mixed[name] = torch.add(own, added, alpha=self.scale)
             onward.append(self._onward(own, arriving, mixed[name], weight))
         return mixed, tuple(onward)
 
@@ -69,4 +79,5 @@ class AttentionStream(nn.Module):
             return own
         if self.source == "first":
             return arriving
-        return mixed if weight is None else own + arriving  # the running sum itself is never weighted
+        plain = weight is None and self.scale == 1
+        return mixed if plain else own + arriving  # the running sum itself is never weighted

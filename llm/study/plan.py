@@ -67,7 +67,8 @@ class SizePlan:
 
     Args:
         size, stage: of the runs.
-        parameters, non_embedding: of the baseline.
+        seeds: of each arm.
+        parameters, non_embedding, flops_per_token: of the baseline; FLOPs forward and backward.
         runs, branches: how many, and how many of them start from a trunk's checkpoint.
         tokens: of each budget.
         trained_tokens, flops: that all these runs train, without what a branch takes over from its trunk.
@@ -79,8 +80,10 @@ class SizePlan:
 
     size: str
     stage: str
+    seeds: int
     parameters: int
     non_embedding: int
+    flops_per_token: float
     runs: int
     branches: int
     tokens: list[int]
@@ -118,8 +121,10 @@ def _size_plan(inspection: Inspection, costs: Costs, stage: str, size: str, runs
     return SizePlan(
         size=size,
         stage=stage,
+        seeds=len({run.seed for run in runs}),
         parameters=baseline.parameters,
         non_embedding=baseline.non_embedding,
+        flops_per_token=baseline.flops_per_token,
         runs=len(runs),
         branches=sum(run.trunk is not None for run in runs),
         tokens=sorted({run.tokens for run in runs}),
@@ -192,6 +197,7 @@ def plan_lines(inspection: Inspection, planned: list[SizePlan]) -> Iterator[str]
             "device-hours: give --tokens-per-second, --flops-per-second or --bench; a study that has begun uses what "
             "its runs measure"
         )
+    yield f"the smallest gain that it can show: python -m evals study {study.path} --plan"
     yield from (f"note: {note}" for note in inspection.notes)
     for store in inspection.missing_stores:
         yield f"note: {store} is not here, so whether it has enough tokens was not checked"

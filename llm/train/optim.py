@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..model.parametrization import Scales, scales
 from .muon import ShardedMuon
 
 Groups = list[dict[str, Any]]
@@ -27,11 +28,15 @@ class Algorithm:
         build: torch's optimizer for parameter groups that have their own `lr` and `weight_decay`.
         state_names: what it keeps for each parameter: tensors of the parameter's shape, and "step" if it counts steps.
         whole_matrices: whether the update of a matrix needs all of it, which ZeRO 3 and off-load have in no place.
+        width_power: the learning rate of the blocks' matrices falls as width^-width_power under `completep`: 1 if an
+            update has elements of one size, as Adam's; 1/2 for orthogonal updates scaled to such a size, whose largest
+            singular value grows with the root of the width alone (Yang et al. 2023, Condition 1).
     """
 
     build: Callable[[Optimizer, Groups], torch.optim.Optimizer]
     state_names: tuple[str, ...]
     whole_matrices: bool = False
+    width_power: float = 1.0
 
     def state_tensors(self) -> int:
         """Number of state tensors per parameter."""
@@ -48,7 +53,7 @@ def _muon(settings: Optimizer, groups: Groups) -> torch.optim.Optimizer:
 
 
 ADAMW = Algorithm(_adamw, ("step", "exp_avg", "exp_avg_sq"))
-MUON = Algorithm(_muon, ("momentum_buffer",), whole_matrices=True)
+MUON = Algorithm(_muon, ("momentum_buffer",), whole_matrices=True, width_power=0.5)
 # name -> algorithm of the blocks' matrices, and of all other parameters
 OPTIMIZERS: dict[str, tuple[Algorithm, Algorithm]] = {"adamw": (ADAMW, ADAMW), "muon": (MUON, ADAMW)}
 
@@ -106,19 +111,31 @@ class Optimizer:
         return []
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of the model's parameters, in groups with their `initial_lr` and `state_names`."""
+        """The optimizer of the model's parameters, in groups with their `initial_lr` and `state_names`.
+
+        The rates, decays and eps are those of `llm/model/parametrization.py`."""
         in_blocks, elsewhere = OPTIMIZERS[self.name]
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        apart = _table_ids(model) if in_blocks is not elsewhere else {id(parameter) for parameter in trained}
-        hidden = [p for p in trained if p.ndim == 2 and id(p) not in apart]
+        scale = scales(getattr(model, "config", None))
+        scaled = scale != Scales()
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        grouped_by_place = scaled or in_blocks is not elsewhere
+        apart = _table_ids(model) if grouped_by_place else {id(parameter) for _, parameter in trained}
+        hidden = [p for _, p in trained if p.ndim == 2 and id(p) not in apart]
+        tables = [p for _, p in trained if p.ndim == 2 and id(p) in apart]
+        within = [p for name, p in trained if p.ndim != 2 and scaled and ".layers." in name]  # with an eps of their own
+        around = [p for name, p in trained if p.ndim != 2 and not (scaled and ".layers." in name)]
+        rate = scale.rate(in_blocks.width_power)
         groups = [
-            (in_blocks, hidden, self.weight_decay, self.muon_lr or self.lr),
-            (elsewhere, [p for p in trained if p.ndim == 2 and id(p) in apart], self.weight_decay, self.lr),
-            (elsewhere, [p for p in trained if p.ndim != 2], 0.0, self.lr),
+            (in_blocks, hidden, self.weight_decay / rate, (self.muon_lr or self.lr) * rate, scale.eps(in_blocks=True)),
+            (elsewhere, tables, self.weight_decay, self.lr, scale.eps(in_blocks=False)),
+            (elsewhere, within, 0.0, self.lr, scale.eps(in_blocks=True)),
+            (elsewhere, around, 0.0, self.lr, scale.eps(in_blocks=False)),
         ]
         by_rule: dict[Algorithm, Groups] = {}
-        for rule, parameters, decay, lr in groups:
+        for rule, parameters, decay, lr, eps in groups:
             group = {"params": parameters, "weight_decay": decay, "lr": lr, "initial_lr": lr}
+            if "exp_avg" in rule.state_names:  # Muon's eps, of its own, is no part of it
+                group["eps"] = self.eps * eps
             if parameters:
                 by_rule.setdefault(rule, []).append(group | {"state_names": rule.state_names})
         parts = [rule.build(self, own) for rule, own in by_rule.items()]

@@ -41,7 +41,7 @@ def no_network() -> None:
     """Exports are made in a process of their own; nothing here asks for a network."""
 
 
-def test_two_runs_become_a_page(train, story_store, tmp_path, capsys):
+def test_two_runs_become_a_page(train, tiny_config, story_store, tmp_path, capsys):
     """One of them is exported by the comparison itself."""
     pair, out = train(exported=1), tmp_path / "out"
     assert main(["compare", *pair, "--out", str(out), "--documents", "40", "--device", "cpu"]) == 0
@@ -61,6 +61,18 @@ def test_two_runs_become_a_page(train, story_store, tmp_path, capsys):
     assert finding["means"] == pytest.approx([loss(export, story_store, 40) for export in exports], abs=1e-5)
     assert finding["difference"] == pytest.approx(finding["means"][1] - finding["means"][0], abs=1e-12)
     check_page(out / "report.html", pictures=4)
+
+    null = tmp_path / "null"
+    config = str(tiny_config(decoder__stream=[], run__folder=str(null), run__checkpoint_every=10))
+    assert llm(["fit", "--config", config, "--initializer_seed", "9"]) == 0
+    assert llm(["export", str(null), "--all"]) == 0
+    words = ["--documents", "40", "--device", "cpu", "--null", str(null)]
+    assert main(["compare", *pair, "--out", str(tmp_path / "beside"), *words]) == 0
+    content = json.loads((tmp_path / "beside" / "results.json").read_text())
+    luck = loss(null / "exports/step-00000020", story_store, 40) - loss(exports[0], story_store, 40)
+    assert content["null"]["difference"] == pytest.approx(luck, abs=1e-5) and luck != 0
+    assert "with other initial weights (null arm) differs by" in content["verdict"]
+    capsys.readouterr()
 
     before = {file: file.stat().st_mtime_ns for run in pair for file in Path(run).rglob("*") if file.is_file()}
     assert main(["compare", *pair, "--out", str(out), "--documents", "40", "--device", "cpu"]) == 0

@@ -38,6 +38,25 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "stream_source": "accumulated",
         "num_key_value_heads": 2,
     },
+    "completep": {
+        "parametrization": "completep",
+        "base_hidden_size": 24,
+        "base_num_hidden_layers": 2,
+        "base_head_dim": 4,
+        "stream": ["queries", "values"],
+        "stream_source": "accumulated",
+    },
+    "completep_learned": {
+        "parametrization": "completep",
+        "base_hidden_size": 32,
+        "base_num_hidden_layers": 1,
+        "base_head_dim": 12,
+        "softmax_scale": 0.5,
+        "stream": ["values"],
+        "stream_source": "accumulated",
+        "stream_weight": "head",
+        "tie_word_embeddings": True,
+    },
 }
 EVERY = [(style, switch) for style in STYLES for switch in SWITCHES]
 

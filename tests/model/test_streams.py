@@ -14,6 +14,11 @@ def reference_logits(model: DecoderForCausalLM, ids: Tensor) -> Tensor:
     """The decoder for one row of ids, Section 3.2 of the paper written out; no shared code but the weights."""
     c, w = model.config, dict(model.named_parameters())
     time, heads, groups, width = len(ids), c.num_attention_heads, c.num_key_value_heads, c.head_dim
+    wider = deeper = 1.0  # than the base, Table 1 of Dey et al. 2025
+    base_scale = c.softmax_scale or width**-0.5
+    if c.parametrization == "completep":
+        wider, deeper = c.hidden_size / c.base_hidden_size, c.num_hidden_layers / c.base_num_hidden_layers
+        base_scale = (c.softmax_scale or c.base_head_dim**-0.5) * c.base_head_dim / width
 
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ w[name + ".weight"].T + w.get(name + ".bias", torch.zeros(()))
@@ -49,24 +54,24 @@ def reference_logits(model: DecoderForCausalLM, ids: Tensor) -> Tensor:
             own = linear(x, f"{layer}attention.{letter}_proj").view(time, count, width).transpose(0, 1)
             earlier = {"previous": raw[name][-1:], "accumulated": raw[name], "first": raw[name][:1]}[c.stream_source]
             weight = w.get(f"{layer}attention.stream.{name}_weight", torch.ones(()))
-            now[name] = own + weight * sum(earlier) if name in c.stream and n else own
+            share = 1 / deeper if c.stream_source == "accumulated" else 1.0
+            now[name] = own + share * weight * sum(earlier) if name in c.stream and n else own
             raw[name].append(own)
         if c.position == "rope":
             now["queries"], now["keys"] = turn(now["queries"]), turn(now["keys"])
-        scale = c.softmax_scale or width**-0.5
         out = []
         for h in range(heads):
             g = h // (heads // groups)
-            scores = now["queries"][h] @ now["keys"][g].T * scale
+            scores = now["queries"][h] @ now["keys"][g].T * base_scale
             scores = scores.masked_fill(torch.ones(time, time).triu(1).bool(), -torch.inf)
             out.append(scores.softmax(-1) @ now["values"][g])
-        hidden = hidden + linear(torch.cat(out, -1), layer + "attention.o_proj")
+        hidden = hidden + linear(torch.cat(out, -1), layer + "attention.o_proj") / deeper
         x = norm(hidden, layer + "feedforward_norm")
         up = linear(x, layer + "feedforward.up_proj")
         inside = act(linear(x, layer + "feedforward.gate_proj")) * up if c.feedforward == "gated" else act(up)
-        hidden = hidden + linear(inside, layer + "feedforward.down_proj")
+        hidden = hidden + linear(inside, layer + "feedforward.down_proj") / deeper
     head = "model.embed_tokens.weight" if c.tie_word_embeddings else "lm_head.weight"
-    return (norm(hidden, "model.norm") @ w[head].T)[:, : c.unpadded_vocab_size]
+    return (norm(hidden, "model.norm") / wider @ w[head].T)[:, : c.unpadded_vocab_size]
 
 
 @pytest.mark.parametrize(("style", "switch"), EVERY)
@@ -99,8 +104,9 @@ def test_streams_change_the_model(style: str) -> None:
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("switch", [switch for switch in SWITCHES if switch != "plain"])
 def test_a_pair_starts_equal_in_all_it_shares(style: str, switch: str) -> None:
+    alike = {key: value for key, value in SWITCHES[switch].items() if key.startswith(("param", "base_", "tie_"))}
     a, b = (
-        dict(DecoderForCausalLM(make_config(style, name, initializer_seed=3)).named_parameters())
+        dict(DecoderForCausalLM(make_config(style, name, initializer_seed=3, **alike)).named_parameters())
         for name in ("plain", switch)
     )
     shared = [name for name in a if name in b and a[name].shape == b[name].shape]

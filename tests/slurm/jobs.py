@@ -77,9 +77,9 @@ def wait(condition: Callable[[], bool], seconds: float = 300) -> None:
         time.sleep(0.2)
 
 
-def end(job: str) -> Facts:
+def end(job: str, seconds: float = 300) -> Facts:
     """The facts of a job when it has ended."""
-    wait(lambda: facts(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
+    wait(lambda: facts(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"), seconds)
     return facts(job)
 
 

@@ -4,18 +4,11 @@ Run by `make test-slurm`; see `cluster.py`.
 """
 
 import json
-import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-
-from llm.cli import main
-from llm.runs.study_record import read_record
-from llm.study.description import configured
 
 from .cluster import environment, run
 from .jobs import (
@@ -25,7 +18,6 @@ from .jobs import (
     STEPS,
     column,
     end,
-    facts,
     log,
     overrides,
     queued_again,
@@ -197,51 +189,3 @@ def test_a_rank_that_fails_ends_the_job(cluster: None, tmp_path: Path) -> None:
     ended = end(job)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0")
     assert "task 1: Exited with exit code 3" in log(project, f"1b-classic-{job}")
-
-
-def test_a_study_is_an_array_for_each_size_and_then_a_verdict(project: Path, tmp_path: Path, story_store: Path) -> None:
-    """A task that is signalled is queued again, trains its branch, and has the losses of the run alone."""
-    settings = {**MODEL, "run.loggers": ["csv"], "data.store": str(story_store), "data.validate_every": 1000}
-    del settings["decoder.unpadded_vocab_size"]  # null, as text
-    nested = configured(yaml.safe_load((project / "configs" / "1b_classic.yaml").read_text()), settings)
-    nested["decoder"] |= {"num_key_value_heads": 2, "unpadded_vocab_size": None}
-    nested["strategy"], nested["model"]["compile"], nested["data"]["micro_batch_size"] = {}, False, None
-    nested["model"]["schedule"] = {"warmup_steps": 5}
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(nested))
-    content = {
-        "base": str(tmp_path / "base.yaml"),
-        "folder": str(tmp_path / "study"),
-        "baseline": "classic",
-        "arms": {"classic": {}, "values": {"decoder.stream": ["values"]}},
-        "null_arm": False,
-        "sizes": {"small": {}, "large": {"decoder.hidden_size": 40}},
-        "tokens": {"absolute": [512 * 30, 512 * STEPS], "cooldown": 0.2, "max_epochs": 2},
-        "slurm": {
-            "small": {"gpus": 0, "cpus": 1, "time": "0:30:00"},
-            "large": {"nodes": 2, "gpus": 0, "cpus": 1, "time": "0:30:00"},
-        },
-    }
-    study = tmp_path / "study.yaml"
-    study.write_text(yaml.safe_dump(content, sort_keys=False))
-    variables = environment() | {"PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"}
-    command = ["bash", "slurm/study.sh", str(study)]
-    done = subprocess.run(command, cwd=project, env=variables, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    small, large, verdict = re.findall(r"job (\d+)", done.stdout)
-
-    trunk = tmp_path / "study" / "small" / f"classic-seed1-{512 * STEPS / 1000:g}K"
-    wait(lambda: len(rows(trunk)) > 20)
-    run("scancel", "--signal=USR1", f"{small}_1")
-    wait(lambda: queued_again(f"{small}_1"))
-    assert facts(verdict)["JobState"] == "PENDING"
-    start_now(f"{small}_1")
-    for task in (f"{small}_1", f"{small}_2", f"{large}_1", f"{large}_2"):
-        size = "small" if task.startswith(small) else "large"
-        assert end(task)["JobState"] == "COMPLETED", log(project, f"study-{size}-{task}")
-    assert facts(f"{large}_1")["NumNodes"] == "2"
-    wait(lambda: facts(verdict)["JobState"] != "PENDING")
-    record = read_record(study)
-    assert [record.state(each).state for each in record.runs] == ["done"] * 8
-    alone = ["fit", "--config", str(tmp_path / "study" / "configs" / "small" / f"{trunk.name}.yaml")]
-    assert main([*alone, "--run.folder", str(tmp_path / "alone")]) == 0
-    assert column(trunk, "train_loss") == column(tmp_path / "alone", "train_loss")

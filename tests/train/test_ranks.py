@@ -35,6 +35,10 @@ VARIANTS: dict[str, dict] = {
         "decoder__num_hidden_layers": 3,
         "decoder__hidden_act": "nmda",
         "decoder__nmda_learnable": True,
+        "decoder__parametrization": "completep",  # more groups, with an eps of their own
+        "decoder__base_hidden_size": 16,
+        "decoder__base_num_hidden_layers": 2,
+        "decoder__base_head_dim": 4,
     },
     "muon": {"model__optimizer": {"name": "muon", "lr": 3e-3, "muon_lr": 6e-3}},
 }

@@ -75,7 +75,8 @@ def test_one_seed_says_which_of_these_two_is_lower_and_no_more(tmp_path, capsys)
     assert finding["family"] == "primary" and finding["hierarchical_bootstrap"] is None
     assert f"{finding['low']:+.4f} to {finding['high']:+.4f} over 300 documents" in said
     assert finding["low"] < -0.1 < finding["high"] < 0
-    assert "one seed each: this is of these two models, and whether other seeds agree is not known." in said
+    assert "one seed each: this is of these two models, and whether other seeds agree is not known; nothing is" in said
+    assert said.endswith("known of what other initial weights alone change, as there is no null arm.")
     assert "better" not in said and "helped" not in said
 
 

@@ -4,10 +4,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.verdict.pair import read_pairs
+from evals.verdict.pair import Pairs, read_arms
 from llm.common.errors import UserError
 
 from ..made_up import make_run
+
+
+def read_pairs(folders, declared=()) -> Pairs:
+    """The pairs of one arm."""
+    (pairs,) = read_arms(folders, declared)
+    return pairs
 
 
 def test_two_runs_that_differ_in_the_stream_are_a_pair(tmp_path):
@@ -66,6 +72,7 @@ def test_where_and_how_a_run_is_kept_does_not_matter(tmp_path):
             ["intermediate_size (64 and 96)", "(8 and 4)"],
         ),
         ({"config": {"decoder.rope": {"theta": 5.0}}}, ["decoder.rope.theta (None and 5.0)"]),
+        ({"config": {"decoder.parametrization": "completep"}}, ["decoder.parametrization (None and completep)"]),
     ],
 )
 def test_runs_that_are_no_pair_are_refused(tmp_path, changes, messages):
@@ -110,7 +117,7 @@ def test_seeds_that_do_not_pair_up(tmp_path):
         read_pairs([*classic, *values])
     with pytest.raises(UserError, match="have one seed"):
         read_pairs([*classic, values[0], make_run(tmp_path / "v1b", ["values"], seed=1)])
-    with pytest.raises(UserError, match="carry different changes"):
+    with pytest.raises(UserError, match=r"c2 \(seed 2\) has no run of its seed"):
         read_pairs([*classic, values[0], make_run(tmp_path / "k2", ["keys"], seed=2)])
     with pytest.raises(UserError, match="same declared settings"):
         read_pairs([*classic, make_run(tmp_path / "c3", seed=3)])
@@ -164,3 +171,22 @@ def test_a_run_given_twice_or_alone(tmp_path):
         read_pairs([folder, folder])
     with pytest.raises(UserError, match="one run is no pair"):
         read_pairs([folder])
+
+
+def test_arms_are_each_paired_with_the_baseline(tmp_path):
+    """In the order in which they are given, whatever the order of the seeds."""
+    names = ["keys-seed2", "classic-seed1", "values-seed1", "keys-seed1", "classic-seed2", "values-seed2"]
+    folders = [
+        make_run(tmp_path / name, [name.split("-")[0]] * (name[0] != "c"), seed=int(name[-1]))
+        for name in ["classic-seed2", *names[:4], names[5]]
+    ]
+    arms = read_arms(folders)
+    assert [pairs.names for pairs in arms] == [("classic", "keys"), ("classic", "values")]
+    assert all(pairs.seeds == [1, 2] for pairs in arms)
+    assert [pairs.change["decoder.stream"] for pairs in arms] == [([], ["keys"]), ([], ["values"])]
+    with pytest.raises(UserError, match=r"classic-seed1 \(seed 1\) has no run of its seed"):
+        read_arms([folder for folder in folders if folder.name != "keys-seed1"])
+    same = [
+        make_run(tmp_path / side / "run", stream) for side, stream in (("a", []), ("b", ["keys"]), ("c", ["values"]))
+    ]
+    assert [pairs.names for pairs in read_arms(same)] == [("run (A)", "run (B)"), ("run (A)", "run (C)")]

@@ -219,7 +219,8 @@ def test_a_null_pair_of_one_seed():
         f"No difference between values (seed 7) and classic (seed 7) is shown: {LOSS} "
         f"{found.effect.difference:+.4f} nats per token, 95% interval {found.effect.low:+.4f} to "
         f"{found.effect.high:+.4f} over 300 documents; one seed each: this is of these two models, and whether other "
-        "seeds agree is not known."
+        "seeds agree is not known; nothing is known of what other initial weights alone change, as there is no null "
+        "arm."
     )
     assert row(found)[-1] == record(found)["shown"] == "no difference shown"
 
