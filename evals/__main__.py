@@ -110,8 +110,6 @@ def _study(options: argparse.Namespace) -> None:
 
         print(report(options))
         return
-    if options.out is None:
-        raise UserError("where the verdict goes is not said; give --out DIR")
     from evals.page.study_files import study
 
     made_by = shlex.join(["python", "-m", "evals", *options.words])
@@ -336,11 +334,7 @@ def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "python -m evals study configs/studies/toy.yaml --out runs/studies/toy/verdict\n"
         "  python -m evals study configs/studies/toy.yaml --plan",
     )
-    command.add_argument("study", type=Path, metavar="STUDY", help="the YAML of a study, or its folder")
-    command.add_argument("--out", type=Path, metavar="DIR", help="the folder for the page and the rest")
-    command.add_argument("--level", type=share, default=0.95, metavar="P", help="of the intervals (0.95)")
     study_plan.add_arguments(command)
-    command.add_argument("--bench", type=Path, metavar="FILE", help="step times, from `llm bench --json FILE`")
     command.set_defaults(command=_study)
 
 

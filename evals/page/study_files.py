@@ -13,12 +13,14 @@ from llm.common.files import as_json, write_files
 from llm.common.plots import as_png, as_svg
 
 
-def study(path: Path, out: Path, level: float = LEVEL, bench: Path | None = None, made_by: str = "") -> str:
+def study(path: Path, out: Path | None, level: float = LEVEL, bench: Path | None = None, made_by: str = "") -> str:
     """Judge a study, write all files to `out`, and return what is printed.
 
     Raises:
-        UserError: `out` is a file, or the study cannot be judged (`judge_study`). Nothing is written then.
+        UserError: `out` is missing or a file, or the study cannot be judged (`judge_study`). Nothing is written then.
     """
+    if out is None:
+        raise UserError("where the verdict goes is not said; give --out DIR")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give a folder with --out")
     found = judge_study(path, level, bench)

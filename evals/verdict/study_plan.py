@@ -45,7 +45,11 @@ class Scatter(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `report`; --level is the command's already."""
+    """The arguments of `evals study`."""
+    parser.add_argument("study", type=Path, metavar="STUDY", help="the YAML of a study, or its folder")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder for the page and the rest")
+    parser.add_argument("--level", type=share, default=0.95, metavar="P", help="of the intervals (0.95)")
+    parser.add_argument("--bench", type=Path, metavar="FILE", help="step times, from `llm bench --json FILE`")
     parser.add_argument("--plan", action="store_true", help="print the smallest gain that can be shown, and no more")
     parser.add_argument("--power", type=share, default=0.8, metavar="P", help="--plan: chance of showing it (0.8)")
     parser.add_argument(
