@@ -128,7 +128,7 @@ class Attempt(LightningCLI):
             return []
         if self.evaluations is not None:
             self.evaluations.check()
-        print(data.summary(trainer.max_steps), *map("warning: {}".format, data.warnings), sep="\n", file=sys.stderr)
+        print(data.summary(trainer.max_steps), *map("note: {}".format, data.warnings), sep="\n", file=sys.stderr)
         if trainer.world_size > 1:
             print(data.division(trainer.world_size), file=sys.stderr)
         facts = {

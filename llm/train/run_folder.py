@@ -36,6 +36,7 @@ from ..common.environment import environment, now, process_info
 from ..common.errors import UserError
 from ..common.files import copy_files, write_file, write_json
 from ..common.lock import HEARTBEAT, LOCK, FolderLock, acquire_lock
+from ..model import DecoderConfig
 from ..runs import reading
 from . import checkpoint as checkpoints
 from .loggers import GrowingFile, MetricsFile, TensorBoardFile
@@ -220,11 +221,9 @@ class RunFolder:
         self, checkpoint: checkpoints.Checkpoint, keys: list[str], fix: str = "give the same settings"
     ) -> None:
         """UserError naming those of `keys` in which the checkpoint's run is another than this one, and the fix."""
-        theirs = checkpoint.state["identity"]
+        theirs, ours = (_with_defaults(identity) for identity in (checkpoint.state["identity"], self.identity))
         different = [
-            f"{key} ({theirs.get(key)} there, {self.identity.get(key)} here)"
-            for key in keys
-            if theirs.get(key) != self.identity.get(key)
+            f"{key} ({theirs.get(key)} there, {ours.get(key)} here)" for key in keys if theirs.get(key) != ours.get(key)
         ]
         if different:
             raise UserError(f"{checkpoint.path} belongs to another run, it differs in {', '.join(different)}: {fix}")
@@ -336,3 +335,10 @@ class RunFolder:
         """Write summary.json from the last checkpoint's state: the run is finished."""
         summary = {name: state.get(name) for name in SUMMARY}  # checkpoints of older runs lack the memory
         write_json(self.path / "summary.json", summary)
+
+
+def _with_defaults(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity in which a decoder's switches are off that its version did not have yet."""
+    defaults = DecoderConfig().to_diff_dict()
+    defaults.pop("transformers_version", None)
+    return identity | {"decoder": defaults | identity["decoder"]} if "decoder" in identity else identity

@@ -113,8 +113,8 @@ def test_a_window_is_no_larger_than_a_document(tmp_path):
 def test_sizes_of_pages_add_up_to_what_the_footer_says(version, settings, tmp_path):
     """The footer counts the headers too, which lie before their pages."""
     path = tmp_path / "a.parquet"
-    texts = [f"document {index} " * (index % 90) if index % 7 else None for index in range(5000)]
-    table = pyarrow.table({"text": texts, "id": range(5000)})
+    texts = [f"document {index} " * (index % 90) if index % 7 else None for index in range(6000)]
+    table = pyarrow.table({"text": texts, "id": range(6000)})
     parquet.write_table(table, path, data_page_version=version, data_page_size=1 << 12, row_group_size=2000, **settings)
     metadata = parquet.read_metadata(path)
     for group in range(3):
