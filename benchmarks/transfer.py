@@ -52,7 +52,7 @@ DEEPER = (BASE, Size(32, 4), Size(32, 8), Size(32, 16))
 RATES = tuple(2.0**n for n in range(-9, -3))  # 0.002 to 0.0625
 RATE_SIZES = (BASE, Size(128, 2), Size(32, 8))
 RATE_STEPS, COORDINATE_STEPS, COORDINATE_RATE = 100, 10, 2.0**-8
-SWITCHES: dict[str, dict[str, Any]] = {  # beside the plain model
+SWITCHES: dict[str, dict[str, Any]] = {
     "plain": {},
     "nmda": {"hidden_act": "nmda", "nmda_alpha": 10.0},
     **{source: {"stream": ["values"], "stream_source": source} for source in ("previous", "accumulated", "first")},

@@ -31,8 +31,8 @@ def compare(folders: Sequence[Path], out: Path, settings: ComparisonSettings | N
     changes = [f"The change{of(arms, found)}: {change(found.pairs)}." for found in arms]
     costs = [verdict.cost_sentence(found.pairs.names, found.costs) for found in arms]
     notes = dict.fromkeys(note for found in arms for note in [*found.notes])
-    told = [line for line in [*notes, *costs] if line]
-    parts = ["\n".join(changes), text_table(header(arms), arm_rows(arms)), "\n".join(told), sentence(arms)]
+    lines = [line for line in [*notes, *costs] if line]
+    parts = ["\n".join(changes), text_table(header(arms), arm_rows(arms)), "\n".join(lines), sentence(arms)]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -1,7 +1,7 @@
 """Pairs of runs, a baseline and one or more arms: one verdict an arm, one table, one page, one file of numbers.
 
 run folders -> checked as pairs -> exported last steps -> losses per document (measured where they are not kept) -> all
-that can be paired -> intervals and p values, corrected over the arms -> a sentence for each arm, beside the null arm
+that can be paired -> intervals and p values, corrected over the arms -> a sentence for each arm, with the null arm
 -> OUT/{report.html, results.json, table.csv, loss.png}
 
 What `python -m evals run`, `ioi` and `incontext` left in the exports is taken up; nothing is trained here.
@@ -61,7 +61,7 @@ class Measured(NamedTuple):
 
 
 def find(folders: Sequence[Path], settings: ComparisonSettings) -> list[Comparison]:
-    """Everything that `compare` tells of each arm, without writing anything but exports and losses that are lacking."""
+    """Compare each arm with the baseline, without writing anything but exports and losses that are lacking."""
     arms = read_arms(folders, settings.declare)
     baseline = arms[0].side(0)
     null_folders = settings.null or null_runs(baseline)

@@ -205,5 +205,5 @@ def baseline_slopes(sizes: Sequence[PlannedSize], finished: tuple[Losses, str]) 
         law = Law()
         slopes = -np.gradient(np.array([law(np.array(size.parameters), size.tokens).mean() for size in sizes]), x)
         source = "as the fit of Hoffmann et al. 2022 has it"
-    told = f"{slopes[0]:.2g} to {slopes[-1]:.2g} nats per token for e times the compute"
-    return slopes, f"the baseline's loss falls by {told}, {source}"
+    fall = f"{slopes[0]:.2g} to {slopes[-1]:.2g} nats per token for e times the compute"
+    return slopes, f"the baseline's loss falls by {fall}, {source}"

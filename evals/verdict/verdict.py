@@ -119,7 +119,7 @@ def sentence(
     savings: Sequence[Saving],
     null: Finding | None = None,
 ) -> str:
-    """The verdict on the primary quantity, with its interval, and what it saves; of one seed, beside the null arm's."""
+    """The verdict on the primary quantity, with its interval, and what it saves; with one seed, the null arm's too."""
     primary = next((finding for finding in findings if finding.primary), None)
     if primary is None:
         return (

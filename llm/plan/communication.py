@@ -5,7 +5,7 @@ Every collective is counted as a ring over N devices: of S bytes, each device se
 an all-gather and twice that in an all-reduce (Patarasuk & Yuan 2009; Rajbhandari et al. 2020, Section 7). DeepSpeed
 0.19.8 sums the gradients of stages 1 and 2 by all-reduces (`use_multi_rank_bucket_allreduce`, BF16_Optimizer's
 fallback) where the paper has reduce-scatters; what is here is what is sent. The gradients of the embedding, the head's
-too where they are tied, are made last: what sums them has no backward pass left beside it.
+too where they are tied, are made last: what sums them has no backward pass left to overlap with.
 
 Between nodes a ring has one link out of each node, so what leaves a node is what one device sends, however many
 devices it has and over however many network cards NCCL spreads it.
@@ -27,14 +27,14 @@ RING = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}  # times (N - 1) 
 class Collective:
     """`times` times a step, `payload` bytes of `what` through `operation`.
 
-    beside: the pass of a micro-batch during which it runs, "forward" or "backward"; "" while nothing is computed.
+    overlaps: the pass of a micro-batch during which it runs, "forward" or "backward"; "" while nothing is computed.
     """
 
     what: str
     operation: str
     payload: int
     times: int
-    beside: str = ""
+    overlaps: str = ""
 
     def sent(self, devices: int) -> float:
         """Bytes that each device sends in a step."""
@@ -85,11 +85,11 @@ def _fully_sharded(
     return weights + _summed(config, "reduce-scatter", sent, 1 if layout.stage == 1 else micro_batches, backward)
 
 
-def _summed(config: DecoderConfig, operation: str, each: int, times: int, beside: str) -> list[Collective]:
+def _summed(config: DecoderConfig, operation: str, each: int, times: int, overlaps: str) -> list[Collective]:
     """The sum over devices of all gradients, `each` bytes of one."""
     last = embedding_parameters(config)
     return [
-        Collective("gradients", operation, each * (parameters(config) - last), times, beside),
+        Collective("gradients", operation, each * (parameters(config) - last), times, overlaps),
         Collective("gradients of the embedding", operation, each * last, times),
     ]
 
@@ -100,7 +100,7 @@ def bytes_sent(config: DecoderConfig, weight: int, layout: Layout, micro_batches
 
 
 def seconds_not_hidden(sums: Sequence[Collective], devices: int, rate: float, micro_batch: float) -> float:
-    """Seconds of a step during which devices only send, at best: what runs beside a pass is hidden up to its length.
+    """Seconds of a step during which devices only send, at best: what runs during a pass is hidden up to its length.
 
     Args:
         sums: the collectives of a step.
@@ -110,8 +110,8 @@ def seconds_not_hidden(sums: Sequence[Collective], devices: int, rate: float, mi
     """
     shares = {"": 0.0, "forward": 1 / 3, "backward": 2 / 3}
     left = 0.0
-    for beside, share in shares.items():
-        here = [c for c in sums if c.beside == beside and c.payload]
+    for overlaps, share in shares.items():
+        here = [c for c in sums if c.overlaps == overlaps and c.payload]
         room = share * micro_batch * max((c.times for c in here), default=0)
         left += max(0.0, sum(c.sent(devices) for c in here) / rate - room)
     return left

@@ -38,9 +38,9 @@ FORMULAS = {
     "4P + w P; ZeRO 3 m (w P + w (P - kept) + 4P); FSDP2 1 w P + 4P, 2 w P + m 4P, 3 m (2 w P + 4P), where weights "
     "outside blocks are gathered once; 2P for 4P where strategy.communication_dtype is bf16. DeepSpeed's stages 1 "
     "and 2 sum by all-reduce, stage 2 in every micro-batch.",
-    "not hidden": "sent bytes / --network, less what runs beside a pass: DDP beside the last micro-batch's backward "
-    "pass, ZeRO 2 and 3 beside each one's passes, FSDP2 beside those in which it sends; ZeRO 1 in bf16, the weights "
-    "of 1 and 2 and all gradients of the embedding beside nothing. A backward pass is two thirds of a micro-batch.",
+    "not hidden": "sent bytes / --network, less what runs during a pass: DDP during the last micro-batch's backward "
+    "pass, ZeRO 2 and 3 during the passes of each, FSDP2 during those in which it sends; ZeRO 1 in bf16, the weights "
+    "of 1 and 2 and all gradients of the embedding during none. A backward pass is two thirds of a micro-batch.",
     "FLOPs": "a token: 6 for each weight it meets + 12 L H K T (PaLM, Chowdhery et al. 2022, Appendix B).",
 }
 OF_THE_TABLE = (

@@ -1,4 +1,4 @@
-"""When checkpoints are written, beside training, which waits for the copy to host memory before its next update alone.
+"""Asynchronous checkpoints: training waits for the copy to host memory only before its next update.
 
 Stages: due (every so many steps, at a signal, at the end) -> a thread of each rank copies what the rank holds
 (`state.py`) while the next step makes its gradients -> the threads send it to rank zero (`gathering.py`), whose thread

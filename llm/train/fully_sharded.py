@@ -3,7 +3,7 @@
 Every parameter is cut along its first dimension, and each rank holds its rows as the fp32 master weights of which the
 optimizer knows. Blocks gather and sum one by one; the root gathers and sums the embedding, the head and the last norm.
 In bf16 a block gathers bf16 copies and computes with these, without autocast; gradients are summed in fp32. A block's
-gathering runs beside the block before, and its sum beside the backward pass of the blocks below.
+gathering runs during the block before, and its sum during the backward pass of the blocks below.
 
     stage   gathered weights                        summed gradients
     1       once a step, gone after the last        once a step; until then each rank adds up whole ones in fp32

@@ -68,7 +68,7 @@ class HostCopies:
         device = next(share.held.device for share in shares if share.held.is_cuda)
         with torch.cuda.device(device):  # a thread begins with the first one
             self._allocate(shares, pinned=True)
-            stream = torch.cuda.Stream()  # beside that of training
+            stream = torch.cuda.Stream()  # training has another
             stream.wait_event(ready)
             with torch.cuda.stream(stream):
                 self._copy(shares)

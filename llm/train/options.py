@@ -105,7 +105,7 @@ SUMMARIES = {
 }
 # Keys that follow from others: a config has them from neither hand nor run.
 LINKED = {"model": {"decoder", "seed"}, "data": {"seed"}, "decoder": {"initializer_seed"}}
-# name -> type, default and description of the options beside the parts
+# name -> type, default and description of the options outside the parts
 OTHERS: dict[str, tuple[Any, Any, str]] = {
     "seed_everything": (bool | int, 0, "seed of initial weights, order of the data and dropout"),
     "initializer_seed": (int | None, None, "seed of the initial weights (default: seed_everything)"),

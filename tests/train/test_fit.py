@@ -252,6 +252,59 @@ def test_activation_checkpointing_and_compile_train_alike(tiny_config: Config, t
         assert curve == pytest.approx(curves[0], abs=tolerance)
 
 
+BAD_INPUT: dict[str, tuple[list[str], str]] = {
+    "small vocabulary": (["--decoder.vocab_size", "100"], "vocab_size"),
+    "heads": (["--decoder.num_attention_heads", "5"], "does not divide"),
+    "key": (["--decoder.hidden_sise", "5"], "did you mean decoder.hidden_size"),
+    "type": (["--data.batch_size", "many"], "data.batch_size"),
+    "recompute": (["--model.activation_checkpointing", "-2"], "every n-th block"),
+    "schedule": (["--trainer.max_steps", "1"], "longer than the run"),
+    "loggers": (["--run.loggers", "[csv,papyrus]"], "papyrus"),
+    "too little text": (["--data.context", "10000000"], "too few"),
+    "rows": (["--data.packing", "pages"], "packed or per_document"),
+    "nothing to mask": (["--data.packing", "per_document", "--data.mask_documents", "true"], "mask_documents"),
+    "weights": (["--data.store", "{a: 0, b: -1}"], "weight -1.0 of b"),
+    "nothing at once": (["--data.batch_size", "0", "--data.workers", "-1"], "data.workers -1"),
+    "optimizer": (["--model.optimizer.lr", "-1", "--model.optimizer.betas", "[0.9,1.5]"], "betas"),
+    "clip": (["--model.gradient_clip", "0"], "null for none"),
+    "warm-up": (["--model.schedule.warmup_steps", "-5"], "0 or more"),
+    "validation": (["--data.validation_rows", "-1"], "validation_rows"),
+    "logging": (["--trainer.log_every_n_steps", "0"], "log_every_n_steps"),
+    "workers": (["--data.workers", "100000"], "data.workers 100000 must be 0 to 256"),
+    "time": (["--trainer.max_time", "00:00:00:03"], "send SIGUSR1 before a time limit"),
+    "not ours": (["--trainer.gradient_clip_val", "0.1"], "model.gradient_clip"),
+    "accumulation": (["--trainer.accumulate_grad_batches", "4"], "data.micro_batch_size"),
+    "epochs": (["--trainer.max_epochs", "0"], "trainer.max_steps"),
+    "precision": (["--trainer.precision", "16-mixed"], "bf16-mixed"),
+    "positions": (["--decoder.position", "learned", "--data.context", "64"], "max_position_embeddings"),
+    "devices": (["--trainer.devices", "0"], "devices"),
+    "indivisible": (["--trainer.devices", "3"], "the nearest that is, is 9"),
+    "strategy": (["--trainer.strategy", "ddp"], "give strategy.name"),
+    "repeated data": (["--trainer.limit_train_batches", "3"], "give trainer.max_steps"),
+    "strategy name": (
+        ["--strategy.name", "warp", "--run.on_full_disk", "panic"],
+        "strategy.name 'warp' is unknown",
+    ),
+    "two names": (
+        ["--strategy.name", "warp", "--run.on_full_disk", "panic"],
+        "run.on_full_disk 'panic' is unknown",
+    ),
+    "stage": (["--strategy.stage", "4", "--strategy.bucket_elements", "0"], "strategy.stage 4 must be 1, 2 or 3"),
+    "off-load": (["--strategy.offload_optimizer", "true"], "needs strategy.name deepspeed"),
+    "compiled hooks": (
+        ["--strategy.name", "deepspeed", "--strategy.stage", "3", "--model.compile", "true"],
+        "set model.compile false, or strategy.stage 1 or 2",
+    ),
+    "rounded gradients": (["--strategy.communication_dtype", "bf16"], "of trainer.precision 32-true"),
+    "rounded how": (["--strategy.communication_dtype", "fp8"], "give fp32 or bf16"),
+    "no master weights": (["--strategy.name", "deepspeed", "--trainer.precision", "bf16-true"], "bf16-mixed"),
+    "time-out": (["--strategy.timeout", "0"], "above 0 and at most"),
+    "nor here": (["--strategy.name", "fsdp2", "--trainer.precision", "bf16-true"], "under fsdp2: give bf16-mixed"),
+    "kept for good": (["--run.keep_every", "7"], "multiple of run.checkpoint_every 5"),
+    "full disk": (["--run.on_full_disk", "panic"], "stop or continue"),
+}
+
+
 def test_bad_input_is_one_sentence_and_writes_nothing(
     tiny_config: Config, tmp_path: Path, story_store: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -263,63 +316,14 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
     shutil.copytree(story_store, beyond)
     index = json.loads((beyond / "store.json").read_text())
     (beyond / "store.json").write_text(json.dumps(index | {"vocab_size": 100}))
-    cases: dict[str, tuple[list[str], str]] = {
+    of_files: dict[str, tuple[list[str], str]] = {
         "no store": (["--data.store", str(tmp_path / "nowhere")], "llm prepare"),
-        "small vocabulary": (["--decoder.vocab_size", "100"], "vocab_size"),
-        "heads": (["--decoder.num_attention_heads", "5"], "does not divide"),
-        "key": (["--decoder.hidden_sise", "5"], "did you mean decoder.hidden_size"),
-        "type": (["--data.batch_size", "many"], "data.batch_size"),
-        "recompute": (["--model.activation_checkpointing", "-2"], "every n-th block"),
-        "schedule": (["--trainer.max_steps", "1"], "longer than the run"),
         "no config": (["--config", str(tmp_path / "none.yaml")], "none.yaml"),
-        "loggers": (["--run.loggers", "[csv,papyrus]"], "papyrus"),
-        "too little text": (["--data.context", "10000000"], "too few"),
         "torn shard": (["--data.store", str(torn)], shard.name),
-        "rows": (["--data.packing", "pages"], "packed or per_document"),
-        "nothing to mask": (["--data.packing", "per_document", "--data.mask_documents", "true"], "mask_documents"),
-        "weights": (["--data.store", "{a: 0, b: -1}"], "weight -1.0 of b"),
         "resume": (["--resume", str(tmp_path / "nowhere")], "nowhere"),
-        "nothing at once": (["--data.batch_size", "0", "--data.workers", "-1"], "data.workers -1"),
-        "optimizer": (["--model.optimizer.lr", "-1", "--model.optimizer.betas", "[0.9,1.5]"], "betas"),
-        "clip": (["--model.gradient_clip", "0"], "null for none"),
-        "warm-up": (["--model.schedule.warmup_steps", "-5"], "0 or more"),
-        "validation": (["--data.validation_rows", "-1"], "validation_rows"),
-        "logging": (["--trainer.log_every_n_steps", "0"], "log_every_n_steps"),
-        "workers": (["--data.workers", "100000"], "data.workers 100000 must be 0 to 256"),
-        "time": (["--trainer.max_time", "00:00:00:03"], "send SIGUSR1 before a time limit"),
-        "not ours": (["--trainer.gradient_clip_val", "0.1"], "model.gradient_clip"),
-        "accumulation": (["--trainer.accumulate_grad_batches", "4"], "data.micro_batch_size"),
-        "epochs": (["--trainer.max_epochs", "0"], "trainer.max_steps"),
-        "precision": (["--trainer.precision", "16-mixed"], "bf16-mixed"),
-        "positions": (["--decoder.position", "learned", "--data.context", "64"], "max_position_embeddings"),
-        "devices": (["--trainer.devices", "0"], "devices"),
-        "indivisible": (["--trainer.devices", "3"], "the nearest that is, is 9"),
-        "strategy": (["--trainer.strategy", "ddp"], "give strategy.name"),
-        "repeated data": (["--trainer.limit_train_batches", "3"], "give trainer.max_steps"),
-        "strategy name": (
-            ["--strategy.name", "warp", "--run.on_full_disk", "panic"],
-            "strategy.name 'warp' is unknown",
-        ),
-        "two names": (
-            ["--strategy.name", "warp", "--run.on_full_disk", "panic"],
-            "run.on_full_disk 'panic' is unknown",
-        ),
-        "stage": (["--strategy.stage", "4", "--strategy.bucket_elements", "0"], "strategy.stage 4 must be 1, 2 or 3"),
-        "off-load": (["--strategy.offload_optimizer", "true"], "needs strategy.name deepspeed"),
-        "compiled hooks": (
-            ["--strategy.name", "deepspeed", "--strategy.stage", "3", "--model.compile", "true"],
-            "set model.compile false, or strategy.stage 1 or 2",
-        ),
-        "rounded gradients": (["--strategy.communication_dtype", "bf16"], "of trainer.precision 32-true"),
-        "rounded how": (["--strategy.communication_dtype", "fp8"], "give fp32 or bf16"),
-        "no master weights": (["--strategy.name", "deepspeed", "--trainer.precision", "bf16-true"], "bf16-mixed"),
-        "time-out": (["--strategy.timeout", "0"], "above 0 and at most"),
-        "nor here": (["--strategy.name", "fsdp2", "--trainer.precision", "bf16-true"], "under fsdp2: give bf16-mixed"),
-        "kept for good": (["--run.keep_every", "7"], "multiple of run.checkpoint_every 5"),
-        "full disk": (["--run.on_full_disk", "panic"], "stop or continue"),
         "id beyond": (["--data.store", str(beyond)], "beyond its vocabulary"),
     }
-    for name, (words, part) in cases.items():
+    for name, (words, part) in (BAD_INPUT | of_files).items():
         assert fit(tiny_config(), *words) == 2, name
         message = capsys.readouterr().err.strip().splitlines()[-1]
         assert message.startswith("error: "), name

@@ -50,7 +50,7 @@ def program(loaded: dict[str, PreTrainedModel]) -> Callable[[str], torch.export.
     return exported
 
 
-def close(found: Tensor, expected: Tensor) -> None:
+def assert_close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found[..., :TOKENS], expected[..., :TOKENS], rtol=1e-4, atol=1e-4)
     assert found.argmax(-1).max() < TOKENS
 
@@ -100,7 +100,7 @@ def test_a_graph_without_a_break(load: Load, kind: str) -> None:
         mask[0, :padding] = 0
         inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
         real = mask.bool()  # what comes out at padding is nobody's
-        close(compiled(ids, **inputs).logits[real], model(ids, **inputs).logits[real])
+        assert_close(compiled(ids, **inputs).logits[real], model(ids, **inputs).logits[real])
 
 
 @torch.no_grad()
@@ -112,7 +112,7 @@ def test_onnx(load: Load, program: Callable, kind: str, tmp_path: Path) -> None:
     session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     ids = tokens(seed=1)
     (found,) = session.run(None, {"input_ids": ids.numpy()})
-    close(torch.from_numpy(found), load(kind)(ids).logits)
+    assert_close(torch.from_numpy(found), load(kind)(ids).logits)
 
 
 ROWS["`torch.export` and `torch.jit.trace`: what they save runs in a process that has torch alone"] = (
@@ -138,4 +138,4 @@ def test_saved_programs(load: Load, program: Callable, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for kind in KINDS:
         for found in torch.load(tmp_path / kind / "found"):
-            close(found, expected[kind])
+            assert_close(found, expected[kind])
