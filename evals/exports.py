@@ -1,6 +1,6 @@
 """An exported folder: checked before anything is loaded, then the model in it, and the results kept beside it.
 
-A folder written by `python -m llm export RUN OUT` and any other transformers folder of a causal language model are
+A folder written by `python -m llm export RUN --out OUT` and any other transformers folder of a causal language model are
 read alike; the first also says in `hippoformer.json` which run, step and seed it came from. torch and transformers are
 imported where a model is loaded, so that a command that only reads results starts at once. Whose code a folder runs is
 decided in `llm.pretrained`.
@@ -95,11 +95,11 @@ def open_export(folder: str | Path, trusted: bool = False) -> Export:
     """The exported folder at `folder`, refused with a UserError where it cannot hold a model. Loads nothing."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: make it with `python -m llm export RUN {folder}`")
+        raise UserError(f"{folder} is not a folder: make it with `python -m llm export RUN --out {folder}`")
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json: make it with `python -m llm export RUN OUT`")
+        raise UserError(f"{folder} has no config.json: make it with `python -m llm export RUN --out OUT`")
     if not weight_files(folder):
-        raise UserError(f"{folder} has no weights (*.safetensors): make it again with `python -m llm export RUN OUT`")
+        raise UserError(f"{folder} has no weights (*.safetensors): make it again with `python -m llm export RUN --out OUT`")
     return Export(folder, read_card(folder), trusted)
 
 

@@ -1,4 +1,4 @@
-"""`python -m llm export RUN [OUT]`: a checkpoint becomes a folder that transformers and lm-eval load.
+"""`python -m llm export RUN ...`: a checkpoint becomes a folder that transformers and lm-eval load.
 
 Stages: verified checkpoint -> model -> folder (weights, config, tokenizer, model code) -> reload elsewhere, compare
 logits -> rename into place.
@@ -7,7 +7,8 @@ The folder is self-contained: it carries the files of `llm.model` and loads with
 project is not installed and the network is off. That is tested before it gets its name: a Python in isolated mode, in
 another directory and without this project, loads it and must give the same logits.
 
-Without OUT it is RUN/exports/step-N, where `python -m evals` finds all steps of a run; --all exports every checkpoint.
+Without --out it is RUN/exports/step-N, where `python -m evals` finds all steps of a run; --all exports every
+checkpoint.
 """
 
 from __future__ import annotations
@@ -292,11 +293,28 @@ def _reloaded_logits(folder: Path, ids: Tensor, elsewhere: Path) -> Tensor:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export, and say what was written."""
-    dtype = DTYPES[args.dtype]
-    if args.all and (args.out is not None or args.step is not None):
+    """Export each run, and say what was written.
+
+    Raises:
+        UserError: the options contradict; or, after the other runs, a run that cannot be exported.
+    """
+    runs, out = args.runs, args.out
+    if out is None and len(runs) == 2 and not (runs[1] / "run.json").exists():
+        runs, out = runs[:1], runs[1]
+    if args.all and (out is not None or args.step is not None):
         raise UserError("--all exports every checkpoint to RUN/exports: leave out OUT and --step")
-    for out, written in export_all(args.run, dtype) if args.all else [export(args.run, args.out, args.step, dtype)]:
-        facts = read_card(out)
-        what = f"{out}: step {facts['step']}, {facts['parameters']:,} parameters, {args.dtype}"
-        print(f"{what}, {'reloaded logits equal' if written else 'already there'}", flush=True)
+    if out is not None and len(runs) > 1:
+        raise UserError(f"--out {out} takes one run, and {len(runs)} are given: leave it out (RUN/exports/step-N)")
+    dtype, refused = DTYPES[args.dtype], list[str]()
+    for folder in runs:
+        try:
+            for written_to, written in (
+                export_all(folder, dtype) if args.all else [export(folder, out, args.step, dtype)]
+            ):
+                facts = read_card(written_to)
+                what = f"{written_to}: step {facts['step']}, {facts['parameters']:,} parameters, {args.dtype}"
+                print(f"{what}, {'reloaded logits equal' if written else 'already there'}", flush=True)
+        except UserError as error:
+            refused.append(str(error))
+    if refused:
+        raise UserError("; ".join(refused))

@@ -13,14 +13,17 @@ COLDEST, HOTTEST = 1e-3, 1e3  # colder than that, logits leave the range of floa
 
 def add_export(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m llm export`."""
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("out", type=Path, nargs="?", help="new folder to write (default: RUN/exports/step-N)")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folder")
+    parser.add_argument("--out", type=Path, help="new folder, for one run (default: RUN/exports/step-N)")
     parser.add_argument("--step", type=count(0), help="which checkpoint (default: the newest that verifies)")
     parser.add_argument("--all", action="store_true", help="every checkpoint, to RUN/exports/step-N")
     parser.add_argument(
         "--dtype", choices=names("export.py", "DTYPES"), default="float32", help="of the weights (default: float32)"
     )
-    parser.epilog = "example: python -m llm export runs/stories/values runs/stories/export/values"
+    parser.epilog = (
+        "examples: python -m llm export runs/classic runs/values; python -m llm export runs/values --out out/values\n"
+        "(RUN OUT, as in version 0.1, means RUN --out OUT if OUT is no run)"
+    )
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:

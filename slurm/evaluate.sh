@@ -32,7 +32,7 @@ as_a_job "$@"
 
 PYTHON=${PYTHON:-.venv/bin/python}
 
-"$PYTHON" -m llm export "$RUN" ${OUT:+"$OUT"} ${STEP:+--step "$STEP"}
+"$PYTHON" -m llm export "$RUN" ${OUT:+--out "$OUT"} ${STEP:+--step "$STEP"}
 models=(--checkpoints "$RUN")
 [ -z "${OUT:-}" ] || models=("$OUT")
 # shellcheck disable=SC2086  # several words each

@@ -11,7 +11,7 @@ from llm.model.activations import NAMES, activation
 from llm.model.block import Block
 from llm.model.fast_paths import enable_fast_paths
 from llm.model.feedforward import FeedForward
-from llm.model.streams import SOURCES, STREAMS, AttentionStream
+from llm.model.streams import SINGLE, STREAMS, AttentionStream
 
 from .experiment.options import raise_problems
 
@@ -73,7 +73,7 @@ class Variant:
     source: str = "previous"
 
     def __post_init__(self) -> None:
-        known = [("source", self.source, SOURCES), *(("stream", stream, STREAMS) for stream in self.streams)]
+        known = [("source", self.source, SINGLE), *(("stream", stream, STREAMS) for stream in self.streams)]
         problems = [
             f"{what} {value!r} is unknown: give {', '.join(names)}"
             for what, value, names in [*known, *self.choices()]
@@ -101,9 +101,7 @@ class Variant:
         """The streams of a layer, numbered from 0; None without any."""
         if not self.streams:
             return None
-        return AttentionStream(
-            self.streams, self.source, "fixed", dict.fromkeys(self.streams, heads), first_layer=layer == 0
-        )
+        return AttentionStream(self.streams, self.source, "fixed", dict.fromkeys(self.streams, heads), layer)
 
 
 def enable_fast_parts(model: nn.Module) -> None:

@@ -179,6 +179,21 @@ def test_every_checkpoint_is_exported_to_the_runs_own_folder(
         assert "leave out OUT and --step" in capsys.readouterr().err
 
 
+def test_several_runs_are_exported_and_the_bad_one_is_named_afterwards(
+    trained: Path, tmp_path: Path, unchecked: None, capsys: pytest.CaptureFixture
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    assert main(["export", str(trained), str(other), "--step", "5"]) == 0
+    assert all((run / "exports" / "step-00000005" / "config.json").exists() for run in (trained, other))
+    assert main(["export", str(trained), str(tmp_path / "nowhere"), str(other)]) == 2
+    said = capsys.readouterr()
+    assert f"{tmp_path}/nowhere" in said.err
+    assert all((run / "exports" / "step-00000008" / "config.json").exists() for run in (trained, other))
+    assert main(["export", str(trained), str(other), "--out", str(tmp_path / "out")]) == 2
+    assert "takes one run" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_all_passes_over_what_is_torn_and_refuses_what_is_stale(
     trained: Path, unchecked: None, capsys: pytest.CaptureFixture
 ) -> None:

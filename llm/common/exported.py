@@ -21,7 +21,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     path = folder / CARD
     known = read_json(path) if path.is_file() else {}
     if not isinstance(known, dict):
-        raise UserError(f"{path} is damaged; make the folder again with `python -m llm export RUN OUT`")
+        raise UserError(f"{path} is damaged; make the folder again with `python -m llm export RUN --out OUT`")
     return known
 
 

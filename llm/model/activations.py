@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HALF = (torch.bfloat16, torch.float16)
+from .parametric import HALF, Parametric
+from .published_activations import XIELU, PolyNorm
 
 
 class _NMDAFunction(torch.autograd.Function):
@@ -77,34 +78,6 @@ def log_of_alpha(alpha: float) -> float:
     return math.log(alpha) if alpha > 0 else -math.inf
 
 
-class Parametric(nn.Module):
-    """An activation with parameters.
-
-    defaults: name -> default (float, bool or str) of each argument of the constructor; the config has them as
-        ACTIVATION_NAME.
-    in_float32: it computes in float32 in several kernels, which needs more memory in the backward pass.
-    initial: name -> first value of each learned parameter of the module, all of shape (1,).
-    """
-
-    defaults: ClassVar[dict[str, Any]] = {}
-    in_float32: ClassVar[bool] = False
-    initial: dict[str, float]
-
-    @classmethod
-    def problems(cls, **settings: Any) -> list[str]:
-        """What cannot be among the config's values, a sentence each."""
-        return []
-
-    @classmethod
-    def learned_sizes(cls, **settings: Any) -> list[int]:
-        """Elements of each learned parameter."""
-        return []
-
-    def learned(self) -> dict[str, Tensor]:
-        """What a training run logs of this module: learned numbers by name."""
-        return {}
-
-
 class NMDA(Parametric):
     """NMDA_{alpha,beta} as a module.
 
@@ -160,6 +133,69 @@ class NMDA(Parametric):
         return ", ".join(f"{k}={v:.4g}" for k, v in self.initial.items()) + f", learnable={self.learnable}"
 
 
+class Swish(Parametric):
+    """x sigmoid(beta x + bias), the activation that Ramachandran et al. 2017 found, here with a gate bias.
+
+    NMDA_{alpha,beta} with a learned alpha is the same curve: its -ln alpha is the bias.
+
+    Args:
+        beta: slope of the gate; 0 is x / 2 without a bias, infinity ReLU.
+        bias: of the gate.
+        learned: which of them are trained: "none", "beta", "bias" or "both"; one number each, of shape (1,).
+
+    Raises:
+        ValueError: `learned` is none of these.
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {"beta": 1.0, "bias": 0.0, "learned": "none"}
+    in_float32 = True
+    LEARNED: ClassVar[dict[str, tuple[str, ...]]] = {
+        "none": (),
+        "beta": ("beta",),
+        "bias": ("bias",),
+        "both": ("beta", "bias"),
+    }
+
+    def __init__(self, beta: float = 1.0, bias: float = 0.0, learned: str = "none") -> None:
+        super().__init__()
+        if problems := self.problems(beta=beta, bias=bias, learned=learned):
+            raise ValueError("; ".join(problems))
+        self.initial = {"beta": float(beta), "bias": float(bias)}
+        self.trained = self.LEARNED[learned]
+        for name in self.trained:
+            setattr(self, name, nn.Parameter(torch.tensor([self.initial[name]])))
+
+    @classmethod
+    def problems(cls, **settings: Any) -> list[str]:
+        problems = [
+            f"swish_{name} {settings[name]} must be a finite number"
+            for name in ("beta", "bias")
+            if not math.isfinite(settings[name])
+        ]
+        if settings["learned"] not in cls.LEARNED:
+            problems.append(f"swish_learned {settings['learned']!r} is unknown: give one of {', '.join(cls.LEARNED)}")
+        return problems
+
+    @classmethod
+    def learned_sizes(cls, **settings: Any) -> list[int]:
+        return [1] * len(cls.LEARNED[settings["learned"]])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.trained:
+            return _nmda(x, -self.initial["bias"], self.initial["beta"])
+        beta, bias = (
+            getattr(self, name) if name in self.trained else self.of_trained(name) for name in ("beta", "bias")
+        )
+        return _nmda(x, -bias, beta)
+
+    def of_trained(self, name: str) -> Tensor:
+        """A parameter that is not trained, as a tensor like those that are."""
+        return torch.full_like(getattr(self, self.trained[0]), self.initial[name], requires_grad=False)
+
+    def learned(self) -> dict[str, Tensor]:
+        return {f"swish_{name}": getattr(self, name) for name in self.trained}
+
+
 class _Elementwise(nn.Module):
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -184,12 +220,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": _gelu_tanh,
     "gelu_sigmoid": _gelu_sigmoid,
     "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),  # So et al. 2021
     "leaky_relu": F.leaky_relu,  # slope 0.01, as in Kim et al. 2023, Section 3.1
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "identity": lambda x: x,
 }
-PARAMETRIC: dict[str, type[Parametric]] = {"nmda": NMDA}
+PARAMETRIC: dict[str, type[Parametric]] = {"nmda": NMDA, "swish": Swish, "xielu": XIELU, "polynorm": PolyNorm}
 NAMES = (*ACTIVATIONS, *PARAMETRIC)
 IN_FLOAT32 = ("gelu_sigmoid", *(name for name, kind in PARAMETRIC.items() if kind.in_float32))
 FIELDS = {f"{name}_{key}": value for name, kind in PARAMETRIC.items() for key, value in kind.defaults.items()}

@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .positions import rotate
-from .streams import AttentionStream, Carry
+from .streams import STREAMS, AttentionStream, Carry
 
 
 def eager_attention(
@@ -28,7 +28,8 @@ def eager_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attention that shows its weights: (B, H, T, K), (B, G, S, K) twice -> (B, T, H, K) and (B, H, T, S).
 
-    `attention_mask` is added to the scores, (B or 1, 1, T, S), 0 or a very negative number; softmax in float32.
+    `attention_mask` is added to the scores, (B or 1, 1, T, S), 0 or a very negative number; softmax in float32, and in
+    float64 where that is the queries' format.
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:  # repeating by one would copy
@@ -36,7 +37,7 @@ def eager_attention(
     scores = query @ key.transpose(-1, -2) * scaling  # (B, H, T, S)
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
     weights = F.dropout(weights, dropout, module.training)
     return (weights @ value).transpose(1, 2), weights
 
@@ -51,6 +52,7 @@ class Attention(nn.Module):
         softmax_scale: factor of the scores; None is K^-0.5.
         dropout: of the attention weights.
         stream: the layer's residual stream, or None. Queries and keys are summed before RoPE turns them.
+        without: which of queries, keys and values come from the stream alone, and have no projection here.
     """
 
     is_causal = True
@@ -67,15 +69,17 @@ class Attention(nn.Module):
         softmax_scale: float | None = None,
         dropout: float = 0.0,
         stream: AttentionStream | None = None,
+        without: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.head_dim, self.layer_idx = head_dim, layer_index
         self.num_key_value_groups = num_heads // num_key_value_heads  # transformers' attention functions read it
         self.scaling = head_dim**-0.5 if softmax_scale is None else softmax_scale
         self.dropout = dropout
-        self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=bias)
-        self.k_proj = nn.Linear(hidden_size, num_key_value_heads * head_dim, bias=bias)
-        self.v_proj = nn.Linear(hidden_size, num_key_value_heads * head_dim, bias=bias)
+        widths = dict.fromkeys(STREAMS, num_key_value_heads * head_dim) | {"queries": num_heads * head_dim}
+        self.q_proj, self.k_proj, self.v_proj = (
+            None if name in without else nn.Linear(hidden_size, width, bias=bias) for name, width in widths.items()
+        )
         self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=bias)
         self.stream = stream
 
@@ -91,11 +95,11 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Carry]:
         """hidden (B, T, D) -> (B, T, D), attention weights (B, H, T, S) where shown, and the stream's carry."""
         query, key, value = (
-            project(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H or G, T, K)
+            None if project is None else project(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        )  # (B, H or G, T, K)
         if self.stream is not None:
-            mixed, carry = self.stream({"queries": query, "keys": key, "values": value}, carry)
+            mixed, carry = self.stream({"queries": query, "keys": key, "values": value}, carry, hidden)
             query, key, value = mixed["queries"], mixed["keys"], mixed["values"]
         if angles is not None:
             query, key = self.rotate(query, angles), self.rotate(key, angles)

@@ -15,7 +15,7 @@ from .activations import NAMES as ACTIVATION_NAMES
 from .feedforward import FEEDFORWARDS
 from .norms import NORMS
 from .parametrization import parametrization_problems
-from .streams import SOURCES, STREAMS, WEIGHTS
+from .streams import SOURCES, STREAMS, WEIGHTS, stream_problems
 
 POSITIONS = ("rope", "learned")
 ROPE_TYPES = ("default", "linear", "llama3")  # those whose frequencies do not depend on the sequence at hand
@@ -49,9 +49,17 @@ class DecoderConfig(PretrainedConfig):
         nmda_alpha: alpha of NMDA, at least 0.
         nmda_beta: beta of NMDA.
         nmda_learnable: train alpha and beta of every layer.
+        swish_beta: beta of Swish.
+        swish_bias: bias of its gate.
+        swish_learned: which of them are trained in every layer: none, beta, bias or both.
+        xielu_positive, xielu_negative: first value of xIELU's coefficient on that side.
         stream: residual attention streams, see `streams.py`. Empty: none.
         stream_source: what a layer adds of the layers before it.
-        stream_weight: factor of what is added: 1, or learned by layer or head.
+        stream_weight: factor of what is added: fixed, or learned by layer or head; mix learns that of the layer's own
+            projection too, by layer.
+        stream_arriving: factor of what is added, or its first value.
+        stream_own: factor of the layer's own projection, or its first value. 0 with source first: the layer has none.
+        stream_layers: which layers add it, from 1 on. Unset: all.
         softmax_scale: factor of the attention scores; None is head_dim^-0.5.
         attention_dropout: probability that an attention weight is dropped.
         residual_dropout: probability that an element of a block's output is dropped.
@@ -109,6 +117,9 @@ class DecoderConfig(PretrainedConfig):
     stream: list[str] | None = None
     stream_source: str = "previous"
     stream_weight: str = "fixed"
+    stream_arriving: float = 1.0
+    stream_own: float = 1.0
+    stream_layers: list[int] | None = None
     softmax_scale: float | None = None
     attention_dropout: float = 0.0
     residual_dropout: float = 0.0
@@ -226,6 +237,7 @@ class DecoderConfig(PretrainedConfig):
             problems.append(f"stream {unknown} is unknown: give any of {', '.join(STREAMS)}")
         if len(set(self.stream)) < len(self.stream):
             problems.append(f"stream {self.stream} names one twice")
+        problems += stream_problems(self) if self.stream else []
         if self.position == "rope" and self.rope_parameters["rope_type"] not in ROPE_TYPES:
             problems.append(
                 f"rope_type {self.rope_parameters['rope_type']!r} is unknown: give one of {', '.join(ROPE_TYPES)}"

@@ -32,7 +32,7 @@ from .loss import IGNORED, next_token_loss
 from .norms import norm
 from .parametrization import scales
 from .positions import inverse_frequencies, rotary_angles
-from .streams import AttentionStream
+from .streams import AttentionStream, lacks_projections, receives
 
 PACKAGE = __name__.rpartition(".")[0]
 # Logit of padding of the vocabulary, below the least of the tokens': exp(-1000) is 0 in float32, and at a temperature
@@ -45,7 +45,18 @@ def build_block(config: DecoderConfig, index: int) -> Block:
     c, scale = config, scales(config)
     heads = {"queries": c.num_attention_heads, "keys": c.num_key_value_heads, "values": c.num_key_value_heads}
     stream = (
-        AttentionStream(tuple(c.stream), c.stream_source, c.stream_weight, heads, index == 0, 1 / scale.depth)
+        AttentionStream(
+            tuple(c.stream),
+            c.stream_source,
+            c.stream_weight,
+            heads,
+            index,
+            c.hidden_size,
+            own=c.stream_own,
+            arriving=c.stream_arriving,
+            receives=receives(c, index),
+            accumulated_scale=1 / scale.depth,
+        )
         if c.stream
         else None
     )
@@ -59,6 +70,7 @@ def build_block(config: DecoderConfig, index: int) -> Block:
         softmax_scale=c.softmax_scale if scale.head == 1 else _base_softmax_scale(c) / scale.head,
         dropout=c.attention_dropout,
         stream=stream,
+        without=lacks_projections(c, index),
     )
     act = activation(c.hidden_act, **settings_of(c.hidden_act, c))
     return Block(
@@ -137,8 +149,10 @@ class DecoderPreTrainedModel(PreTrainedModel):
                 parameter.copy_(seeded_normal(self.config.initializer_seed, name, parameter.shape) * self._std(name))
             elif isinstance(module, Parametric):
                 parameter.fill_(module.initial[own_name])
+            elif isinstance(module, AttentionStream):
+                module.reset(own_name)
             else:
-                parameter.fill_(0.0 if own_name == "bias" else 1.0)  # norms and stream weights start at 1
+                parameter.fill_(0.0 if own_name == "bias" else 1.0)  # norms start at 1
 
     def _std(self, name: str) -> float:
         scale = scales(self.config)

@@ -20,6 +20,7 @@ from ..model.activations import IN_FLOAT32
 from ..model.fast_attention import KEPT, block_rows
 from ..model.fast_linear import PART
 from ..model.fast_loss import WIDE_ELEMENTS, chunk_rows
+from ..model.streams import lacks_projections, receives
 from .parameters import block_matrices, head_matrix, stream_widths, table
 
 Terms = dict[str, int]  # name of a term -> bytes
@@ -109,12 +110,14 @@ class Work:
 def block_terms(work: Work, index: int) -> Terms:
     """Bytes that block `index` keeps for the backward pass."""
     c, f, n = work.config, work.formats, work.tokens
-    readers = 3 if f.autocast else 1  # autocast makes a copy of the input for each of the q, k and v projections
+    by_token = len(c.stream) if c.stream_source == "dense_by_token" and receives(c, index) else 0
+    products = 3 - len(lacks_projections(c, index)) + by_token
+    readers = products if f.autocast else 1  # autocast makes a copy of the input for each of them
     into_ffn = (2 if c.feedforward == "gated" else 1) if f.autocast else 1
     return {
         "norms": 2 * _norm(work),
         "inputs of q, k, v": readers * work.entering,
-        "attention": _attention(work),
+        "attention": _attention(work) - _kept_by_first_block(work, index),
         "stream": _stream(work, index),
         "inputs of the FFN": into_ffn * work.entering,
         "inside the FFN": _inside(c) * work.inside,
@@ -148,18 +151,42 @@ def _attention(work: Work) -> int:
 
 
 def _stream(work: Work, index: int) -> int:
-    """A learned weight needs what arrives, a sum with weight 1 nothing. The first block's own projection, which arrives
-    at the second and with source "first" everywhere, is kept by its attention already unless RoPE turns it, a mask
-    has grouped heads repeated, or blocks have copied it."""
-    c, kept = work.config, 0
-    repeated = work.masked and c.num_key_value_heads != c.num_attention_heads
-    if index == 0 or c.stream_weight == "fixed" or (c.stream_source == "first" and index > 1):
+    """A learned weight needs what arrives, and one of the layer's own projection needs that; sums with constant weights
+    need nothing. Of a dense source only the projection of the block before is new.
+
+    The first block's own projection, which arrives at the second and with source "first" everywhere, is kept by its
+    attention already unless that has changed it."""
+    c, n, numbers = work.config, work.tokens, 0
+    if c.stream_weight == "fixed" or not receives(c, index):
         return 0
     for name, width in zip(c.stream, stream_widths(c), strict=True):
-        changed = (c.position == "rope" and name != "values") or (repeated and name != "queries")
-        changed = changed or bool(work.blocks_of_queries)
-        kept += work.formats.w * work.tokens * width if index > 1 or changed else 0
-    return kept
+        changed = _is_changed(work, name)
+        if not (c.stream_source == "first" and index > 1) and (index > 1 or changed):
+            numbers += n * width
+        numbers += n * width if c.stream_weight == "mix" else 0
+        if c.stream_source == "dense_by_token":  # a weight for each earlier block, token and head
+            numbers += n * index * (width // c.head_dim if c.stream_weight == "head" else 1)
+    return work.formats.w * numbers
+
+
+def _is_changed(work: Work, name: str) -> bool:
+    """Whether attention keeps another tensor of queries, keys or values than it was given: RoPE has turned it, a mask
+    has grouped heads repeated, or blocks have copied it."""
+    c = work.config
+    repeated = work.masked and c.num_key_value_heads != c.num_attention_heads
+    turned = c.position == "rope" and name != "values"
+    return turned or (repeated and name != "queries") or bool(work.blocks_of_queries)
+
+
+def _kept_by_first_block(work: Work, index: int) -> int:
+    """Bytes of queries, keys and values of a block without these projections, which are the first block's."""
+    c, lacking = work.config, lacks_projections(work.config, index)
+    if c.stream_arriving != 1 or work.whole_attention:
+        return 0
+    widths = zip(c.stream, stream_widths(c), strict=True)
+    return (
+        work.formats.w * work.tokens * sum(w for name, w in widths if name in lacking and not _is_changed(work, name))
+    )
 
 
 def _inside(config: DecoderConfig) -> int:
@@ -193,9 +220,9 @@ def checkpoint_terms(work: Work, index: int) -> Terms:
     return {"block input": work.hidden, "carry": carried if index > 0 else 0}
 
 
-def weight_copies(work: Work) -> int:
-    """Bytes of one block's matrices in bf16: autocast copies them, and the backward pass needs the copies."""
-    return 2 * sum(block_matrices(work.config)) if work.formats.autocast else 0
+def weight_copies(work: Work, index: int) -> int:
+    """Bytes of a block's matrices in bf16: autocast copies them, and the backward pass needs the copies."""
+    return 2 * sum(block_matrices(work.config, index)) if work.formats.autocast else 0
 
 
 def backward_work(work: Work) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..model import DecoderConfig
 from ..model.activations import PARAMETRIC, settings_of
+from ..model.streams import DENSE, lacks_projections, receives
 
 
 def stream_widths(config: DecoderConfig) -> list[int]:
@@ -21,14 +22,27 @@ def ffn_matrices(config: DecoderConfig) -> list[int]:
     return [config.hidden_size * config.intermediate_size] * (3 if config.feedforward == "gated" else 2)
 
 
-def block_matrices(config: DecoderConfig) -> list[int]:
-    """Numbers in each matrix of one block: q, k, v, o and the FFN's."""
+def block_matrices(config: DecoderConfig, index: int = 0) -> list[int]:
+    """Numbers in each matrix of block `index`: q, k, v, o and the FFN's, and those that weigh streams by token."""
     c = config
     queries, keys = (
         c.hidden_size * c.num_attention_heads * c.head_dim,
         c.hidden_size * c.num_key_value_heads * c.head_dim,
     )
-    return [queries, keys, keys, queries, *ffn_matrices(c)]
+    projections = {"queries": queries, "keys": keys, "values": keys}
+    for name in lacks_projections(c, index):
+        del projections[name]
+    by_token = [index * c.hidden_size * heads for heads in _weight_heads(c, index)]
+    by_token = by_token if c.stream_source == "dense_by_token" else []
+    return [*projections.values(), queries, *ffn_matrices(c), *by_token]
+
+
+def _weight_heads(config: DecoderConfig, index: int) -> list[int]:
+    """How many heads have a weight of their own, for each stream that block `index` adds with a learned weight."""
+    c = config
+    if c.stream_weight == "fixed" or not receives(c, index):
+        return []
+    return [width // c.head_dim if c.stream_weight == "head" else 1 for width in stream_widths(c)]
 
 
 def block_vectors(config: DecoderConfig, index: int) -> list[int]:
@@ -37,11 +51,13 @@ def block_vectors(config: DecoderConfig, index: int) -> list[int]:
     sizes = 2 * norm_vectors(c)
     if c.attention_bias:
         queries, keys = c.head_dim * c.num_attention_heads, c.head_dim * c.num_key_value_heads
-        sizes += [queries, keys, keys, c.hidden_size]
+        biases = {"queries": queries, "keys": keys, "values": keys}
+        sizes += [size for name, size in biases.items() if name not in lacks_projections(c, index)] + [c.hidden_size]
     if c.mlp_bias:
         sizes += [c.intermediate_size] * (len(ffn_matrices(c)) - 1) + [c.hidden_size]
-    if index > 0 and c.stream_weight != "fixed":
-        sizes += [width // c.head_dim if c.stream_weight == "head" else 1 for width in stream_widths(c)]
+    weights = _weight_heads(c, index)
+    sizes += [heads * (index if c.stream_source in DENSE else 1) for heads in weights]
+    sizes += [1] * len(weights) if c.stream_weight == "mix" else []
     if c.hidden_act in PARAMETRIC:
         sizes += PARAMETRIC[c.hidden_act].learned_sizes(**settings_of(c.hidden_act, c))
     return sizes
@@ -53,7 +69,7 @@ def norm_vectors(config: DecoderConfig) -> list[int]:
 
 def block_parameters(config: DecoderConfig, index: int) -> int:
     """Numbers trained in block `index`."""
-    return sum(block_matrices(config)) + sum(block_vectors(config, index))
+    return sum(block_matrices(config, index)) + sum(block_vectors(config, index))
 
 
 def table(config: DecoderConfig) -> int:
@@ -89,5 +105,5 @@ def small_parameters(config: DecoderConfig, limit: int) -> int:
     sizes = norm_vectors(c) + [table(c)] * (1 if c.tie_word_embeddings else 2)
     sizes += [c.max_position_embeddings * c.hidden_size] if c.position == "learned" else []
     for index in range(c.num_hidden_layers):
-        sizes += block_matrices(c) + block_vectors(c, index)
+        sizes += block_matrices(c, index) + block_vectors(c, index)
     return sum(size for size in sizes if size <= limit)

@@ -277,7 +277,7 @@ def _part(config: DecoderConfig, layout: Layout) -> int:
 def _state(config: DecoderConfig, layout: Layout) -> int:
     """Numbers that the optimizer keeps on one device."""
     in_blocks, elsewhere = (rule.state_tensors() for rule in OPTIMIZERS[layout.optimizer])
-    hidden = config.num_hidden_layers * sum(block_matrices(config))
+    hidden = sum(sum(block_matrices(config, index)) for index in range(config.num_hidden_layers))
     kept = in_blocks * hidden + elsewhere * (parameters(config) - hidden)
     return -(-kept // (layout.devices if layout.stage else 1))
 

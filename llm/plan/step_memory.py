@@ -95,7 +95,7 @@ class Step:
         """Bytes of autocast's copies of matrices that the first `upto` blocks keep, and block `again`, recomputed now.
         (Lightning has autocast keep no others.)"""
         blocks = [index for index in range(upto) if index == again or not self._recomputed(index)]
-        return len(blocks) * weight_copies(self.work)
+        return sum(weight_copies(self.work, index) for index in blocks)
 
     def _at(self, name: str, made: int, needed: int, **more: int) -> Moment:
         """The moment when `made` gradients are made and `needed` weights are still needed, with `more` beside."""

@@ -166,7 +166,13 @@ def _lightning() -> Path:
 
 
 def _class(path: Path, name: str) -> ast.ClassDef:
-    return next(node for node in _tree(path).body if isinstance(node, ast.ClassDef) and node.name == name)
+    """A class that a module defines, or imports from a module beside it."""
+    for node in _tree(path).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and name in [each.name for each in node.names]:
+            return _class(path.with_name(f"{node.module}.py"), name)
+    raise LookupError(f"{path} has no class {name}")
 
 
 def _keys(path: Path, name: str) -> Iterator[Key]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..model import DecoderConfig
+from ..model.streams import lacks_projections
 
 # Dense peaks in FLOP/s (bf16 on tensor cores; fp32 outside them, what fp32 training uses unless TF32 is allowed), from
 # the vendor's data sheets; where those count sparsity, as for Hopper and Blackwell in bf16, half of their figure. Names
@@ -35,11 +36,15 @@ def flops_per_token(config: DecoderConfig, context: int) -> float:
     look-up and counts nothing; the output head counts, tied or not.
     """
     c = config
-    attention = c.hidden_size * c.head_dim * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)
+    heads = {"queries": c.num_attention_heads, "keys": c.num_key_value_heads, "values": c.num_key_value_heads}
+    attention = 0
+    for index in range(c.num_hidden_layers):
+        lacking = lacks_projections(c, index)
+        projected = sum(count for name, count in heads.items() if name not in lacking) + c.num_attention_heads
+        attention += c.hidden_size * c.head_dim * projected
     matrices = 3 if c.feedforward == "gated" else 2
-    feedforward = matrices * c.hidden_size * c.intermediate_size
-    head = c.hidden_size * c.unpadded_vocab_size
-    weights = c.num_hidden_layers * (attention + feedforward) + head
+    feedforward = c.num_hidden_layers * matrices * c.hidden_size * c.intermediate_size
+    weights = attention + feedforward + c.hidden_size * c.unpadded_vocab_size
     return 6.0 * weights + 12.0 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * context
 
 

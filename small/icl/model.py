@@ -75,9 +75,7 @@ class Transformers(nn.Module):
         self.biases = nn.ParameterList(self._drawn(f"bias {n}", (1, 1), neurons**-0.5) for n in range(len(fans)))
         self.read_out = self._drawn("read-out", (sizes.labels, neurons), neurons**-0.5)
         self.streams = nn.ModuleList(  # of layer n and variant v: n variants + v
-            _stream(variant, len(self.seeds), first_layer=n == 0)
-            for n in range(sizes.layers)
-            for variant in self.variants
+            _stream(variant, len(self.seeds), n) for n in range(sizes.layers) for variant in self.variants
         ).to(self.device)
         self.acts = [
             activation("relu") if variant.nmda is None else activation("nmda", alpha=variant.nmda)
@@ -155,12 +153,12 @@ class Transformers(nn.Module):
         return F.cross_entropy(logits.mT, targets, reduction="none").mean(1)
 
 
-def _stream(variant: Variant, seeds: int, first_layer: bool) -> nn.Module:
+def _stream(variant: Variant, seeds: int, layer: int) -> nn.Module:
     """The shared stream over (S, B T, K): a run is to it what a head is in the language models."""
     if not variant.streams:
         return nn.Identity()
     heads = dict.fromkeys(variant.streams, seeds)
-    return AttentionStream(variant.streams, variant.source, "head" if variant.learned else "fixed", heads, first_layer)
+    return AttentionStream(variant.streams, variant.source, "head" if variant.learned else "fixed", heads, layer)
 
 
 def _of_last(stream: AttentionStream, carry: Carry, batch: int, time: int) -> Carry:

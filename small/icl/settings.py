@@ -129,7 +129,7 @@ class Variant:
         Raises:
             UserError: a part that is neither a stream nor an option.
         """
-        from llm.model.streams import SOURCES, STREAMS  # imports torch, which --help does without
+        from llm.model.streams import SINGLE, STREAMS  # imports torch, which --help does without
 
         first, *parts = name.split(":")
         streams = () if first == CLASSIC else tuple(first.split("+"))
@@ -140,14 +140,14 @@ class Variant:
             )
         found: dict = {}
         for part in parts:
-            kind, value = _option(part, SOURCES)
+            kind, value = _option(part, SINGLE)
             if kind in found:
                 raise UserError(f"variant {name!r}: {part!r} is a second {kind}; give one")
             if kind is not None:
                 found[kind] = value
             else:
                 raise UserError(
-                    f"variant {name!r}: {part!r} is not an option; give {', '.join(SOURCES)}, learned or nmdaALPHA, as "
+                    f"variant {name!r}: {part!r} is not an option; give {', '.join(SINGLE)}, learned or nmdaALPHA, as "
                     "in values:accumulated:nmda10"
                 )
         if not streams and found.keys() & {"source", "learned"}:

@@ -22,17 +22,16 @@ from llm.cli import main
 from llm.model import DecoderConfig
 from llm.train.cli import parse
 
-from ..train.preloaded import LLM, Python
 
-
-def test_bench_prints_both_ratios_and_memory(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
-    """In a process of its own: it measures, so it must not share this one's threads."""
+@pytest.mark.usefixtures("trials_start_fast")
+def test_bench_prints_both_ratios_and_memory(
+    tiny_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "bench.json"
     words = ["--config", str(tiny_config(decoder__softmax_scale=1.0)), "--rounds", "2", "--steps", "2"]
     words += ["--baseline", "hf-eager"]
-    process = Python(LLM, ["bench", *words, "--json", str(out), "--", "--data.context", "16"])
-    printed = process.communicate()[1]
-    assert process.returncode == 0, printed
+    assert main(["bench", *words, "--json", str(out), "--", "--data.context", "16"]) == 0
+    printed = capsys.readouterr().out
     assert "classic to transformers: " in printed
     assert "values to classic: " in printed
     result = json.loads(out.read_text())
@@ -81,12 +80,14 @@ def test_time_is_told_of_the_part_that_takes_it(part: str, name: str, tiny_confi
     assert parts[part] > 1 and parts[part] == max(parts.values())
 
 
-def test_bench_compares_the_contenders_that_are_asked_for(tiny_config: Callable[..., Path]) -> None:
+@pytest.mark.usefixtures("trials_start_fast")
+def test_bench_compares_the_contenders_that_are_asked_for(
+    tiny_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--config", str(tiny_config()), "--rounds", "1", "--steps", "1", "--baseline", "none"]
     words += ["--contenders", "silu", "nmda", "queries_keys"]
-    process = Python(LLM, ["bench", *words])
-    printed = process.communicate()[1]
-    assert process.returncode == 0, printed
+    assert main(["bench", *words]) == 0
+    printed = capsys.readouterr().out
     assert "nmda to silu: " in printed and "queries keys to silu: " in printed
     assert "transformers" not in printed
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.activations import XIELUActivation
 
 from llm.model.activations import NAMES, NMDA, activation, nmda
 
@@ -107,14 +108,82 @@ def test_named_activations_are_torchs(name: str) -> None:
         "gelu_new": lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
         "gelu_sigmoid": lambda x: x * torch.sigmoid(1.702 * x),
         "relu": F.relu,
+        "relu2": lambda x: torch.where(x > 0, x * x, 0.0),
+        "swish": lambda x: x * torch.sigmoid(0.7 * x),
+        "xielu": XIELUActivation(dtype=torch.float32),
+        "polynorm": polynorm,
         "leaky_relu": lambda x: torch.where(x > 0, x, 0.01 * x),
         "sigmoid": torch.sigmoid,
         "tanh": torch.tanh,
         "identity": lambda x: x,
         "nmda": lambda x: x / (1 + 3.0 * torch.exp(-0.7 * x)),
     }[name]
+    given = {"nmda": {"alpha": 3.0, "beta": 0.7}, "swish": {"beta": 0.7}}.get(name, {})
     x = torch.linspace(-6, 6, 200)
-    torch.testing.assert_close(activation(name, alpha=3.0, beta=0.7)(x), reference(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(activation(name, **given)(x), reference(x), rtol=1e-5, atol=1e-6)
+
+
+def polynorm(x: torch.Tensor) -> torch.Tensor:
+    """At first weights, from the definition of Zhuo et al. 2025."""
+    return sum(F.rms_norm(x**n, x.shape[-1:], eps=1e-6) for n in (1, 2, 3)) / 3
+
+
+LEARNED = {
+    "swish beta": ("swish", {"learned": "beta"}),
+    "swish bias": ("swish", {"learned": "bias", "bias": 0.3}),
+    "swish both": ("swish", {"learned": "both", "beta": 0.7, "bias": -1.0}),
+    "xielu": ("xielu", {"positive": 0.5, "negative": 1.1}),
+    "polynorm": ("polynorm", {}),
+}
+
+
+@pytest.mark.parametrize("case", LEARNED)
+def test_gradients_of_learned_activations_are_those_of_finite_differences(case: str) -> None:
+    name, given = LEARNED[case]
+    module = activation(name, **given).double()
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    x = torch.linspace(-4, 4.2, 24, dtype=torch.float64).reshape(4, 6).requires_grad_()  # not at the joint, 0
+
+    def called(x: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), x)
+
+    assert torch.autograd.gradcheck(called, (x, *parameters))
+    assert torch.autograd.gradgradcheck(called, (x, *parameters))
+
+
+@pytest.mark.parametrize("case", LEARNED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_learned_activations_keep_their_input_alone_and_stay_finite(case: str, dtype: torch.dtype) -> None:
+    name, given = LEARNED[case]
+    module, saved = activation(name, **given), []
+    x = EXTREMES.detach()[EXTREMES.abs() <= 300].to(dtype).reshape(1, -1).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = module(x)
+    assert [t.shape for t in saved if t.numel() > 3] == [x.shape]
+    y.float().sum().backward()
+    assert y.dtype == dtype and torch.isfinite(y).all() and torch.isfinite(x.grad).all()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in module.parameters())
+
+
+def test_xielu_is_transformers_with_gradients_of_its_parameters() -> None:
+    ours, theirs = activation("xielu"), XIELUActivation(dtype=torch.float32)
+    x, same = (torch.linspace(-5, 5, 64).requires_grad_() for _ in range(2))
+    ours(x).square().sum().backward()
+    theirs(same).square().sum().backward()
+    torch.testing.assert_close(x.grad, same.grad)
+    for mine, other in ((ours.positive, theirs.alpha_p), (ours.negative, theirs.alpha_n)):
+        torch.testing.assert_close(mine.grad.reshape(()), other.grad.reshape(()), rtol=1e-4, atol=1e-4)
+
+
+def test_learned_activations_refuse_what_has_no_meaning() -> None:
+    for name, settings_given, said in (
+        ("swish", {"learned": "all"}, "swish_learned 'all'"),
+        ("swish", {"beta": math.nan}, "swish_beta"),
+        ("xielu", {"positive": 0.0}, "xielu_positive"),
+        ("xielu", {"negative": 0.5}, "xielu_negative"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            activation(name, **settings_given)
 
 
 def test_nmda_under_vmap_and_compile() -> None:

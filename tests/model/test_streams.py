@@ -9,6 +9,8 @@ from llm.model import DecoderForCausalLM
 
 from .switches import EVERY, STYLES, SWITCHES, make_config, make_model, tokens
 
+ACT_PARAMETERS = ("beta", "bias", "positive", "negative", "weight")
+
 
 def reference_logits(model: DecoderForCausalLM, ids: Tensor) -> Tensor:
     """The decoder for one row of ids, Section 3.2 of the paper written out; no shared code but the weights."""
@@ -35,12 +37,22 @@ def reference_logits(model: DecoderForCausalLM, ids: Tensor) -> Tensor:
         z = torch.complex(x[..., : width // 2], x[..., width // 2 :]) * torch.polar(torch.ones_like(angles), angles)
         return torch.cat([z.real, z.imag], -1)
 
-    def act(x: Tensor) -> Tensor:
+    def act(x: Tensor, layer: str) -> Tensor:
         if c.hidden_act == "nmda":
             i = model.model.layers[0].feedforward.act
             alpha, beta = (i.alpha, i.beta.item()) if c.nmda_learnable else (c.nmda_alpha, c.nmda_beta)
             return x / (1 + alpha * torch.exp(-beta * x))
-        return F.silu(x) if c.hidden_act == "silu" else F.gelu(x, approximate="tanh")
+        learned = {name: w.get(f"{layer}feedforward.act.{name}") for name in ACT_PARAMETERS}
+        if c.hidden_act == "swish":
+            return x * torch.sigmoid(learned["beta"] * x + learned["bias"])
+        if c.hidden_act == "xielu":
+            left, right = 0.5 + F.softplus(learned["negative"]), F.softplus(learned["positive"])
+            return torch.where(x > 0, right * x**2, left * (torch.exp(x) - 1 - x)) + x / 2
+        if c.hidden_act == "polynorm":
+            powers = [x**n * (x ** (2 * n)).mean(-1, keepdim=True).add(1e-6).rsqrt() for n in (1, 2, 3)]
+            return sum(w * power for w, power in zip(learned["weight"], powers, strict=True)) + learned["bias"]
+        acts = {"silu": F.silu, "relu2": lambda x: F.relu(x) ** 2}
+        return acts.get(c.hidden_act, lambda x: F.gelu(x, approximate="tanh"))(x)
 
     hidden = w["model.embed_tokens.weight"][ids]
     if c.position == "learned":
@@ -51,11 +63,24 @@ def reference_logits(model: DecoderForCausalLM, ids: Tensor) -> Tensor:
         x = norm(hidden, layer + "attention_norm")
         now = {}
         for name, letter, count in (("queries", "q", heads), ("keys", "k", groups), ("values", "v", groups)):
-            own = linear(x, f"{layer}attention.{letter}_proj").view(time, count, width).transpose(0, 1)
-            earlier = {"previous": raw[name][-1:], "accumulated": raw[name], "first": raw[name][:1]}[c.stream_source]
-            weight = w.get(f"{layer}attention.stream.{name}_weight", torch.ones(()))
-            share = 1 / deeper if c.stream_source == "accumulated" else 1.0
-            now[name] = own + share * weight * sum(earlier) if name in c.stream and n else own
+            here = f"{layer}attention.stream.{name}"
+            if f"{layer}attention.{letter}_proj.weight" in w:
+                own = linear(x, f"{layer}attention.{letter}_proj").view(time, count, width).transpose(0, 1)
+            else:
+                own = torch.zeros(count, time, width)
+            kept = {"previous": slice(-1, None), "first": slice(1)}.get(c.stream_source, slice(None))
+            weights = w.get(f"{here}_weight", torch.tensor(c.stream_arriving))
+            if "dense" not in c.stream_source:
+                weights = weights.expand(len(raw[name]), *weights.shape)
+            if f"{here}_by_token" in w:  # rows are (earlier layer, head)
+                slopes = torch.stack([x @ row for row in w[f"{here}_by_token"]]).view(len(raw[name]), -1, time, 1)
+                weights = weights + slopes
+            if name in c.stream and n in (c.stream_layers or range(1, 99)):
+                share = 1 / deeper if c.stream_source == "accumulated" else 1.0
+                arriving = [a * r for a, r in zip(weights, raw[name], strict=True)][kept]
+                now[name] = w.get(f"{here}_own", c.stream_own) * own + share * sum(arriving)
+            else:
+                now[name] = own
             raw[name].append(own)
         if c.position == "rope":
             now["queries"], now["keys"] = turn(now["queries"]), turn(now["keys"])
@@ -68,7 +93,8 @@ def reference_logits(model: DecoderForCausalLM, ids: Tensor) -> Tensor:
         hidden = hidden + linear(torch.cat(out, -1), layer + "attention.o_proj") / deeper
         x = norm(hidden, layer + "feedforward_norm")
         up = linear(x, layer + "feedforward.up_proj")
-        inside = act(linear(x, layer + "feedforward.gate_proj")) * up if c.feedforward == "gated" else act(up)
+        gate = linear(x, layer + "feedforward.gate_proj") if c.feedforward == "gated" else up
+        inside = act(gate, layer) * up if c.feedforward == "gated" else act(gate, layer)
         hidden = hidden + linear(inside, layer + "feedforward.down_proj") / deeper
     head = "model.embed_tokens.weight" if c.tie_word_embeddings else "lm_head.weight"
     return (norm(hidden, "model.norm") / wider @ w[head].T)[:, : c.unpadded_vocab_size]
@@ -121,7 +147,8 @@ def test_a_pair_starts_equal_in_all_it_shares(style: str, switch: str) -> None:
 @pytest.mark.parametrize("style", STYLES)
 def test_a_switch_that_is_off_changes_nothing(style: str) -> None:
     """Loss and gradients bitwise those of the plain model, whatever the settings of a switch that is off."""
-    off = {"stream": [], "stream_source": "accumulated", "stream_weight": "head", "nmda_alpha": 7.0}
+    off = {"stream": [], "stream_source": "accumulated", "stream_weight": "head", "stream_own": 0.0, "nmda_alpha": 7.0}
+    off |= {"stream_arriving": 3.0, "swish_beta": 2.0, "xielu_positive": 1.0}
     results = []
     for settings in ({}, off):
         model = make_model(style, **settings)

@@ -48,6 +48,12 @@ MODELS = {
     "gpt2 learned": gpt2(stream=["keys"], stream_weight="layer", hidden_act="nmda", nmda_learnable=True),
     "gpt2 first": gpt2(stream=["queries", "values"], stream_weight="head", stream_source="first"),
     "llama accumulated": llama(stream=["keys", "values"], stream_weight="layer", stream_source="accumulated"),
+    "llama mix": llama(
+        stream=["values"], stream_source="first", stream_weight="mix", stream_own=0.5, hidden_act="relu2"
+    ),
+    "llama svformer": llama(**VALUES, stream_source="first", stream_own=0.0, hidden_act="xielu"),
+    "gpt2 dense": gpt2(stream=["values"], stream_source="dense", stream_weight="layer", hidden_act="polynorm"),
+    "gpt2 by token": gpt2(stream=["keys"], stream_source="dense_by_token", stream_weight="head", hidden_act="swish"),
     "gpt2 without biases": gpt2(attention_bias=False, mlp_bias=False, hidden_act="identity"),
 }
 
@@ -92,7 +98,7 @@ def test_counts_what_autograd_keeps(config: DecoderConfig, form: Formats, masked
     head = 4 * config.vocab_size * config.hidden_size + work.entering  # what the loss keeps: its two gradients
     labels = 8 * work.tokens + (work.tokens * 64 if masked else 0)  # held by the batch, not by autograd; the mask too
     expected = sum(sum(each.values()) for each in terms) + head - labels
-    expected += config.num_hidden_layers * weight_copies(work)
+    expected += sum(weight_copies(work, index) for index in range(config.num_hidden_layers))
     assert expected == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.001)
 
 

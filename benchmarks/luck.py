@@ -1,0 +1,175 @@
+"""What makes the luck of initial weights smaller: python -m benchmarks.luck
+
+Trains one toy model on the built-in stories with many initial weights and one data order, under several training
+settings. The standard deviation of the final validation loss is the luck: a null arm's difference has sqrt(2) times it.
+Every run is also judged by exponential moving averages of its weights. Writes docs/luck.csv and the table between the
+marks of docs/scaling.md.
+"""
+
+import argparse
+import csv
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import torch
+from scipy.stats import chi2
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.ladder import PAGE, as_csv, markdown, page_with
+from benchmarks.transfer import CONTEXT, Size, Texts, make_model, story_texts, training
+from llm.common.errors import UserError, exit_status
+from llm.common.files import write_files
+from llm.train.optim import Schedule
+
+RESULT = PAGE.parent / "luck.csv"
+SIZE, STEPS, RATE = Size(64, 4), 2000, 4e-3
+AVERAGES = (0.99, 0.998)  # decay of a moving average: weights of the last 100 and 500 steps
+LAST = "last weights"
+VALIDATED = 1024  # rows
+Row = dict[str, str]
+
+
+class Setting(NamedTuple):
+    """How a model is trained, and initialised: `deviation` times the standard deviation of the others."""
+
+    schedule: Schedule
+    rate: float = RATE
+    steps: int = STEPS
+    deviation: float = 1.0
+    switches: dict[str, Any] = {}  # noqa: RUF012 (never written to)
+
+
+_COSINE = Schedule("cosine", warmup_steps=100, min_lr_ratio=0.1)
+SETTINGS = {
+    "cosine to 10%": Setting(_COSINE),
+    "cosine to 0": Setting(Schedule("cosine", warmup_steps=100)),
+    "constant, cool-down of 20%": Setting(Schedule("constant", warmup_steps=100, cooldown_steps=STEPS // 5)),
+    "warm-up of 500 steps": Setting(Schedule("cosine", warmup_steps=500)),
+    "half the learning rate": Setting(Schedule("cosine", warmup_steps=100), rate=RATE / 2),
+    "half the initial weights": Setting(Schedule("cosine", warmup_steps=100), deviation=0.5),
+    "output matrices by 1/sqrt(2 layers)": Setting(
+        Schedule("cosine", warmup_steps=100), switches={"scale_residual_init": True}
+    ),
+    "twice the steps": Setting(Schedule("cosine", warmup_steps=100), steps=2 * STEPS),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, or 2 for input that cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.luck",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python -m benchmarks.luck --seeds 12 --jobs 2",
+    )
+    parser.add_argument("--seeds", type=int, default=12, metavar="N", help="initial weights per setting (default: 12)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes of one thread each (default: 2)")
+    options = parser.parse_args(arguments)
+
+    def run() -> None:
+        if min(options.seeds - 1, options.jobs) < 1:
+            raise UserError("--seeds must be 2 or more, for a standard deviation, and --jobs 1 or more")
+        rows = list(measured(options.seeds, options.jobs))
+        write_files({RESULT: as_csv(rows), PAGE: page_with({"luck": table(rows)})})
+        print(table(rows))
+
+    return exit_status(run)
+
+
+def measured(seeds: int, jobs: int) -> Iterator[Row]:
+    """Train every setting with every seed; yield a row for each average of weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        texts = story_texts(Path(folder), documents=12_000)
+    runs = [(name, seed) for name in SETTINGS for seed in range(1, seeds + 1)]
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _keep, (texts,)) as pool:
+        names, numbers = zip(*runs, strict=True)
+        for rows in tqdm(pool.map(_of_kept, names, numbers), total=len(runs), unit="run"):
+            yield from rows
+
+
+_texts: list[Texts] = []
+
+
+def _keep(texts: Texts) -> None:
+    torch.set_num_threads(1)
+    _texts.append(texts)
+
+
+def _of_kept(name: str, seed: int) -> list[Row]:
+    return rows_of(_texts[0], name, SETTINGS[name], seed)
+
+
+def rows_of(texts: Texts, name: str, setting: Setting, seed: int) -> list[Row]:
+    """Train once; return a row for the last weights and for each of `AVERAGES`."""
+    start = time.perf_counter()
+    model = make_model(SIZE, "standard", seed, **setting.switches)
+    if setting.deviation != 1:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(setting.deviation)
+    weights = dict(model.named_parameters())
+    averages = {decay: {key: value.detach().clone() for key, value in weights.items()} for decay in AVERAGES}
+    # what is yielded before the update of step n is of the weights after step n - 1
+    for step, _ in enumerate(training(model, texts, setting.rate, setting.steps, 1, setting.schedule, "adamw")):
+        _update(averages, weights, step)
+    _update(averages, weights, setting.steps)
+    seconds = time.perf_counter() - start
+    losses = {LAST: validation_loss(model, texts)}
+    for decay, average in averages.items():
+        model.load_state_dict(average, strict=False)
+        losses[f"moving average, {decay:g}"] = validation_loss(model, texts)
+    return [
+        {"setting": name, "seed": str(seed), "weights": key, "loss": f"{loss:.5f}", "seconds": f"{seconds:.1f}"}
+        for key, loss in losses.items()
+    ]
+
+
+@torch.no_grad()
+def _update(averages: dict[float, dict[str, Tensor]], weights: dict[str, torch.nn.Parameter], step: int) -> None:
+    for decay, average in averages.items():
+        share = 1 - min(decay, (1 + step) / (10 + step))  # at first the average is short, so that none of it is old
+        torch._foreach_lerp_(list(average.values()), list(weights.values()), share)
+
+
+@torch.no_grad()
+def validation_loss(model: Any, texts: Texts) -> float:
+    """Return the mean loss over the first rows of the validation split, in nats per token."""
+    count = min(VALIDATED, (len(texts.validation) - 1) // CONTEXT)
+    ids, targets = (texts.validation[first : first + count * CONTEXT].view(count, CONTEXT) for first in (0, 1))
+    parts = zip(ids.split(64), targets.split(64), strict=True)
+    return sum(float(model(part, shift_labels=target).loss) * len(part) for part, target in parts) / count
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Mean and standard deviation of each setting and average of weights, with a 95% interval of the latter."""
+    lines = []
+    for setting, weights in dict.fromkeys((row["setting"], row["weights"]) for row in rows):
+        own = [row for row in rows if (row["setting"], row["weights"]) == (setting, weights)]
+        losses, deviation = [float(row["loss"]) for row in own], stdev(float(row["loss"]) for row in own)
+        free = len(own) - 1
+        low, high = (deviation * math.sqrt(free / chi2.ppf(p, free)) for p in (0.975, 0.025))
+        seconds = fmean(float(row["seconds"]) for row in own)
+        lines.append(
+            [setting, weights, f"{fmean(losses):.4f}", f"{deviation:.4f} ({low:.4f} to {high:.4f})", f"{seconds:.0f}"]
+        )
+    return markdown(["setting", "judged", "mean loss", "standard deviation over initial weights", "seconds"], lines)
+
+
+def read_rows() -> list[Row]:
+    """Return the rows of the CSV that is there."""
+    with RESULT.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
