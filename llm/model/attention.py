@@ -52,6 +52,8 @@ class Attention(nn.Module):
         softmax_scale: factor of the scores; None is K^-0.5.
         dropout: of the attention weights.
         stream: the layer's residual stream, or None. Queries and keys are summed before RoPE turns them.
+        qk_norms: of each head's queries and keys, after the stream and before RoPE (Henry et al. 2020; their form with
+            learned scales is Qwen3's and OLMo 2's).
         without: which of queries, keys and values come from the stream alone, and have no projection here.
     """
 
@@ -69,6 +71,7 @@ class Attention(nn.Module):
         softmax_scale: float | None = None,
         dropout: float = 0.0,
         stream: AttentionStream | None = None,
+        qk_norms: tuple[nn.Module, nn.Module] | None = None,
         without: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
@@ -82,6 +85,7 @@ class Attention(nn.Module):
         )
         self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=bias)
         self.stream = stream
+        self.q_norm, self.k_norm = qk_norms or (None, None)
 
     def forward(
         self,
@@ -101,6 +105,8 @@ class Attention(nn.Module):
         if self.stream is not None:
             mixed, carry = self.stream({"queries": query, "keys": key, "values": value}, carry, hidden)
             query, key, value = mixed["queries"], mixed["keys"], mixed["values"]
+        if self.q_norm is not None and self.k_norm is not None:  # under autocast its weights are wider than its input
+            query, key = self.q_norm(query).to(query.dtype), self.k_norm(key).to(key.dtype)
         if angles is not None:
             query, key = self.rotate(query, angles), self.rotate(key, angles)
         if past_key_values is not None:  # after the stream: the carry must hold the current tokens only

@@ -43,6 +43,7 @@ class DecoderConfig(PretrainedConfig):
         rope_parameters: of rope, as in transformers: rope_type, rope_theta, ...
         feedforward: FFN with a gate (SwiGLU) or without.
         attention_bias, mlp_bias: biases of these projections.
+        qk_norm: RMSNorm of each head's queries and keys, after streams and before rope.
         tie_word_embeddings: the output head uses the embedding's matrix.
     Switches:
         hidden_act: activation of the FFN, see `activations.py`.
@@ -109,6 +110,7 @@ class DecoderConfig(PretrainedConfig):
     feedforward: str = "gated"
     attention_bias: bool = False
     mlp_bias: bool = False
+    qk_norm: bool = False
     tie_word_embeddings: bool = False
 
     hidden_act: str = "silu"

@@ -121,7 +121,7 @@ def model_to_hf(config: DecoderConfig) -> PreTrainedModel:
         ValueError: parts or switches that neither has, all named.
     """
     c = config
-    on = [name for name in ("softmax_scale", "stream") if getattr(c, name)]
+    on = [name for name in ("softmax_scale", "stream", "qk_norm") if getattr(c, name)]
     if c.hidden_act not in TO_HF_ACTIVATION:
         on.append(f"hidden_act={c.hidden_act}")
     if c.unpadded_vocab_size != c.vocab_size:

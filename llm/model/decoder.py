@@ -70,6 +70,9 @@ def build_block(config: DecoderConfig, index: int) -> Block:
         softmax_scale=c.softmax_scale if scale.head == 1 else _base_softmax_scale(c) / scale.head,
         dropout=c.attention_dropout,
         stream=stream,
+        qk_norms=(norm("rmsnorm", c.head_dim, c.norm_eps), norm("rmsnorm", c.head_dim, c.norm_eps))
+        if c.qk_norm
+        else None,
         without=lacks_projections(c, index),
     )
     act = activation(c.hidden_act, **settings_of(c.hidden_act, c))

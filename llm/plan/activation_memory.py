@@ -115,7 +115,7 @@ def block_terms(work: Work, index: int) -> Terms:
     readers = products if f.autocast else 1  # autocast makes a copy of the input for each of them
     into_ffn = (2 if c.feedforward == "gated" else 1) if f.autocast else 1
     return {
-        "norms": 2 * _norm(work),
+        "norms": 2 * _norm(work) + _qk_norms(work),
         "inputs of q, k, v": readers * work.entering,
         "attention": _attention(work) - _kept_by_first_block(work, index),
         "stream": _stream(work, index),
@@ -133,6 +133,16 @@ def _norm(work: Work) -> int:
     if work.kernels == "cuda" or not work.compiled:  # one kernel, or `model/norms.py`
         return work.hidden + 4 * n
     return 2 * 4 * n * c.hidden_size + 4 * n  # the input in fp32 and the normalised input
+
+
+def _qk_norms(work: Work) -> int:
+    """The same of each head's queries and keys."""
+    c, n, heads = work.config, work.tokens, work.config.num_attention_heads + work.config.num_key_value_heads
+    if not c.qk_norm:
+        return 0
+    if work.kernels == "cuda" or not work.compiled:
+        return work.formats.w * n * heads * c.head_dim + 4 * n * heads
+    return 2 * 4 * n * heads * c.head_dim + 4 * n * heads
 
 
 def _attention(work: Work) -> int:
@@ -160,8 +170,7 @@ def _stream(work: Work, index: int) -> int:
     if c.stream_weight == "fixed" or not receives(c, index):
         return 0
     for name, width in zip(c.stream, stream_widths(c), strict=True):
-        changed = _is_changed(work, name)
-        if not (c.stream_source == "first" and index > 1) and (index > 1 or changed):
+        if not (c.stream_source == "first" and index > 1) and (index > 1 or not _is_kept(work, name)):
             numbers += n * width
         numbers += n * width if c.stream_weight == "mix" else 0
         if c.stream_source == "dense_by_token":  # a weight for each earlier block, token and head
@@ -169,13 +178,15 @@ def _stream(work: Work, index: int) -> int:
     return work.formats.w * numbers
 
 
-def _is_changed(work: Work, name: str) -> bool:
-    """Whether attention keeps another tensor of queries, keys or values than it was given: RoPE has turned it, a mask
-    has grouped heads repeated, or blocks have copied it."""
+def _is_kept(work: Work, name: str) -> bool:
+    """Whether the tensor of queries, keys or values that attention is given is kept: by a norm, or by attention itself
+    unless RoPE turns it, a mask has grouped heads repeated, or blocks copy it."""
     c = work.config
-    repeated = work.masked and c.num_key_value_heads != c.num_attention_heads
+    if c.qk_norm and name != "values":
+        return True
+    repeated = work.masked and c.num_key_value_heads != c.num_attention_heads and name != "queries"
     turned = c.position == "rope" and name != "values"
-    return turned or (repeated and name != "queries") or bool(work.blocks_of_queries)
+    return not (turned or repeated or work.blocks_of_queries)
 
 
 def _kept_by_first_block(work: Work, index: int) -> int:
@@ -184,9 +195,7 @@ def _kept_by_first_block(work: Work, index: int) -> int:
     if c.stream_arriving != 1 or work.whole_attention:
         return 0
     widths = zip(c.stream, stream_widths(c), strict=True)
-    return (
-        work.formats.w * work.tokens * sum(w for name, w in widths if name in lacking and not _is_changed(work, name))
-    )
+    return work.formats.w * work.tokens * sum(w for name, w in widths if name in lacking and _is_kept(work, name))
 
 
 def _inside(config: DecoderConfig) -> int:

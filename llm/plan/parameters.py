@@ -48,7 +48,7 @@ def _weight_heads(config: DecoderConfig, index: int) -> list[int]:
 def block_vectors(config: DecoderConfig, index: int) -> list[int]:
     """Numbers in each other parameter of block `index`: norms, biases, stream weights, a learned activation's."""
     c = config
-    sizes = 2 * norm_vectors(c)
+    sizes = 2 * norm_vectors(c) + ([c.head_dim] * 2 if c.qk_norm else [])
     if c.attention_bias:
         queries, keys = c.head_dim * c.num_attention_heads, c.head_dim * c.num_key_value_heads
         biases = {"queries": queries, "keys": keys, "values": keys}

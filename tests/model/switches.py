@@ -62,6 +62,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "stream_weight": "mix",
         "stream_layers": [2],
     },
+    "qk_norm": {"qk_norm": True, "stream": ["queries", "keys"], "num_key_value_heads": 2},
     "relu2": {"hidden_act": "relu2"},
     "swish": {"hidden_act": "swish", "swish_learned": "both", "swish_beta": 0.7, "swish_bias": 0.2},
     "xielu": {"hidden_act": "xielu"},

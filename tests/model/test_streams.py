@@ -82,6 +82,9 @@ def reference_logits(model: DecoderForCausalLM, ids: Tensor) -> Tensor:
             else:
                 now[name] = own
             raw[name].append(own)
+        for name, letter in (("queries", "q"), ("keys", "k")) if c.qk_norm else ():
+            size = now[name].square().mean(-1, keepdim=True) + c.norm_eps
+            now[name] = now[name] / size.sqrt() * w[f"{layer}attention.{letter}_norm.weight"]
         if c.position == "rope":
             now["queries"], now["keys"] = turn(now["queries"]), turn(now["keys"])
         out = []

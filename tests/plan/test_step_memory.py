@@ -54,6 +54,7 @@ MODELS = {
     "llama svformer": llama(**VALUES, stream_source="first", stream_own=0.0, hidden_act="xielu"),
     "gpt2 dense": gpt2(stream=["values"], stream_source="dense", stream_weight="layer", hidden_act="polynorm"),
     "gpt2 by token": gpt2(stream=["keys"], stream_source="dense_by_token", stream_weight="head", hidden_act="swish"),
+    "llama qk_norm": llama(qk_norm=True, stream=["queries"], stream_weight="layer"),
     "gpt2 without biases": gpt2(attention_bias=False, mlp_bias=False, hidden_act="identity"),
 }
 
