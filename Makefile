@@ -4,7 +4,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 RUN := runs/stories
-LAST := exports/step-00002300
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -25,18 +24,18 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 install: .venv/.installed
 
-# A corpus and its tokens; the pair, which differs in the value stream alone; every checkpoint as a transformers folder;
-# three kinds of evaluation; one verdict. Every command resumes: repeat `make run` after an interruption.
+# A corpus and its tokens; a study of nine small runs, with and without the value stream and a null arm, three seeds each;
+# the last steps as transformers folders; three kinds of evaluation; one verdict. Every command resumes: repeat `make run`
+# after an interruption.
 run: .venv/.installed
 	$(BIN)/python -m llm prepare stories --documents 30000 --train-tokenizer 1024 --out $(RUN)/store
-	$(BIN)/python -m llm fit --config configs/stories_classic.yaml --resume auto
-	$(BIN)/python -m llm fit --config configs/stories_values.yaml --resume auto
-	$(BIN)/python -m llm export $(RUN)/classic --all
-	$(BIN)/python -m llm export $(RUN)/values --all
-	$(BIN)/python -m evals run --checkpoints $(RUN)/classic $(RUN)/values --tasks stories --limit 200
-	$(BIN)/python -m evals ioi classic=$(RUN)/classic/$(LAST) values=$(RUN)/values/$(LAST)
-	$(BIN)/python -m evals incontext $(RUN)/classic/$(LAST) $(RUN)/values/$(LAST) --store $(RUN)/store
-	$(BIN)/python -m evals compare $(RUN)/classic $(RUN)/values --out $(RUN)/comparison
+	$(BIN)/python -m llm study run configs/studies/stories.yaml --jobs 2
+	$(BIN)/python -m llm export $(RUN)/w64/classic-* $(RUN)/w64/values-*
+	$(BIN)/python -m evals run $(RUN)/w64/*/exports/* --tasks stories --limit 200
+	$(BIN)/python -m evals ioi classic=$$(echo $(RUN)/w64/classic-*/exports/* | tr ' ' ,) \
+		values=$$(echo $(RUN)/w64/values-*/exports/* | tr ' ' ,)
+	$(BIN)/python -m evals incontext $(RUN)/w64/*/exports/* --store $(RUN)/store
+	$(BIN)/python -m evals compare $(RUN)/w64/classic-* $(RUN)/w64/values-* --out $(RUN)/comparison
 
 # 72 small runs over four sizes, three seeds and two budgets, two at once, and the verdict. Resumes like `make run`;
 # docs/study.md.

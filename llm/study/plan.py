@@ -168,7 +168,8 @@ def plan_lines(inspection: Inspection, planned: list[SizePlan]) -> Iterator[str]
     arms = ", ".join([study.baseline, *(arm for arm in study.arms if arm != study.baseline)])
     null = f"; {NULL_ARM} is {study.baseline} with other initial weights" if study.null_arm else ""
     yield f"{study.path}: {arms} ({study.baseline} is the baseline{null})"
-    counts = f"{len(study.sizes)} sizes, {len(study.seeds)} seeds, {len(study.tokens.budgets())} budgets"
+    numbers = {"size": len(study.sizes), "seed": len(study.seeds), "budget": len(study.tokens.budgets())}
+    counts = ", ".join(f"{number} {name}{'' if number == 1 else 's'}" for name, number in numbers.items())
     yield f"{counts}; runs in {study.folder}"
     yield ""
     header = "size,parameters,non-embedding,tokens,runs,branches,FLOPs,devices,GiB each,device-hours".split(",")
