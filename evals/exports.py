@@ -122,12 +122,17 @@ def check_tokenizer(export: Export) -> None:
 
 
 def load_model(
-    export: Export, device: str = "auto", dtype: str = "auto", attn_implementation: str | None = None
+    export: Export,
+    device: str = "auto",
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    changes: dict[str, Any] | None = None,
 ) -> LoadedModel:
     """The model of an exported folder on `device`, in evaluation mode, with its tokenizer.
 
     `device`: `auto` (a GPU where there is one) or a torch device; `dtype`: `auto` (the folder's) or another of DTYPES;
-    `attn_implementation`: transformers' choice where None; `eager` alone shows the weights of attention.
+    `attn_implementation`: transformers' choice where None; `eager` alone shows the weights of attention; `changes`: of
+    the folder's configuration.
     UserError: as `llm.pretrained.load_model`.
     """
     import torch
@@ -139,7 +144,9 @@ def load_model(
     target = resolve_device(device)
     check_tokenizer(export)
     kind = "auto" if dtype == "auto" else getattr(torch, dtype)
-    model = pretrained.load_model(export.folder, export.trusted, dtype=kind, attn_implementation=attn_implementation)
+    model = pretrained.load_model(
+        export.folder, export.trusted, changes, dtype=kind, attn_implementation=attn_implementation
+    )
     if hasattr(model, "enable_fast_paths"):  # one of ours
         model.enable_fast_paths()
     return LoadedModel(export, model.to(target), export.tokenizer())
