@@ -13,18 +13,23 @@ from evals.probes import heads, incontext, sparsity
 from evals.verdict import verdict
 from evals.verdict.record import Comparison, arm_rows, change, header, losses_of, saving_rows, sentence
 from llm.common.errors import UserError
-from llm.common.plots import as_svg
+from llm.common.plots import as_pdf, as_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def format_page(arms: Sequence[Comparison], content: dict[str, Any], made_by: str) -> str:
-    """The whole page as HTML; `content` is what results.json holds, and travels inside it."""
+def page_sections(arms: Sequence[Comparison]) -> list[Section]:
+    """All that the page shows."""
     sections = [_summary(arms)]
     for found in arms:
         of_arm = f"{found.pairs.names[1]}: " if len(arms) > 1 else ""
         sections += [section._replace(title=of_arm + section.title) for section in _sections(found)]
+    return sections
+
+
+def format_page(arms: Sequence[Comparison], sections: Sequence[Section], content: dict[str, Any], made_by: str) -> str:
+    """The whole page as HTML; `content` is what results.json holds, and travels inside it."""
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return page(
         f"{', '.join(found.pairs.names[1] for found in arms)} against {arms[0].pairs.names[0]}",
@@ -51,7 +56,7 @@ def _sections(found: Comparison) -> list[Section]:
 
 
 def _picture(figure: "Figure", caption: str) -> Picture:
-    return Picture(as_svg(figure, caption), caption)
+    return Picture(as_svg(figure, caption), caption, as_pdf(figure))
 
 
 def _summary(arms: Sequence[Comparison]) -> Section:
@@ -78,7 +83,7 @@ def _loss(found: Comparison) -> Section:
     names, sides = found.pairs.names, losses_of(found.pairs)
     pictures = [
         _picture(draw_loss(sides, second_half=False), "Training and validation loss over tokens"),
-        _picture(draw_loss(sides, second_half=True), "The same from half of the run on"),
+        _picture(draw_loss(sides, second_half=True), "Training and validation loss from half of the run on"),
         _picture(figures.draw_difference(found.pairs.pairs, names), "Difference of the validation losses over tokens"),
     ]
     primary = [finding for finding in found.findings if finding.primary]

@@ -163,7 +163,7 @@ def test_the_tasks_share_the_error_rate(tmp_path, capsys):
     assert re.search(r"real, 1-shot, acc_norm, % +\d\d\.\d\d +\d\d\.\d\d +\+\d\d\.\d\d +\+\d+\.\d+ to .*higher", table)
 
 
-def test_all_that_was_measured_is_on_the_page(tmp_path):
+def test_all_that_was_measured_is_on_the_page(tmp_path, pdfs):
     """With everything at hand: every picture, in a real browser, in the light and the dark, wide and narrow."""
     runs = make_pairs(tmp_path, gain=0.1)
     numbers = np.random.default_rng(0)
@@ -176,8 +176,13 @@ def test_all_that_was_measured_is_on_the_page(tmp_path):
         add_recall(export, numbers.random(20) + gain)
     assert compare(runs, tmp_path / "out") == 0
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        "report.html", "results.json", "table.csv", "loss.png",
+        "report.html", "results.json", "table.csv", "table.tex", "loss.png", "pictures",
     }  # fmt: skip
+    pictures = sorted(file.name for file in (tmp_path / "out/pictures").iterdir())
+    assert len(pictures) == 28 and pictures[:2] == [
+        f"01-training-and-validation-loss-over-tokens.{form}" for form in ("pdf", "svg")
+    ]
+    assert all((tmp_path / "out/pictures" / name).read_bytes().startswith((b"%PDF-1", b"<svg")) for name in pictures)
     check_page(tmp_path / "out/report.html", pictures=14)
     with (tmp_path / "out/table.csv").open(newline="") as file:
         table = {row["measure"]: row for row in csv.DictReader(file)}
@@ -189,6 +194,9 @@ def test_all_that_was_measured_is_on_the_page(tmp_path):
     assert percent == pytest.approx({name: 100 * (ratio - 1) for name, ratio in of_cost.items()}, abs=0.06)
     costs = {cost["name"]: cost["ratios"] for cost in results(tmp_path / "out")["costs"]}
     assert list(costs.values()) == [pytest.approx([of_cost[name]], rel=1e-4) for name in list(table) if name in of_cost]
+    latex = (tmp_path / "out/table.tex").read_text().splitlines()
+    assert latex[0] == r"\begin{tabular}{lrrrrrr}" and len(latex) == len(table) + 6
+    assert any(line.startswith(r"IOI correct name, 4 sentences, \% & 7.00 & 17.00 & +10.00 &") for line in latex)
     png = (tmp_path / "out/loss.png").read_bytes()
     width, height = struct.unpack(">II", png[16:24])
     assert png.startswith(b"\x89PNG\r\n") and width >= 1000 and height >= 500

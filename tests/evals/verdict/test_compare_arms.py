@@ -80,9 +80,11 @@ def test_one_arm_has_no_word_of_several(tmp_path, capsys):
     assert "arms" not in results(tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "loss.png",
+        "pictures",
         "report.html",
         "results.json",
         "table.csv",
+        "table.tex",
     }
     page = words_of((tmp_path / "out" / "report.html").read_text())
     assert "values: Loss" not in page and "over all arms" not in page
