@@ -99,7 +99,9 @@ def open_export(folder: str | Path, trusted: bool = False) -> Export:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json: make it with `python -m llm export RUN --out OUT`")
     if not weight_files(folder):
-        raise UserError(f"{folder} has no weights (*.safetensors): make it again with `python -m llm export RUN --out OUT`")
+        raise UserError(
+            f"{folder} has no weights (*.safetensors): make it again with `python -m llm export RUN --out OUT`"
+        )
     return Export(folder, read_card(folder), trusted)
 
 

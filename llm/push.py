@@ -75,7 +75,7 @@ def _checked(export: Path) -> dict[str, Any]:
     if lacking := [name for name in ("run", "step", "parameters", "seed", "dtype") if name not in facts]:
         raise UserError(
             f"{export} is not an exported folder (hippoformer.json lacks {', '.join(lacking)}): make one with "
-            f"`python -m llm export RUN {export}`"
+            f"`python -m llm export RUN --out {export}`"
         )
     if not weight_files(export) or not (export / "config.json").is_file():
         raise UserError(f"{export} lacks its weights or config.json: export it again")

@@ -18,7 +18,6 @@ from llm.common.errors import UserError
 
 PASSES = 16
 SEED = 0
-STREAM = ("stream", "stream_source", "stream_weight")
 DROPOUT = ("attention_dropout", "residual_dropout", "embedding_dropout")
 
 
@@ -39,12 +38,12 @@ def stream_of(exports: Sequence[Export], wanted: bool = True) -> dict[str, Any]:
     if foreign := [export for export, config in configs if not hasattr(config, "stream")]:
         raise UserError(f"{foreign[0].folder} is not an export of this project, which --as-published takes alone")
     export, config = streamed[0]
-    if config.stream_weight != "fixed":
+    if config.stream_weight != "fixed" or config.stream_own == 0:
         raise UserError(
-            f"the stream of {export.folder} has learned weights ({config.stream_weight}), which the others lack; give "
-            "one with stream_weight: fixed"
+            f"the stream of {export.folder} has learned weights ({config.stream_weight}) or leaves out projections, so "
+            "its weights are not those of the others; give one with stream_weight: fixed and stream_own: 1"
         )
-    return {name: getattr(config, name) for name in STREAM}
+    return {key: value for key, value in config.to_dict().items() if key.startswith("stream")}
 
 
 def run(groups: Mapping[str, Sequence[Export]], stream: Mapping[str, Any], device: str, dtype: str) -> dict[str, Any]:

@@ -172,7 +172,16 @@ def export_of(run: ExportedRun, given: Sequence[Export], trusted: bool = False) 
     known = exported_steps(run.folder, trusted)
     if last not in known:
         print(f"exporting the last step of {run.folder} ...", file=sys.stderr)
-        command = ["-m", "llm", "export", str(run.folder), "--out", str(step_folder(run.folder, last)), "--step", str(last)]
+        command = [
+            "-m",
+            "llm",
+            "export",
+            str(run.folder),
+            "--out",
+            str(step_folder(run.folder, last)),
+            "--step",
+            str(last),
+        ]
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
         known = exported_steps(run.folder, trusted)  # another process may have made it at the same time
         if done.returncode and last not in known:

@@ -91,6 +91,7 @@ def test_passes_with_dropout_are_averaged_and_leave_the_random_state(pair):
         (("classic",), {}, "give exports of both kinds"),
         (("values",), {}, "give exports of both kinds"),
         (("classic", "values"), {"stream_weight": "layer"}, "has learned weights (layer)"),
+        (("classic", "values"), {"stream_source": "first", "stream_own": 0.0}, "or leaves out projections"),
     ],
 )
 def test_what_cannot_be_measured_so(pair, tmp_path, capsys, chosen, settings, words):
