@@ -1,9 +1,9 @@
 """An exported folder: checked before anything is loaded, then the model in it, and the results kept beside it.
 
-A folder written by `python -m llm export RUN --out OUT` and any other transformers folder of a causal language model are
-read alike; the first also says in `hippoformer.json` which run, step and seed it came from. torch and transformers are
-imported where a model is loaded, so that a command that only reads results starts at once. Whose code a folder runs is
-decided in `llm.pretrained`.
+A folder written by `python -m llm export RUN --out OUT` and any other transformers folder of a causal language model
+are read alike; the first also says in `hippoformer.json` which run, step and seed it came from. torch and transformers
+are imported where a model is loaded, so that a command that only reads results starts at once. Whose code a folder runs
+is decided in `llm.pretrained`.
 """
 
 import math
