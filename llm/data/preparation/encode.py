@@ -155,13 +155,13 @@ def splits_of(source: Source) -> tuple[Split, ...]:
     return SPLITS if source.split is None else (source.split,)
 
 
-def split_of(source: Source, document: Document, digest: bytes, validation_fraction: float) -> Split:
+def split_of(source: Source, digest: bytes, validation_fraction: float, group: str | None = None) -> Split:
     """Where a document belongs: a pure function of its text's sha256, `digest`, but where the source has a split of its
     own. A document of a group goes where its group's hash says, so that no group is on both sides.
     """
     if source.split is not None:
         return source.split
-    number = int.from_bytes(digest[:8], "big") if document.group is None else group_number(document.group)
+    number = int.from_bytes(digest[:8], "big") if group is None else group_number(group)
     return "validation" if number < validation_fraction * 2**64 else "train"
 
 
@@ -208,7 +208,7 @@ def _kept(
     for document in documents:
         data = document.text.encode()
         digest = hashlib.sha256(data).digest()
-        split = split_of(source, document, digest, recipe.validation_fraction)
+        split = split_of(source, digest, recipe.validation_fraction, document.group)
         writers[split].documents_in += 1
         if not document.text:  # nothing to learn from
             writers[split].leave_out("empty")

@@ -139,7 +139,7 @@ def _sample(sources: Sequence[Source], chosen: PrepareSettings, size_limit: int 
                 open_readers.remove((source, reader))
                 continue
             data = document.text.encode()
-            if split_of(source, document, sha256(data).digest(), chosen.validation_fraction) == "train":
+            if split_of(source, sha256(data).digest(), chosen.validation_fraction, document.group) == "train":
                 size += len(data)
                 if size > size_limit:
                     return
