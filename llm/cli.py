@@ -37,8 +37,9 @@ COMMANDS = {  # name: (module, one line for --help)
         "throughput, communication, checkpoints and memory of one and several processes",
     ),
 }
-ARGUMENTS = {  # of commands whose module imports torch
+ARGUMENTS = {  # of commands whose module imports torch, or what is as slow to import
     "export": "llm.options:add_export",
+    "push": "llm.options:add_push",
     "generate": "llm.options:add_generate",
     "plan": "llm.plan.options:add_arguments",
     "bench": "llm.bench.options:add_step",

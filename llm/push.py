@@ -160,18 +160,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return content
 
 
-# ---- Command ---------------------------------------------------------------------------------------------------------
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m llm push`."""
-    parser.add_argument("export", type=Path, metavar="EXPORT", help="exported folder")
-    parser.add_argument("name", metavar="OWNER/NAME", help="model on the hub, made if it is not there")
-    parser.add_argument("--license", metavar="ID", help="of the weights, as apache-2.0 (default: none stated)")
-    parser.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
-    parser.epilog = "example: python -m llm push runs/stories/export/values me/stories-values --license apache-2.0"
-
-
 def run(args: argparse.Namespace) -> None:
     """Upload, and print where it is."""
     print(push(args.export, args.name, args.license, args.public))
