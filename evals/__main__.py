@@ -261,9 +261,10 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "the verdict on finished runs with and without a change",
         "Finished runs of a baseline and of one or more arms, each with a change, once or with several seeds: checks "
         "that they are pairs, then prints one table and a sentence for each arm, with p values corrected over the "
-        "arms, and writes report.html, results.json, table.csv and loss.png. The last "
+        "arms, and writes report.html, results.json, the table as CSV and LaTeX, and every picture. The last "
         "steps are exported and the loss of every validation document is measured where that is not kept already; what "
-        "`run`, `ioi` and `incontext` left in the exports is compared too. --plan says beforehand what can be found.",
+        "`run`, `ioi`, `incontext` and `recall` left in the exports is compared too. --plan says beforehand what can "
+        "be found.",
         "python -m evals compare runs/classic runs/values --out out/comparison\n"
         "  python -m evals compare runs/classic-seed* runs/values-seed* runs/keys-seed* --out out/comparison\n"
         "  python -m evals compare --plan --seeds 1 3 5 --items 400 1172",

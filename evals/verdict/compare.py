@@ -2,9 +2,9 @@
 
 run folders -> checked as pairs -> exported last steps -> losses per document (measured where they are not kept) -> all
 that can be paired -> intervals and p values, corrected over the arms -> a sentence for each arm, with the null arm
--> OUT/{report.html, results.json, table.csv, loss.png}
+-> OUT/{report.html, results.json, table.csv, table.tex, loss.png, pictures/}
 
-What `python -m evals run`, `ioi` and `incontext` left in the exports is taken up; nothing is trained here.
+What `python -m evals run`, `ioi`, `incontext` and `recall` left in the exports is taken up; nothing is trained here.
 """
 
 import subprocess
