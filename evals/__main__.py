@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evals.exports import DTYPES, open_export
+from evals.harness import suites
 from llm.common.arguments import accept_old_name, add_command, add_trust, add_version, count, positive, share
 from llm.common.errors import UserError, exit_status
 from llm.common.files import write_json
@@ -32,10 +33,13 @@ def _run_command(words: list[str]) -> None:
 
 
 def _ioi(options: argparse.Namespace) -> None:
-    from evals.probes import ioi
+    from evals.probes import ioi, ioi_published
 
     groups = ioi.parse_groups(options.models, options.trusted)
+    stream = ioi_published.stream_of([each for group in groups.values() for each in group], options.as_published)
     outcome = ioi.run(groups, options.device, options.dtype, options.sentences, options.seed, options.batch_size)
+    if options.as_published:
+        outcome["as_published"] = ioi_published.run(groups, stream, options.device, options.dtype)
     if options.out is None:
         ioi.write_results(groups, outcome)
     else:
@@ -99,7 +103,7 @@ def _compare(options: argparse.Namespace) -> None:
     settings = ComparisonSettings(
         tuple(options.declare), tuple(options.exports), tuple(options.store), options.documents, options.metric,
         options.level, tuple(options.target_loss), options.device, options.dtype, options.batch_size,
-        options.trusted, tuple(options.null),
+        options.trusted, tuple(options.null), options.bench,
     )  # fmt: skip
     print(compare(options.runs, options.out, settings, shlex.join(["python", "-m", "evals", *options.words])))
 
@@ -139,6 +143,19 @@ def _incontext(options: argparse.Namespace) -> None:
     print("\n".join(map(str, incontext.write_figures(names, results, options.out or exports[0].results))))
 
 
+def _recall(options: argparse.Namespace) -> None:
+    from evals.probes import recall
+    from evals.probes.losses import labels
+
+    exports = [open_export(folder, options.trusted) for folder in options.exports]
+    settings = recall.Settings(tuple(options.pairs), tuple(options.lengths), options.sequences, options.seed)
+    results = recall.measure(
+        exports, options.store, settings, options.context, options.batch_size, options.device, options.dtype,
+        options.split,
+    )  # fmt: skip
+    print(recall.format_results(labels(exports), results))
+
+
 # ---- Arguments -------------------------------------------------------------------------------------------------------
 
 
@@ -146,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m evals", description=__doc__)
     add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_ioi, _add_run, _add_prefetch, _add_compare, _add_study, _add_losses, _add_incontext):
+    for add in (_add_ioi, _add_run, _add_prefetch, _add_compare, _add_study, _add_losses, _add_incontext, _add_recall):
         add(commands)
     return parser
 
@@ -170,6 +187,9 @@ def _add_ioi(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         default=1024,
         metavar="N",
         help="of the generated set, rounded up to a multiple of four; 0 leaves it out (1024)",
+    )
+    command.add_argument(
+        "--as-published", action="store_true", help="also as the authors' script does, see docs/papers.md"
     )
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of the generated set (0)")
     command.add_argument(
@@ -197,7 +217,7 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     command.add_argument(
         "exports", nargs="+", type=Path, metavar="EXPORT", help="an exported folder; with --checkpoints a run folder"
     )
-    _add_protocol(command)
+    suites.add_arguments(command)
     command.add_argument(
         "--overwrite", dest="again", action="store_true", help="rerun evaluations that already have results"
     )
@@ -215,45 +235,6 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     _add_device(command)
     command.set_defaults(command=_run)
-
-
-def _add_protocol(command: argparse.ArgumentParser) -> None:
-    """Which tasks are asked, how often, and where their rows come from."""
-    command.add_argument(
-        "--suite",
-        metavar="NAME",
-        help="paper (ARC, PIQA, OpenBookQA, HellaSwag at 0, 1 and 5 shots), base (these, WinoGrande, SciQ, LAMBADA and "
-        "BoolQ at 0), minimal-pairs (BLiMP), perplexity (WikiText, Paloma) or stories (built in; default)",
-    )
-    command.add_argument(
-        "--tasks",
-        nargs="+",
-        metavar="TASK",
-        help="in place of the suite's: tasks, groups and tags of lm-eval, YAML files or folders of your own, and for "
-        "bits per byte text files (as `llm prepare` reads them) and token stores",
-    )
-    command.add_argument(
-        "--shots",
-        nargs="+",
-        type=count(0),
-        metavar="N",
-        help="examples before each item, in place of the suite's (with --tasks alone each task's own number, mostly 0)",
-    )
-    command.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="read DIR/TASK/SPLIT.jsonl, with the hub's columns (see `prefetch`), and use no network; else what the "
-        "task names, mostly the hub",
-    )
-    command.add_argument("--limit", type=count(1), metavar="N", help="only the first N items of each task")
-    command.add_argument(
-        "--batch-size",
-        type=_batch_size,
-        default=16,
-        metavar="N",
-        help="requests at once (16), or `auto`: up to 64, as many as the GPU can take; 16 on a CPU",
-    )
 
 
 def _add_prefetch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -280,9 +261,10 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "the verdict on finished runs with and without a change",
         "Finished runs of a baseline and of one or more arms, each with a change, once or with several seeds: checks "
         "that they are pairs, then prints one table and a sentence for each arm, with p values corrected over the "
-        "arms, and writes report.html, results.json, table.csv and loss.png. The last "
+        "arms, and writes report.html, results.json, the table as CSV and LaTeX, and every picture. The last "
         "steps are exported and the loss of every validation document is measured where that is not kept already; what "
-        "`run`, `ioi` and `incontext` left in the exports is compared too. --plan says beforehand what can be found.",
+        "`run`, `ioi`, `incontext` and `recall` left in the exports is compared too. --plan says beforehand what can "
+        "be found.",
         "python -m evals compare runs/classic runs/values --out out/comparison\n"
         "  python -m evals compare runs/classic-seed* runs/values-seed* runs/keys-seed* --out out/comparison\n"
         "  python -m evals compare --plan --seeds 1 3 5 --items 400 1172",
@@ -302,8 +284,10 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     accept_old_name(command, "--declare", "--allow-difference")
     command.add_argument(
-        "--null", nargs="+", type=Path, default=[], metavar="RUN", help="runs of the null arm (those of the same study)"
-    )
+        "--null", nargs="+", type=Path, default=[], metavar="RUN",
+        help="runs of the baseline with other initial weights, for one seed also with other seeds (those of the study)",
+    )  # fmt: skip
+    command.add_argument("--bench", type=Path, metavar="FILE", help="step times, from `llm bench --json FILE`")
     command.add_argument("--store", nargs="+", type=Path, default=[], metavar="DIR", help="(those that the runs name)")
     command.add_argument(
         "--documents", type=count(0), default=1000, metavar="N", help="of validation, by a hash; 0: what is kept (1000)"
@@ -372,6 +356,26 @@ def _add_incontext(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     command.set_defaults(command=_incontext)
 
 
+def _add_recall(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = add_command(
+        commands,
+        "recall",
+        "recall from the context: key-value pairs, repeated random tokens, a needle in text",
+        "Generated for the models' vocabulary and context, with chance levels: multi-query associative recall (MQAR) "
+        "of random key-value pairs, the loss of the second of two copies of random tokens, the gain from a needle put "
+        "into text of a token store. Kept in EXPORT/evals/recall.json, which `compare` pairs.",
+        "python -m evals recall out/classic out/values --store runs/stories/store --pairs 4 16 64",
+    )
+    _add_store(command)
+    command.add_argument("--pairs", nargs="+", type=count(2), default=[], metavar="P", help="(2, 8, 32 if they fit)")
+    command.add_argument(
+        "--lengths", nargs="+", type=count(1), default=[], metavar="T", help="tokens around the pairs (the context)"
+    )
+    command.add_argument("--sequences", type=count(2), default=64, metavar="N", help="of each kind (64)")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the random tokens (0)")
+    command.set_defaults(command=_recall)
+
+
 def _add_store(command: argparse.ArgumentParser) -> None:
     """The models, and what is read of a token store."""
     command.add_argument("exports", nargs="+", type=Path, metavar="EXPORT", help="an exported folder")
@@ -388,11 +392,6 @@ def _add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
     command.add_argument("--dtype", default="auto", choices=DTYPES, help="(the folder's)")
     add_trust(command)
-
-
-def _batch_size(text: str) -> int | str:
-    """An argument type: a whole number, at least 1, or `auto`."""
-    return text if text == "auto" else count(1)(text)
 
 
 if __name__ == "__main__":

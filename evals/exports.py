@@ -1,9 +1,9 @@
 """An exported folder: checked before anything is loaded, then the model in it, and the results kept beside it.
 
-A folder written by `python -m llm export RUN --out OUT` and any other transformers folder of a causal language model are
-read alike; the first also says in `hippoformer.json` which run, step and seed it came from. torch and transformers are
-imported where a model is loaded, so that a command that only reads results starts at once. Whose code a folder runs is
-decided in `llm.pretrained`.
+A folder written by `python -m llm export RUN --out OUT` and any other transformers folder of a causal language model
+are read alike; the first also says in `hippoformer.json` which run, step and seed it came from. torch and transformers
+are imported where a model is loaded, so that a command that only reads results starts at once. Whose code a folder runs
+is decided in `llm.pretrained`.
 """
 
 import math
@@ -99,7 +99,9 @@ def open_export(folder: str | Path, trusted: bool = False) -> Export:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json: make it with `python -m llm export RUN --out OUT`")
     if not weight_files(folder):
-        raise UserError(f"{folder} has no weights (*.safetensors): make it again with `python -m llm export RUN --out OUT`")
+        raise UserError(
+            f"{folder} has no weights (*.safetensors): make it again with `python -m llm export RUN --out OUT`"
+        )
     return Export(folder, read_card(folder), trusted)
 
 
@@ -122,12 +124,17 @@ def check_tokenizer(export: Export) -> None:
 
 
 def load_model(
-    export: Export, device: str = "auto", dtype: str = "auto", attn_implementation: str | None = None
+    export: Export,
+    device: str = "auto",
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    changes: dict[str, Any] | None = None,
 ) -> LoadedModel:
     """The model of an exported folder on `device`, in evaluation mode, with its tokenizer.
 
     `device`: `auto` (a GPU where there is one) or a torch device; `dtype`: `auto` (the folder's) or another of DTYPES;
-    `attn_implementation`: transformers' choice where None; `eager` alone shows the weights of attention.
+    `attn_implementation`: transformers' choice where None; `eager` alone shows the weights of attention; `changes`: of
+    the folder's configuration.
     UserError: as `llm.pretrained.load_model`.
     """
     import torch
@@ -139,7 +146,9 @@ def load_model(
     target = resolve_device(device)
     check_tokenizer(export)
     kind = "auto" if dtype == "auto" else getattr(torch, dtype)
-    model = pretrained.load_model(export.folder, export.trusted, dtype=kind, attn_implementation=attn_implementation)
+    model = pretrained.load_model(
+        export.folder, export.trusted, changes, dtype=kind, attn_implementation=attn_implementation
+    )
     if hasattr(model, "enable_fast_paths"):  # one of ours
         model.enable_fast_paths()
     return LoadedModel(export, model.to(target), export.tokenizer())

@@ -1,4 +1,4 @@
-"""Commands of `python -m llm`: prepare, inspect, bench-data, fit, validate, export, generate, plan, study, batch,
+"""Commands of `python -m llm`: prepare, inspect, bench-data, fit, validate, export, push, generate, plan, study, batch,
 status, bench, bench-loss, bench-growth, bench-ranks.
 
 Each command is a module with `run(args)`, and `add_arguments(parser)` there or, where the module imports torch, beside
@@ -23,6 +23,7 @@ COMMANDS = {  # name: (module, one line for --help)
     "fit": ("llm.train.cli", "train a model: --config FILE, then dotted overrides"),
     "validate": ("llm.train.cli", "loss of a run's checkpoint on its validation split"),
     "export": ("llm.export", "run -> a folder that transformers and lm-eval load"),
+    "push": ("llm.push", "an exported folder -> the Hugging Face hub, with a model card"),
     "generate": ("llm.generate", "continue a prompt with an exported model"),
     "plan": ("llm.plan.plan", "memory, traffic and FLOPs of a run, before it is run"),
     "study": ("llm.study.cli", "one comparison over several sizes, seeds and budgets: plan, run, status"),
@@ -36,8 +37,9 @@ COMMANDS = {  # name: (module, one line for --help)
         "throughput, communication, checkpoints and memory of one and several processes",
     ),
 }
-ARGUMENTS = {  # of commands whose module imports torch
+ARGUMENTS = {  # of commands whose module imports torch, or what is as slow to import
     "export": "llm.options:add_export",
+    "push": "llm.options:add_push",
     "generate": "llm.options:add_generate",
     "plan": "llm.plan.options:add_arguments",
     "bench": "llm.bench.options:add_step",

@@ -1,4 +1,4 @@
-"""Arguments of `export` and `generate`, without torch."""
+"""Arguments of `export`, `push` and `generate`, without torch or the hub's client."""
 
 from __future__ import annotations
 
@@ -24,6 +24,15 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         "examples: python -m llm export runs/classic runs/values; python -m llm export runs/values --out out/values\n"
         "(RUN OUT, as in version 0.1, means RUN --out OUT if OUT is no run)"
     )
+
+
+def add_push(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m llm push`."""
+    parser.add_argument("export", type=Path, metavar="EXPORT", help="exported folder")
+    parser.add_argument("name", metavar="OWNER/NAME", help="model on the hub, made if it is not there")
+    parser.add_argument("--license", metavar="ID", help="of the weights, as apache-2.0 (default: none stated)")
+    parser.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
+    parser.epilog = "example: python -m llm push runs/stories/export/values me/stories-values --license apache-2.0"
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:

@@ -122,12 +122,16 @@ def load_tokenizer(folder: Path, trusted: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=trusted)
 
 
-def load_model(folder: Path, trusted: bool = False, **how: Any) -> Any:
+def load_model(folder: Path, trusted: bool = False, changes: dict[str, Any] | None = None, **how: Any) -> Any:
     """Return the folder's causal language model in evaluation mode; `how` is for `from_pretrained`.
+
+    `changes`: keys of the configuration whose values are not the folder's.
 
     UserError: as `load_config`, or a weight is missing, which transformers would fill with random numbers.
     """
     config = load_config(folder, trusted)
+    for key, value in (changes or {}).items():
+        setattr(config, key, value)
     with _loading(folder, "does not load as a causal model"):
         model, report = _model_class(folder, config).from_pretrained(
             folder, config=config, output_loading_info=True, **how

@@ -31,6 +31,8 @@ Key = tuple[str, int]  # task, shots
 # Files beside the weights that decide on the numbers: sizes, code, tokenizer and trained context.
 FILES = ("config.json", "hippoformer.json", "*.py", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
          "vocab.*", "merges.txt", "*.model")  # fmt: skip
+# Fields of a task's rows that several items may share: reading comprehension, and HellaSwag's videos and articles.
+PASSAGES = ("passage", "paragraph", "article", "context", "story", "source_id")
 # What two results of one task and number of shots must share to stand in one figure.
 ALIKE = ("n", "limit", "batch_size", "dtype", "device", "task_version", "versions", "rows", "definition")
 
@@ -200,3 +202,9 @@ def _plain(score: float, error: float | None) -> str:
 def percent(share: float, error: float | None) -> str:
     """A share in percent, with its standard error where it has one."""
     return f"{100 * share:.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
+
+
+def passage_of(doc: Mapping[str, Any]) -> str | None:
+    """A digest of the passage that an item may share with others; None where its task has no field for one."""
+    field = next((name for name in PASSAGES if isinstance(doc.get(name), str)), None)
+    return None if field is None else hashlib.sha256(doc[field].encode()).hexdigest()[:16]

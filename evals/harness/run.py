@@ -359,10 +359,12 @@ def _sample(sample: Mapping[str, Any], kinds: Mapping[str, Mapping[str, Any]]) -
     else:
         kept = {"loglikelihoods": [answer[0] if isinstance(answer, tuple) else answer for answer in answers]}
     target = sample["target"]
+    passage = results.passage_of(sample.get("doc") or {})
     return {
         "doc_id": sample["doc_id"],
         "doc_hash": sample["doc_hash"],
         "prompt_hash": sample["prompt_hash"],
+        **({} if passage is None else {"passage": passage}),
         "target": target if isinstance(target, str | int | float | list) else str(target),
         **kept,
         **{name: _numbers(sample["scores"][name]) for name in kinds if kinds[name]["kind"] in metrics.PAIRED},

@@ -1,9 +1,11 @@
 """Suites of tasks, and how well tasks distinguish models. Known without lm-eval, which takes seconds to import."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from llm.common.arguments import count
 from llm.common.errors import UserError
 
 BUILT_IN = frozenset({"stories"})
@@ -77,3 +79,50 @@ def is_local(task: str) -> bool:
     if task in BUILT_IN or not path.exists() or not (path.suffix or len(path.parts) > 1):
         return task in BUILT_IN
     return path.suffix not in YAML and not any(next(path.rglob(f"*{suffix}"), None) for suffix in YAML)
+
+
+# ---- Options ---------------------------------------------------------------------------------------------------------
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Which tasks are asked, how often, and where their rows come from."""
+    command.add_argument(
+        "--suite",
+        metavar="NAME",
+        help="paper (ARC, PIQA, OpenBookQA, HellaSwag at 0, 1 and 5 shots), base (these, WinoGrande, SciQ, LAMBADA and "
+        "BoolQ at 0), minimal-pairs (BLiMP), perplexity (WikiText, Paloma) or stories (built in; default)",
+    )
+    command.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="in place of the suite's: tasks, groups and tags of lm-eval, YAML files or folders of your own, and for "
+        "bits per byte text files (as `llm prepare` reads them) and token stores",
+    )
+    command.add_argument(
+        "--shots",
+        nargs="+",
+        type=count(0),
+        metavar="N",
+        help="examples before each item, in place of the suite's (with --tasks alone each task's own number, mostly 0)",
+    )
+    command.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="read DIR/TASK/SPLIT.jsonl, with the hub's columns (see `prefetch`), and use no network; else what the "
+        "task names, mostly the hub",
+    )
+    command.add_argument("--limit", type=count(1), metavar="N", help="only the first N items of each task")
+    command.add_argument(
+        "--batch-size",
+        type=_batch_size,
+        default=16,
+        metavar="N",
+        help="requests at once (16), or `auto`: up to 64, as many as the GPU can take; 16 on a CPU",
+    )
+
+
+def _batch_size(text: str) -> int | str:
+    """An argument type: a whole number, at least 1, or `auto`."""
+    return text if text == "auto" else count(1)(text)

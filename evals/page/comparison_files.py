@@ -1,12 +1,14 @@
-"""A comparison as files: report.html, results.json, table.csv and loss.png."""
+"""A comparison as files: page, numbers, the table as CSV and LaTeX, the losses as PNG, every picture in pictures/."""
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.page.comparison_page import format_page
+from evals.page.comparison_page import format_page, page_sections
+from evals.page.html import Section
 from evals.page.loss_curves import draw_losses
 from evals.verdict import verdict
 from evals.verdict.compare import ComparisonSettings, find
@@ -14,11 +16,11 @@ from evals.verdict.record import Comparison, arm_rows, change, header, losses_of
 from llm.common.errors import UserError
 from llm.common.files import as_json, write_files
 from llm.common.plots import as_png
-from llm.common.tables import text_table
+from llm.common.tables import latex_table, text_table
 
 
 def compare(folders: Sequence[Path], out: Path, settings: ComparisonSettings | None = None, made_by: str = "") -> str:
-    """Compare, write report.html, results.json, table.csv and loss.png to `out`, and return what is printed.
+    """Compare, write all files to `out`, and return what is printed.
 
     Everything is read and checked before the first file is written. Raises UserError where the runs are no pairs, an
     export is not of its run's last step, or two results were not measured alike.
@@ -42,18 +44,31 @@ def of(arms: Sequence[Comparison], found: Comparison) -> str:
 
 
 def write(arms: Sequence[Comparison], out: Path, made_by: str) -> None:
-    """Write report.html, results.json and table.csv, and a picture of each arm's losses."""
-    content = records(arms, made_by)
+    """Write page, numbers, tables and pictures: each arm's losses as PNG, those of the page as SVG and PDF."""
+    content, sections = records(arms, made_by), page_sections(arms)
     names = [f"{found.pairs.names[1]}-loss.png" if len(arms) > 1 else "loss.png" for found in arms]
     table = [["measure" if cell == "" else cell for cell in header(arms)], *arm_rows(arms)]
     write_files(
         {
             **{out / n: as_png(draw_losses(losses_of(found.pairs))) for n, found in zip(names, arms, strict=True)},
+            **{out / "pictures" / name: content for name, content in picture_files(sections).items()},
             out / "table.csv": _csv(table),
+            out / "table.tex": latex_table(table[0], table[1:]),
             out / "results.json": as_json(content),
-            out / "report.html": format_page(arms, content, made_by),
+            out / "report.html": format_page(arms, sections, content, made_by),
         }
     )
+
+
+def picture_files(sections: Sequence[Section]) -> dict[str, str | bytes]:
+    """The page's pictures as NN-CAPTION.svg and .pdf, in the order of the page."""
+    pictures = [picture for section in sections for picture in section.pictures]
+    files: dict[str, str | bytes] = {}
+    for number, picture in enumerate(pictures, start=1):
+        words = re.sub(r"[^a-z0-9]+", "-", picture.caption.lower()).strip("-")
+        name = f"{number:02d}-{words[:60].rstrip('-')}"
+        files |= {f"{name}.svg": picture.svg, f"{name}.pdf": picture.pdf}
+    return files
 
 
 def _csv(lines: Sequence[Sequence[Any]]) -> str:

@@ -13,18 +13,23 @@ from evals.probes import heads, incontext, sparsity
 from evals.verdict import verdict
 from evals.verdict.record import Comparison, arm_rows, change, header, losses_of, saving_rows, sentence
 from llm.common.errors import UserError
-from llm.common.plots import as_svg
+from llm.common.plots import as_pdf, as_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def format_page(arms: Sequence[Comparison], content: dict[str, Any], made_by: str) -> str:
-    """The whole page as HTML; `content` is what results.json holds, and travels inside it."""
+def page_sections(arms: Sequence[Comparison]) -> list[Section]:
+    """All that the page shows."""
     sections = [_summary(arms)]
     for found in arms:
         of_arm = f"{found.pairs.names[1]}: " if len(arms) > 1 else ""
         sections += [section._replace(title=of_arm + section.title) for section in _sections(found)]
+    return sections
+
+
+def format_page(arms: Sequence[Comparison], sections: Sequence[Section], content: dict[str, Any], made_by: str) -> str:
+    """The whole page as HTML; `content` is what results.json holds, and travels inside it."""
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return page(
         f"{', '.join(found.pairs.names[1] for found in arms)} against {arms[0].pairs.names[0]}",
@@ -44,13 +49,14 @@ def _sections(found: Comparison) -> list[Section]:
         _over_training(found),
         _indirect_object(found),
         _in_context(found),
+        _recall(found),
         _provenance(found),
     ]
     return [section for section in sections if section is not None]
 
 
 def _picture(figure: "Figure", caption: str) -> Picture:
-    return Picture(as_svg(figure, caption), caption)
+    return Picture(as_svg(figure, caption), caption, as_pdf(figure))
 
 
 def _summary(arms: Sequence[Comparison]) -> Section:
@@ -77,7 +83,7 @@ def _loss(found: Comparison) -> Section:
     names, sides = found.pairs.names, losses_of(found.pairs)
     pictures = [
         _picture(draw_loss(sides, second_half=False), "Training and validation loss over tokens"),
-        _picture(draw_loss(sides, second_half=True), "The same from half of the run on"),
+        _picture(draw_loss(sides, second_half=True), "Training and validation loss from half of the run on"),
         _picture(figures.draw_difference(found.pairs.pairs, names), "Difference of the validation losses over tokens"),
     ]
     primary = [finding for finding in found.findings if finding.primary]
@@ -149,11 +155,17 @@ def _over_training(found: Comparison) -> Section | None:
 def _indirect_object(found: Comparison) -> Section | None:
     if found.table_2 is None:
         return None
-    picture = _picture(
-        figures.draw_ioi(found.table_2, found.pairs.names),
-        "Probability of the right and the wrong name, four sentences",
-    )
-    return Section("Indirect objects", pictures=[picture])
+    pictures = [
+        _picture(
+            figures.draw_ioi(found.table_2, found.pairs.names),
+            "Probability of the right and the wrong name, four sentences: each model as it was trained",
+        )
+    ]
+    if found.published is None:
+        return Section("Indirect objects", pictures=pictures)
+    caption = "The same as published: models without a stream inside the one with the stream, dropout on"
+    pictures.append(_picture(figures.draw_ioi(found.published, found.pairs.names), caption))
+    return Section("Indirect objects", pictures=pictures)
 
 
 def _in_context(found: Comparison) -> Section | None:
@@ -169,7 +181,13 @@ def _in_context(found: Comparison) -> Section | None:
             values = {name: value[key] for name, value in values.items()}
         return values
 
-    pictures = [_picture(incontext.draw_positions(of("positions", "loss")), "Loss by position in the context")]
+    errors = {name: each for name, each in of("positions", "standard_error").items() if each}
+    caption = "Loss by position in the context, with standard errors over windows"
+    pictures = [_picture(incontext.draw_positions(of("positions", "loss"), errors), caption)]
+    first, second = (result["positions"] for result in kept)
+    if len(first.get("per_window", ())) > 1 and "per_window" in second:
+        caption = "Difference of the loss by position, 95% interval over windows"
+        pictures.append(_picture(incontext.draw_position_differences(first, second, names), caption))
     pictures += [
         _picture(heads.draw_heads(of("heads", key), title), f"{title}, layer by head")
         for key, title in (("prefix_matching", "Prefix matching"), ("previous_token", "Previous token"))
@@ -178,6 +196,20 @@ def _in_context(found: Comparison) -> Section | None:
         pictures.append(_picture(sparsity.draw_gini(gini), "Gini index of the feed-forward activations by layer"))
     seed = f" (seed {found.pairs.seeds[0]})" if len(found.pairs.seeds) > 1 else ""
     return Section("In context" + seed, pictures=pictures)
+
+
+def _recall(found: Comparison) -> Section | None:
+    """Key-value pairs by their number and a needle by its depth, of the first seed's models."""
+    kept = [export.result("recall") for export in found.exports[0]]
+    if None in kept:
+        return None
+    results = dict(zip(found.pairs.names, kept, strict=True))
+    pictures = [
+        _picture(figures.draw_pairs(results), "Key-value pairs recalled, with standard errors; dashed: chance"),
+        _picture(figures.draw_needle(results), "Gain from a needle in the text by its depth, with standard errors"),
+    ]
+    seed = f" (seed {found.pairs.seeds[0]})" if len(found.pairs.seeds) > 1 else ""
+    return Section("Recall" + seed, pictures=pictures)
 
 
 def _provenance(found: Comparison) -> Section:

@@ -1,7 +1,7 @@
 """The pictures of a comparison: differences with their intervals, document by document and over training."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -73,6 +73,50 @@ def draw_intervals(findings: Sequence[Finding], unit: str) -> "Figure":
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.set_xlabel(f"difference ({unit})")
         axes.grid(axis="x")
+    return figure
+
+
+def draw_pairs(results: Mapping[str, Mapping[str, Any]]) -> "Figure":
+    """Key-value pairs recalled over their number, a line a model and length; chance dashed. results: of recall.json."""
+    with style():
+        figure = new_figure()
+        axes = figure.subplots()
+        for (name, result), colour in zip(results.items(), COLOURS, strict=False):
+            lengths = sorted({each["length"] for each in result["mqar"]})
+            for length, dashes in zip(lengths, ("-", "--", ":", "-.") * len(lengths), strict=False):
+                some = sorted((e for e in result["mqar"] if e["length"] == length), key=lambda each: each["pairs"])
+                label = f"{name}, {length:,} tokens" if len(lengths) > 1 else name
+                axes.errorbar(
+                    [each["pairs"] for each in some],
+                    [100 * each["accuracy"] for each in some],
+                    [100 * (each["standard_error"] or 0.0) for each in some],
+                    color=colour, linestyle=dashes, marker="s", markersize=4.5, label=label,
+                )  # fmt: skip
+        pairs = sorted({each["pairs"] for result in results.values() for each in result["mqar"]})
+        axes.plot(pairs, [100 / number for number in pairs], color=INK, linewidth=0.8, linestyle="--", label="chance")
+        axes.set_xscale("log")
+        axes.set_xticks(pairs, [str(number) for number in pairs])
+        axes.set_xticks([], minor=True)
+        axes.set(xlabel="pairs", ylabel="right among the values (%)", ylim=(0, 102))
+        axes.grid(axis="y")
+        axes.legend(fontsize=8)
+    return figure
+
+
+def draw_needle(results: Mapping[str, Mapping[str, Any]]) -> "Figure":
+    """Gain from a needle over its depth in the text, a line a model; chance is zero. results: of recall.json."""
+    with style():
+        figure = new_figure()
+        axes = figure.subplots()
+        axes.axhline(0, color=INK, linewidth=0.8, linestyle="--")
+        for (name, result), colour in zip(results.items(), COLOURS, strict=False):
+            depths, gains = ([each[key] for each in result["needle"]] for key in ("depth", "gain"))
+            errors = [each["standard_error"] or 0.0 for each in result["needle"]]
+            percent = [100 * depth for depth in depths]
+            axes.errorbar(percent, gains, errors, color=colour, marker="s", markersize=4.5, label=name)
+        axes.set(xlabel="depth of the needle (% of the text)", ylabel="gain (nats per token)")
+        axes.grid(axis="y")
+        axes.legend()
     return figure
 
 

@@ -32,6 +32,7 @@ class Picture(NamedTuple):
 
     svg: str
     caption: str
+    pdf: bytes = b""  # the same for a paper; not on the page
 
 
 class Section(NamedTuple):

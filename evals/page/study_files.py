@@ -1,4 +1,4 @@
-"""The verdict on a study as files: report.html, results.json, table.csv, study.yaml and pictures as PNG and SVG."""
+"""The verdict on a study as files: report.html, results.json, table.csv, study.yaml, pictures as PNG, PDF and SVG."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from evals.verdict.study import judge_study
 from evals.verdict.study_tables import format_study, number_rows, study_record
 from llm.common.errors import UserError
 from llm.common.files import as_json, write_files
-from llm.common.plots import as_png, as_svg
+from llm.common.plots import as_pdf, as_png, as_svg
 
 
 def study(path: Path, out: Path | None, level: float = LEVEL, bench: Path | None = None, made_by: str = "") -> str:
@@ -31,6 +31,7 @@ def study(path: Path, out: Path | None, level: float = LEVEL, bench: Path | None
     write_files(
         {
             **{out / f"{name}.png": as_png(figure) for name, (figure, _) in drawn.items()},
+            **{out / f"{name}.pdf": as_pdf(figure) for name, (figure, _) in drawn.items()},
             **{out / f"{name}.svg": as_svg(figure, caption) for name, (figure, caption) in drawn.items()},
             out / "study.yaml": found.text,
             out / "table.csv": table.getvalue(),

@@ -66,7 +66,7 @@ def head_scores(
     length = _fitting(model, vocabulary, length, first_token, context)
     if getattr(model.config, "_attn_implementation", "eager") != "eager":
         raise UserError(_NO_ATTENTION)
-    ids = _repeated(vocabulary, sequences, length, seed, first_token)  # (N, T)
+    ids = repeated(vocabulary, sequences, length, seed, first_token)  # (N, T)
     parts = []
     with evaluating(model):
         for rows in tqdm(ids.split(_rows(model, ids.shape[1], vocabulary)), desc="heads", leave=False):
@@ -104,7 +104,7 @@ def _fitting(model: Any, vocabulary: int, length: int, first_token: int | None, 
     return fitting
 
 
-def _repeated(vocabulary: int, sequences: int, length: int, seed: int, first_token: int | None) -> Tensor:
+def repeated(vocabulary: int, sequences: int, length: int, seed: int, first_token: int | None) -> Tensor:
     """The ids (N, T), T = 2 length, plus 1 with a first token. Within a copy no id comes twice: one occurrence each."""
     generator = torch.Generator().manual_seed(seed)
     draws = (torch.randperm(vocabulary, generator=generator) for _ in range(sequences))

@@ -32,7 +32,7 @@ from evals.probes.sparsity import DASHES
 from llm.common.devices import resolve_device
 from llm.common.errors import UserError
 from llm.common.files import write_file, write_json
-from llm.common.plots import COLOURS, as_png, new_figure, style
+from llm.common.plots import COLOURS, INK, as_png, new_figure, style
 from llm.common.tables import text_table
 from llm.data.rows import Rows
 from llm.data.store import TokenStore
@@ -90,6 +90,13 @@ def by_position(losses: np.ndarray) -> Record:
     """[W, T] losses -> their mean at each position and its standard error over windows (null for a single window)."""
     means = losses.mean(axis=0, dtype=np.float64)
     return {"loss": means.tolist(), "standard_error": _standard_error(losses)}
+
+
+def in_bins(losses: np.ndarray) -> Record:
+    """[W, T] losses -> means of each window over `position_bins`, so that two models can be paired by position."""
+    bins = position_bins(losses.shape[1])
+    means = np.stack([losses[:, first - 1 : last].mean(axis=1, dtype=np.float64) for first, last in bins], axis=1)
+    return {"bins": bins, "per_window": np.round(means, 6).tolist()}
 
 
 def in_context_score(losses: np.ndarray) -> Record:
@@ -194,7 +201,7 @@ def _measure(
         "score": in_context_score(losses),
         "heads": _heads(export, store, context, device, dtype),
         "gini": gini,
-        "positions": by_position(losses),
+        "positions": by_position(losses) | in_bins(losses),
     }
 
 
@@ -300,14 +307,42 @@ def draw_positions(
             if errors and name in errors:
                 wide = np.array([np.sqrt(np.mean(np.square(errors[name][first - 1 : last]))) for first, last in bins])
                 axes.fill_between(centres, line - wide, line + wide, color=colour, alpha=0.18, linewidth=0)
-        axes.set_xscale("log")
         axes.set(xlabel="token of the window", ylabel="loss (nats per token)")
-        ticks = [tick for tick in TICKS if tick <= max(map(len, losses.values()))]
-        axes.set_xticks(ticks, [f"{tick:,d}" for tick in ticks])
-        axes.set_xticks([], minor=True)
-        axes.grid(axis="y")
+        _position_axis(axes, max(map(len, losses.values())))
         axes.legend()
     return figure
+
+
+def draw_position_differences(first: Record, second: Record, names: Sequence[str]) -> "Figure":
+    """Loss of the second model minus the first by position, with a 95% interval: Student's, over the windows of both.
+
+    first, second: `in_bins` of the two, of the same windows.
+    """
+    from scipy import stats
+
+    differences = np.array(second["per_window"]) - np.array(first["per_window"])  # [W, bins]
+    count = len(differences)
+    mean, error = differences.mean(axis=0), differences.std(axis=0, ddof=1) / math.sqrt(count)
+    half = float(stats.t.isf(0.025, count - 1)) * error
+    centres = [math.sqrt(low * high) for low, high in first["bins"]]
+    with style():
+        figure = new_figure()
+        axes = figure.subplots()
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.fill_between(centres, mean - half, mean + half, color=COLOURS[1], alpha=0.25, linewidth=0)
+        axes.plot(centres, mean, color=COLOURS[1], linewidth=1.6)
+        axes.set(xlabel="token of the window", ylabel="difference (nats per token)", title=f"{names[1]} − {names[0]}")
+        _position_axis(axes, first["bins"][-1][1])
+    return figure
+
+
+def _position_axis(axes: Any, last: int) -> None:
+    """A logarithmic axis of tokens up to `last`."""
+    axes.set_xscale("log")
+    ticks = [tick for tick in TICKS if tick <= last]
+    axes.set_xticks(ticks, [f"{tick:,d}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.grid(axis="y")
 
 
 def position_bins(positions: int) -> list[tuple[int, int]]:

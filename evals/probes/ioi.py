@@ -48,6 +48,7 @@ SENTENCES = (
     ("After Sam and Amy went to the park, {} gave a drink to", "Sam", "Amy"),
 )
 OUTCOMES = ("correct", "incorrect")
+AS_PUBLISHED = "As published: models without a stream inside the one with the stream, dropout on."
 
 Record = dict[str, Any]
 
@@ -71,15 +72,16 @@ def ioi_prompts() -> list[Prompt]:
     ]
 
 
-def ioi_probabilities(model: Any, tokenizer: Any, context: int | None = None) -> list[Record]:
+def ioi_probabilities(model: Any, tokenizer: Any, context: int | None = None, dropout: bool = False) -> list[Record]:
     """The probability of the right and of the wrong name after each of the eight prompts.
 
     Returns one record a prompt: sentence, variant, prompt; and for `correct` and `incorrect` the name, its
-    `probability_*` in [0, 1], and its `tokens_*` under this tokenizer. The model's training mode is left as it was.
+    `probability_*` in [0, 1], and its `tokens_*` under this tokenizer. The model's training mode is left as it was;
+    `dropout`: on, as in training.
     UserError: the tokenizer joins prompt and name, or the prompt is longer than the model's context.
     """
     prompts = ioi_prompts()
-    values, names = log_probabilities(model, tokenizer, prompts, batch_size=1, context=context)
+    values, names = log_probabilities(model, tokenizer, prompts, batch_size=1, context=context, dropout=dropout)
     records = []
     for prompt, value, of_prompt in zip(prompts, values, names, strict=True):
         record: Record = {"sentence": prompt.sentence, "variant": prompt.variant, "prompt": prompt.text}
@@ -98,6 +100,7 @@ def log_probabilities(
     batch_size: int,
     progress: str | None = None,
     context: int | None = None,
+    dropout: bool = False,
 ) -> tuple[np.ndarray, list[list[list[int]]]]:
     """The log-probability of each prompt's right and wrong name [n, 2], in nats, and the names' tokens.
 
@@ -115,7 +118,7 @@ def log_probabilities(
     _check_context(model, max(map(len, rows)), context)
     values = np.full((len(prompts), len(OUTCOMES)), np.nan)
     was_training = model.training
-    model.eval()
+    model.train(dropout)
     try:
         with tqdm(total=len(rows), desc=progress, unit="prompt", disable=progress is None, leave=False) as bar:
             for batch in _batches(list(rows), batch_size):
@@ -223,6 +226,8 @@ def format_outcome(outcome: Mapping[str, Any]) -> str:
     lines = [format_summary(outcome["table"])]
     if names := split_names(records):
         lines.append(f"{', '.join(names)}: more than one token for some model; the probability is the whole name's.")
+    if outcome.get("as_published"):
+        lines += ["", AS_PUBLISHED, format_summary(outcome["as_published"]["table"])]
     if outcome.get("generated"):
         lines += ["", ioi_sentences.format_generated(outcome["generated"])]
     return "\n".join(lines)
@@ -350,12 +355,13 @@ def run(
 
 
 def write_results(groups: Mapping[str, Sequence[Export]], outcome: Mapping[str, Any]) -> None:
-    """Keep each model's results in its own folder, as EXPORT/evals/ioi.json and, of the generated set where there is
-    one, ioi_generated.json.
+    """Keep each model's results in its own folder, as EXPORT/evals/ioi.json and, where there are such results,
+    ioi_generated.json and ioi_as_published.json.
     """
     parts: dict[str, Any] = {"ioi.json": outcome}
-    if outcome.get("generated"):
-        parts["ioi_generated.json"] = outcome["generated"]
+    for kind in ("generated", "as_published"):
+        if outcome.get(kind):
+            parts[f"ioi_{kind}.json"] = outcome[kind]
     for file, part in parts.items():
         for group, exports in groups.items():
             for export, result in zip(exports, part["models"][group], strict=True):

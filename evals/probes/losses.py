@@ -33,7 +33,10 @@ from llm.data.tokenizer import load_tokenizer
 LOGITS_AT_ONCE = 1 << 28  # of a forward pass: 1 GiB in fp32; a row of 2,048 tokens and 131,072 ids is as many
 LOGITS_IN_FP32 = 1 << 26  # of a softmax: 256 MiB
 # What two measurements must share to be one and the same, beside the weights.
-PROTOCOL = ("store_fingerprint", "split", "limit", "sample", "context", "batch_size", "dtype", "device", "versions")
+PROTOCOL = (
+    "store_fingerprint", "split", "limit", "sample", "context", "batch_size", "dtype", "device", "versions",
+    "grouped_by",
+)  # fmt: skip
 HASHED_AT_ONCE = 1 << 22  # documents: 32 MiB of hashes
 
 
@@ -43,6 +46,7 @@ class DocumentLosses(NamedTuple):
     indices: np.ndarray  # which document of the split, int64
     tokens: np.ndarray  # predicted, int64
     nats: np.ndarray  # sum of -log p over them, float64
+    groups: np.ndarray | None = None  # the number of what each is a part of, int64; None where the store has no groups
 
 
 # ---- Losses ----------------------------------------------------------------------------------------------------------
@@ -95,7 +99,10 @@ def document_losses(
             nats[batch] = [losses[row, : lengths[index] - 1].sum() for row, index in enumerate(batch)]
             bar.update(len(batch))
     kept = np.flatnonzero(lengths > 1)
-    return DocumentLosses(sample[kept], lengths[kept] - 1, nats[kept])
+    groups = None
+    if store.groups is not None:
+        groups = np.unique(store.document_groups(sample[kept]), return_inverse=True)[1]
+    return DocumentLosses(sample[kept], lengths[kept] - 1, nats[kept], groups)
 
 
 @torch.inference_mode()
@@ -164,6 +171,7 @@ def measure(
         "dtype": str(config.dtype).removeprefix("torch.") if dtype == "auto" else dtype,
         "device": str(resolve_device(device)),
         "versions": versions(),
+        "grouped_by": opened.groups,
     }
     results = export.result("losses", [])
     weights = export.weights_sha256()
@@ -211,30 +219,36 @@ def _summary(losses: DocumentLosses) -> dict[str, Any]:
         "documents": losses.indices.tolist(),
         "tokens": losses.tokens.tolist(),
         "nats": losses.nats.tolist(),
+        **({} if losses.groups is None else {"groups": losses.groups.tolist()}),
     }
 
 
 def mean_loss(losses: DocumentLosses) -> tuple[float, float | None]:
-    """Nats per token, and its standard error over documents; None for a single document.
+    """Nats per token, and its standard error over documents, or over their groups; None for a single one.
 
     Both numerator and denominator vary from document to document, so the error is that of a ratio, linearised
     (Cochran 1977, Sampling Techniques, chapter 6, infinite population).
     """
-    n, tokens = len(losses.nats), losses.tokens.sum()
-    loss = losses.nats.sum() / tokens
+    loss, tokens = losses.nats.sum() / losses.tokens.sum(), losses.tokens.sum()
+    residuals = losses.nats - loss * losses.tokens
+    if losses.groups is not None:
+        residuals = np.bincount(losses.groups, residuals)
+    n = len(residuals)
     if n < 2:
         return float(loss), None
-    residuals = losses.nats - loss * losses.tokens
     return float(loss), float(np.sqrt(n / (n - 1) * (residuals**2).sum()) / tokens)
 
 
 def format_results(names: Sequence[str], results: Sequence[dict[str, Any]]) -> str:
-    """A table: nats per token with standard error over documents, and perplexity."""
+    """A table: nats per token with standard error over documents, or their groups, and perplexity."""
     rows = []
     for name, result in zip(names, results, strict=True):
         error = "" if result["standard_error"] is None else f" ± {result['standard_error']:.4f}"
         loss, tokens = f"{result['loss']:.4f}{error}", f"{sum(result['tokens']):,}"
-        rows.append([name, f"{result['n']:,}", tokens, loss, f"{np.exp(result['loss']):.2f}"])
+        counted = f"{result['n']:,}"
+        if "groups" in result:
+            counted += f" in {len(set(result['groups'])):,} groups"
+        rows.append([name, counted, tokens, loss, f"{np.exp(result['loss']):.2f}"])
     return text_table(["model", "documents", "tokens", "loss (nats per token)", "perplexity"], rows)
 
 

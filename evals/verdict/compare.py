@@ -2,9 +2,9 @@
 
 run folders -> checked as pairs -> exported last steps -> losses per document (measured where they are not kept) -> all
 that can be paired -> intervals and p values, corrected over the arms -> a sentence for each arm, with the null arm
--> OUT/{report.html, results.json, table.csv, loss.png}
+-> OUT/{report.html, results.json, table.csv, table.tex, loss.png, pictures/}
 
-What `python -m evals run`, `ioi` and `incontext` left in the exports is taken up; nothing is trained here.
+What `python -m evals run`, `ioi`, `incontext` and `recall` left in the exports is taken up; nothing is trained here.
 """
 
 import subprocess
@@ -18,13 +18,12 @@ import numpy as np
 
 from evals.exported_steps import ExportedRun, exported_steps, step_folder
 from evals.exports import Export, open_export
-from evals.verdict import efficiency, verdict
+from evals.verdict import efficiency, related, verdict
 from evals.verdict.measurements import Exports, Measure, both, kept_losses, read_measures
-from evals.verdict.pair import Pairs, read_arms, read_null
+from evals.verdict.pair import Pairs, read_arms, read_companions, read_null
 from evals.verdict.record import Comparison
 from llm.common.errors import UserError
 from llm.data.mixture import Component, mixed_fingerprint, open_stores
-from llm.runs.study_record import NULL_ARM, RECORD, read_record
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,9 @@ class ComparisonSettings:
     declare: config keys that may differ beside the switches; exports: of the last steps, where they are not in the run
     folders; stores: instead of those that the runs name; documents: of validation, 0 takes only kept losses; metric: of
     the tasks; targets: losses to reach, in nats per token; trusted: an
-    export may run code of its own; null: runs of the baseline with other initial weights, one a seed, instead of those
-    of the study that the runs belong to.
+    export may run code of its own; null: runs of the baseline with other initial weights, one a seed, or for one seed
+    any number with other initial weights or seeds, instead of those of the study that the runs belong to; bench: what
+    `llm bench --json` wrote, of contenders that the sides are named after.
     """
 
     declare: tuple[str, ...] = ()
@@ -50,6 +50,7 @@ class ComparisonSettings:
     batch_size: int = 16
     trusted: bool = False
     null: tuple[Path, ...] = ()
+    bench: Path | None = None
 
 
 class Measured(NamedTuple):
@@ -64,16 +65,23 @@ def find(folders: Sequence[Path], settings: ComparisonSettings) -> list[Comparis
     """Compare each arm with the baseline, without writing anything but exports and losses that are lacking."""
     arms = read_arms(folders, settings.declare)
     baseline = arms[0].side(0)
-    null_folders = settings.null or null_runs(baseline)
-    null_arm = read_null(baseline, null_folders) if null_folders else None
+    null_folders = settings.null or related.null_runs(baseline)
+    null_arms: list[Pairs] = []
+    if len(baseline) == 1:
+        null_arms = read_companions(baseline[0], null_folders or related.other_runs(baseline[0]))
+    elif null_folders:
+        null_arms = [read_null(baseline, null_folders)]
+    times = [efficiency.read_step_time(settings.bench, arm, settings.level) if settings.bench else None for arm in arms]
     shares = shares_of(arms[0], settings)  # before exports are made, which takes long
     given = [open_export(folder, settings.trusted) for folder in settings.exports]
     measured = [_measured(pairs, given, shares, settings) for pairs in arms]
-    found = verdict.find_arms([arm.measures for arm in measured], settings.level)
-    null = _null(null_arm, given, shares, settings) if null_arm else None
+    nulls = [_measured(pairs, given, shares, settings).measures for pairs in null_arms]
+    spreads = related.spreads(nulls) if len(baseline) == 1 else {}
+    found = verdict.find_arms([arm.measures for arm in measured], settings.level, spreads=spreads)
+    null = _null(null_arms, nulls, settings.level)
     return [
-        _comparison(pairs, arm, findings, null_arm, null, shares, settings)
-        for pairs, arm, findings in zip(arms, measured, found, strict=True)
+        _comparison(pairs, arm, findings, null, shares, settings, step_time)
+        for pairs, arm, findings, step_time in zip(arms, measured, found, times, strict=True)
     ]
 
 
@@ -88,63 +96,49 @@ def _measured(
     return Measured(exports, *read_measures(exports, shares, settings.metric))
 
 
-def _null(
-    pairs: Pairs, given: Sequence[Export], shares: dict[str, float], settings: ComparisonSettings
-) -> verdict.Finding | None:
-    """The null arm's difference in the primary quantity; None where it was not measured."""
-    measures = [
-        measure for measure in _measured(pairs, given, shares, settings).measures if measure.family == "primary"
-    ]
-    return next(iter(verdict.find(measures, settings.level)), None)
+class Null(NamedTuple):
+    """The null arm and its difference from the baseline in the primary quantity."""
+
+    pairs: Pairs
+    finding: verdict.Finding
+
+
+def _null(arms: Sequence[Pairs], measures: Sequence[list[Measure]], level: float) -> Null | None:
+    """The first null arm of the baseline's own seeds; None where there is none, or its loss was not measured."""
+    for pairs, own in zip(arms, measures, strict=True):
+        if all(pair.first.seed == pair.second.seed for pair in pairs.pairs):
+            primary = [measure for measure in own if measure.family == "primary"]
+            return next((Null(pairs, finding) for finding in verdict.find(primary, level)), None)
+    return None
 
 
 def _comparison(
     pairs: Pairs,
     arm: Measured,
     findings: list[verdict.Finding],
-    null_arm: Pairs | None,
-    null: verdict.Finding | None,
+    null: Null | None,
     shares: dict[str, float],
     settings: ComparisonSettings,
+    step_time: efficiency.Cost | None,
 ) -> Comparison:
     savings = [efficiency.saving(pair) for pair in pairs.pairs]
     targets = {target: [efficiency.saving(pair, target) for pair in pairs.pairs] for target in settings.targets}
-    busy = efficiency.busy_note(pairs.pairs)
-    costs = efficiency.costs(pairs.pairs, times=not busy)
-    table_2 = read_table_2(arm.exports, arm.notes)
+    costs = efficiency.costs(pairs.pairs, step_time)
+    table_2, published = (read_table_2(arm.exports, name, arm.notes) for name in ("ioi", "ioi_as_published"))
     how = how_measured(kept_losses(arm.exports[0][0], next(iter(shares))) or {})
-    sentence = verdict.sentence(pairs.names, pairs.seeds, findings, savings, null)
-    notes = [*pairs.notes, *arm.notes, *busy]
-    if null_arm and null:
-        notes.append(verdict.null_note(null_arm.names[1], pairs.names[0], null))
+    of_null = null.finding if null else None
+    spacing = efficiency.validation_spacing(pairs.pairs)
+    sentence = verdict.sentence(pairs.names, pairs.seeds, findings, savings, of_null, spacing)
+    notes = [*pairs.notes, *arm.notes]
+    if step_time is None:
+        notes.append(efficiency.time_note(pairs.pairs))
+    if null:
+        notes.append(verdict.null_note(null.pairs.names[1], pairs.names[0], null.finding))
+    notes += [warning for finding in findings if finding.primary for warning in verdict.warnings(finding.measure)]
     return Comparison(
-        pairs, arm.exports, findings, savings, targets, costs, table_2, settings.metric, how, notes, sentence, null
-    )
-
-
-def null_runs(baseline: Sequence[ExportedRun]) -> list[Path]:
-    """The finished runs of the null arm of the study that the baseline's runs belong to; none if one is missing."""
-    found = []
-    for run in baseline:
-        study = run.folder.resolve().parent.parent
-        if not (study / RECORD).is_file():
-            return []
-        record = read_record(study)
-        name = f"{run.folder.resolve().parent.name}/{run.folder.name}"
-        mine = next((each for each in record.runs if each.name == name and each.arm == record.baseline), None)
-        null = mine and next(
-            (
-                each
-                for each in record.runs
-                if each.arm == NULL_ARM
-                and (each.stage, each.size, each.seed, each.budget) == (mine.stage, mine.size, mine.seed, mine.budget)
-            ),
-            None,
-        )
-        if null is None or record.state(null).state != "done":
-            return []
-        found.append(study / null.name)
-    return found
+        pairs, arm.exports, findings, savings, targets, costs, table_2, settings.metric, how, notes, sentence, of_null,
+        published,
+    )  # fmt: skip
 
 
 # ---- Exports and losses ----------------------------------------------------------------------------------------------
@@ -178,7 +172,16 @@ def export_of(run: ExportedRun, given: Sequence[Export], trusted: bool = False) 
     known = exported_steps(run.folder, trusted)
     if last not in known:
         print(f"exporting the last step of {run.folder} ...", file=sys.stderr)
-        command = ["-m", "llm", "export", str(run.folder), "--out", str(step_folder(run.folder, last)), "--step", str(last)]
+        command = [
+            "-m",
+            "llm",
+            "export",
+            str(run.folder),
+            "--out",
+            str(step_folder(run.folder, last)),
+            "--step",
+            str(last),
+        ]
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
         known = exported_steps(run.folder, trusted)  # another process may have made it at the same time
         if done.returncode and last not in known:
@@ -254,9 +257,10 @@ def how_measured(result: Mapping[str, Any]) -> dict[str, Any]:
     return {key: result[key] for key in ("device", "dtype", "batch_size", "context", "versions") if key in result}
 
 
-def read_table_2(exports: Exports, notes: list[str]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Both sides' probabilities on the paper's four sentences, mean and population deviation over the seeds."""
-    results = both(exports, "ioi", notes)
+def read_table_2(exports: Exports, name: str, notes: list[str]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Both sides' probabilities on the paper's four sentences, mean and population deviation over the seeds, as
+    EXPORT/evals/`name`.json has them."""
+    results = both(exports, name, notes)
     if results is None:
         return None
     sides = []

@@ -1,12 +1,20 @@
-"""Steps, tokens and FLOPs until a loss is reached, and what the change costs in time, memory and parameters."""
+"""Steps, tokens and FLOPs until a loss is reached, and what the change costs: size, memory, measured time."""
 
+import math
+import re
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from evals.exported_steps import Curve, ExportedRun
-from evals.verdict.pair import Pair
-from llm.runs import reading
+from evals.verdict.pair import Pair, Pairs
+from evals.verdict.statistics import student_interval
+from llm.common.errors import UserError
+from llm.common.files import read_json
 
 
 class Reached(NamedTuple):
@@ -83,16 +91,17 @@ def flops_per_token(run: ExportedRun) -> float | None:
 # ---- Cost ------------------------------------------------------------------------------------------------------------
 
 
-TIMES = ("training time", "tokens per second")
-
-
 class Cost(NamedTuple):
-    """One kind of cost, a value a run: without the change and with it, in the order of the seeds."""
+    """One kind of cost: values without the change and with it that belong together, of each seed or each round.
+
+    interval: of `percent`, in words, where rounds were measured.
+    """
 
     name: str
     unit: str
     first: list[float]
     second: list[float]
+    interval: str = ""
 
     @property
     def ratios(self) -> list[float]:
@@ -116,40 +125,77 @@ def in_percent(value: float) -> str:
     return f"{round(value, 1) + 0.0:+.1f}%"
 
 
-def busy_note(pairs: Sequence[Pair]) -> list[str]:
-    """Say why `costs` leaves out times, if it does: a list of one sentence or none."""
-    busy = [str(run.folder) for pair in pairs for run in pair if run.shared_its_cores]
-    why = "other processes used the cores while these runs trained (event busy_machine)"
-    return [f"training time and tokens per second are not compared: {why}: {', '.join(busy)}"] if busy else []
+def busy_runs(pairs: Sequence[Pair]) -> tuple[list[ExportedRun], list[ExportedRun]]:
+    """The runs of either side whose cores other processes used."""
+    first, second = ([run for run in side if run.shared_its_cores] for side in zip(*pairs, strict=True))
+    return first, second
 
 
-def costs(pairs: Sequence[Pair], times: bool = True) -> list[Cost]:
-    """Time, throughput, memory, parameters and FLOPs of both sides; without what a run does not report.
+def time_note(pairs: Sequence[Pair]) -> str:
+    """Say why training times are no cost: two runs are two moments of a machine."""
+    busy = [str(run.folder) for side in busy_runs(pairs) for run in side]
+    others = f"; other processes used the cores of {', '.join(busy)} (event busy_machine)" if busy else ""
+    return (
+        "Training time is not compared, since the runs did not train side by side: measure it with `python -m llm "
+        f"bench --json FILE` and pass `--bench FILE`{others}."
+    )
 
-    `times`: False leaves out time and throughput, as `busy_note` advises.
-    """
+
+def costs(pairs: Sequence[Pair], step_time: Cost | None = None) -> list[Cost]:
+    """Parameters, FLOPs and memory of both sides, without what a run does not report, and the measured `step_time`."""
     kinds: list[tuple[str, str, Any]] = [
         ("parameters", "", lambda run: run.summary["parameters"]),
         ("FLOPs per token", "", flops_per_token),
-        ("training time", "s", lambda run: run.summary["seconds"]),
-        ("tokens per second", "", median_rate),
         (
             "peak memory",
             "GB",
             lambda run: run.summary.get("peak_memory_bytes") and run.summary["peak_memory_bytes"] / 1e9,
         ),
     ]
-    if not times:
-        kinds = [kind for kind in kinds if kind[0] not in TIMES]
     found = []
     for name, unit, of in kinds:
         first, second = ([of(run) for run in side] for side in zip(*pairs, strict=True))
         if all([*first, *second]):
             found.append(Cost(name, unit, first, second))
-    return found
+    return [*found, *([step_time] if step_time else [])]
 
 
-def median_rate(run: ExportedRun) -> float | None:
-    """The median of the tokens per second that the run logged: steps slowed down by other work count little."""
-    rates = [rate for row in run.metrics if (rate := reading.number(row, "tokens_per_second")) is not None]
-    return statistics.median(rates) if rates else None
+def read_step_time(bench: Path, pairs: Pairs, level: float) -> Cost:
+    """The time of a step as `llm bench --json` measured it, both sides in each round; in s per million tokens.
+
+    Raises:
+        UserError: the file is not of llm bench, or has no two rounds of a contender that either side is named after.
+    """
+    try:
+        rates = {
+            str(name): [float(rate) for rate in each] for name, each in read_json(bench)["tokens_per_second"].items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{bench} is not of llm bench: give the file that its --json wrote") from error
+    sides = []
+    for name in pairs.names:
+        words = {name, *re.split(r"[-_. ]", name)}
+        if len(named := sorted(words & rates.keys())) != 1 or len(rates[named[0]]) < 2:
+            raise UserError(
+                f"{bench} has no two rounds of {name}: run python -m llm bench with --contenders that the runs are "
+                f"named after and --rounds 2 or more (it has {', '.join(rates)})"
+            )
+        sides.append([1e6 / rate for rate in rates[named[0]]])
+    logs = np.log(sides[1]) - np.log(sides[0])
+    of_mean = float(logs.std(ddof=1)) / math.sqrt(len(logs))
+    found = student_interval(float(logs.mean()), of_mean, len(logs) - 1, level).mapped(
+        lambda log: 100 * math.expm1(log)
+    )
+    told = f"{100 * level:g}% interval {in_percent(found.low)} to {in_percent(found.high)}"
+    return Cost("step time", "s per million tokens", sides[0], sides[1], told)
+
+
+def validation_spacing(pairs: Sequence[Pair]) -> float | None:
+    """Tokens between two validations of any run, at most; None where each was validated once."""
+    gaps = [
+        after - before
+        for pair in pairs
+        for run in pair
+        for before, after in pairwise(run.curve("validation_loss").tokens)
+    ]
+    return max(gaps, default=None)

@@ -18,7 +18,10 @@ from evals.harness.results import alike
 from llm.common.errors import UserError
 
 # What the results of one quantity must share, where they say it.
-PROTOCOL = ("n", "limit", "context", "batch_size", "task_version", "versions", "dtype", "device", "rows", "definition")
+PROTOCOL = (
+    "n", "limit", "context", "batch_size", "task_version", "versions", "dtype", "device", "rows", "definition",
+    "grouped_by",
+)  # fmt: skip
 
 
 class Measure(NamedTuple):
@@ -28,7 +31,8 @@ class Measure(NamedTuple):
     better: 1 where more is better, -1 where less is. binary: each item is right (1) or wrong (0), shown in percent.
     family: of the tests that share one error rate: "primary" is the one quantity that the verdict is about, "tasks"
     each task, or group of tasks, at each number of shots, "others" what is no task or follows from several.
-    task: the task's or group's name.
+    task: the task's or group's name. groups: (N,) labels of what the items are parts of (the text of a chunk, the
+    passage of a question), None where each stands alone.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Measure(NamedTuple):
     binary: bool = False
     family: str = "others"
     task: str = ""
+    groups: np.ndarray | None = None
 
     @property
     def means(self) -> tuple[float, float]:
@@ -66,6 +71,7 @@ def read_measures(exports: Exports, stores: Mapping[str, float], metric: str) ->
         _tasks(exports, metric, notes),
         _generated_ioi(exports, notes),
         _in_context(exports, notes),
+        _recall(exports, notes),
     ):
         for measure in results:
             if measure.first.shape[1] > 1:
@@ -138,13 +144,16 @@ def _losses(exports: Exports, stores: Mapping[str, float], notes: list[str]) -> 
     """Nats per token of each validation document, weighted by its tokens; each store counts by its share."""
     what = "the validation loss per document"
     sides: list[tuple[np.ndarray, np.ndarray]] = []
-    weights = []
+    weights: list[np.ndarray] = []
+    groups: list[np.ndarray | None] = []
     for store, share in stores.items():
         pairs = [(kept_losses(one, store), kept_losses(other, store)) for one, other in exports]
         results = complete(pairs, exports, what, notes)
         if results is None:
             return []
         same_items(results, ("documents", "tokens"), what)
+        labels = results[0][0].get("groups")
+        groups.append(None if labels is None else np.array(labels))
         sides.append(_stack(results, lambda result: np.divide(result["nats"], result["tokens"])))
         tokens = np.array(results[0][0]["tokens"], dtype=np.float64)
         weights.append(tokens * share / tokens.sum())
@@ -152,7 +161,25 @@ def _losses(exports: Exports, stores: Mapping[str, float], notes: list[str]) -> 
         return []
     first, second = (np.concatenate([side[which] for side in sides], axis=1) for which in (0, 1))
     name = "validation loss per document"
-    return [Measure(name, "nats per token", -1, first, second, np.concatenate(weights), family="primary")]
+    labels = joined_groups(groups, [len(each) for each in weights])
+    return [
+        Measure(name, "nats per token", -1, first, second, np.concatenate(weights), family="primary", groups=labels)
+    ]
+
+
+def joined_groups(groups: Sequence[np.ndarray | None], sizes: Sequence[int]) -> np.ndarray | None:
+    """Labels of several sets of items together, a group in none of two; None where no set has any.
+
+    An item of a set without groups is a group of its own.
+    """
+    if all(labels is None for labels in groups):
+        return None
+    parts, first = [], 0
+    for labels, size in zip(groups, sizes, strict=True):
+        numbers = np.arange(size) if labels is None else np.unique(labels, return_inverse=True)[1]
+        parts.append(first + numbers)
+        first += size
+    return np.concatenate(parts)
 
 
 def kept_losses(export: Export, store: str) -> dict[str, Any] | None:
@@ -202,6 +229,10 @@ def _task(exports: Exports, result: Mapping[str, Any], metric: str, notes: list[
     weights = metrics.values(kind, items[0][0][chosen]).weights
     counted = slice(None) if weights is None else weights > 0
     first, second = _stack(items, lambda samples: metrics.values(kind, samples[chosen]).values[counted])
+    passages = [passage for passage in items[0][0].get("passage", ()) if passage is not None]
+    groups = None
+    if len(passages) == len(items[0][0]["doc_id"]) and len(set(passages)) < len(passages):
+        groups = np.unique(passages, return_inverse=True)[1][counted]
     binary = kind.share and bool(np.isin([first, second], (0, 1)).all())
     return Measure(
         f"{name}, {chosen if kind.kind in ('mean', 'bits_per_byte') else f'log {chosen}'}",
@@ -213,6 +244,7 @@ def _task(exports: Exports, result: Mapping[str, Any], metric: str, notes: list[
         binary,
         "tasks",
         task,
+        groups,
     )
 
 
@@ -243,7 +275,8 @@ def _mean_of(tasks: Sequence[Measure], counts: Sequence[float], name: str, famil
     weights = np.concatenate(
         [np.full(task.first.shape[1], count / task.first.shape[1]) for task, count in zip(tasks, counts, strict=True)]
     )
-    return Measure(name, tasks[0].unit, tasks[0].better, first, second, weights, family=family)
+    groups = joined_groups([task.groups for task in tasks], [task.first.shape[1] for task in tasks])
+    return Measure(name, tasks[0].unit, tasks[0].better, first, second, weights, family=family, groups=groups)
 
 
 def read_samples(export: Export, task: str, shots: int, metric: str) -> dict[str, list[Any]]:
@@ -252,6 +285,7 @@ def read_samples(export: Export, task: str, shots: int, metric: str) -> dict[str
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         found = {key: [row[key] for row in rows] for key in ("doc_id", "doc_hash", "prompt_hash", metric)}
+        found["passage"] = [row.get("passage") for row in rows]
         values = [value for row in rows for value in row.get("loglikelihoods", ())]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -293,6 +327,24 @@ def _in_context(exports: Exports, notes: list[str]) -> list[Measure]:
     same_items(results, ("store_fingerprint", "split", "windows"), "the in-context score")
     first, second = _stack(results, lambda result: result["score"]["per_window"])
     return [Measure("in-context score", "nats per token", -1, first, second)]
+
+
+def _recall(exports: Exports, notes: list[str]) -> list[Measure]:
+    """Key-value pairs, the mean over numbers of pairs and lengths; repeated tokens; a needle, the mean over depths."""
+    results = both(exports, "recall", notes)
+    if results is None:
+        return []
+    same_items(results, ("store_fingerprint", "split", "settings", "sequences", "seed"), "recall from the context")
+
+    def of(values: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(S, N) of either side: the mean over the lists that `values` takes of a result."""
+        return _stack(results, lambda result: np.mean(values(result), axis=0))
+
+    return [
+        Measure("key-value pairs recalled", "points", 1, *of(lambda r: [each["values"] for each in r["mqar"]])),
+        Measure("second copy of random tokens", "nats per token", -1, *of(lambda r: [r["induction"]["values"]])),
+        Measure("needle, gain", "nats per token", 1, *of(lambda r: [each["values"] for each in r["needle"]])),
+    ]
 
 
 def same_items(results: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], keys: Sequence[str], what: str) -> None:

@@ -123,6 +123,28 @@ def read_null(baseline: Sequence[ExportedRun], folders: Sequence[str | Path]) ->
     return _declared(pairs, (names[0], names[1]), set(INITIAL_SEED))
 
 
+def read_companions(run: ExportedRun, folders: Sequence[str | Path]) -> list[Pairs]:
+    """Pair a run with each of others that differ from it in initial weights or seed alone, those of its seed first.
+
+    Raises:
+        UserError: a run is not finished, or differs in more, or in neither.
+    """
+    allowed = {*INITIAL_SEED, SEED}
+    pairs = [Pair(run, read_run(folder)) for folder in folders]
+    problems = []
+    for pair in pairs:
+        check_finished(pair.second)
+        problems += pair_problems(pair, allowed, seeds=pair.first.seed != pair.second.seed)
+        if not differences(pair, allowed).keys() & allowed:
+            problems.append(f"{pair.first.folder} and {pair.second.folder} have the same initial weights")
+    if problems:
+        raise UserError(
+            f"--null takes the baseline with other initial weights (--initializer_seed) or seeds: {'; '.join(problems)}"
+        )
+    pairs.sort(key=lambda pair: pair.second.seed != run.seed)
+    return [_declared([pair], (run.name, pair.second.name), allowed) for pair in pairs]
+
+
 def check_finished(run: ExportedRun) -> None:
     """Refuse a run without a whole summary and metrics."""
     summary = run.summary
@@ -207,19 +229,20 @@ def _names(*sides: Sequence[ExportedRun]) -> list[str]:
 # ---- Checks ----------------------------------------------------------------------------------------------------------
 
 
-def pair_problems(pair: Pair, allowed: set[str]) -> list[str]:
-    """In what the two runs differ that they should share; each a phrase."""
+def pair_problems(pair: Pair, allowed: set[str], seeds: bool = False) -> list[str]:
+    """In what the two runs differ that they should share; each a phrase. `seeds`: they may differ, and with them the
+    order of the data."""
     first, second = pair
     said = [{**run.record, **(run.summary or {})} for run in pair]
     names = f"{first.folder} and {second.folder}"
     problems = [
         f"{names} differ in {key} ({said[0][key]} and {said[1][key]})"
         for key in ("store_fingerprint", "seed", "step", "tokens_seen")
-        if said[0][key] != said[1][key]
+        if said[0][key] != said[1][key] and not (seeds and key == "seed")
     ]
     undeclared = {k: v for k, v in differences(pair, allowed).items() if k not in allowed and k != SEED}
     problems += [f"{names} differ in {key} ({one} and {other})" for key, (one, other) in undeclared.items()]
-    if not problems and (step := first_digest_that_differs(pair)) is not None:
+    if not problems and not seeds and (step := first_digest_that_differs(pair)) is not None:
         problems.append(f"{names} have not seen the same batches: their data digests differ from step {step} on")
     return problems
 

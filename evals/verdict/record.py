@@ -35,6 +35,7 @@ class Comparison(NamedTuple):
     notes: list[str]
     sentence: str
     null: verdict.Finding | None = None  # of the baseline with other initial weights, in the primary quantity
+    published: tuple[dict[str, Any], dict[str, Any]] | None = None  # `table_2` as the authors' script measures it
 
 
 def change(pairs: Pairs) -> str:
@@ -52,20 +53,20 @@ def rows(found: Comparison) -> list[list[str]]:
     lines = [verdict.row(finding) for finding in found.findings]
     for cost in found.costs:
         first, second = cost.means
-        form = ".3g" if cost.name == "FLOPs per token" else ",.2f" if cost.unit == "GB" else ",.0f"
+        form = ".3g" if cost.name in ("FLOPs per token", "step time") else ",.2f" if cost.unit == "GB" else ",.0f"
         name = f"{cost.name}, {cost.unit}" if cost.unit else cost.name
         ranges = [100 * (ratio - 1) for ratio in cost.ratios]
-        spread = (
-            f"{efficiency.in_percent(min(ranges))} to {efficiency.in_percent(max(ranges))} by seed"
-            if len(ranges) > 1
-            else ""
-        )
+        spread = cost.interval
+        if not spread and len(ranges) > 1:
+            spread = f"{efficiency.in_percent(min(ranges))} to {efficiency.in_percent(max(ranges))} by seed"
         lines.append([name, f"{first:{form}}", f"{second:{form}}", efficiency.in_percent(cost.percent), spread, "", ""])
-    if found.table_2:
-        for outcome in ("correct", "incorrect"):
-            means = [100 * float(np.mean(side[outcome]["mean"])) for side in found.table_2]
-            values = [f"{mean:.2f}" for mean in means]
-            lines.append([f"IOI {outcome} name, 4 sentences, %", *values, f"{means[1] - means[0]:+.2f}", "", "", ""])
+    busy = [f"{len(runs)} of {len(found.pairs.pairs)}" for runs in efficiency.busy_runs(found.pairs.pairs)]
+    lines.append(["runs on a busy machine", *busy, "", "", "", ""])
+    for table, how in ((found.table_2, ""), (found.published, ", as published")):
+        for outcome in ("correct", "incorrect") if table else ():
+            means = [100 * float(np.mean(side[outcome]["mean"])) for side in table or ()]
+            name, values = f"IOI {outcome} name, 4 sentences{how}, %", [f"{mean:.2f}" for mean in means]
+            lines.append([name, *values, f"{means[1] - means[0]:+.2f}", "", "", ""])
     return lines
 
 
@@ -159,6 +160,7 @@ def record(found: Comparison, made_by: str) -> dict[str, Any]:
             ],
             "costs": [cost._asdict() | {"ratios": cost.ratios} for cost in found.costs],
             "table_2": list(found.table_2) if found.table_2 else None,
+            "table_2_as_published": list(found.published) if found.published else None,
             "made_by": made_by,
         }
     )

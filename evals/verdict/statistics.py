@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 
+from evals.verdict.clusters import by_group, effective_number, robust_variance
 from llm.common.errors import UserError
 
 Key = TypeVar("Key", bound=Hashable)
@@ -27,7 +28,11 @@ SMALLEST_P = 1e-100  # scipy's quantiles end near 1e-300
 
 
 class Effect(NamedTuple):
-    """A paired difference with its interval. `p_value` < 1 - `level` just where the interval leaves out zero."""
+    """A paired difference with its interval. `p_value` < 1 - `level` just where the interval leaves out zero.
+
+    groups: how many groups the items are of, None where each stands alone. effective: how many independent items they
+    are worth. spread: what of the interval is the runs' own, where one seed has it from other runs.
+    """
 
     difference: float
     low: float
@@ -36,6 +41,22 @@ class Effect(NamedTuple):
     level: float
     seeds: int
     items: int
+    groups: int | None = None
+    effective: float | None = None
+    spread: "Spread | None" = None
+
+    @property
+    def independent(self) -> int:
+        """How many independent parts the items are of: their groups, or the items."""
+        return self.items if self.groups is None else self.groups
+
+
+class Spread(NamedTuple):
+    """How far runs of one config that differ in initial weights or seed alone lie apart: standard deviation of a
+    measure over so many runs, in the measure's unit."""
+
+    deviation: float
+    runs: int
 
 
 class Interval(NamedTuple):
@@ -82,11 +103,14 @@ def paired_effect(
     level: float = 0.95,
     resamples: int = 9999,
     seed: int = 0,
+    groups: ArrayLike | None = None,
+    spread: Spread | None = None,
 ) -> Effect:
     """The mean of second minus first over items (weighted) and seeds, with an interval.
 
-    One seed: the paired bootstrap over items. Several: `_over_seeds`, where `resamples` and `seed` have no part. Either
-    is no surer than `_no_surer_than_signs` says.
+    One seed: the paired bootstrap over items; `_over_groups` where they have groups, `_with_spread` where the spread of
+    other runs is known. Several: `_over_seeds`, of groups where there are any. `resamples` and `seed` are of the
+    bootstrap alone. None is surer than `_no_surer_than_signs` says.
 
     Args:
         first, second: (S, N) values, or (N,); column i is one item on both sides, row s one seed.
@@ -94,22 +118,34 @@ def paired_effect(
             is resampled with its numerator.
         level: of the interval.
         resamples, seed: of the bootstrap.
+        groups: (N,) labels of what the items are parts of, as the book of a chunk; groups are independent, items not.
+        spread: of runs of the first side's config, for one seed: what other initial weights change.
 
     Raises:
-        UserError: fewer than two items, sides of different shape, values that are not finite, weights that are not
-            positive.
+        UserError: fewer than two items or groups, sides of different shape, values that are not finite, weights that
+            are not positive.
     """
     differences, shares = _checked(first, second, weights)
     seeds, items = differences.shape
     estimate = _mean(differences, shares)
-    if not differences.any():
-        return Effect(0.0, 0.0, 0.0, 1.0, level, seeds, items)
-    if seeds == 1:
-        low, high, p_value = _over_items(differences[0], None if weights is None else shares, level, resamples, seed)
-    else:
+    number = effective = None
+    if groups is not None:
+        effective = effective_number(differences, shares, groups)
+        differences, shares = by_group(differences, shares, groups)
+        number = len(shares)
+    spread = spread if seeds == 1 else None
+    if not differences.any() and spread is None:
+        return Effect(0.0, 0.0, 0.0, 1.0, level, seeds, items, number, effective)
+    if seeds > 1:
         low, high, p_value = _over_seeds(differences, shares, level)
+    elif spread is not None:
+        low, high, p_value = _with_spread(differences[0], shares, spread, level)
+    elif groups is not None:
+        low, high, p_value = _over_groups(differences[0], shares, level)
+    else:
+        low, high, p_value = _over_items(differences[0], None if weights is None else shares, level, resamples, seed)
     low, high, p_value = _no_surer_than_signs(differences, shares, low, high, p_value, level)
-    return Effect(estimate, low, high, p_value, level, seeds, items)
+    return Effect(estimate, low, high, p_value, level, seeds, items, number, effective, spread)
 
 
 def _checked(first: ArrayLike, second: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Floats]:
@@ -206,6 +242,29 @@ def _ratio(products: Floats, shares: Floats, axis: int = -1) -> Floats:
     return products.sum(axis=axis) / shares.sum(axis=axis)
 
 
+def _over_groups(differences: Floats, shares: Floats, level: float) -> tuple[float, float, float]:
+    """Low, high and p value of a mean over groups: Student's interval, robust to groups of any size and variance.
+
+    Of null pairs of 12 to 200 groups 4 to 6% are called different (docs/null_pairs.csv). Of 8 to 50 groups, sizes of
+    log-normal spread 1: 5.0 to 5.5%; with plain variances and G - 1 degrees of freedom 7 to 10%, with Satterthwaite's
+    degrees 2 to 3%, with a bootstrap over groups 6 to 8%.
+    """
+    variance, degrees = robust_variance(differences, shares)
+    found = student_interval(_mean(differences[None], shares), math.sqrt(variance), degrees, level)
+    return found.low, found.high, found.p_value
+
+
+def _with_spread(differences: Floats, shares: Floats, spread: Spread, level: float) -> tuple[float, float, float]:
+    """Low, high and p value of one pair's mean that also covers what another run of either side would have given.
+
+    Two runs that differ in nothing but their initial weights differ by a variance of twice `spread`, known with one
+    degree of freedom less than there are runs. So the interval is that of several seeds, of which this is one.
+    """
+    variance, degrees = robust_variance(differences, shares)
+    parts = Parts(2 * spread.deviation**2, variance)
+    return _student(_mean(differences[None], shares), parts, spread.runs, degrees + 1, level)
+
+
 # ---- Several seeds ---------------------------------------------------------------------------------------------------
 
 
@@ -224,7 +283,7 @@ def _over_seeds(differences: Floats, shares: Floats, level: float) -> tuple[floa
     return _student(_mean(differences, shares), variance_parts(differences, shares), seeds, items, level)
 
 
-def _student(estimate: float, parts: Parts, seeds: int, items: int, level: float) -> tuple[float, float, float]:
+def _student(estimate: float, parts: Parts, seeds: int, items: float, level: float) -> tuple[float, float, float]:
     """Low, high and p value: estimate ± critical value x standard error, and the level at which that touches zero."""
     variance = parts.seeds + parts.items
     if variance <= 0:  # every item differs by the same, in each seed
@@ -240,7 +299,7 @@ def _student(estimate: float, parts: Parts, seeds: int, items: int, level: float
     return estimate - half, estimate + half, min(1.0, p_value)
 
 
-def critical(alpha: float, share: ArrayLike, seeds: int, items: int) -> Floats:
+def critical(alpha: float, share: ArrayLike, seeds: int, items: float) -> Floats:
     """The quantile, in standard errors, that a mean over seeds and items exceeds by chance with probability `alpha`.
 
     `share`: of the seeds in the estimated variance, 0 to 1, of any shape. Cochran and Cox (Experimental Designs, 1950)
@@ -261,6 +320,7 @@ def hierarchical_bootstrap(
     level: float = 0.95,
     resamples: int = 1999,
     seed: int = 0,
+    groups: ArrayLike | None = None,
 ) -> tuple[float, float]:
     """Low and high of the percentile bootstrap that draws seeds and items with replacement (Owen 2007, the pigeonhole).
 
@@ -268,6 +328,8 @@ def hierarchical_bootstrap(
     items' it leaves out zero in 24% of null pairs of three seeds, 16% of five and 12% of ten. Arguments as there.
     """
     differences, shares = _checked(first, second, weights)
+    if groups is not None:
+        differences, shares = by_group(differences, shares, groups)
     seeds, items = differences.shape
     generator = np.random.default_rng(seed)
     drawn = []

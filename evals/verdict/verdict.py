@@ -4,20 +4,33 @@ measures of an arm -> a `Finding` each -> Holm's correction over arms, within ta
 
 The verdict is about one quantity that is fixed beforehand, the validation loss; the tasks share one error rate, and so
 do the arms. No difference whose interval holds zero is called one. With one seed the interval speaks of the two models
-that were trained and not of the change: another seed would have drawn two others.
+that were trained and not of the change: another seed would have drawn two others. Where the spread of other runs of the
+baseline is known, the interval covers that too. A measure is higher or lower; a model is better or worse, and only
+several seeds say so.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from evals.verdict.clusters import by_group, neighbour_note, skewness_note
 from evals.verdict.efficiency import Cost, Saving, in_percent
 from evals.verdict.measurements import Measure
-from evals.verdict.statistics import Effect, McNemar, hierarchical_bootstrap, holm, mcnemar, paired_effect
+from evals.verdict.statistics import (
+    Effect,
+    McNemar,
+    Spread,
+    hierarchical_bootstrap,
+    holm,
+    mcnemar,
+    paired_effect,
+    student_interval,
+)
 
 LEVEL = 0.95
+FEWEST = 30  # independent documents, or groups of them: of fewer, the verdict is about these alone
 
 
 class Finding(NamedTuple):
@@ -49,37 +62,65 @@ class Finding(NamedTuple):
 
     @property
     def word(self) -> str:
-        """What is shown: of several seeds better or worse, of one only which of the two models is lower."""
+        """What is shown of the measure: lower or higher, on the second side."""
         if not self.differs:
             return "no difference shown"
-        if self.effect.seeds == 1:
-            return "lower" if self.effect.difference < 0 else "higher"
-        return "better" if self.better > 0 else "worse"
+        return "lower" if self.effect.difference < 0 else "higher"
 
 
-def find(measures: Sequence[Measure], level: float = LEVEL, seed: int = 0) -> list[Finding]:
+Spreads = Mapping[str, Spread]  # of the baseline's runs, by the measure's name
+
+
+def find(
+    measures: Sequence[Measure], level: float = LEVEL, seed: int = 0, spreads: Spreads | None = None
+) -> list[Finding]:
     """`find_arms` of one arm."""
-    return find_arms([measures], level, seed)[0]
+    return find_arms([measures], level, seed, spreads)[0]
 
 
-def find_arms(arms: Sequence[Sequence[Measure]], level: float = LEVEL, seed: int = 0) -> list[list[Finding]]:
+def find_arms(
+    arms: Sequence[Sequence[Measure]], level: float = LEVEL, seed: int = 0, spreads: Spreads | None = None
+) -> list[list[Finding]]:
     """The difference of every quantity of each arm, its interval at `level`, and corrected p values.
+
+    `spreads`: of quantities whose spread over other runs of the baseline is known; used where there is one seed.
 
     Tests of one family share one error rate, over all arms. The p values are those of the intervals: McNemar's exact
     test errs in 2 to 4% of null pairs where they err in 4 to 5, and stands beside them.
     """
     measures = {(arm, n): measure for arm, own in enumerate(arms) for n, measure in enumerate(own)}
-    effects = {key: paired_effect(m.first, m.second, m.weights, level=level, seed=seed) for key, m in measures.items()}
+    known = spreads or {}
+    effects = {
+        key: paired_effect(
+            m.first, m.second, m.weights, level=level, seed=seed, groups=m.groups, spread=known.get(m.name)
+        )
+        for key, m in measures.items()
+    }
     adjusted: dict[tuple[int, int], float] = {}
     for family in {measure.family for measure in measures.values()}:
         adjusted |= holm({key: effects[key].p_value for key, m in measures.items() if m.family == family})
     found: list[list[Finding]] = [[] for _ in arms]
     for key, m in measures.items():
         right = [(one > 0.5, other > 0.5) for one, other in zip(m.first, m.second, strict=True)] if m.binary else []
-        resampled = hierarchical_bootstrap(m.first, m.second, m.weights, level, seed=seed) if len(m.first) > 1 else None
+        resampled = None
+        if len(m.first) > 1:
+            resampled = hierarchical_bootstrap(m.first, m.second, m.weights, level, seed=seed, groups=m.groups)
         tables = [mcnemar(one, other) for one, other in right]
         found[key[0]].append(Finding(m, effects[key], adjusted[key], tables, resampled))
     return found
+
+
+def warnings(measure: Measure) -> list[str]:
+    """What makes the interval of a measure surer than it should be, a sentence each."""
+    differences = measure.second - measure.first
+    shares = np.ones(differences.shape[1]) if measure.weights is None else measure.weights
+    told = []
+    if measure.groups is None:
+        told.append(neighbour_note(differences, measure.name))
+    else:
+        differences, shares = by_group(differences, shares, measure.groups)
+    told.append(skewness_note(differences, shares, measure.name))
+    return [each for each in told if each]
 
 
 # ---- In words --------------------------------------------------------------------------------------------------------
@@ -118,31 +159,59 @@ def sentence(
     findings: Sequence[Finding],
     savings: Sequence[Saving],
     null: Finding | None = None,
+    spacing: float | None = None,
 ) -> str:
-    """The verdict on the primary quantity, with its interval, and what it saves; with one seed, the null arm's too."""
+    """The verdict on the primary quantity, with its interval, and what it saves.
+
+    It begins with what limits it: one seed, few documents. null: of the baseline with other initial weights; spacing:
+    tokens between two validations, at most.
+    """
     primary = next((finding for finding in findings if finding.primary), None)
     if primary is None:
         return (
             f"There is no verdict on {names[1]} against {names[0]}: the validation loss per document was not measured, "
             "and without it there is no interval."
         )
+    effect = primary.effect
     models = [f"{name} (seed {seeds[0]})" for name in names] if len(seeds) == 1 else names
-    parts = [_judgement(models, primary)]
-    if primary.better and (saved := _saved(names, savings, primary)):
+    limits = ["one seed each"] * (effect.seeds == 1)
+    limits += [f"on these {_independent(effect)} alone"] * (effect.independent < FEWEST)
+    judged = _judgement(models, primary)
+    if limits:
+        limit = ", ".join(limits)
+        judged = f"{limit[0].upper()}{limit[1:]}: {judged.replace('No difference', 'no difference', 1)}"
+    parts = [judged]
+    if primary.better and (saved := _saved(names, savings, primary, spacing)):
         parts.append(saved)
-    if primary.effect.seeds == 1:
-        parts.append("one seed each: this is of these two models, and whether other seeds agree is not known")
-        parts.append(_luck(names[0], primary, null))
+    if effect.seeds == 1:
+        parts += _luck(names[0], primary, null)
+    if effect.independent < FEWEST:
+        parts.append(f"{FEWEST} are needed to say anything of other documents")
     return "; ".join(parts) + "."
 
 
-def _luck(baseline: str, primary: Finding, null: Finding | None) -> str:
-    """What other initial weights alone do to the primary quantity."""
-    if null is None:
-        return "nothing is known of what other initial weights alone change, as there is no null arm"
-    size = f"{signed(null, null.effect.difference)} {null.measure.unit}"
-    at_least = abs(null.effect.difference) >= abs(primary.effect.difference)
-    return f"{baseline} with other initial weights (null arm) differs by {size}" + (", no less than this" * at_least)
+def _independent(effect: Effect) -> str:
+    """The documents that a verdict is about, in words."""
+    return f"{effect.items:,} documents" + ("" if effect.groups is None else f" of {effect.groups:,} groups")
+
+
+def _luck(baseline: str, primary: Finding, null: Finding | None) -> list[str]:
+    """What other runs of the baseline say of one seed."""
+    spread = primary.effect.spread
+    if spread is None:
+        return [
+            "whether other seeds agree is not known",
+            "nothing is known of what other initial weights alone change, as there is no null arm",
+        ]
+    unit = primary.measure.unit
+    said = [f"the interval covers the spread of {spread.runs} runs of {baseline} ({spread.deviation:.4f} {unit})"]
+    if null is not None:
+        size = f"{signed(null, null.effect.difference)} {null.measure.unit}"
+        at_least = abs(null.effect.difference) >= abs(primary.effect.difference)
+        said.append(
+            f"{baseline} with other initial weights (null arm) differs by {size}" + (", no less than this" * at_least)
+        )
+    return said
 
 
 def null_note(name: str, baseline: str, null: Finding) -> str:
@@ -156,7 +225,10 @@ def null_note(name: str, baseline: str, null: Finding) -> str:
 
 def _judgement(names: Sequence[str], finding: Finding) -> str:
     effect, measure = finding.effect, finding.measure
-    over = f"{effect.items:,} documents" + (f" and {effect.seeds} seeds" if effect.seeds > 1 else "")
+    over = _independent(effect)
+    if effect.groups is not None and effect.effective is not None:
+        over += f" (worth {effect.effective:,.0f} independent ones)"
+    over += f" and {effect.seeds} seeds" if effect.seeds > 1 else ""
     numbers = (
         f"{signed(finding, effect.difference)} {measure.unit}, {100 * effect.level:g}% interval {interval(finding)} "
         f"over {over}"
@@ -164,36 +236,50 @@ def _judgement(names: Sequence[str], finding: Finding) -> str:
     if not finding.better:
         return f"No difference between {names[1]} and {names[0]} is shown: {measure.name} {numbers}"
     if effect.seeds == 1:
-        how = "lower" if effect.difference < 0 else "higher"
-        return f"{names[1]} has a {how} {measure.name} than {names[0]}: {numbers}"
-    return f"{names[1]} is {finding.word} than {names[0]}: {measure.name} {numbers}"
+        return f"{names[1]} has a {finding.word} {measure.name} than {names[0]}: {numbers}"
+    verdict = "better" if finding.better > 0 else "worse"
+    return f"{names[1]} is {verdict} than {names[0]}: {finding.word} {measure.name}, {numbers}"
 
 
-def _saved(names: Sequence[str], savings: Sequence[Saving], primary: Finding) -> str:
-    """How many tokens fewer the better side needs for the other's final loss: the geometric mean over the seeds."""
+def _saved(names: Sequence[str], savings: Sequence[Saving], primary: Finding, spacing: float | None) -> str:
+    """How many tokens fewer the better side needs for the other's final loss: the geometric mean over the seeds.
+
+    Several seeds give it Student's interval of their logarithms; a single one only the distance between validations, on
+    the line between which it is read off.
+    """
     ratios = [saving.ratio for saving in savings]
-    if any(ratio is None for ratio in ratios):
+    if not ratios or any(ratio is None for ratio in ratios):
         return ""
-    known = np.array(ratios, dtype=np.float64)
+    known = np.log(np.array(ratios, dtype=np.float64))
     winner, loser = names
     if primary.effect.difference < 0:
         winner, loser = loser, winner
     else:
-        known = 1 / known
-    fewer = 100 * (1 - np.append(np.exp(np.log(known).mean()), known))
+        known = -known
+    fewer = [100 * (1 - math.exp(each)) for each in (known.mean(), *known)]
     if fewer[0] <= 0:
         return ""
-    seeds = f" ({', '.join(f'{each:.0f}%' for each in fewer[1:])} by seed)" if len(known) > 1 else ""
-    return f"{winner} reaches {loser}'s final loss with {fewer[0]:.0f}% fewer tokens{seeds}"
+    told = f"{winner} reaches {loser}'s final loss with {fewer[0]:.0f}% fewer tokens"
+    if len(known) == 1:
+        return told + (f" (read between validations {spacing:,.0f} tokens apart, one pair)" if spacing else "")
+    level = primary.effect.level
+    error = float(known.std(ddof=1)) / math.sqrt(len(known))
+    found = student_interval(float(known.mean()), error, len(known) - 1, level)
+    by_seed = f"{', '.join(f'{each:.0f}%' for each in fewer[1:])} by seed"
+    if found.high >= 0:
+        return f"{told} ({by_seed}: not shown, the {100 * level:g}% interval over seeds contains 0)"
+    low, high = (100 * (1 - math.exp(bound)) for bound in (found.high, found.low))
+    return f"{told} ({100 * level:g}% interval {low:.0f} to {high:.0f}%; {by_seed})"
 
 
 def cost_sentence(names: Sequence[str], costs: Sequence[Cost]) -> str:
     """What the second side needs more or less than the first, in percent: the geometric mean over the seeds."""
     said = []
     for cost in costs:
-        if cost.name not in ("parameters", "training time", "peak memory"):
+        if cost.name not in ("parameters", "FLOPs per token", "step time", "peak memory"):
             continue
-        said.append(f"{cost.name} {in_percent(cost.percent)}" if abs(cost.percent) >= 0.05 else f"{cost.name} the same")
+        told = f"{cost.name} {in_percent(cost.percent)}" if abs(cost.percent) >= 0.05 else f"{cost.name} the same"
+        said.append(told + (f" ({cost.interval})" if cost.interval else ""))
     return f"Cost of {names[1]} against {names[0]}: {', '.join(said)}." if said else ""
 
 

@@ -1,6 +1,6 @@
-"""Figures with one look: as PNG for a paper, as SVG for a page.
+"""Figures with one look: as PNG or PDF for a paper, as SVG for a page.
 
-A figure is drawn once and written in either form; `INK` is what follows the page's text colour in the second.
+A figure is drawn once and written in any form; `INK` is what follows the page's text colour in the second.
 """
 
 import hashlib
@@ -53,6 +53,14 @@ def as_png(figure: "Figure") -> bytes:
     with style():
         figure.savefig(png, format="png", dpi=150, facecolor="white")
     return png.getvalue()
+
+
+def as_pdf(figure: "Figure") -> bytes:
+    """A figure for a paper, as vectors: dark on white, the same bytes each time."""
+    pdf = io.BytesIO()
+    with style():
+        figure.savefig(pdf, format="pdf", facecolor="white", metadata={"CreationDate": None, "Producer": None})
+    return pdf.getvalue()
 
 
 def as_svg(figure: "Figure", label: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -16,6 +17,28 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]).rstrip()
 
     return "\n".join([line(header), "  ".join("-" * width for width in widths), *(line(row) for row in rows)])
+
+
+# What LaTeX reads as a command, or its usual fonts lack.
+LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"→": r"$\rightarrow$", "−": "$-$", "–": "--", "≤": r"$\leq$", "±": r"$\pm$"},
+    **{"<": "$<$", ">": "$>$"},
+}
+
+
+def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A tabular for LaTeX with the rules of booktabs: the first column flush left, the others flush right."""
+
+    def cell(text: str) -> str:
+        escaped = "".join(LATEX.get(character, character) for character in text)
+        return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)  # a minus, not a hyphen
+
+    lines = [" & ".join(map(cell, row)) + r" \\" for row in [header, *rows]]
+    columns = "l" + "r" * (len(header) - 1)
+    begin = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule"]
+    return "\n".join([*begin, *lines[1:], r"\bottomrule", r"\end{tabular}", ""])
 
 
 def duration(seconds: float | None) -> str:

@@ -58,6 +58,8 @@ def summary(figures: Figures, context: int | None) -> Iterator[str]:
         )
     if reasons := ", ".join(f"{count:,} {reason}" for reason, count in figures.left_out.items() if count):
         yield f"  left out of {figures.documents_in:,} documents: {reasons}"
+    if store.groups is not None and store.split == "validation":
+        yield f"  documents of {store.validation_groups:,} groups ({store.groups})"
     if lost := str(figures.lost):
         yield f"  the tokenizer loses text: {lost}"
     if context:

@@ -180,13 +180,21 @@ class TokenDataModule(pl.LightningDataModule):
 
     @property
     def warnings(self) -> list[str]:
-        """Stores with so few validation documents that no comparison on them holds for others."""
-        return [
-            f"{component.path} has {component.validation.documents} validation documents, too few for a comparison: "
-            f"prepare a store with {FEW_DOCUMENTS} or more (--validation-fraction)"
-            for component in self.components
-            if component.validation.documents < FEW_DOCUMENTS
-        ]
+        """Stores with so few validation documents, or groups of them, that no comparison on them holds for others."""
+        found = []
+        for component in self.components:
+            store = component.validation
+            counted, what = (
+                (store.documents, "documents")
+                if store.validation_groups is None
+                else (store.validation_groups, "groups of documents")
+            )
+            if counted < FEW_DOCUMENTS:
+                found.append(
+                    f"{component.path} has {counted} validation {what}, too few for a comparison: prepare a store with "
+                    f"{FEW_DOCUMENTS} or more (--validation-fraction)"
+                )
+        return found
 
     def epochs(self, steps: int) -> dict[str, float]:
         """How often `steps` steps go through each store: `epochs`, or `epochs_FOLDER` for each of a mixture."""

@@ -2,6 +2,7 @@
 
     ids, lengths  ->  ShardWriter  ->  NAME.tokens  little-endian uint16, or uint32 for a vocabulary above 65,536
                                        NAME.ends    position after each document in the shard, little-endian uint64
+                                       NAME.groups  only where documents have groups: see GROUPS
                                        NAME.hashes  only where duplicates are dropped: see HASHES
                                        NAME.json    the manifest: where from, how much, sha256; renamed into place last
 
@@ -26,6 +27,7 @@ from .stories import Split
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 ENDS = np.dtype("<u8")
+GROUPS = np.dtype("<u8")  # what a document is a part of: 8 bytes of the hash of its name; equal for one group
 # Of the text of each document that a shard was made of, duplicates too: the first 16 bytes of its sha256, big-endian in
 # two halves, and its length in UTF-8.
 HASHES = np.dtype([("high", ">u8"), ("low", ">u8"), ("bytes", "<u8")])
@@ -193,6 +195,7 @@ def sizes_match(folder: Path, manifest: Manifest) -> bool:
     sizes = {
         "tokens": manifest.bytes_out,
         "ends": manifest.documents * ENDS.itemsize,
+        "groups": manifest.documents * GROUPS.itemsize,
         "hashes": hashed * HASHES.itemsize,
     }
     try:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import accumulate
@@ -31,7 +31,7 @@ import numpy as np
 
 from ..common.errors import UserError
 from ..common.processes import open_file_limit
-from .shard import ENDS, Manifest, sampled_hash, shard_problems, token_dtype
+from .shard import ENDS, GROUPS, Manifest, sampled_hash, shard_problems, token_dtype
 from .store_index import content_fingerprint, read_index
 from .stories import Split
 from .tokenizer import load_tokenizer, tokenizer_fingerprint
@@ -61,6 +61,8 @@ class TokenStore:
     fingerprint              of the tokens of both splits: what a resumed run compares
     tokenizer_fingerprint    of the tokenizer that made it
     validation_fraction      of the documents held out by the hash of their text; None where that is not known
+    groups                   in words, the key that names the group of each document; None where they have none
+    validation_groups        how many groups the validation split has; None where documents have none
     """
 
     def __init__(self, path: Path, split: Split, index: dict[str, Any]) -> None:
@@ -73,6 +75,8 @@ class TokenStore:
         self.fingerprint: str = index["fingerprint"]
         self.tokenizer_fingerprint: str = index["tokenizer_fingerprint"]
         self.validation_fraction: float | None = index.get("validation_fraction")
+        self.groups: str | None = index.get("groups")
+        self.validation_groups: int | None = index.get("validation_groups")
         shards = index["splits"][split]
         self._names: list[str] = shards["names"]
         self._sha256: list[str] = shards["sha256"]
@@ -121,6 +125,21 @@ class TokenStore:
         start, end = self.document(index)
         return self.read(start, end - start)
 
+    def document_groups(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The group of each of these documents: [number] uint64, equal for documents of one group.
+
+        Raises UserError where the documents of this store have no groups.
+        """
+        if self.groups is None:
+            raise UserError(f"{self._called()} has no groups; prepare it with --group-by")
+        found = np.empty(len(indices), dtype=GROUPS)
+        for place, index in enumerate(indices):
+            shard = bisect_right(self._document_ends, int(index))
+            local = int(index) - (self._document_ends[shard - 1] if shard else 0)
+            data = self._pread(shard, "groups", local * GROUPS.itemsize, GROUPS.itemsize)
+            found[place] = np.frombuffer(data, GROUPS)[0]
+        return found
+
     def document_lengths(self) -> Iterator[np.ndarray]:
         """Tokens of each document, in order, [at most 2^20] int64 at a time. Raises UserError where ends descend."""
         for shard, name in enumerate(self._names):
@@ -153,6 +172,7 @@ class TokenStore:
             for kind, counted, width in (
                 ("tokens", self._token_ends, self.dtype.itemsize),
                 ("ends", self._document_ends, ENDS.itemsize),
+                *[("groups", self._document_ends, GROUPS.itemsize)] * (self.groups is not None),
             ):
                 expected = (np.diff(counted, prepend=0) * width).tolist()
                 parts = [range(first, len(expected))[:STATS] for first in range(0, len(expected), STATS)]
@@ -265,7 +285,8 @@ class TokenStore:
 
     def _check_size(self, shard: int, kind: str, found: int) -> None:
         tokens, documents = self._counts(shard)
-        expected = tokens * self.dtype.itemsize if kind == "tokens" else documents * ENDS.itemsize
+        width = ENDS.itemsize if kind == "ends" else GROUPS.itemsize
+        expected = tokens * self.dtype.itemsize if kind == "tokens" else documents * width
         if found != expected:
             path = self._file(shard, kind)
             raise UserError(f"{path} has {found} bytes, not the {expected} that store.json lists; {REMAKE}")

@@ -27,8 +27,13 @@ def write_index(
     begin_of_document: int | None = None,
     tokenizer_fingerprint: str,
     validation_fraction: float | None = None,
+    groups: str | None = None,
+    validation_groups: int | None = None,
 ) -> None:
-    """Write store.json from the manifests of all shards, in order: from then on the store is finished."""
+    """Write store.json from the manifests of all shards, in order: from then on the store is finished.
+
+    groups: the key that names the group of each document, in words; validation_groups: how many are held out.
+    """
     # Columns rather than a record a shard: a third of the size, and 60,000 shards are read in 50 ms.
     splits = {
         split: {
@@ -48,6 +53,8 @@ def write_index(
         "begin_of_document": begin_of_document,
         "tokenizer_fingerprint": tokenizer_fingerprint,
         "validation_fraction": validation_fraction,
+        "groups": groups,
+        "validation_groups": validation_groups,
         "fingerprint": content_fingerprint(splits),
         "splits": splits,
     }
@@ -82,6 +89,8 @@ def _index_problem(index: dict[str, Any]) -> str:
             return f"{key} is not a whole number"
     if index.get("begin_of_document") is not None and not isinstance(index["begin_of_document"], int):
         return "begin_of_document is not a whole number"
+    if not isinstance(index.get("groups"), str | None) or not isinstance(index.get("validation_groups"), int | None):
+        return "groups are not a key and a whole number"
     if index.get("dtype") not in ("<u2", "<u4"):
         return f"dtype {index.get('dtype')!r} is unknown"
     if not all(isinstance(index.get(key), str) for key in ("fingerprint", "tokenizer_fingerprint")):

@@ -43,8 +43,16 @@ DECLARED = (
     "decoder.hidden_act",
 )  # and the parameters of the runs' activations, decoder.ACTIVATION_NAME
 # Where a run is kept, how it is watched and how fast it reads: none of it reaches a weight. `data.store` is a path, and
-# what lies under it has a fingerprint.
-WITHOUT_EFFECT = ("run.", "evaluation.", "data.store", "data.workers", "trainer.default_root_dir")
+# what lies under it has a fingerprint. Micro-batches sum to the same gradient, up to rounding.
+WITHOUT_EFFECT = (
+    "run.",
+    "evaluation.",
+    "data.store",
+    "data.workers",
+    "data.validate_every",
+    "data.micro_batch_size",
+    "trainer.default_root_dir",
+)
 
 # Keys of a config by their names in earlier versions, which are still accepted.
 RENAMED = {

@@ -148,7 +148,8 @@ def add_ioi(export: Path, correct: float, incorrect: float, differences: np.ndar
     """Table 2's probabilities (the same on each sentence), and the generated set's logit differences."""
     sentences = {"correct": [correct] * 4, "incorrect": [incorrect] * 4}
     mean = {"correct": correct, "incorrect": incorrect}
-    (export / "evals/ioi.json").write_text(json.dumps({"sentences": sentences, "mean": mean, **MEASURED}))
+    for name in ("ioi", "ioi_as_published"):
+        (export / f"evals/{name}.json").write_text(json.dumps({"sentences": sentences, "mean": mean, **MEASURED}))
     prompts = [f"prompt {n}" for n in range(len(differences))]
     items = {"prompt": prompts, "correct": [" A"] * len(prompts), "incorrect": [" B"] * len(prompts)}
     items |= {"logit_difference": differences.tolist(), "quadruple": [n // 4 for n in range(len(prompts))]}
@@ -161,7 +162,22 @@ def add_incontext(export: Path, scores: np.ndarray, store: str = "f1") -> None:
     """In-context measures of a model with two layers of two heads."""
     heads = {"prefix_matching": [[0.1, 0.2], [0.3, 0.9]], "previous_token": [[0.8, 0.1], [0.1, 0.1]]}
     content = {"store_fingerprint": store, "split": "validation", "windows": len(scores), "context": 8}
-    content |= {"positions": {"loss": [3.0 - 0.1 * n for n in range(8)], "standard_error": [0.1] * 8}}
+    bins = {"bins": [[1, 1], [2, 3], [4, 8]], "per_window": [[score, 2 * score, 0.1] for score in scores.tolist()]}
+    content |= {"positions": {"loss": [3.0 - 0.1 * n for n in range(8)], "standard_error": [0.1] * 8, **bins}}
     content |= {"score": {"early": 1, "late": 8, "value": float(scores.mean()), "per_window": scores.tolist()}}
     content |= {"heads": {**heads, "loss_first": 5.0, "loss_second": 3.0}, "gini": [0.4, 0.6], **MEASURED}
     (export / "evals/incontext.json").write_text(json.dumps(content))
+
+
+def add_recall(export: Path, values: np.ndarray, store: str = "f1") -> None:
+    """Recall of two numbers of pairs, of copies and of a needle at two depths; `values` of the sequences of each."""
+    scores = {"standard_error": 0.1, "values": values.tolist()}
+    content = {"store_fingerprint": store, "split": "validation", "settings": [[2, 30], [8, 60]], "seed": 0}
+    content |= {"sequences": len(values), "context": 60, **MEASURED}
+    content["mqar"] = [
+        {"pairs": p, "length": length, "chance": 1 / p, "accuracy": float(values.mean()), "loss": 3.0, **scores}
+        for p, length in content["settings"]
+    ]
+    content["induction"] = {"copy": 29, "chance": 6.0, "loss_first": 6.0, "loss_second": float(values.mean()), **scores}
+    content["needle"] = [{"depth": d, "chance": 0.0, "gain": float(values.mean()), **scores} for d in (0.0, 1.0)]
+    (export / "evals/recall.json").write_text(json.dumps(content))

@@ -18,7 +18,7 @@ import numpy as np
 
 from ...common.errors import UserError
 from ...common.files import write_json
-from ..shard import ENDS, HASHES, Manifest, ShardWriter, is_complete, sampled_hash
+from ..shard import ENDS, GROUPS, HASHES, Manifest, ShardWriter, is_complete, sampled_hash
 from ..workers import Report
 from .encode import store_lock
 
@@ -65,9 +65,12 @@ def rewrite(folder: Path, item: tuple[str, np.ndarray], report: Report) -> Manif
             )
         new = replace(manifest, left_out=manifest.left_out | {"duplicate": int(drop.sum())})
         if drop.any():
-            with ShardWriter(folder, name, _dtype(manifest)) as writer:
+            grouped = "groups" in manifest.sha256
+            with ShardWriter(folder, name, _dtype(manifest), ("tokens", "ends", *["groups"] * grouped)) as writer:
                 for tokens, lengths in _without(folder, manifest, drop):
                     writer.add(tokens, lengths)
+                if grouped:
+                    writer.write("groups", np.fromfile(folder / f"{name}.groups", GROUPS)[~drop])
                 sha256 = (
                     writer.move_into_place()
                 )  # until the manifest follows, the shard is not whole and would be made anew

@@ -4,7 +4,7 @@ A source either gives every one of its documents or raises a UserError that name
 early in silence. Where bad documents may be left out, each leaves such a sentence behind.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 from ...common.errors import UserError
@@ -26,6 +26,37 @@ class Document(NamedTuple):
     text: str
     id: str | None  # None where the source names no key for it: the text then stands for the document
     read: int  # bytes of the source read so far, for the progress bar
+    group: str | None = None  # what it is a part of, as a book; None where no key is named for it
+
+
+class Grouping(NamedTuple):
+    """Where the group of a document stands: under `key`, up to the last `separator` if there is one."""
+
+    key: str
+    separator: str | None = None
+
+    def __str__(self) -> str:
+        return self.key if self.separator is None else f"{self.key} up to the last {self.separator!r}"
+
+    def of(self, record: Mapping[str, object], where: str) -> str:
+        """The group of a record. Raises UserError, opening with `where`, if it names none."""
+        if self.key not in record:
+            raise UserError(f"{where}: no key {self.key!r} among {sorted(record)}; name one with --group-by")
+        value = record[self.key]
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            kind = type(value).__name__
+            raise UserError(
+                f"{where}: {self.key!r} is neither text nor a number but {kind}; name another with --group-by"
+            )
+        if self.separator is None:
+            return str(value)
+        group, separator, _ = str(value).rpartition(self.separator)
+        if not separator:
+            raise UserError(
+                f"{where}: {self.key!r} is {str(value)[:60]!r}, without {self.separator!r}; pass another "
+                "--group-separator"
+            )
+        return group
 
 
 class BadDocuments:

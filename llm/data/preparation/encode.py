@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 from ...common.errors import UserError
 from ...common.lock import HEARTBEAT, NO_LOCKS, Heartbeat
 from ..lost_text import CountingEncoder, LostText
-from ..shard import HASHES, SPLITS, Manifest, ShardWriter, boundary_tokens, is_complete, token_dtype
+from ..shard import GROUPS, HASHES, SPLITS, Manifest, ShardWriter, boundary_tokens, is_complete, token_dtype
 from ..stories import Split
 from ..tokenizer import encode_documents, keep_to_the_text
 from ..workers import Report
@@ -51,6 +51,12 @@ class Recipe:
     subset: Subset | None
     skip_bad: int  # broken documents a source may have
     deduplicate: bool  # then a shard also has the hashes of its documents
+    grouped: bool = False  # then a shard also has the group of each document
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The files of a shard beside its manifest."""
+        return ("tokens", "ends", *["groups"] * self.grouped, *["hashes"] * self.deduplicate)
 
     def lengths(self, texts: list[str]) -> list[int]:
         """Tokens of each text as a document, ids that begin and end it included."""
@@ -67,6 +73,7 @@ class Kept(NamedTuple):
     size: int  # bytes of the text in UTF-8
     digest: bytes  # sha256 of them
     read: int
+    group: int  # `group_number`; 0 where documents have no groups
 
 
 @contextmanager
@@ -118,12 +125,11 @@ def _shards_of(recipe: Recipe, source: Source, report: Report) -> list[Manifest]
     if len(kept) == len(splits):
         report(source.size, sum(manifest.documents for manifest in kept), sum(manifest.tokens for manifest in kept))
         return kept
-    kinds = ("tokens", "ends", "hashes") if recipe.deduplicate else ("tokens", "ends")
     bad = BadDocuments(recipe.skip_bad)
     with ExitStack() as stack:
         writers = {
             split: stack.enter_context(
-                ShardWriter(recipe.out / split, source.name, token_dtype(recipe.vocab_size), kinds)
+                ShardWriter(recipe.out / split, source.name, token_dtype(recipe.vocab_size), recipe.kinds)
             )
             for split in splits
         }
@@ -149,11 +155,19 @@ def splits_of(source: Source) -> tuple[Split, ...]:
     return SPLITS if source.split is None else (source.split,)
 
 
-def split_of(source: Source, digest: bytes, validation_fraction: float) -> Split:
-    """Where a document belongs: a pure function of its text's sha256, but where the source has a split of its own."""
+def split_of(source: Source, digest: bytes, validation_fraction: float, group: str | None = None) -> Split:
+    """Where a document belongs: a pure function of its text's sha256, `digest`, but where the source has a split of its
+    own. A document of a group goes where its group's hash says, so that no group is on both sides.
+    """
     if source.split is not None:
         return source.split
-    return "validation" if int.from_bytes(digest[:8], "big") < validation_fraction * 2**64 else "train"
+    number = int.from_bytes(digest[:8], "big") if group is None else group_number(group)
+    return "validation" if number < validation_fraction * 2**64 else "train"
+
+
+def group_number(group: str) -> int:
+    """The first 8 bytes of the sha256 of a group's name, which stand for it in NAME.groups."""
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big")
 
 
 def _encode(
@@ -175,6 +189,8 @@ def _encode(
                 encoded = [ids for ids in encoded if ids]
             ids, lengths = _packed(encoded, recipe, source)
             writer.add(ids, lengths)
+            if recipe.grouped:
+                writer.write("groups", np.array([document.group for document in mine], dtype=GROUPS))
             if recipe.deduplicate:
                 writer.write("hashes", _hashes(mine))
             writer.bytes_in += sum(document.size for document in mine)
@@ -192,14 +208,15 @@ def _kept(
     for document in documents:
         data = document.text.encode()
         digest = hashlib.sha256(data).digest()
-        split = split_of(source, digest, recipe.validation_fraction)
+        split = split_of(source, digest, recipe.validation_fraction, document.group)
         writers[split].documents_in += 1
         if not document.text:  # nothing to learn from
             writers[split].leave_out("empty")
         elif recipe.subset is not None and (document.id or digest.hex()) not in recipe.subset:
             writers[split].leave_out("subset")
         else:
-            yield Kept(split, document.text, len(data), digest, document.read)
+            group = 0 if document.group is None else group_number(document.group)
+            yield Kept(split, document.text, len(data), digest, document.read, group)
 
 
 def _hashes(documents: list[Kept]) -> np.ndarray:

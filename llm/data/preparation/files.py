@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 from backports import zstd
 
 from ...common.errors import UserError
-from .documents import LARGEST, REPAIR, BadDocuments, Document, too_large
+from .documents import LARGEST, REPAIR, BadDocuments, Document, Grouping, too_large
 from .parquet_pages import page_sizes
 
 CHUNK = 1 << 20  # bytes read at a time from a .txt
@@ -39,7 +39,12 @@ class FileSource:
     id_key: str | None
     marker: str
     largest: int = LARGEST  # bytes of a document; a larger one is bad, and never whole in memory
+    grouping: Grouping | None = None
     split: None = None
+
+    @property
+    def keys(self) -> "Keys":
+        return Keys(self.text_key, self.id_key, self.grouping)
 
     def documents(self, bad: BadDocuments) -> Iterator[Document]:
         """Yield the documents in order. `bad` is told of each that cannot be read, and where there is none."""
@@ -86,6 +91,26 @@ class FileSource:
 def suffix_of(path: Path) -> str:
     """The known suffix of a path, `.jsonl.gz` rather than `.gz`; an unknown one is given back as it is."""
     return next((suffix for suffix in READERS if path.name.endswith(suffix)), path.suffix)
+
+
+class Keys(NamedTuple):
+    """Under which keys a record has its text, its id and its group."""
+
+    text: str
+    id: str | None
+    grouping: Grouping | None
+
+    @property
+    def names(self) -> list[str]:
+        """Each key once, the text's first."""
+        keys = (self.text, self.id, self.grouping and self.grouping.key)
+        return list(dict.fromkeys(key for key in keys if key is not None))
+
+
+def document_of(record: Mapping[str, object], keys: Keys, where: str, read: int) -> Document:
+    """The document of a record; `read` as in `Document`. Raises UserError, opening with `where`."""
+    text, identity = text_and_id(record, keys.text, keys.id, where)
+    return Document(text, identity, read, keys.grouping and keys.grouping.of(record, where))
 
 
 def text_and_id(record: Mapping[str, object], text_key: str, id_key: str | None, where: str) -> tuple[str, str | None]:
@@ -215,11 +240,11 @@ def _json_lines(unpack: Unpack) -> Reader:
                 if line.isspace():
                     continue
                 try:
-                    text, identity = text_and_id(_record(line, where), source.text_key, source.id_key, where)
+                    document = document_of(_record(line, where), source.keys, where, raw.tell())
                 except UserError as error:
                     bad(error)
                 else:
-                    yield Document(text, identity, raw.tell())
+                    yield document
 
     return read
 
@@ -247,11 +272,12 @@ def _parquet(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
     from pyarrow import parquet  # imported here: 0.3 s that only .parquet pays
 
     row = 0
-    columns = [key for key in (source.text_key, source.id_key) if key is not None]
+    columns = source.keys.names
     try:
         names = parquet.read_schema(source.location).names
-        for key, option in zip(columns, ("--text-key", "--id-key"), strict=False):
-            if names.count(key) != 1:
+        group_key = source.grouping and source.grouping.key
+        for key, option in ((source.text_key, "--text-key"), (source.id_key, "--id-key"), (group_key, "--group-by")):
+            if key is not None and names.count(key) != 1:
                 what = "no column" if key not in names else "more than one column"
                 raise UserError(f"{source.location}: {what} {key!r} among {names}; name one with {option}")
         with parquet.ParquetFile(source.location, page_checksum_verification=True, read_dictionary=columns) as file:
@@ -268,13 +294,13 @@ def _parquet(source: FileSource, bad: BadDocuments) -> Iterator[Document]:
                             continue
                         try:
                             record = {key: batch.column(key)[index].as_py() for key in columns}
-                            text, identity = text_and_id(record, source.text_key, source.id_key, where)
+                            document = document_of(record, source.keys, where, source.size * row // rows)
                         except UnicodeDecodeError as error:
                             bad(UserError(f"{where}: {_bad_byte(error)}; {REPAIR}"))
                         except UserError as error:
                             bad(error)
                         else:
-                            yield Document(text, identity, source.size * row // rows)
+                            yield document
     except (pyarrow.ArrowException, OSError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0]
         bad(UserError(f"{source.location} is truncated or corrupt, after row {row} ({reason}); fetch it again"))

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...common.errors import UserError
 from ..stories import Split
-from .documents import LARGEST, REPAIR, BadDocuments, Document, too_large
-from .files import READERS, text_and_id
+from .documents import LARGEST, REPAIR, BadDocuments, Document, Grouping, too_large
+from .files import READERS, Keys, document_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -54,10 +54,15 @@ class HubSource:
     id_key: str | None
     pieces: tuple[Piece, ...]
     largest: int = LARGEST  # bytes of a document; a larger one is bad
+    grouping: Grouping | None = None
 
     @property
     def location(self) -> str:
         return f"{self.dataset}, {self.rows_of} {self.start} to {self.start + self.count}"
+
+    @property
+    def keys(self) -> Keys:
+        return Keys(self.text_key, self.id_key, self.grouping)
 
     def stamp(self) -> tuple[int, ...]:
         """The cache's files are never written to again."""
@@ -72,20 +77,21 @@ class HubSource:
                 continue
             try:
                 record = {key: None if value is None else value.decode() for key, value in values.items()}
-                text, identity = text_and_id(record, self.text_key, self.id_key, where)
+                read = self.size * (row + 1 - self.start) // self.count
+                document = document_of(record, self.keys, where, read)
             except UnicodeDecodeError as error:
                 byte = f"byte 0x{error.object[error.start]:02x} ({error.reason})"
                 bad(UserError(f"{where}: invalid UTF-8, {byte}; {REPAIR}"))
             except UserError as error:
                 bad(error)
             else:
-                yield Document(text, identity, self.size * (row + 1 - self.start) // self.count)
+                yield document
 
     def description(self) -> dict[str, str | int]:
         """Location, bytes of text, and the sha256 of the rows, which is the same wherever the dataset was downloaded.
 
-        Hashed of each row: its text and, with an `id_key`, its id; each as its length in UTF-8 (8 bytes, little-endian,
-        signed, -1 for null), then itself. Reads it all.
+        Hashed of each row: its text and, with an `id_key`, its id, and likewise its group; each as its length in UTF-8
+        (8 bytes, little-endian, signed, -1 for null), then itself. Reads it all.
         """
         digest, size = hashlib.sha256(), 0
         for values in self._rows():
@@ -99,7 +105,7 @@ class HubSource:
         """The values of each row by key, text first: UTF-8 where the dataset is sound, None for null."""
         import pyarrow  # imported here: 0.1 s that only datasets of the hub pay
 
-        keys = [key for key in (self.text_key, self.id_key) if key is not None]
+        keys = self.keys.names
         rows = 0
         try:
             for batch in self._batches():
@@ -149,7 +155,13 @@ def is_hub_name(pattern: str) -> bool:
 
 
 def hub_sources(
-    pattern: str, first_index: int, *, text_key: str, id_key: str | None, largest: int = LARGEST
+    pattern: str,
+    first_index: int,
+    *,
+    text_key: str,
+    id_key: str | None,
+    largest: int = LARGEST,
+    grouping: Grouping | None = None,
 ) -> list[HubSource]:
     """Load a dataset, downloading what is not in the cache, and cut its splits into ranges of ROWS_A_SOURCE rows.
 
@@ -161,7 +173,7 @@ def hub_sources(
     sources: list[HubSource] = []
     for rows_of, split in _chosen(pattern, {name: len(rows) for name, rows in loaded.items()}):
         table = loaded[rows_of].data
-        _check_columns(pattern, table.schema, text_key, id_key)
+        _check_columns(pattern, table.schema, Keys(text_key, id_key, grouping))
         files = [(file["filename"], _rows_in(file["filename"])) for file in loaded[rows_of].cache_files]
         for start in range(0, len(table), ROWS_A_SOURCE):
             count = min(ROWS_A_SOURCE, len(table) - start)
@@ -179,6 +191,7 @@ def hub_sources(
                     id_key=id_key,
                     pieces=_pieces(files, start, count),
                     largest=largest,
+                    grouping=grouping,
                 )
             )
     return sources
@@ -229,13 +242,18 @@ def _chosen(pattern: str, rows: dict[str, int]) -> list[tuple[str, Split | None]
     return [("train", None)] if validation is None else [("train", "train"), (validation, "validation")]
 
 
-def _check_columns(pattern: str, schema: pyarrow.Schema, text_key: str, id_key: str | None) -> None:
-    """Raise UserError, of all that is wrong, unless there is a column of text and, where one is named, one of ids."""
+def _check_columns(pattern: str, schema: pyarrow.Schema, keys: Keys) -> None:
+    """Raise UserError, of all that is wrong, unless there is a column of text and, where named, of ids and groups."""
     from pyarrow import types
 
     texts = (types.is_string, types.is_large_string)
-    problems = []
-    for key, kinds, option in ((text_key, texts, "--text-key"), (id_key, (*texts, types.is_integer), "--id-key")):
+    names, problems = (*texts, types.is_integer), []
+    wanted_columns = (
+        (keys.text, texts, "--text-key"),
+        (keys.id, names, "--id-key"),
+        (keys.grouping and keys.grouping.key, names, "--group-by"),
+    )
+    for key, kinds, option in wanted_columns:
         if key is None:
             continue
         if key not in schema.names:

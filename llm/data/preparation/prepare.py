@@ -18,39 +18,39 @@ others are finished, and all that went wrong is told at the end.
 two processes could both write, one writes and the other waits for (`llm.data.preparation.encode.store_lock`).
 
 A document is held out for validation by the hash of its text, so that equal documents are on the same side, whatever
-file they come from; the built-in corpus and some hub datasets have a split of their own. Documents without text are
-left out and counted.
+file they come from, or with --group-by by the hash of its group, so that the chunks of a book are; the built-in corpus
+and some hub datasets have a split of their own. Documents without text are left out and counted.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...common.arguments import accept_old_name
+import numpy as np
+
 from ...common.errors import UserError
 from ...common.processes import available_cores
-from ..lost_text import LIMIT, LostText, total
-from ..shard import SPLITS, Manifest, boundary_tokens, sizes_match
+from ..lost_text import LostText, total
+from ..shard import GROUPS, SPLITS, Manifest, boundary_tokens, sizes_match
 from ..store import FEW_DOCUMENTS
 from ..store_index import write_index
-from ..stories import MARKER, Split
+from ..stories import Split
 from ..tokenizer import load_tokenizer
 from ..workers import Progress, run_all
 from .deduplicate import repeats, rewrite
-from .documents import LARGEST, Source
+from .documents import Source
 from .encode import Recipe, is_in_use, shards_of, splits_of, store_lock
-from .recipe import HELD_OUT, PrepareSettings, open_folder
+from .options import add_arguments as add_arguments
+from .recipe import PrepareSettings, open_folder
 from .settle import check_lost_text, identity_with, resolve_recipe
-from .sources import DEFAULT_STORIES
 
 FAILURES_TOLD = 20  # in full
 
@@ -64,6 +64,7 @@ class Summary:
     left_out: dict[str, int]  # why, and how many documents
     tokens: dict[Split, int]
     validation_documents: int
+    validation_groups: int | None  # None where documents have no groups
     vocab_size: int
     bytes_per_token: float  # of text, without the ids that begin and end documents
     seconds: float
@@ -72,9 +73,11 @@ class Summary:
     def __str__(self) -> str:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items() if count)
         left_out = f" (left out: {reasons})" if reasons else ""
+        grouped = self.validation_groups is not None
+        counted = self.validation_documents if self.validation_groups is None else self.validation_groups
         few = (
-            f"; warning: only {self.validation_documents} validation documents: raise --validation-fraction (with "
-            f"another --out) until there are {FEW_DOCUMENTS}, before you compare models on them"
+            f"; warning: only {counted} validation {'groups' if grouped else 'documents'}: raise --validation-fraction "
+            f"(with another --out) until there are {FEW_DOCUMENTS}, before you compare models on them"
         )
         return (
             (
@@ -83,7 +86,8 @@ class Summary:
                 f"{self.bytes_per_token:.2f} bytes/token, {self.seconds:.1f} s"
             )
             + (f"; {self.lost}" if str(self.lost) else "")
-            + few * (self.validation_documents < FEW_DOCUMENTS)
+            + f"; {counted:,} validation groups" * grouped
+            + few * (counted < FEW_DOCUMENTS)
         )
 
 
@@ -135,7 +139,7 @@ def prepare(
             _make_shards([source for source in found if _state(source, out) == "damaged"], recipe, workers)
             if missing := sum(_state(source, out) != "there" for source in found):
                 return Share(out, task, len(share), missing, time.perf_counter() - began)
-            manifests = _finish(found, recipe, workers, chosen.allow_lossy_tokenizer)
+            manifests = _finish(found, recipe, workers, chosen)
         except UserError:
             if is_new and task[1] == 1 and not any(any((out / split).glob("*.json")) for split in SPLITS):
                 _clear(out, existed)
@@ -145,7 +149,7 @@ def prepare(
             f"{error.filename or out}: {error.strerror or error}; fix that (free some space, say) and run the same "
             "command again: what is done is kept"
         ) from error
-    return _summary(recipe, manifests, time.perf_counter() - began)
+    return _summary(recipe, manifests, _validation_groups(recipe, manifests), time.perf_counter() - began)
 
 
 def _clear(out: Path, existed: bool) -> None:
@@ -193,13 +197,15 @@ def _state(source: Source, out: Path) -> str:
     return "there" if states == {True} else "damaged"
 
 
-def _finish(sources: Sequence[Source], recipe: Recipe, workers: int, allow_lossy: bool) -> dict[Split, list[Manifest]]:
+def _finish(
+    sources: Sequence[Source], recipe: Recipe, workers: int, chosen: PrepareSettings
+) -> dict[Split, list[Manifest]]:
     """Drop duplicates where it was asked for, and write the index: every shard is there."""
     if recipe.deduplicate:
         for split in SPLITS:
             _deduplicate(recipe.out / split, _manifests(sources, recipe.out, split), workers)
     manifests = {split: _manifests(sources, recipe.out, split) for split in SPLITS}
-    check_lost_text(_lost(manifests), allow_lossy)
+    check_lost_text(_lost(manifests), chosen.allow_lossy_tokenizer)
     if not any(manifest.tokens for manifest in manifests["train"]):
         raise UserError(
             "no document is left to train on; give more or a smaller --validation-fraction, and another --out"
@@ -213,8 +219,19 @@ def _finish(sources: Sequence[Source], recipe: Recipe, workers: int, allow_lossy
             end_of_document=recipe.end_of_document,
             tokenizer_fingerprint=recipe.tokenizer_fingerprint,
             validation_fraction=recipe.validation_fraction,
+            groups=None if chosen.grouping is None else str(chosen.grouping),
+            validation_groups=_validation_groups(recipe, manifests),
         )
     return manifests
+
+
+def _validation_groups(recipe: Recipe, manifests: dict[Split, list[Manifest]]) -> int | None:
+    """How many groups are held out; None where documents have none."""
+    if not recipe.grouped:
+        return None
+    folder = recipe.out / "validation"
+    every = [np.fromfile(folder / f"{manifest.name}.groups", GROUPS) for manifest in manifests["validation"]]
+    return len(np.unique(np.concatenate([np.empty(0, GROUPS), *every])))
 
 
 def _manifests(sources: Sequence[Source], out: Path, split: Split) -> list[Manifest]:
@@ -256,7 +273,9 @@ def _combined_error(failures: Sequence[UserError], sources: int) -> UserError:
     )
 
 
-def _summary(recipe: Recipe, manifests: dict[Split, list[Manifest]], seconds: float) -> Summary:
+def _summary(
+    recipe: Recipe, manifests: dict[Split, list[Manifest]], validation_groups: int | None, seconds: float
+) -> Summary:
     every = [manifest for split in SPLITS for manifest in manifests[split]]
     tokens = {split: sum(manifest.tokens for manifest in manifests[split]) for split in SPLITS}
     documents = sum(manifest.documents for manifest in every)
@@ -272,6 +291,7 @@ def _summary(recipe: Recipe, manifests: dict[Split, list[Manifest]], seconds: fl
         left_out=left_out,
         tokens=tokens,
         validation_documents=sum(manifest.documents for manifest in manifests["validation"]),
+        validation_groups=validation_groups,
         vocab_size=recipe.vocab_size,
         bytes_per_token=sum(manifest.bytes_in for manifest in every) / max(1, of_text),
         seconds=seconds,
@@ -280,111 +300,6 @@ def _summary(recipe: Recipe, manifests: dict[Split, list[Manifest]], seconds: fl
 
 
 # ---- Command ---------------------------------------------------------------------------------------------------------
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "sources",
-        nargs="+",
-        metavar="SOURCE",
-        help="a file, folder or glob of .txt, .jsonl, .jsonl.gz, .jsonl.zst, .jsonl.zstd or .parquet; a dataset of the "
-        "hub, as roneneldan/TinyStories; or the built-in corpus: stories or stories:SEED",
-    )
-    add("--out", required=True, metavar="STORE", help="the folder of the token store")
-    tokenizer = parser.add_mutually_exclusive_group(required=True)
-    tokenizer.add_argument(
-        "--tokenizer", metavar="T", help="a folder, tokenizer.json, SentencePiece .model or hub name"
-    )
-    tokenizer.add_argument(
-        "--train-tokenizer", type=int, metavar="SIZE", help="train a byte-level BPE of this many entries on the sources"
-    )
-    add("--workers", type=int, metavar="N", help="processes (default: one a core)")
-    add(
-        "--task",
-        type=_task,
-        default=(1, 1),
-        metavar="I/N",
-        help="make the shards of every N-th source only, from the I-th on (1/N to N/N), as a Slurm job array does",
-    )
-    _add_choice(parser.add_argument_group("which documents").add_argument)
-    _add_form(parser.add_argument_group("what becomes of them").add_argument)
-    for old, new in OLD_NAMES.items():
-        accept_old_name(parser, old, new)
-    parser.epilog = EPILOG
-
-
-def _add_choice(choose: Callable[..., Any]) -> None:
-    """Which documents are taken."""
-    choose("--path-filter", dest="where", action="append", default=[], metavar="PART", help=WHERE_HELP)
-    choose("--text-key", default="text", metavar="KEY", help="key or column of the text (default: text)")
-    choose("--id-key", metavar="KEY", help="key or column of the document's id (default: the text stands for it)")
-    choose(
-        "--separator", dest="marker", default=MARKER, help=f"separator of the documents in a .txt (default: {MARKER})"
-    )
-    choose("--documents", type=int, metavar="N", help=f"training stories of the corpus (default: {DEFAULT_STORIES:,})")
-    choose("--subset-fraction", type=float, metavar="F", help="a random part of the documents, by seed and id")
-    choose(
-        "--subset-tokens",
-        type=_count,
-        metavar="N",
-        help="a random part of about so many tokens (84e9, say), likewise",
-    )
-    choose("--max-bad-documents", dest="skip_bad", type=int, default=0, metavar="N", help=SKIP_HELP)
-    choose(
-        "--max-document-bytes",
-        type=_count,
-        default=LARGEST,
-        metavar="N",
-        help=f"a larger document is a broken one (default: {LARGEST:,})",
-    )
-    choose("--deduplicate", action="store_true", help="of documents with equal text keep the first")
-    choose("--seed", type=int, default=0, help="of the subset, and of the corpus without one in its name (default: 0)")
-
-
-def _add_form(form: Callable[..., Any]) -> None:
-    """What becomes of the documents."""
-    form(
-        "--allow-lossy-tokenizer",
-        action="store_true",
-        help=f"accept a tokenizer whose ids lose more than {LIMIT:.0%}% of the characters",
-    )
-    form("--bos", action="store_true", help="begin each document with the tokenizer's begin-of-sequence id")
-    form(
-        "--validation-fraction",
-        type=float,
-        default=HELD_OUT,
-        metavar="F",
-        help=f"of the documents of files, held out (default: {HELD_OUT}); of stories 5 %% as many are added",
-    )
-
-
-OLD_NAMES = {"--where": "--path-filter", "--marker": "--separator", "--skip-bad": "--max-bad-documents"}
-WHERE_HELP = (
-    "only files with this part in their path, as quality=high; given again with another name both must hold, with the "
-    "same name either"
-)
-SKIP_HELP = (
-    "leave out up to N broken documents of a source, listed in its manifest, instead of the whole source (default: 0)"
-)
-EPILOG = """examples:
-  python -m llm prepare 'nemotron/**/*.jsonl.zstd' --path-filter quality=high --id-key warc_record_id \\
-      --subset-tokens 84e9 --tokenizer meta-llama/Llama-3.1-8B --out stores/nemotron --task 3/100
-  python -m llm prepare roneneldan/TinyStories --tokenizer gpt2 --out stores/tinystories"""
-
-
-def _task(word: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", word)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{word!r} is no task: give I/N, as 3/100 for the third of a hundred")
-    return int(match[1]), int(match[2])
-
-
-def _count(word: str) -> int:
-    try:
-        return int(float(word))
-    except (ValueError, OverflowError) as error:
-        raise argparse.ArgumentTypeError(f"{word!r} is no number of tokens: give 1000000 or 84e9") from error
 
 
 def run(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from ...common.errors import UserError
 from ...common.files import read_json, write_json
 from ..stories import MARKER
-from .documents import LARGEST, Source
+from .documents import LARGEST, Grouping, Source
 from .encode import store_lock
 from .sources import open_sources
 
@@ -42,6 +42,13 @@ class PrepareSettings:
     seed: int = 0
     max_document_bytes: int = LARGEST
     allow_lossy_tokenizer: bool = False
+    group_by: str | None = None
+    group_separator: str | None = None
+
+    @property
+    def grouping(self) -> Grouping | None:
+        """Where documents name their group; None where they are not grouped."""
+        return None if self.group_by is None else Grouping(self.group_by, self.group_separator)
 
     def problems(self) -> list[str]:
         """Settings that cannot be: each a sentence."""
@@ -58,6 +65,8 @@ class PrepareSettings:
             problems.append("give either --subset-fraction or --subset-tokens")
         if self.skip_bad < 0:
             problems.append(f"--max-bad-documents {self.skip_bad} must be 0 or more")
+        if self.group_separator is not None and not (self.group_by and self.group_separator):
+            problems.append("--group-separator is a text inside the field that --group-by names: pass both")
         if self.max_document_bytes < 1:
             problems.append(f"--max-document-bytes {self.max_document_bytes} must be at least 1")
         return problems
@@ -73,14 +82,19 @@ class PrepareSettings:
             documents=self.documents,
             seed=self.seed,
             largest=self.max_document_bytes,
+            grouping=self.grouping,
         )
 
     def plan(self, sources: Sequence[Source], tokenizer: dict[str, Any] | None) -> dict[str, Any]:
         """Everything that decides the bytes of the store; `tokenizer` is None where it is to be trained."""
         subset = {"fraction": self.subset_fraction, "tokens": self.subset_tokens, "seed": self.seed}
-        # A store that an older version began says nothing of a largest document.
-        largest = {} if self.max_document_bytes == LARGEST else {"largest document": self.max_document_bytes}
-        return largest | {
+        # A store that an older version began says nothing of these two.
+        later: dict[str, Any] = {}
+        if self.max_document_bytes != LARGEST:
+            later["largest document"] = self.max_document_bytes
+        if self.grouping is not None:
+            later["groups"] = str(self.grouping)
+        return later | {
             "sources": [source.location for source in sources],
             "text key": self.text_key,
             "id key": self.id_key,
@@ -109,7 +123,7 @@ def open_folder(out: Path, plan: dict[str, Any]) -> bool:
         begun = read_json(out / "plan.json", REMAKE)
         if not isinstance(begun, dict):
             raise UserError(f"{out}/plan.json is not what prepare wrote; {REMAKE}")
-    for name in dict.fromkeys([*plan, "largest document"]):
+    for name in dict.fromkeys([*plan, "largest document", "groups"]):
         if begun.get(name) != plan.get(name):
             difference = _difference(name, begun.get(name), plan.get(name))
             raise UserError(f"{out} was begun with {difference}; name another --out")

@@ -57,6 +57,7 @@ def resolve_recipe(
             subset=None,
             skip_bad=chosen.skip_bad,
             deduplicate=chosen.deduplicate,
+            grouped=chosen.group_by is not None,
             **identity_with(tokenizer, chosen.bos),
         )
         return replace(recipe, subset=_resolve_subset(recipe, chosen, sources, workers))
@@ -138,7 +139,7 @@ def _sample(sources: Sequence[Source], chosen: PrepareSettings, size_limit: int 
                 open_readers.remove((source, reader))
                 continue
             data = document.text.encode()
-            if split_of(source, sha256(data).digest(), chosen.validation_fraction) == "train":
+            if split_of(source, sha256(data).digest(), chosen.validation_fraction, document.group) == "train":
                 size += len(data)
                 if size > size_limit:
                     return

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ...common.errors import UserError
 from ..stories import MARKER, Split, stories
-from .documents import LARGEST, REPAIR, BadDocuments, Document, Source
+from .documents import LARGEST, REPAIR, BadDocuments, Document, Grouping, Source
 from .files import READERS, FileSource, suffix_of
 from .hub import hub_sources, is_hub_name
 
@@ -74,13 +74,14 @@ def open_sources(
     documents: int | None = None,
     seed: int = 0,
     largest: int = LARGEST,
+    grouping: Grouping | None = None,
 ) -> list[Source]:
     """Resolve files, folders (searched to the bottom), globs, hub names and `stories[:SEED]` into sources.
 
     Their order is fixed, whatever that of the patterns: stories, hub datasets, files by absolute path. `where` keeps
     the files with these parts in their path: of `name=value` parts one of each name, and every other. `documents` is
     the number of training stories, `seed` theirs where the pattern names none; a document of more than `largest` bytes
-    is a bad one.
+    is a bad one. `grouping`: where records name their group.
 
     Raises UserError for a pattern that matches nothing, a file of unknown form and a source that is named twice.
     """
@@ -94,19 +95,22 @@ def open_sources(
     named = [pattern for pattern in patterns if pattern not in corpora and pattern not in on_hub]
     paths = _chosen(sorted(path for pattern in named for path in _files(pattern)), where)
     _refuse_duplicates([f"stories:{seed}" for seed in seeds] + on_hub + [str(path.resolve()) for path in paths])
-    if id_key is not None and (corpora or any(suffix_of(path) == ".txt" for path in paths)):
+    without_keys = corpora or any(suffix_of(path) == ".txt" for path in paths)
+    if id_key is not None and without_keys:
         raise UserError("stories and .txt files have no keys; leave --id-key out and the text stands for the document")
+    if grouping is not None and without_keys:
+        raise UserError("stories and .txt files have no keys to group by; leave --group-by out, or give JSON lines")
     ranges = [item for seed in seeds for item in _story_ranges(seed, documents or DEFAULT_STORIES)]
     found: list[Source] = [
         StorySource(f"{index:05d}-stories-{split}", seed, split, start, count)
         for index, (seed, split, start, count) in enumerate(ranges)
     ]
     for pattern in on_hub:
-        found += hub_sources(pattern, len(found), text_key=text_key, id_key=id_key, largest=largest)
+        found += hub_sources(pattern, len(found), text_key=text_key, id_key=id_key, largest=largest, grouping=grouping)
     for index, path in enumerate(paths, len(found)):
         stem = re.sub(r"[^\w.=-]", "_", path.name.removesuffix(suffix_of(path)))[:40]  # 160 bytes at most
         size = path.stat().st_size
-        found.append(FileSource(f"{index:05d}-{stem}", str(path), size, text_key, id_key, marker, largest))
+        found.append(FileSource(f"{index:05d}-{stem}", str(path), size, text_key, id_key, marker, largest, grouping))
     if not found:
         raise UserError("no source is named; give a file, a folder, a glob, a hub name or `stories`")
     return found

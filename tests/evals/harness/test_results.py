@@ -268,3 +268,17 @@ def test_arguments_that_do_not_go_together(make_export, capsys, words, message):
     assert main(["run", str(folder), *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("doc", "shares"),
+    [
+        ({"passage": "One text.", "question": "a"}, {"passage": "One text.", "question": "b"}),
+        ({"source_id": "video~1", "ctx": "a"}, {"source_id": "video~1", "ctx": "b"}),
+        ({"context": "One text.", "id": 1}, {"context": "One text.", "id": 2}),
+    ],
+)
+def test_items_of_one_passage_are_known_by_it(doc, shares) -> None:
+    assert results.passage_of(doc) == results.passage_of(shares) is not None
+    assert results.passage_of({**doc, next(iter(doc)): "Another."}) not in (results.passage_of(doc), None)
+    assert results.passage_of({"goal": "a", "context": ["a list"]}) is None

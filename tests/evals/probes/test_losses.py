@@ -226,6 +226,37 @@ def test_the_error_of_the_mean_is_that_of_a_ratio(pairs) -> None:
     assert error == pytest.approx(fit.bse[0], rel=1e-6, abs=1e-9)
 
 
+def test_documents_of_groups_keep_them(make_export, tmp_path, tokenizers, monkeypatch, capsys) -> None:
+    """Numbered within a result; the error is of the groups' sums; a store that gains groups is measured again."""
+    documents = [document for document in some_documents(40) if document]
+    folder = write_store(
+        tmp_path / "store", [documents[:3]], tokenizer=tokenizers["words"], validation=[documents[:10], documents[10:]]
+    )
+    export = open_export(make_export(context=CONTEXT))
+    alone = losses.measure(export, folder, documents=20)
+    assert "groups" not in alone and alone["grouped_by"] is None
+    index = json.loads((folder / "store.json").read_text())
+    (folder / "store.json").write_text(json.dumps(index | {"groups": "book", "validation_groups": 7}))
+    labels = np.random.default_rng(0).integers(0, 2**63, 7).astype("<u8")[np.arange(len(documents)) % 7]
+    labels[:10].tofile(folder / "validation/00000-part.groups")
+    labels[10:].tofile(folder / "validation/00001-part.groups")
+    found = losses.measure(export, folder, documents=20)
+    assert found["grouped_by"] == "book" and found["nats"] == alone["nats"] and found["loss"] == alone["loss"]
+    of_documents = labels[found["documents"]]
+    assert [found["groups"][a] == found["groups"][b] for a in range(20) for b in range(20)] == [
+        bool(of_documents[a] == of_documents[b]) for a in range(20) for b in range(20)
+    ]
+    nats, tokens = np.array(found["nats"]), np.array(found["tokens"])
+    groups = np.array(found["groups"])
+    sums = [(nats - found["loss"] * tokens)[groups == n].sum() for n in set(found["groups"])]
+    count = len(sums)
+    expected = np.sqrt(count / (count - 1) * np.sum(np.square(sums))) / tokens.sum()
+    assert found["standard_error"] == pytest.approx(expected) != pytest.approx(alone["standard_error"])
+    assert f"20 in {count} groups" in losses.format_results(["one"], [found])
+    monkeypatch.setattr(losses, "load_model", lambda *_: pytest.fail("measured again"))
+    assert losses.measure(export, folder, documents=20) == found
+
+
 def test_what_was_measured_alike_is_kept(make_export, store, tmp_path, monkeypatch) -> None:
     export = open_export(
         make_export(context=CONTEXT, info={"run": "one", "checkpoint_sha256": "a", "dtype": "float32"})

@@ -15,7 +15,7 @@ import pytest
 from evals.__main__ import main
 
 from ..browser import check_page
-from ..made_up import FLOPS, add_incontext, add_ioi, add_task, document_lengths, make_export, make_run
+from ..made_up import FLOPS, add_incontext, add_ioi, add_recall, add_task, document_lengths, make_export, make_run
 
 DOCUMENTS = 300
 TOKENS = document_lengths(DOCUMENTS)
@@ -68,14 +68,15 @@ def test_one_seed_says_which_of_these_two_is_lower_and_no_more(tmp_path, capsys)
     assert compare(runs, tmp_path / "out") == 0
     said = capsys.readouterr().out.splitlines()[-1]
     finding = results(tmp_path / "out")["findings"][0]
-    assert said.startswith("values (seed 1) has a lower validation loss per document than classic (seed 1): -0.")
+    start = "One seed each: values (seed 1) has a lower validation loss per document than classic (seed 1): -0."
+    assert said.startswith(start)
     per_token = [nats(export).sum() / TOKENS.sum() for export in exports(runs)]
     assert finding["means"] == pytest.approx(per_token) and finding["shown"] == "lower"
     assert finding["difference"] == pytest.approx(per_token[1] - per_token[0], abs=1e-12)
     assert finding["family"] == "primary" and finding["hierarchical_bootstrap"] is None
     assert f"{finding['low']:+.4f} to {finding['high']:+.4f} over 300 documents" in said
     assert finding["low"] < -0.1 < finding["high"] < 0
-    assert "one seed each: this is of these two models, and whether other seeds agree is not known; nothing is" in said
+    assert "fewer tokens (read between validations 10,000 tokens apart, one pair); whether other seeds agree is" in said
     assert said.endswith("known of what other initial weights alone change, as there is no null arm.")
     assert "better" not in said and "helped" not in said
 
@@ -84,15 +85,15 @@ def test_several_seeds_may_be_called_better_or_worse(tmp_path, capsys):
     seeds = (1, 2, 3, 4)
     runs = make_pairs(tmp_path / "a", 0.1, seeds, spread=0.004)
     assert compare(runs, tmp_path / "better") == 0
-    assert "values is better than classic: validation loss per document -0." in capsys.readouterr().out
+    assert "values is better than classic: lower validation loss per document, -0." in capsys.readouterr().out
     finding = results(tmp_path / "better")["findings"][0]
     per_token = np.array([nats(export).sum() / TOKENS.sum() for export in exports(runs)]).reshape(4, 2)
     assert finding["difference"] == pytest.approx(np.subtract(*per_token.mean(axis=0)[::-1]), abs=1e-12)
-    assert finding["seeds"] == 4 and finding["shown"] == "better"
+    assert finding["seeds"] == 4 and finding["shown"] == "lower"
     assert compare(make_pairs(tmp_path / "b", -0.1, seeds, spread=0.004), tmp_path / "worse") == 0
     said = capsys.readouterr().out.splitlines()[-1]
-    assert "values is worse than classic: validation loss per document +0." in said and "better" not in said
-    assert results(tmp_path / "worse")["findings"][0]["shown"] == "worse"
+    assert "values is worse than classic: higher validation loss per document, +0." in said and "better" not in said
+    assert results(tmp_path / "worse")["findings"][0]["shown"] == "higher"
     ways = [line["reached"] for line in results(tmp_path / "worse")["to_loss"]]
     fewer = 100 * (1 - geometric_mean(first["tokens"] / second["tokens"] for first, second in ways))
     assert fewer > 10 and f"classic reaches values's final loss with {fewer:.0f}% fewer tokens" in said
@@ -106,8 +107,10 @@ def test_an_interval_that_holds_zero_is_never_called_better(tmp_path, capsys, se
     said = capsys.readouterr().out.splitlines()[-1]
     finding = results(tmp_path / "out")["findings"][0]
     assert finding["low"] < 0 < finding["high"] and finding["shown"] == "no difference shown"
-    names = "values (seed 1) and classic (seed 1)" if seeds == (1,) else "values and classic"
-    assert said.startswith(f"No difference between {names} is shown: validation loss per document")
+    start = "No difference between values and classic"
+    if seeds == (1,):
+        start = "One seed each: no difference between values (seed 1) and classic (seed 1)"
+    assert said.startswith(f"{start} is shown: validation loss per document")
     assert not any(word in said for word in ("better", "worse", "lower", "higher", "fewer tokens"))
 
 
@@ -118,7 +121,7 @@ def test_a_run_against_itself_differs_in_nothing(tmp_path, capsys):
     assert compare(runs, tmp_path / "out") == 0
     said = capsys.readouterr().out.splitlines()[-1]
     assert "validation loss per document 0.0000 nats per token, 95% interval 0.0000 to 0.0000" in said
-    assert said.startswith("No difference")
+    assert said.startswith("One seed each: no difference")
 
 
 def test_without_losses_there_is_no_verdict(tmp_path, capsys):
@@ -160,7 +163,7 @@ def test_the_tasks_share_the_error_rate(tmp_path, capsys):
     assert re.search(r"real, 1-shot, acc_norm, % +\d\d\.\d\d +\d\d\.\d\d +\+\d\d\.\d\d +\+\d+\.\d+ to .*higher", table)
 
 
-def test_all_that_was_measured_is_on_the_page(tmp_path):
+def test_all_that_was_measured_is_on_the_page(tmp_path, pdfs):
     """With everything at hand: every picture, in a real browser, in the light and the dark, wide and narrow."""
     runs = make_pairs(tmp_path, gain=0.1)
     numbers = np.random.default_rng(0)
@@ -170,20 +173,30 @@ def test_all_that_was_measured_is_on_the_page(tmp_path):
                 add_task(export, task, shots, numbers.random(400) < 0.5 + gain)
         add_ioi(export, 0.07 + gain, 0.05, numbers.standard_normal(256) + gain)
         add_incontext(export, numbers.standard_normal(50) - gain)
+        add_recall(export, numbers.random(20) + gain)
     assert compare(runs, tmp_path / "out") == 0
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        "report.html", "results.json", "table.csv", "loss.png",
+        "report.html", "results.json", "table.csv", "table.tex", "loss.png", "pictures",
     }  # fmt: skip
-    check_page(tmp_path / "out/report.html", pictures=10)
+    pictures = sorted(file.name for file in (tmp_path / "out/pictures").iterdir())
+    assert len(pictures) == 28 and pictures[:2] == [
+        f"01-training-and-validation-loss-over-tokens.{form}" for form in ("pdf", "svg")
+    ]
+    assert all((tmp_path / "out/pictures" / name).read_bytes().startswith((b"%PDF-1", b"<svg")) for name in pictures)
+    check_page(tmp_path / "out/report.html", pictures=14)
     with (tmp_path / "out/table.csv").open(newline="") as file:
         table = {row["measure"]: row for row in csv.DictReader(file)}
-    assert float(table["IOI correct name, 4 sentences, %"]["difference"]) == pytest.approx(10, abs=0.01)
+    for name in ("IOI correct name, 4 sentences, %", "IOI correct name, 4 sentences, as published, %"):
+        assert float(table[name]["difference"]) == pytest.approx(10, abs=0.01)
+    assert {"key-value pairs recalled, %", "second copy of random tokens, nats per token"} < table.keys()
     percent = {name: float(line["difference"].rstrip("%")) for name, line in table.items() if "%" in line["difference"]}
-    of_cost = {"parameters": COST, "FLOPs per token": COST**2, "training time, s": COST**3, "peak memory, GB": COST**4}
-    of_cost["tokens per second"] = COST**-3
+    of_cost = {"parameters": COST, "FLOPs per token": COST**2, "peak memory, GB": COST**4}
     assert percent == pytest.approx({name: 100 * (ratio - 1) for name, ratio in of_cost.items()}, abs=0.06)
     costs = {cost["name"]: cost["ratios"] for cost in results(tmp_path / "out")["costs"]}
     assert list(costs.values()) == [pytest.approx([of_cost[name]], rel=1e-4) for name in list(table) if name in of_cost]
+    latex = (tmp_path / "out/table.tex").read_text().splitlines()
+    assert latex[0] == r"\begin{tabular}{lrrrrrr}" and len(latex) == len(table) + 6
+    assert any(line.startswith(r"IOI correct name, 4 sentences, \% & 7.00 & 17.00 & +10.00 &") for line in latex)
     png = (tmp_path / "out/loss.png").read_bytes()
     width, height = struct.unpack(">II", png[16:24])
     assert png.startswith(b"\x89PNG\r\n") and width >= 1000 and height >= 500
@@ -195,6 +208,55 @@ def test_what_one_model_lacks_is_left_out_and_said(tmp_path, capsys):
     assert compare(runs, tmp_path / "out") == 0
     out = capsys.readouterr().out
     assert "piqa, 0-shot is left out: it was not measured for" in out and "piqa, 0-shot, acc" not in out
+
+
+# ---- Groups of documents ---------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_compared_by_group_where_documents_have_one(tmp_path, capsys):
+    """Neighbours that differ alike are warned of as long as no groups are named."""
+    runs = make_pairs(tmp_path, gain=0.03)
+    books = np.repeat(np.arange(50), 6)
+    paths = [export / "evals/losses.json" for export in exports(runs)]
+    kept = json.loads(paths[1].read_text())
+    of_books = 0.1 * np.random.default_rng(8).standard_normal(50)
+    kept[0]["nats"] = (nats(exports(runs)[1]) + TOKENS * of_books[books]).tolist()
+    paths[1].write_text(json.dumps(kept))
+    assert compare(runs, tmp_path / "alone") == 0
+    told = capsys.readouterr().out
+    assert "Warning: neighbouring documents differ alike in validation loss per document (correlation 0." in told
+    assert "`python -m llm prepare --group-by`" in told
+    for path in paths:
+        one = json.loads(path.read_text())
+        one[0] |= {"groups": books.tolist(), "grouped_by": "book"}
+        path.write_text(json.dumps(one))
+    assert compare(runs, tmp_path / "out") == 0
+    told = capsys.readouterr().out
+    alone, found = (results(tmp_path / name)["findings"][0] for name in ("alone", "out"))
+    assert found["groups"] == 50 and found["difference"] == pytest.approx(alone["difference"])
+    assert found["high"] - found["low"] > 1.3 * (alone["high"] - alone["low"])
+    assert f"over 300 documents of 50 groups (worth {found['effective']:,.0f} independent ones)" in told
+    assert "Warning: neighbouring" not in told
+    one = json.loads(paths[0].read_text())
+    del one[0]["groups"], one[0]["grouped_by"]
+    paths[0].write_text(json.dumps(one))
+    assert compare(runs, tmp_path / "other") == 2
+    refused(capsys, tmp_path / "other", "was measured with different grouped_by (None and book)")
+
+
+def test_questions_on_one_passage_are_one_group(tmp_path):
+    runs = make_pairs(tmp_path, gain=0.1)
+    numbers = np.random.default_rng(2)
+    for export in exports(runs):
+        add_task(export, "boolq", 0, numbers.random(120) < 0.5)
+        add_task(export, "piqa", 0, numbers.random(120) < 0.5)
+        path = export / "evals/samples/boolq-0shot.jsonl"
+        rows = [json.loads(line) | {"passage": f"{n // 3:x}"} for n, line in enumerate(path.read_text().splitlines())]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert compare(runs, tmp_path / "out") == 0
+    found = {finding["measure"]: finding["groups"] for finding in results(tmp_path / "out")["findings"]}
+    assert found["boolq, 0-shot, acc_norm"] == 40 and found["piqa, 0-shot, acc_norm"] is None
+    assert found["mean of 2 tasks, 0-shot, acc_norm"] == 160  # each other item is a group of its own
 
 
 # ---- Until a loss is reached -----------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def test_arms_share_one_error_rate_and_are_otherwise_as_alone(tmp_path, capsys):
         raw = [finding["p_value"] for finding in findings.values()]
         holm = multipletests(raw, method="holm")[1]
         assert [finding["adjusted_p_value"] for finding in findings.values()] == pytest.approx(holm.tolist())
-    assert arms["values"]["findings"][0]["shown"] == "better"
+    assert arms["values"]["findings"][0]["shown"] == "lower"
     assert "values is better than classic" in told and "The change of keys: decoder.stream [] → [keys]." in told
     page = words_of((tmp_path / "all" / "report.html").read_text())
     assert "queries, values, keys against classic" in page and "over all arms" in page
@@ -80,9 +80,11 @@ def test_one_arm_has_no_word_of_several(tmp_path, capsys):
     assert "arms" not in results(tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "loss.png",
+        "pictures",
         "report.html",
         "results.json",
         "table.csv",
+        "table.tex",
     }
     page = words_of((tmp_path / "out" / "report.html").read_text())
     assert "values: Loss" not in page and "over all arms" not in page
@@ -141,12 +143,47 @@ def test_the_null_arm_of_the_study_is_found(tmp_path, capsys):
     assert "as there is no null arm" in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_other_runs_of_the_baseline_widen_the_interval_of_one_seed(tmp_path, capsys):
+    """Other initial weights and other seeds alike: their deviation, twice its square, Student's quantile."""
+    classic, values = (make_arm(tmp_path, arm, 1, SHIFTS[arm]) for arm in ("classic", "values"))
+    others = [make_arm(tmp_path, "null", 1, 0.003, config=NULL_SEED), make_arm(tmp_path, "classic", 2, -0.004)]
+    assert compare([classic, values], tmp_path / "alone") == 0
+    assert compare([classic, values], tmp_path / "out", "--null", others[1], others[0]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    shifts = [0.0, *(difference([classic, other]) for other in others)]
+    deviation = float(np.std(shifts, ddof=1))
+    assert f"the interval covers the spread of 3 runs of classic-seed1 ({deviation:.4f} nats per token)" in said
+    assert f"(null arm) differs by {shifts[1]:+.4f} nats" in said
+    alone, found = (results(tmp_path / name)["findings"][0] for name in ("alone", "out"))
+    assert found["spread"] == [pytest.approx(deviation), 3] and alone["spread"] is None
+    of_seeds = 4.3027 * deviation * np.sqrt(2)  # Student's quantile of two degrees of freedom
+    half, narrow = (found["high"] - found["low"]) / 2, (alone["high"] - alone["low"]) / 2
+    assert max(narrow, 0.75 * of_seeds) < half < narrow + of_seeds
+    tasks = [finding for finding in results(tmp_path / "out")["findings"] if finding["family"] == "tasks"]
+    assert tasks and all(finding["spread"][1] == 3 for finding in tasks)
+
+
+def test_other_seeds_of_the_study_count_too(tmp_path, capsys):
+    study = tmp_path / "study"
+    names = {
+        (arm, seed): f"small/{arm}-seed{seed}-20x" for arm, seed in (("classic", 1), ("values", 1), ("classic", 2))
+    }
+    runs = [make_arm(study, arm, seed, 0.0, name) for (arm, seed), name in names.items()]
+    listed = [
+        StudyRun(name, "main", "small", arm, "20x", seed, 40, 40_000, 1000, 1e9) for (arm, seed), name in names.items()
+    ]
+    StudyRecord(study, {}, {}, [], [], "classic", ["classic", "values"], ["small"], listed).write()
+    assert compare(runs[:2], tmp_path / "out") == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "the interval covers the spread of 2 runs of classic" in said and "null arm" not in said
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({}, "have the same initial weights"),
         ({"config": {**NULL_SEED, "model.optimizer.lr": 0.5}}, "differ in model.optimizer.lr (0.001 and 0.5)"),
-        ({"config": NULL_SEED, "seed": 2}, "seed (1 and 2)"),
+        ({"config": NULL_SEED, "store": "f2"}, "store_fingerprint (f1 and f2)"),
     ],
 )
 def test_what_is_no_null_arm_is_refused(tmp_path, capsys, settings, message):

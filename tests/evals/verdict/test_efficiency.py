@@ -1,5 +1,6 @@
 """When a loss is reached, what that saves, and what the change costs: on curves and runs of known numbers."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import gmean
+from scipy.stats import gmean, ttest_1samp
 
 from evals.exported_steps import Curve, ExportedRun
 from evals.exports import Export
@@ -16,16 +17,20 @@ from evals.verdict.efficiency import (
     Cost,
     Reached,
     Saving,
-    busy_note,
+    busy_runs,
     costs,
     first_at,
     flops_per_token,
     reached,
+    read_step_time,
     saving,
+    time_note,
+    validation_spacing,
 )  # fmt: skip
 from evals.verdict.pair import Pair, Pairs
 from evals.verdict.record import Comparison, record, rows, saving_rows
 from evals.verdict.verdict import cost_sentence
+from llm.common.errors import UserError
 
 FLOPS = 3e6  # a token
 NAMES = ("classic", "values")
@@ -151,10 +156,8 @@ def test_the_costs_of_two_sides():
     first = made_run([2.0], rates=[1000, 5000, 4000, "", 10], parameters=1000, seconds=60.0)
     second = made_run([2.0], rates=[2000], parameters=1200, seconds=90.0, peak_memory_bytes=3_000_000_000)
     found = {cost.name: cost for cost in costs([Pair(first, second), Pair(second, first)])}
-    assert list(found) == ["parameters", "FLOPs per token", "training time", "tokens per second", "peak memory"]
+    assert list(found) == ["parameters", "FLOPs per token", "peak memory"]  # two trainings are two moments
     assert (found["parameters"].first, found["parameters"].second) == ([1000, 1200], [1200, 1000])
-    assert (found["training time"].first, found["training time"].second) == ([60, 90], [90, 60])
-    assert (found["tokens per second"].first, found["tokens per second"].second) == ([2500, 2000], [2000, 2500])
     assert (found["peak memory"].first, found["peak memory"].second) == ([2, 3], [3, 2])  # GB
     assert found["FLOPs per token"].first == [FLOPS, FLOPS]
 
@@ -163,49 +166,74 @@ def test_the_costs_of_two_sides():
 def test_what_one_run_does_not_say_is_left_out(lacking):
     whole, older = made_run([2.0]), made_run([2.0], rates=(), peak_memory_bytes=None, flops_per_token=None)
     pairs = [Pair(whole, whole), Pair(older, whole) if lacking == "first" else Pair(whole, older)]
-    assert [cost.name for cost in costs(pairs)] == ["parameters", "training time"]
+    assert [cost.name for cost in costs(pairs)] == ["parameters"]
 
 
-def test_the_time_of_a_run_that_shared_its_cores_is_no_cost(tmp_path):
+def test_how_busy_the_machine_was_is_told(tmp_path):
     quiet, busy = made_run([2.0], name=str(tmp_path / "quiet")), made_run([2.0], name=str(tmp_path / "busy"))
     for run in (quiet, busy):
         run.folder.mkdir()
         (run.folder / "events.jsonl").write_text('{"step": 3, "event": "loss spike"}\n')
-    assert not busy_note([Pair(quiet, busy)]) and len(costs([Pair(quiet, busy)])) == 5
+    told = time_note([Pair(quiet, busy)])
+    assert told.startswith("Training time is not compared") and "llm bench" in told and "other processes" not in told
     with (busy.folder / "events.jsonl").open("a") as file:
         file.write('{"step": 0, "event": "busy_machine", "why": "..."}\n')
     pairs = [Pair(quiet, quiet), Pair(quiet, busy)]
-    (note,) = busy_note(pairs)
-    assert note.endswith(f": {busy.folder}") and "training time and tokens per second are not compared" in note
-    assert [cost.name for cost in costs(pairs, times=False)] == ["parameters", "FLOPs per token", "peak memory"]
+    assert busy_runs(pairs) == ([], [busy])
+    assert f"other processes used the cores of {busy.folder} " in time_note(pairs)
+    assert rows(comparison(pairs))[-1][:3] == ["runs on a busy machine", "0 of 2", "1 of 2"]
+
+
+def test_the_time_of_a_step_is_that_of_rounds_side_by_side(tmp_path):
+    rates = {"classic": [1000.0, 500.0, 800.0], "values": [900.0, 460.0, 700.0], "gpt2": [1.0, 1.0, 1.0]}
+    (tmp_path / "bench.json").write_text(json.dumps({"tokens_per_second": rates}))
+    pair = Pair(made_run([2.0], name="classic-seed1"), made_run([2.0], name="stories_values"))
+    pairs = Pairs([pair], ("classic-seed1", "stories_values"), {}, [])
+    found = read_step_time(tmp_path / "bench.json", pairs, 0.95)
+    assert found.ratios == pytest.approx([1000 / 900, 500 / 460, 800 / 700])
+    low, high = (100 * np.expm1(bound) for bound in ttest_1samp(np.log(found.ratios), 0.0).confidence_interval(0.95))
+    assert found.interval == f"95% interval {low:+.1f}% to {high:+.1f}%"
+    assert rows(comparison([pair], costs=costs([pair], found)))[-2] == [
+        "step time, s per million tokens", "1.36e+03", "1.51e+03", f"{found.percent:+.1f}%", found.interval, "", "",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"no two rounds of keys: run .*it has classic, values, gpt2"):
+        read_step_time(tmp_path / "bench.json", Pairs([pair], ("classic", "keys"), {}, []), 0.95)
+    (tmp_path / "bench.json").write_text("{}")
+    with pytest.raises(UserError, match="is not of llm bench"):
+        read_step_time(tmp_path / "bench.json", pairs, 0.95)
+
+
+def test_how_far_validations_are_apart():
+    pair = Pair(made_run([4.0, 3.0]), made_run([4.0, 3.0, 2.0]))
+    assert validation_spacing([pair]) == 10_000
+    once = made_run([4.0])
+    assert validation_spacing([Pair(once, once)]) is None
 
 
 def test_the_rows_and_the_sentence_of_the_costs():
-    first = made_run([2.0], parameters=20_000, seconds=100.0, rates=[4000])
-    second = made_run([2.0], parameters=20_000, seconds=125.0, rates=[3000], peak_memory_bytes=1_500_000_000)
-    third = made_run([2.0], parameters=20_000, seconds=80.0, rates=[4000], peak_memory_bytes=2_500_000_000)
+    first = made_run([2.0], parameters=20_000)
+    second = made_run([2.0], parameters=20_000, peak_memory_bytes=1_500_000_000)
+    third = made_run([2.0], parameters=20_000, peak_memory_bytes=2_500_000_000)
     one = [Pair(first, second)]
     assert rows(comparison(one, costs=costs(one))) == [
         ["parameters", "20,000", "20,000", "+0.0%", "", "", ""],
         ["FLOPs per token", "3e+06", "3e+06", "+0.0%", "", "", ""],
-        ["training time, s", "100", "125", "+25.0%", "", "", ""],
-        ["tokens per second", "4,000", "3,000", "-25.0%", "", "", ""],
         ["peak memory, GB", "2.00", "1.50", "-25.0%", "", "", ""],
+        ["runs on a busy machine", "0 of 1", "0 of 1", "", "", "", ""],
     ]
-    said = "Cost of values against classic: parameters the same, training time +25.0%, peak memory -25.0%."
+    said = "Cost of values against classic: parameters the same, FLOPs per token the same, peak memory -25.0%."
     assert cost_sentence(NAMES, costs(one)) == said
-    several = [Pair(first, second), Pair(first, third)]  # 1.25 and 0.8 of the time, 0.75 and 1.25 of the memory
+    several = [Pair(first, second), Pair(first, third)]  # 0.75 and 1.25 of the memory
     by_name = {line[0]: line for line in rows(comparison(several, costs=costs(several)))}
-    assert by_name["training time, s"][1:5] == ["100", "100", "+0.0%", "-20.0% to +25.0% by seed"]
     assert by_name["peak memory, GB"][1:5] == ["2.00", "1.94", "-3.2%", "-25.0% to +25.0% by seed"]
-    said = "Cost of values against classic: parameters the same, training time the same, peak memory -3.2%."
-    assert cost_sentence(NAMES, costs(several)) == said
+    timed = costs(one, Cost("step time", "s per million tokens", [1.0], [1.25], "95% interval +20.0% to +30.0%"))
+    assert cost_sentence(NAMES, timed).endswith("step time +25.0% (95% interval +20.0% to +30.0%).")
     assert cost_sentence(NAMES, []) == ""
 
 
 def test_the_numbers_that_are_kept():
     """In full, with every ratio, and what was never reached as none."""
-    pair = Pair(made_run([4.0, 3.0], seconds=100.0), made_run([3.5, 2.0], seconds=130.0))
+    pair = Pair(made_run([4.0, 3.0]), made_run([3.5, 2.0], parameters=1300))
     found = comparison([pair], savings=[saving(pair)], targets={1.0: [saving(pair, 1.0)]}, costs=costs([pair]))
     kept = record(found, "test")
     halfway = pytest.approx(10_000 + 10_000 / 3)
@@ -215,5 +243,5 @@ def test_the_numbers_that_are_kept():
     never = dict.fromkeys(("steps", "tokens", "flops"))
     assert kept["to_loss"][1]["reached"] == [{**never, "at_most": False}] * 2
     assert kept["to_loss"][1]["ratio_of_tokens"] is None
-    time = next(cost for cost in kept["costs"] if cost["name"] == "training time")
-    assert (time["first"], time["second"], time["ratios"]) == ([100.0], [130.0], [1.3])
+    size = next(cost for cost in kept["costs"] if cost["name"] == "parameters")
+    assert (size["first"], size["second"], size["ratios"]) == ([1000], [1300], [1.3])

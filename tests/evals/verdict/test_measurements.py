@@ -185,7 +185,10 @@ def test_which_way_is_better(tmp_path, gain):
         "indirect object, logit difference",
         "in-context score",
     ]
-    assert {finding.word for finding in found} == {"better" if gain > 0 else "worse"}
+    assert {finding.better for finding in found} == {1 if gain > 0 else -1}
+    words = {finding.measure.name: finding.word for finding in found}
+    assert words["validation loss per document"] == words["in-context score"] == ("lower" if gain > 0 else "higher")
+    assert words["indirect object, accuracy"] == ("higher" if gain > 0 else "lower")
     expected = {
         "validation loss per document": -gain,
         "in-context score": -gain,

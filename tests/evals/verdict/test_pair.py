@@ -53,7 +53,10 @@ def test_where_and_how_a_run_is_kept_does_not_matter(tmp_path):
     other = make_run(
         tmp_path / "b",
         ["values"],
-        config={"run.keep_checkpoints": 7, "evaluation.every": 10, "data.workers": 3, "data.store": "elsewhere"},
+        config={
+            **{"run.keep_checkpoints": 7, "evaluation.every": 10, "data.workers": 3, "data.store": "elsewhere"},
+            **{"data.validate_every": 5, "data.micro_batch_size": 2},
+        },
     )
     assert read_pairs([one, other]).notes == []
 

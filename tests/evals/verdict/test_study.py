@@ -132,7 +132,7 @@ def test_the_page_has_all_pictures_and_needs_no_network(judged: tuple[Path, str]
     for run in read_record(study).runs:
         assert str(folder / "runs" / run.name) in page
     assert escape(study.read_text()) in page and (out / "study.yaml").read_text() == study.read_text()
-    pictures = {f"{name}.{ending}" for name in names for ending in ("svg", "png")}
+    pictures = {f"{name}.{ending}" for name in names for ending in ("svg", "png", "pdf")}
     others = {"report.html", "results.json", "table.csv", "study.yaml"}
     assert {path.name for path in out.iterdir()} == pictures | others
 

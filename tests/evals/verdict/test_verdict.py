@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 
 from evals.verdict.efficiency import Reached, Saving
 from evals.verdict.measurements import Measure
-from evals.verdict.statistics import Effect, hierarchical_bootstrap, paired_effect
+from evals.verdict.statistics import Effect, Spread, hierarchical_bootstrap, paired_effect
 from evals.verdict.verdict import Finding, digits, find, interval, record, row, sentence
 
 LOSS = "validation loss per document"
@@ -192,22 +192,25 @@ def test_no_more_is_said_than_the_interval_bears_out(seed, seeds, items, gain, s
         mean = (each.measure.second - each.measure.first).mean()
         if each.effect.low <= 0 <= each.effect.high:
             assert word == row(each)[-1] == "no difference shown"
-        if seeds == 1:
-            assert word in ("no difference shown", "lower" if mean < 0 else "higher")
-        else:
-            assert word in ("no difference shown", "better" if mean * each.measure.better > 0 else "worse")
+        assert word in ("no difference shown", "lower" if mean < 0 else "higher")
     effect = found[0].effect
+    limits = ["one seed each"] * (seeds == 1) + [f"on these {items} documents alone"] * (items < 30)
+    if limits:
+        start = f"{', '.join(limits)}: "
+        assert said.startswith(start[0].upper() + start[1:])
+        said = said[len(start) :]
+    how = "lower" if effect.high < 0 else "higher"
     if effect.low <= 0 <= effect.high:
-        assert said.startswith("No difference between values")
+        assert said.startswith(f"{'no' if limits else 'No'} difference between values")
         assert not re.search("better|worse|lower|higher|fewer", said)
     elif seeds == 1:
-        how = "lower" if effect.high < 0 else "higher"
         assert said.startswith(f"values (seed 0) has a {how} {LOSS} than classic (seed 0): ")
-        assert not re.search("better|worse|No difference", said)
+        assert not re.search("better|worse|o difference", said)
     else:
-        how = "better" if effect.high < 0 else "worse"
-        assert said.startswith(f"values is {how} than classic: {LOSS} ") and "No difference" not in said
+        verdict = "better" if effect.high < 0 else "worse"
+        assert said.startswith(f"values is {verdict} than classic: {how} {LOSS}, ") and "o difference" not in said
     assert ("whether other seeds agree is not known" in said) == (seeds == 1)
+    assert said.endswith("30 are needed to say anything of other documents.") == (items < 30)
 
 
 def test_a_null_pair_of_one_seed():
@@ -216,11 +219,10 @@ def test_a_null_pair_of_one_seed():
     [found] = find([loss(base, base + random.normal(0, 0.1, 300))])
     assert found.effect.low < 0 < found.effect.high
     assert sentence(NAMES, [7], [found], []) == (
-        f"No difference between values (seed 7) and classic (seed 7) is shown: {LOSS} "
+        f"One seed each: no difference between values (seed 7) and classic (seed 7) is shown: {LOSS} "
         f"{found.effect.difference:+.4f} nats per token, 95% interval {found.effect.low:+.4f} to "
-        f"{found.effect.high:+.4f} over 300 documents; one seed each: this is of these two models, and whether other "
-        "seeds agree is not known; nothing is known of what other initial weights alone change, as there is no null "
-        "arm."
+        f"{found.effect.high:+.4f} over 300 documents; whether other seeds agree is not known; nothing is known of "
+        "what other initial weights alone change, as there is no null arm."
     )
     assert row(found)[-1] == record(found)["shown"] == "no difference shown"
 
@@ -228,7 +230,7 @@ def test_a_null_pair_of_one_seed():
 def test_the_verdict_is_about_the_loss_alone():
     """Wherever it stands, and whatever the tasks show."""
     shown = finding(0.1, 0.2, measure=task([[0, 1]] * 3, [[0, 1]] * 3))
-    assert shown.word == "better"
+    assert shown.word == "higher" and shown.better == 1
     said = sentence(NAMES, [1, 2, 3], [shown, finding(-0.1, 0.2)], [])
     assert said.startswith("No difference between values and classic is shown: validation loss") and "3 seeds" in said
     assert sentence(NAMES, [1, 2, 3], [shown], []).startswith("There is no verdict on values against classic")
@@ -241,11 +243,32 @@ def ways(*tokens: tuple[float | None, float | None], at_most: bool = False) -> l
 @pytest.mark.parametrize(
     ("low", "savings", "expected"),
     [
-        (-0.2, ways((40, 10)), "; values reaches classic's final loss with 75% fewer tokens."),
-        (0.1, ways((10, 40)), "; classic reaches values's final loss with 75% fewer tokens."),
+        (
+            -0.2,
+            ways((40, 10)),
+            "; values reaches classic's final loss with 75% fewer tokens (read between validations "
+            "5,000 tokens apart, one pair).",
+        ),
+        (
+            0.1,
+            ways((10, 40)),
+            "; classic reaches values's final loss with 75% fewer tokens (read between validations "
+            "5,000 tokens apart, one pair).",
+        ),
         # geometric means: of 0.5 and 0.125 that is 0.25
-        (-0.2, ways((8, 4), (8, 1)), "values reaches classic's final loss with 75% fewer tokens (50%, 88% by seed)."),
-        (0.1, ways((4, 8), (1, 8)), "classic reaches values's final loss with 75% fewer tokens (50%, 88% by seed)."),
+        (
+            -0.2,
+            ways((8, 4), (8, 1)),
+            "values reaches classic's final loss with 75% fewer tokens (50%, 88% by seed: not "
+            "shown, the 95% interval over seeds contains 0).",
+        ),
+        # logarithms of 2, 2.2, 1.8: mean 0.6897, standard error 0.0580, Student's quantile 4.3027
+        (
+            0.1,
+            ways((10, 20), (10, 22), (10, 18)),
+            "classic reaches values's final loss with 50% fewer tokens (95% "
+            "interval 36 to 61%; 50%, 55%, 44% by seed).",
+        ),
         (-0.2, ways((10, 40)), None),  # the loss by document and the run's own do not agree
         (0.1, ways((40, 10)), None),
         (-0.2, ways((40, 10), (None, 10)), None),
@@ -254,11 +277,50 @@ def ways(*tokens: tuple[float | None, float | None], at_most: bool = False) -> l
     ],
 )
 def test_what_the_better_side_saves(low, savings, expected):
-    said = sentence(NAMES, [1, 2], [finding(low, low + 0.1)], savings)
+    said = sentence(NAMES, [1, 2], [finding(low, low + 0.1)], savings, spacing=5000)
     if expected:
         assert said.endswith(expected)
     else:
         assert "fewer" not in said and "reaches" not in said
+
+
+# ---- Groups, few of them, and other runs -----------------------------------------------------------------------------
+
+
+def test_groups_are_told_with_what_they_are_worth():
+    random = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 5)
+    base = random.normal(2, 0.5, 200)
+    second = base - 0.2 + 0.1 * random.standard_normal(40)[groups] + 0.01 * random.standard_normal(200)
+    [found] = find([loss(base, second, groups=groups)])
+    worth = found.effect.effective
+    assert found.effect.groups == 40 and 30 < worth < 60
+    said = sentence(NAMES, [1], [found], [])
+    assert f"over 200 documents of 40 groups (worth {worth:,.0f} independent ones); " in said
+    assert said.startswith("One seed each: values (seed 1) has a lower") and "alone:" not in said
+    [few] = find([loss(base, second, groups=groups // 8)])
+    said = sentence(NAMES, [1], [few], [])
+    assert few.effect.groups == 5 and not few.differs  # two to the minus fourth is above 5%
+    assert said.startswith("One seed each, on these 200 documents of 5 groups alone: no difference between")
+    assert said.endswith("; 30 are needed to say anything of other documents.")
+
+
+def test_the_spread_of_other_runs_is_in_the_interval_and_told():
+    random = np.random.default_rng(0)
+    base = random.normal(2, 0.5, 300)
+    measure = loss(base, base - 0.01 + 0.02 * random.standard_normal(300))
+    [alone] = find([measure])
+    assert alone.word == "lower"
+    [beside] = find([measure], spreads={LOSS: Spread(0.01, 4), "something else": Spread(9.0, 2)})
+    assert beside.word == "no difference shown" and beside.effect.spread == Spread(0.01, 4)
+    said = sentence(NAMES, [7], [beside], [], null=alone._replace(effect=alone.effect._replace(difference=0.0123)))
+    assert "the interval covers the spread of 4 runs of classic (0.0100 nats per token); classic with other" in said
+    assert said.endswith("(null arm) differs by +0.0123 nats per token, no less than this.")
+    assert "not known" not in said and "nothing is known" not in said
+    kept = json.loads(json.dumps(record(beside)))
+    assert kept["spread"] == [0.01, 4]
+    three = loss(np.stack([base] * 3), np.stack([measure.second[0]] * 3))
+    assert find([three], spreads={LOSS: Spread(9.0, 2)}) == find([three])  # several seeds have their own
 
 
 # ---- Digits ----------------------------------------------------------------------------------------------------------
