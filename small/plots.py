@@ -59,10 +59,11 @@ def colours(count: int) -> list[Any]:
     return [colormaps["viridis"](place) for place in np.linspace(0, 0.9, count)]
 
 
-def draw_map(axes: Any, rates: np.ndarray, graph: Graph) -> None:
-    """A square for every cell, where the cell is, coloured from the least rate to the greatest.
+def draw_map(axes: Any, rates: np.ndarray, graph: Graph, top: float | None = None) -> Any:
+    """A square for every cell, where the cell is, coloured from the least rate to the greatest, or from 0 to `top`.
 
     The layers of a space of three dimensions lie side by side; cells without a place, on a circle in their order.
+    Returns the squares, for a colour bar.
     """
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
@@ -76,11 +77,15 @@ def draw_map(axes: Any, rates: np.ndarray, graph: Graph) -> None:
     distances = np.linalg.norm(at[:, None] - at[None], axis=-1)
     side = distances[distances > 0].min()
     squares = [Rectangle((x - side / 2, -y - side / 2), side, side) for x, y in at]
-    axes.add_collection(PatchCollection(squares, array=rates, cmap="viridis", linewidths=0))
+    patches = PatchCollection(squares, array=rates, cmap="viridis", linewidths=0)
+    if top is not None:
+        patches.set_clim(0, top)
+    axes.add_collection(patches)
     axes.set(aspect="equal", xticks=[], yticks=[])
     axes.autoscale_view()
     for spine in axes.spines.values():
         spine.set_visible(False)
+    return patches
 
 
 def draw_squares(part: Any, maps: Tensor, correlograms: Tensor, scores: Sequence[float]) -> None:

@@ -3,6 +3,7 @@
 Kim et al. 2023, Section 3.2, Appendices A.1 and A.10. The data flow:
 
     activity along a walk -> rate maps -> place-cell score (Eq. S1, Algorithm 1)
+                                       -> spatial information, sparsity, stability of two halves
                                        -> autocorrelogram -> grid score, for spaces that are a square
                                        -> plane waves     -> band score, for the same
     activity of a layer   -> Gini index (Eq. S13)
@@ -98,6 +99,53 @@ def _neighbours(graph: Graph) -> Tensor:
     rows = [np.flatnonzero(row) for row in graph.adjacency]
     most = max(map(len, rows))
     return torch.tensor([[*row, *[cell] * (most - len(row))] for cell, row in enumerate(rows)])
+
+
+def trusted_rates(rates: Tensor, visits: Tensor, least_visits: int) -> Tensor:
+    """Rates (R, S) as they are scored and drawn: negative ones are 0, and so are cells with fewer visits (S,)."""
+    return rates.clamp(min=0) * (visits >= least_visits)
+
+
+def firing(occupancy_rates: Tensor, least_rate: float) -> Tensor:
+    """(R, S) -> (R,) bool: whether the greatest activity per visit is at least `least_rate`; other maps are noise."""
+    return occupancy_rates.amax(1) >= least_rate
+
+
+def spatial_information(occupancy_rates: Tensor, visits: Tensor) -> Tensor:
+    """Bits that a neuron's activity carries of the place, per unit of activity: (R, S), (S,) -> (R,).
+
+    sum_i p_i r_i / r log2(r_i / r), where p_i is the share of visits to cell i and r the mean rate (Skaggs et al.
+    1993). 0 of a flat map, log2 S of one cell; NaN of a map of zeros.
+    """
+    rates, share, mean = _weighted(occupancy_rates, visits)
+    ratio = rates / mean[:, None]
+    return (share * torch.xlogy(ratio, ratio)).sum(1) / math.log(2)
+
+
+def map_sparsity(occupancy_rates: Tensor, visits: Tensor) -> Tensor:
+    """Share of the space in which a neuron is active: (R, S), (S,) -> (R,).
+
+    The squared mean rate over the mean squared rate (Skaggs et al. 1996): 1 of a flat map, 1 / S of one cell; NaN of a
+    map of zeros.
+    """
+    rates, share, mean = _weighted(occupancy_rates, visits)
+    return mean.square() / (share * rates.square()).sum(1)
+
+
+def _weighted(rates: Tensor, visits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rates from 0 on, the share of visits to each cell, and mean rates; in float64."""
+    rates, share = rates.double().clamp(min=0), visits.double() / visits.sum()
+    mean = (rates * share).sum(1)
+    return rates, share, torch.where(mean > 0, mean, torch.nan)
+
+
+def stability(first: Tensor, second: Tensor, known: Tensor) -> Tensor:
+    """Pearson's correlation of two maps of each neuron, over the known cells: (R, S), (R, S), (S,) bool -> (R,)."""
+    first, second = (
+        part[:, known] - part[:, known].mean(1, keepdim=True) for part in (first.double(), second.double())
+    )
+    scale = first.norm(dim=1) * second.norm(dim=1)
+    return torch.where(scale > 0, (first * second).sum(1) / scale, torch.nan)
 
 
 def gini(activity: Tensor) -> Tensor:

@@ -177,6 +177,51 @@ def add_bench(commands: Any, program: str, parts: str, rounds: int) -> argparse.
     return command
 
 
+def add_record(commands: Any, program: str, example: str) -> argparse.ArgumentParser:
+    """Declare the command `record`, and return it for the options that are passed on to the program's `load`.
+
+    Their names go to set_defaults(of_load=...).
+    """
+    command = add_command(
+        commands,
+        "record",
+        "write an episode and a trained model's activity in it to an .npz file",
+        "Loads a run, draws an episode of its task, and writes what the model read and how its units were active as "
+        "named arrays; `axes` is a JSON object with the names of their axes. Prints names, axes, shapes. In Python: "
+        "small.load(RUN), see small/experiment/loaded.py.",
+        f"python -m {program} record {example} --out activity.npz",
+    )
+    command.add_argument("folder", type=Path, metavar="RUN", help="folder of one run")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, .npz (required)")
+    command.add_argument("--episode", type=int, default=0, metavar="N", help="seed of the episode (default: 0)")
+    add_device(command)
+    command.set_defaults(command=_record, of_load=())
+    return command
+
+
+def _record(options: argparse.Namespace) -> None:
+    from .loaded import write_recording
+    from .loading import load
+
+    if options.out.suffix != ".npz":
+        raise UserError(f"--out {options.out} must end in .npz")
+    if options.episode < 0:
+        raise UserError(f"--episode {options.episode} must be at least 0")
+    others = {name: getattr(options, name) for name in options.of_load if getattr(options, name) is not None}
+    loaded = load(options.folder, device_of(options), **others)
+    shapes = write_recording(loaded, options.episode, options.out)
+    for name, shape in shapes.items():
+        print(f"{name:20} {' x '.join(loaded.axes[name]) or 'one number':50} {' x '.join(map(str, shape))}")
+    print(options.out)
+
+
+def add_auto_dtype(command: argparse.ArgumentParser) -> None:
+    """Let the --dtype of a command be auto, too, for `products.take_auto`."""
+    (dtype,) = (action for action in command._actions if action.dest == "products")
+    dtype.choices = (*dtype.choices, "auto")  # type: ignore[misc]
+    dtype.help = str(dtype.help).replace(" (default", "; auto times both and keeps the faster (default")
+
+
 def add_runs(command: argparse.ArgumentParser, presets: Presets, text: str = "") -> None:
     """Declare --preset, where there are several, and the seeds of the runs; `text` says what the presets are."""
     first, *others = presets
@@ -218,11 +263,11 @@ def add_streams(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_folders(command: argparse.ArgumentParser) -> None:
-    """Declare the folders of trainings that a command reads."""
+def add_folders(command: argparse.ArgumentParser, least: int = 1) -> None:
+    """Declare the folders of trainings that a command reads, at least 1 or 0 of them."""
     command.add_argument(
         "folders",
-        nargs="+",
+        nargs="+" if least else "*",
         type=Path,
         metavar="DIR",
         help="--out folder of a training, or the folder of one run in it",

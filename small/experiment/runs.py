@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -55,6 +55,15 @@ class RunSpec:
             name: part.record() if hasattr(part, "record") else dict(part) if isinstance(part, dict) else asdict(part)
             for name, part in self.parts.items()
         }
+
+    def completed(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Return a record of an earlier version with the defaults of what settings have had since."""
+        found = dict(record)
+        for name, part in self.parts.items():
+            if is_dataclass(part) and not hasattr(part, "record"):
+                known = {each.name: each.default for each in fields(part) if each.default is not MISSING}
+                found[name] = json.loads(json.dumps(known)) | record[name]
+        return found
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -100,6 +109,7 @@ class TrainingFolder:
 
     def __init__(self, path: Path, spec: RunSpec, table: str, may_change: Collection[str] = ()) -> None:
         self.path, self.program, self.may_change, self.table = path, spec.program, may_change, path / table
+        self._completed = spec.completed
         self._asked = json.loads(json.dumps(spec.record()))  # tuples are lists in the file
 
     def __enter__(self) -> Self:
@@ -128,6 +138,10 @@ class TrainingFolder:
         if not (self.path / RECORD).is_file():
             return self._asked | {"lives": []}
         record = read_record(self.path, self.program, self._asked)
+        try:
+            record = self._completed(record)
+        except (TypeError, KeyError, ValueError) as error:
+            raise UserError(f"{self.path / RECORD} is of another version ({error}): give another --out") from error
         before, wanted = (self._flat(part) for part in (record, self._asked))
         different = [
             f"{key} ({before.get(key)} there, {value} asked for)"
@@ -176,12 +190,14 @@ class TableFolder(TrainingFolder, Generic[Row]):
     """A training's folder whose table has a row for each measurement: a NamedTuple that begins with its step.
 
     Args:
-        path, spec, table: see `TrainingFolder`; nothing may change between two attempts.
+        path, spec, table, may_change: see `TrainingFolder`.
         kind: of the rows. If they are not plain numbers, a subclass reads and writes them.
     """
 
-    def __init__(self, path: Path, spec: RunSpec, table: str, kind: type[Row]) -> None:
-        super().__init__(path, spec, table)
+    def __init__(
+        self, path: Path, spec: RunSpec, table: str, kind: type[Row], may_change: Collection[str] = ()
+    ) -> None:  # fmt: skip
+        super().__init__(path, spec, table, may_change)
         self.kind = kind
         self.rows: list[Row] = []
 

@@ -135,7 +135,7 @@ class _Segment:
         self.run = Run(GridSpec(space(SPACE), sizes, Variant(ALPHA), settings), device)
         self.walks = self.run.world.trial("train", 0, BATCH, STEPS)
         self.run.model.train()
-        _, self.code, self.memory = self.run._segment(self.walks, 0, self.run.first_code("train", 0, BATCH), ())
+        _, _, self.code, self.memory = self.run._segment(self.walks, 0, self.run.first_code("train", 0, BATCH), ())
 
     def __call__(self) -> None:
         self.run._segment(self.walks, self.run.sizes.segment, self.code, self.memory)

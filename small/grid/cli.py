@@ -1,4 +1,4 @@
-"""Commands of `python -m small.grid`: train, sweep, tables, figures, bench.
+"""Commands of `python -m small.grid`: train, sweep, tables, figures, record, bench.
 
 torch is imported inside the command that needs it, so that --help answers at once.
 """
@@ -12,12 +12,14 @@ from llm.common.arguments import accept_old_name, add_command
 from llm.common.errors import UserError
 
 from ..experiment.options import (
+    add_auto_dtype,
     add_bench,
     add_device,
     add_figures_out,
     add_folders,
     add_options,
     add_out,
+    add_record,
     add_runs,
     add_streams,
     check_figures_out,
@@ -88,22 +90,30 @@ def _figures(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from ..experiment.runs import make_folder
-    from ..plots import write
+    from ..plots import show, write
     from .gallery import of_errors, of_neurons, without_runs
     from .recording import record_once
     from .runs import read_runs
+    from .tables import neuron_table
 
     check_figures_out(options)
+    if not options.folders:
+        if options.out is None:
+            raise UserError("give the folders of trainings, or --out DIR for the figures that need no training")
+        make_folder(options.out)
+        for name, draw in without_runs():
+            print(write(draw(), options.out / f"{name}.png"))
     device, how = device_of(options), chosen(options, RecordingSettings)
     for folder in options.folders:
         runs, neurons = read_runs(folder), {}
-        for run in tqdm(runs, desc="neurons", unit=" runs", dynamic_ncols=True):
-            neurons[run.folder] = record_once(run.folder, how, device)
+        asked = [(run, trained) for run in runs for trained in (True, False)]
+        for run, trained in tqdm(asked, desc="neurons", unit=" recordings", dynamic_ncols=True):
+            neurons[run.folder, trained] = record_once(run.folder, how, device, trained)
+        of = [lambda run, trained=trained: neurons[run.folder, trained] for trained in (True, False)]  # noqa: B023
         out = options.out or folder
         make_folder(out)
-        made = [*of_errors(runs), *of_neurons(runs, lambda run: neurons[run.folder])]  # noqa: B023  # used here
-        for name, draw in [*without_runs(), *made]:
-            print(write(draw(), out / f"{name}.png"))
+        made = [*without_runs(), *of_errors(runs), *of_neurons(runs, of[0])]
+        show(neuron_table(runs, *of), out, "cells.txt", ((name, draw()) for name, draw in made))
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -115,12 +125,13 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _asked(options: argparse.Namespace) -> list[Any]:
     """Return the runs of a command line."""
+    from ..experiment.products import take_auto
     from ..spaces import space
     from .biophysics import Receptor
     from .model import Variant
     from .runs import combinations
 
-    preset = PRESETS[options.preset]
+    preset, auto = PRESETS[options.preset], take_auto(options)
     alphas = [*(options.alpha or ()), *(Receptor(each).alpha for each in options.magnesium or ())]
     acts = [*(f"nmda:{alpha:g}" for alpha in alphas), *(options.act or ())]
     variant = Variant(
@@ -139,8 +150,31 @@ def _asked(options: argparse.Namespace) -> list[Any]:
                 own = {"act": "--alpha or --act", "maps": "--maps", "seed": "--seeds"}.get(knob.name, "one --vary")
                 raise UserError(f"--vary {knob.name} is asked for twice: give its values by {own}")
             knobs[knob.name] = knob.values
+    if auto and ("products" in knobs or getattr(options, "task", None)):
+        raise UserError("--dtype auto is one answer for all runs of a command: give --dtype float32 or bfloat16")
     sizes, settings = chosen(options, GridSizes, preset), chosen(options, GridSettings, preset)
-    return combinations(space(options.space or preset["space"]), sizes, variant, settings, knobs)
+    made = combinations(space(options.space or preset["space"]), sizes, variant, settings, knobs)
+    return _of_faster_dtype(made, options) if auto else made
+
+
+def _of_faster_dtype(asked: list[Any], options: argparse.Namespace) -> list[Any]:
+    """The runs in the dtype that is faster here, or that those in the folder have."""
+    from dataclasses import replace
+
+    from ..experiment.products import faster
+    from .train import one_step
+
+    def settings_of(run: Any, products: str) -> Any:
+        return replace(run, settings=replace(run.settings, products=products))
+
+    device = device_of(options)
+    chosen_dtype = faster(
+        (options.out / run.label for run in asked),
+        "small.grid",
+        lambda products: one_step(settings_of(asked[0], products), device, options.compile),
+        device,
+    )
+    return [settings_of(run, chosen_dtype) for run in asked]
 
 
 # ---- Options ---------------------------------------------------------------------------------------------------------
@@ -150,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     return make_parser(
         "small.grid",
         "Grid navigation with the NMDA activation: two kinds of memory, place cells (Kim et al. 2023).",
-        (_add_train, _add_sweep, _add_tables, _add_figures, _add_bench),
+        (_add_train, _add_sweep, _add_tables, _add_figures, _add_record, _add_bench),
     )
 
 
@@ -221,6 +255,7 @@ def _add_training(command: argparse.ArgumentParser) -> None:
     add_streams(command)
     add_options(command, GridSizes, PRESETS)
     add_options(command, GridSettings, PRESETS)
+    add_auto_dtype(command)
     accept_old_name(command, "--products", "--dtype")
     command.add_argument(
         "--compile",
@@ -254,11 +289,13 @@ def _add_figures(commands: Any) -> None:
         commands,
         "figures",
         "draw errors, rate maps, place-cell scores and sparsity of runs",
-        "Records the neurons of every run while it walks one map, keeps the recording in the run's folder, and draws "
-        "every figure of Kim et al. 2023 that the runs allow: 1, 3, 4, S2, S4 to S10, S13.",
-        "python -m small.grid figures runs/grid/small",
+        "Records the neurons of every run while it walks one map, with trained and with initial weights, and keeps the "
+        "recordings in the run's folder. Prints scores next to their controls; writes cells.txt. Draws every figure of "
+        "Kim et al. 2023 that the runs allow (1, 3, 4, S2, S4 to S10, S13) and Figure 5 of Kim et al. 2022. Without "
+        "folders, draws Figures 1 and S2, which need no training.",
+        "python -m small.grid figures runs/grid/small\n  python -m small.grid figures --out runs/grid/receptor",
     )
-    add_folders(command)
+    add_folders(command, least=0)
     add_figures_out(command)
     add_options(command, RecordingSettings)
     add_device(command)
@@ -268,3 +305,7 @@ def _add_figures(commands: Any) -> None:
 def _add_bench(commands: Any) -> None:
     command = add_bench(commands, "small.grid", "walkers, place-cell scores and gradient steps", rounds=3)
     command.set_defaults(command=_bench)
+
+
+def _add_record(commands: Any) -> None:
+    add_record(commands, "small.grid", "runs/grid/small/act=nmda:10,maps=16,seed=0")

@@ -50,6 +50,7 @@ def of_neurons(runs: Sequence[GridRun], measure: Measure) -> Iterator[Made]:
         shown = max(nmda, key=number_of) if nmda else recurrent[0]
         yield "figure4ab", lambda: place_figures.rate_maps(shown, measure(shown))
         yield "figure4h", lambda: place_figures.best_maps(recurrent, measure)
+        yield "figure5_workshop", lambda: place_figures.best_maps(recurrent, measure, side=8)
         yield "figureS13", lambda: place_figures.sparsity(recurrent, measure)
         if shown.space.shape is not None:
             yield "codes", lambda: place_figures.position_codes(shown, measure(shown))

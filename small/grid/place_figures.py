@@ -1,4 +1,4 @@
-"""Figure 4 of Kim et al. 2023 and those of its appendix that show neurons: S5, S9, S10, S13.
+"""Figures that show neurons: 4, S5, S9, S10 and S13 of Kim et al. 2023, Figure 5 of Kim et al. 2022.
 
 Each function returns a matplotlib figure of runs and what was measured of their neurons.
 """
@@ -14,7 +14,7 @@ from scipy import stats
 from llm.common.plots import new_figure, style
 
 from ..plots import colours, draw_map, draw_squares
-from ..rate_maps import autocorrelogram, grid_scores
+from ..rate_maps import autocorrelogram
 from ..spaces import Graph
 from .recording import Neurons
 from .runs import GridRun, grouped, names
@@ -31,70 +31,103 @@ EXACT_UP_TO = 7  # groups: 5,040 pairings
 def rate_maps(run: GridRun, neurons: Neurons) -> "Figure":
     """Figures 4a, 4b: rate maps of one run from a high to a low score, feed-forward left and softmax right."""
     with style():
-        figure = new_figure(9.0, 4.8)
+        figure = new_figure(9.8, 4.8)
         halves: Any = figure.subfigures(1, 2)
         for half, (kind, title) in zip(halves, LAYERS.items(), strict=True):
-            scores = getattr(neurons, f"{kind}_scores").flatten().numpy()
-            rates = getattr(neurons, f"{kind}_rates").flatten(0, 1).numpy()
-            order = np.argsort(-scores)
-            chosen = order[np.linspace(0, len(order) - 1, SHOWN).round().astype(int)]
+            order = _by_score(neurons, kind)
+            chosen = order[np.linspace(0, len(order) - 1, min(SHOWN, len(order))).round().astype(int)]
             half.suptitle(f"{title}, {run.variant.activation.title}", fontsize=9)
-            _draw_maps(half, rates[chosen], scores[chosen], run.space)
+            _draw_maps(half, neurons, kind, chosen, run.space, 4)
     return figure
 
 
-def best_maps(runs: Sequence[GridRun], measure: Measure) -> "Figure":
-    """Figure 4h: the feed-forward neurons with the greatest scores, of the first run of every group."""
+def best_maps(runs: Sequence[GridRun], measure: Measure, side: int = 4) -> "Figure":
+    """The feed-forward neurons with the greatest scores, of the first run of every group, side by side.
+
+    Figure 4h, and with a side of 8 Figure 5 of Kim et al. 2022.
+    """
     groups = grouped(runs)
     firsts = [group[0] for group in groups]
+    width = 1.15 * side if side <= 4 else 0.85 * side
     with style():
-        figure = new_figure(4.2 * len(firsts), 4.6)
+        figure = new_figure(width * len(firsts), width)
         parts: Any = figure.subfigures(1, len(firsts), squeeze=False)
         for part, run, name in zip(parts[0], firsts, names(groups), strict=True):
             neurons = measure(run)
-            scores = neurons.ffn_scores.flatten().numpy()
-            best = np.argsort(-scores)[:SHOWN]
             part.suptitle(name, fontsize=9)
-            _draw_maps(part, neurons.ffn_rates.flatten(0, 1).numpy()[best], scores[best], run.space)
+            _draw_maps(part, neurons, "ffn", _by_score(neurons, "ffn")[: side * side], run.space, side)
     return figure
 
 
-def _draw_maps(part: Any, rates: np.ndarray, scores: np.ndarray, graph: Graph) -> None:
-    """Four by four maps, each with its score, from its least rate to its greatest."""
-    for axes, rate, score in zip(part.subplots(4, 4).flat, rates, scores, strict=False):
-        draw_map(axes, rate, graph)
-        axes.set_title(f"{score:.2f}", fontsize=7, pad=2)
+def _by_score(neurons: Neurons, kind: str) -> np.ndarray:
+    """Numbers of the neurons that have a score, over all layers, from the greatest on."""
+    scores = getattr(neurons, f"{kind}_scores").flatten().numpy()
+    return np.argsort(-np.nan_to_num(scores, nan=-1), kind="stable")[: np.isfinite(scores).sum()]
+
+
+def _draw_maps(part: Any, neurons: Neurons, kind: str, chosen: np.ndarray, graph: Graph, rows: int) -> None:
+    """Maps as they were scored, each in shares of its greatest rate; above it its score and, per visit, its peak.
+
+    In up to so many rows and columns.
+    """
+    scores, peaks = (getattr(neurons, f"{kind}_{name}").flatten().numpy() for name in ("scores", "peaks"))
+    rates = getattr(neurons, f"{kind}_rates").flatten(0, 1).numpy()
+    rows = max(1, min(rows, math.ceil(len(chosen) ** 0.5)))
+    panels, patches = part.subplots(rows, rows, squeeze=False), None
+    for axes, neuron in zip(panels.flat, chosen, strict=False):
+        patches = draw_map(axes, rates[neuron] / rates[neuron].max(), graph, top=1.0)
+        axes.set_title(f"{scores[neuron]:.2f} ({peaks[neuron]:.2g})", fontsize=6, pad=2)
+    for axes in panels.flat[len(chosen) :]:
+        axes.set_axis_off()
+    if patches is not None:
+        bar = part.colorbar(patches, ax=panels, shrink=0.6, ticks=(0, 1))
+        bar.set_label("rate / greatest rate; above: score (peak per visit)", fontsize=7)
 
 
 def scores_and_errors(runs: Sequence[GridRun], measure: Measure) -> "Figure":
     """Figures 4c to 4g, S5, S9, S10: distributions of the scores, and their mean against the reference-memory error.
 
-    Above feed-forward neurons, below softmax neurons. A light point is a run, a dark one the mean of its group, and r
-    and p are Spearman's of the groups: seeds of one group do not count as so many independent ones.
+    Above feed-forward neurons, below softmax neurons, without silent ones; dashed, their shuffles. A light point is a
+    run, a dark one the mean of its group, and r and p are Spearman's of the groups: seeds of one group do not count as
+    so many independent ones.
     """
     groups = grouped(runs)
+    bins = np.linspace(0, 1, 51)
     with style():
         figure = new_figure(9.0, 6.4)
         for row, (kind, title) in zip(figure.subplots(2, 2), LAYERS.items(), strict=True):
             means, errors = [], []
             for colour, group, name in zip(colours(len(groups)), groups, names(groups), strict=True):
-                every = [getattr(measure(run), f"{kind}_scores").flatten().numpy() for run in group]
-                own = [float(scores.mean()) for scores in every]
+                for suffix, line, label in (("scores", "-", name), ("shuffled", "--", None)):
+                    every = [_known(getattr(measure(run), f"{kind}_{suffix}")) for run in group]
+                    row[0].hist(
+                        np.concatenate(every), bins=bins, density=True, histtype="step", color=colour, linestyle=line,
+                        label=label,
+                    )  # fmt: skip
+                own = [mean_score(measure(run), kind) for run in group]
                 wrong = [run.last.errors["familiar"].reference for run in group]
-                row[0].hist(
-                    np.concatenate(every), bins=np.linspace(0, 1, 51), density=True, histtype="step", color=colour,
-                    label=name,
-                )  # fmt: skip
                 row[1].scatter(own, wrong, color=colour, s=18, alpha=0.4)
                 row[1].scatter(np.mean(own), np.mean(wrong), color=colour, s=32)
                 means.append(float(np.mean(own)))
                 errors.append(float(np.mean(wrong)))
+            row[0].plot([], [], "--", color="black", label="shuffled cells")
             row[0].set(title=title, xlabel="place-cell score", ylabel="density")
             row[1].set(xlabel="mean place-cell score", ylabel="reference-memory error", title=spearman(means, errors))
             for axes in row:
                 axes.grid(True)
         figure.axes[0].legend(fontsize=7)
     return figure
+
+
+def _known(scores: torch.Tensor) -> np.ndarray:
+    values = scores.flatten().numpy()
+    return values[np.isfinite(values)]
+
+
+def mean_score(neurons: Neurons, kind: str, suffix: str = "scores") -> float:
+    """Mean of what neurons that are not silent have; NaN of none."""
+    known = _known(getattr(neurons, f"{kind}_{suffix}"))
+    return float(known.mean()) if len(known) else math.nan
 
 
 def spearman(left: Sequence[float], right: Sequence[float]) -> str:
@@ -120,12 +153,13 @@ def position_codes(run: GridRun, neurons: Neurons) -> "Figure":
     Of a square space alone.
     """
     maps = neurons.codes.view(-1, *run.space.shape)  # type: ignore[misc]  # the gallery asks for a shape
-    scores = grid_scores(maps.double())
-    best = scores.nan_to_num(-torch.inf).argsort(descending=True)[: SHOWN // 2]
+    best = neurons.code_grid.nan_to_num(-torch.inf).argsort(descending=True)[: SHOWN // 2]
+    chance = neurons.code_grid_shuffled.nan_to_num(-torch.inf).amax(1).median()
     with style():
         figure = new_figure(1.2 * len(best), 2.8)
-        draw_squares(figure, maps[best], autocorrelogram(maps[best]), scores[best].tolist())
-        figure.suptitle(f"recurrent code, {run.variant.activation.title}: grid score", fontsize=9)
+        draw_squares(figure, maps[best], autocorrelogram(maps[best]), neurons.code_grid[best].tolist())
+        title = f"recurrent code, {run.variant.activation.title}: grid score (best of a shuffle: {chance:.2f})"
+        figure.suptitle(title, fontsize=9)
     return figure
 
 

@@ -23,6 +23,7 @@ from .model import Variant
 from .settings import GridSettings, GridSizes, check_segments
 
 ROWS = "errors.csv"
+MAY_CHANGE = ("settings.trials",)  # between two attempts
 MAPS = ("familiar", "novel")
 ALWAYS = ("act", "maps", "seed")  # in a run's name, whether they vary or not
 NAMED = ("act", "maps", "cells")  # what a group's name has anyway, or never
@@ -70,7 +71,7 @@ class GridFolder(TableFolder[Row]):
     COLUMNS: ClassVar = ("trial", "loss", *(f"{maps}_{name}" for maps in MAPS for name in Errors._fields))
 
     def __init__(self, path: Path, spec: GridSpec) -> None:
-        super().__init__(path, spec, ROWS, Row)
+        super().__init__(path, spec, ROWS, Row, MAY_CHANGE)
 
     def read(self) -> list[Row]:
         return read_rows(self.path)

@@ -5,7 +5,7 @@ from typing import Any
 
 from llm.common.errors import UserError
 
-from ..experiment.options import BELOW_ONE, POSITIVE, at_least, option, problems, raise_problems
+from ..experiment.options import BELOW_ONE, NOT_NEGATIVE, POSITIVE, at_least, option, problems, raise_problems
 
 OBJECTIVES = ("steps", "parallel")
 PRODUCTS = ("float32", "bfloat16")
@@ -53,10 +53,10 @@ class GridSizes:
 class GridSettings:
     """Training of one navigator; the defaults are the paper's.
 
-    The seed is that of maps, walks, initial weights and dropout. There are `maps` of training and as many others. The
-    last trial is always evaluated. The objective "steps" makes a gradient step for every walking step, "parallel" one
-    for every segment, whose loss is the mean over all of its targets. With bfloat16, weights, their updates, recurrent
-    codes and softmax stay float32.
+    The seed is that of maps, walks, initial weights and dropout. There are `maps` of training and as many others. A run
+    whose `trials` are raised is trained further. The last trial is always evaluated. The objective "steps" makes a
+    gradient step for every walking step, "parallel" one for every segment, whose loss is the mean over all of its
+    targets. With bfloat16, weights, their updates, recurrent codes and softmax stay float32.
     """
 
     seed: int = option(0, limit=at_least(0))
@@ -72,6 +72,13 @@ class GridSettings:
     )  # fmt: skip
     walkers: int = option(512, "walkers per evaluation and kind of maps", at_least(1))
     evaluate_every: int = option(1, "trials between evaluations", at_least(1))
+    familiar: str = option(
+        "evaluation",
+        "errors on familiar maps: of a separate evaluation without dropout, or of the training pass itself, as in the "
+        "authors' code",
+        choices=("evaluation", "training"),
+        name="familiar-errors",
+    )
     products: str = option(
         "float32", "dtype of matrix products; bfloat16 uses autocast", choices=PRODUCTS, name="dtype"
     )  # fmt: skip
@@ -92,6 +99,16 @@ class RecordingSettings:
         "in the authors' code)",
         choices=("walk", "occupancy"),
     )
+    least_rate: float = option(
+        0.01,
+        "least activity per visit of a neuron's best cell; other neurons are silent and have no score",
+        NOT_NEGATIVE,
+    )
+    least_visits: int = option(5, "visits below which a cell counts as never visited", at_least(1))
+    shuffles: int = option(20, "shuffles of the cells, next to which every score stands", at_least(20))
+
+    def __post_init__(self) -> None:
+        raise_problems(problems(self))
 
 
 def check_segments(sizes: GridSizes, settings: GridSettings) -> None:

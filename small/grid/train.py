@@ -8,11 +8,12 @@ linearly from 1e-4 to 0; gradients clipped at 0.25. The rate falls at every segm
     novel maps -> checkpoint
 
 Everything that is drawn in a trial is a function of (seed, trial), on one kind of device. A killed training resumes
-from its last trial with the same command and, on a CPU with as many threads, ends with the same bits.
+from its last trial with the same command and, on a CPU with as many threads, ends with the same bits. A run whose
+`trials` are raised is trained further: its rate then falls from where the longer schedule has it.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class Run:
         enable_fast_parts(self.model)
         if self.device.type == "cuda" if compiled is None else compiled:
             self.model.read = torch.compile(self.model.read)  # type: ignore[method-assign]
+        self.training_errors: Errors  # on the familiar maps of the last trial, in its training pass
         self.optimizer = torch.optim.Adam(self.model.parameters(), settings.lr, fused=True)
         start_moments(self.optimizer)
 
@@ -78,7 +80,7 @@ class Run:
         walks = self.world.trial("train", trial, settings.batch, settings.steps)
         self.model.train()
         devices = [self.device] if self.device.type == "cuda" else []
-        losses = []
+        losses, wrong = [], []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self._number("dropout", trial))
             code = self.first_code("train", trial, settings.batch)
@@ -87,10 +89,12 @@ class Run:
                 done = ((trial - 1) * segments + segment) / (settings.trials * segments)
                 for group in self.optimizer.param_groups:
                     group["lr"] = settings.lr * (1 - done)
-                found, code, memory = self._segment(walks, segment * length, code, memory)
+                found, last, code, memory = self._segment(walks, segment * length, code, memory)
                 losses += found
+                wrong.append(last)
                 if bar is not None:
                     bar.update()
+        self.training_errors = errors_of(torch.stack(wrong, dim=1), walks, length, self.sizes.window)
         loss = torch.stack(losses).mean().item()
         if not math.isfinite(loss):
             raise UserError(
@@ -99,8 +103,11 @@ class Run:
             )
         return loss
 
-    def _segment(self, walks: Walks, begin: int, code: Tensor, memory: Memory) -> tuple[list[Tensor], Tensor, Memory]:
-        """The gradient steps of a segment: their losses, and the next segment's code and memory."""
+    def _segment(
+        self, walks: Walks, begin: int, code: Tensor, memory: Memory
+    ) -> tuple[list[Tensor], Tensor, Tensor, Memory]:
+        """The gradient steps of a segment: their losses, whether the last letter was predicted wrongly (B,), and the
+        next segment's code and memory."""
         length = self.sizes.segment
         every = tuple(range(1, length + 1))
         losses = []
@@ -115,7 +122,8 @@ class Run:
             self.optimizer.step()
             self.optimizer.zero_grad()
             losses.append(loss.detach())
-        return losses, answer.code.detach(), answer.memory
+        wrong = answer.logits[:, -1].detach().argmax(-1) != walks.letters[:, begin + length]
+        return losses, wrong, answer.code.detach(), answer.memory
 
     @torch.no_grad()
     def evaluate(self, kind: str, trial: int) -> Errors:
@@ -189,7 +197,7 @@ def train(
     """
     settings, units = spec.settings, spec.settings.steps // spec.sizes.segment
     with GridFolder(path, spec) as folder:
-        if folder.done() == settings.trials:
+        if folder.done() >= settings.trials:
             return folder.read()
         run = Run(spec, device, compiled)
         with folder.resumed(
@@ -209,4 +217,15 @@ def train(
 
 
 def _measured(run: Run, trial: int, loss: float) -> Row:
-    return Row(trial, loss, {kind: run.evaluate(kind, trial) for kind in MAPS})
+    errors = {kind: run.evaluate(kind, trial) for kind in MAPS}
+    if run.settings.familiar == "training" and trial:
+        errors["familiar"] = run.training_errors
+    return Row(trial, loss, errors)
+
+
+def one_step(spec: GridSpec, device: str, compiled: bool | None) -> Callable[[], object]:
+    """Return a function that trains one segment of a run that is thrown away, to time it."""
+    run = Run(spec, device, compiled)
+    walks = run.world.trial("timing", 0, spec.settings.batch, spec.sizes.segment)
+    run.model.train()
+    return lambda: run._segment(walks, 0, run.first_code("timing", 0, spec.settings.batch), ())

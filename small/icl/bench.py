@@ -28,7 +28,8 @@ from llm.common.devices import device_name
 from llm.common.environment import environment
 
 from ..experiment.bench import compared, in_turn, seconds_of
-from .amicl import A_VALUES, CONVENTIONS, SHOWN, Rule, outcomes
+from .amicl import A_VALUES, SHOWN, Rule, outcomes
+from .amicl_trials import CONVENTIONS, paper_task
 from .runs import IclSpec
 from .settings import PRODUCTS, IclSettings, IclSizes, Task
 from .task import World
@@ -73,7 +74,7 @@ def _generator(rounds: int, device: str, compiled: bool) -> dict[str, Any]:
 
 def _amicl(rounds: int, device: str) -> dict[str, Any]:
     rules = [Rule(similarity, a=a) for similarity in SHOWN for a in A_VALUES]
-    loop = NumpyLoop(CONVENTIONS["paper"].task(length=20, width=100))
+    loop = NumpyLoop(paper_task(length=20, width=100))
 
     def looped() -> float:
         trials = [rule for rule in rules for _ in range(AMICL_LOOP_TRIALS)]

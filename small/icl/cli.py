@@ -1,4 +1,4 @@
-"""Commands of `python -m small.icl`: amicl, train, tables, sweep, bench.
+"""Commands of `python -m small.icl`: amicl, train, tables, sweep, record, bench.
 
 torch is imported inside the command that needs it, so that --help answers at once.
 """
@@ -12,10 +12,12 @@ from llm.common.arguments import accept_old_name, add_command
 from llm.common.files import write_json
 
 from ..experiment.options import (
+    add_auto_dtype,
     add_bench,
     add_device,
     add_options,
     add_out,
+    add_record,
     add_runs,
     chosen,
     device_of,
@@ -105,11 +107,24 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _asked(options: argparse.Namespace) -> Any:
     """Return the runs of a command line."""
-    from .runs import IclSpec
+    from dataclasses import replace
 
-    preset, task = PRESETS[options.preset], chosen(options, Task)
+    from ..experiment.products import faster, take_auto
+    from .runs import IclSpec
+    from .train import one_step
+
+    preset, task, auto = PRESETS[options.preset], chosen(options, Task), take_auto(options)
     sizes = chosen(options, IclSizes, width=task.width, labels=task.labels)
-    return IclSpec(task, sizes, chosen(options, IclSettings, preset, seeds=tuple(seeds_of(options, preset))))
+    spec = IclSpec(task, sizes, chosen(options, IclSettings, preset, seeds=tuple(seeds_of(options, preset))))
+    if not auto:
+        return spec
+    machine = _machine(options)
+
+    def step(products: str) -> Any:
+        return one_step(replace(spec, settings=replace(spec.settings, products=products)), machine)
+
+    products = faster([options.out, *options.out.glob("*/")], "small.icl", step, machine.device)
+    return replace(spec, settings=replace(spec.settings, products=products))
 
 
 def _machine(options: argparse.Namespace) -> Any:
@@ -127,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         "small.icl",
         "In-context learning: the associative memory AMICL, and the two-layer transformer with residual attention "
         "streams (Burns et al. 2025, Sections 2 and 3).",
-        (_add_amicl, _add_train, _add_tables, _add_sweep, _add_bench),
+        (_add_amicl, _add_train, _add_tables, _add_sweep, _add_record, _add_bench),
     )
 
 
@@ -226,6 +241,7 @@ def _add_bench(commands: Any) -> None:
 def _add_training(command: argparse.ArgumentParser) -> None:
     add_runs(command, PRESETS, "defaults of --variants and --seeds")
     add_options(command, IclSettings, PRESETS)
+    add_auto_dtype(command)
     add_options(command, Task)
     add_options(command, IclSizes)
     add_device(command)
@@ -247,3 +263,10 @@ def _add_compile(command: argparse.ArgumentParser) -> None:
         default=True,
         help="compile the training step, which takes about 15 s at startup (default: on)",
     )
+
+
+def _add_record(commands: Any) -> None:
+    command = add_record(commands, "small.icl", "runs/icl/quick --variant values --seed 1")
+    command.add_argument("--variant", metavar="NAME", help="variant of the run (default: the first)")
+    command.add_argument("--seed", type=int, metavar="N", help="seed of the run (default: the first)")
+    command.set_defaults(of_load=("variant", "seed"))

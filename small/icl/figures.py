@@ -11,8 +11,9 @@ import numpy as np
 from llm.common.plots import new_figure, style
 
 from ..plots import PALETTE
-from .amicl import CONVENTIONS, SEPARATIONS, SHOWN, SIMILARITIES, attention
-from .runs import Snapshot
+from .amicl import SEPARATIONS, SHOWN, SIMILARITIES, attention
+from .amicl_trials import CONVENTIONS, paper_task
+from .runs import UNSHIFTED, Snapshot
 from .task import TITLES, World
 
 if TYPE_CHECKING:
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
 ONE_BUT_DARKER = {"dot": "-", "pearson": "--"}
 LABELS = {"dot": "dot product", "pearson": "Pearson's correlation", "manhattan": "Manhattan", "euclidean": "Euclidean"}
 
+# Of the losses of one variant: colour, line, label. No colour is one of the first four variants'.
+LOSSES = {
+    "test": (PALETTE[6], "-", TITLES["test"]),
+    "iw": (PALETTE[4], "-", TITLES["iw"]),
+    "ic": (PALETTE[5], "-", TITLES["ic"]),
+    "ic2": ("#8B4513", "-", "IC2, shifted label"),
+    UNSHIFTED: ("#8B4513", "--", "IC2, label that was learned"),
+}
+
 
 # ---- Training: Figure 3 ----------------------------------------------------------------------------------------------
 
@@ -28,12 +38,14 @@ LABELS = {"dot": "dot product", "pearson": "Pearson's correlation", "manhattan":
 def training(snapshots: Sequence[Snapshot]) -> "Figure":
     """Figure 3: accuracy on Test, IW, IC and IC2, Test loss of all variants, all losses of one of them.
 
-    Single runs are light, means over seeds dark. The one is values, or else the last variant.
+    Single runs are light, means over seeds dark; a mean ends where the first of its runs ends. The one is values, or
+    else the last variant; its losses have colours of their own. The loss on IC2 is there against the shifted label,
+    which is right, and against the label that was learned, as in the paper's code.
     """
     names = list(dict.fromkeys(row.variant for row in snapshots))
     chosen = "values" if "values" in names else names[-1]
     with style():
-        figure = new_figure(9.6, 5.6)
+        figure = new_figure(9.6, 6.0)
         panels = figure.subplots(2, 3, sharex=True)
         for axes, kind in zip(panels.flat, ("test", "iw", "ic", "ic2"), strict=False):
             for colour, name in zip(_colours(names), names, strict=True):
@@ -44,30 +56,34 @@ def training(snapshots: Sequence[Snapshot]) -> "Figure":
             _draw_runs(axes, [row for row in snapshots if row.variant == name], "loss", "test", colour, name)
         axes.set(title="Test loss, nats", ylim=(0, None))
         axes = panels[1, 2]
-        kinds = ("test", "iw", "ic", "ic2")
         own = [row for row in snapshots if row.variant == chosen]
-        for colour, kind in zip(PALETTE, kinds, strict=False):
-            _draw_runs(axes, own, "loss", kind, colour, TITLES[kind])
-        finite = [row.loss[kind] for row in own for kind in kinds if np.isfinite(row.loss[kind])]
-        axes.set(title=f"losses of {chosen}, nats", ylim=(0, min(2 * np.log(32), 1.05 * max(finite, default=1.0))))
-        axes.legend(fontsize=8)
+        drawn = [kind for kind in LOSSES if all(kind in row.loss for row in own)]  # older trainings lack one
+        for kind in drawn:
+            colour, line, label = LOSSES[kind]
+            _draw_runs(axes, own, "loss", kind, colour, label, line)
+        finite = [row.loss[kind] for row in own for kind in drawn if np.isfinite(row.loss[kind])]
+        axes.set(title=f"losses of {chosen}, nats", ylim=(0, min(4 * np.log(32), 1.05 * max(finite, default=1.0))))
+        axes.legend(fontsize=6)
         panels[0, 0].legend(fontsize=8)
         for axes in panels[1]:
             axes.set_xlabel("thousand steps")
         for axes in panels.flat:
             axes.grid(True)
+        figure.supxlabel("Light: single seeds. Dark: their mean, up to where the first of them ended.", fontsize=8)
     return figure
 
 
-def _draw_runs(axes: Any, rows: Sequence[Snapshot], what: str, kind: str, colour: str, label: str) -> None:
+def _draw_runs(
+    axes: Any, rows: Sequence[Snapshot], what: str, kind: str, colour: str, label: str, line: str = "-"
+) -> None:
     by_seed: dict[int, dict[float, float]] = {}
     for row in rows:
         by_seed.setdefault(row.seed, {})[row.step / 1000] = getattr(row, what)[kind]
     for run in by_seed.values():
-        axes.plot(list(run), list(run.values()), color=colour, alpha=0.3, linewidth=0.8)
+        axes.plot(list(run), list(run.values()), line, color=colour, alpha=0.3, linewidth=0.8)
     steps = sorted(set.intersection(*(set(run) for run in by_seed.values())))
     mean = np.mean([[run[step] for step in steps] for run in by_seed.values()], axis=0)
-    axes.plot(steps, mean, color=colour, linewidth=1.8, label=label)
+    axes.plot(steps, mean, line, color=colour, linewidth=1.8, label=label)
 
 
 def _colours(names: Sequence[str]) -> list[str]:
@@ -82,7 +98,7 @@ def matrices(seed: int = 0) -> "Figure":
 
     A row is a query, a column a key; the last row is the one that is read, and the answer's columns are ticked.
     """
-    world = World(CONVENTIONS["paper"].task(length=20, width=100), seed)
+    world = World(paper_task(length=20, width=100), seed)
     trial = world.trials(0, 1)
     columns = (2 * (trial.labels[0] == trial.answers[0]).nonzero().flatten() + 1).tolist()
     with style():

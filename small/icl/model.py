@@ -93,24 +93,27 @@ class Transformers(nn.Module):
         """(variant, seed) of each run, in order."""
         return list(itertools.product(self.variants, self.seeds))
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, weights: list[Tensor] | None = None) -> Tensor:
         """inputs (S, B, T, D), of each seed -> logits (R, B, L) in the weights' dtype.
 
-        Runs of a seed read the same sequences.
+        Runs of a seed read the same sequences. Attention of each layer and variant, (S B, T or 1, T), is appended to
+        `weights`.
         """
         every = inputs.to(self.products).expand(len(self.variants), -1, -1, -1, -1)
         hidden = every.flatten(0, 1)  # (R, B, T, D)
         carries: list[Carry] = [None] * len(self.variants)
         for n in range(self.sizes.layers):
             last = n == self.sizes.layers - 1
-            attended, carries = self._attend(n, hidden, carries, last)
+            attended, carries = self._attend(n, hidden, carries, last, weights)
             hidden = (hidden[:, :, -1:] if last else hidden) + attended
         x = hidden.squeeze(2)  # (R, B, D)
         for weight, bias in zip(self.hidden, self.biases, strict=True):
             x = self._activate(torch.bmm(x, weight.to(x.dtype).mT) + bias.to(x.dtype))  # (R, B, F)
         return torch.bmm(x, self.read_out.to(x.dtype).mT).to(self.read_out.dtype)
 
-    def _attend(self, n: int, hidden: Tensor, carries: list[Carry], last: bool) -> tuple[Tensor, list[Carry]]:
+    def _attend(
+        self, n: int, hidden: Tensor, carries: list[Carry], last: bool, weights: list[Tensor] | None = None
+    ) -> tuple[Tensor, list[Carry]]:
         """Attention of layer n: hidden (R, B, T, D) -> (R, B, T or 1, D), and the carry of each variant."""
         _, batch, time, _ = hidden.shape
         key_width = self.sizes.key_width
@@ -136,7 +139,9 @@ class Transformers(nn.Module):
                 part.reshape(-1, 1, length, part.shape[-1]) for part, length in ((q, asked), (k, time), (v, time))
             )
             mask = None if last else self.causal
-            out, _ = eager_attention(self, q, k, v, mask, scaling=1.0)  # (S B, T, 1, D)
+            out, attended = eager_attention(self, q, k, v, mask, scaling=1.0)  # (S B, T, 1, D)
+            if weights is not None:
+                weights.append(attended[:, 0])
             outputs.append(out.reshape(self.each, batch, asked, -1))
             onward.append(carry)
         return torch.cat(outputs), onward

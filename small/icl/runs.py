@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llm.common.errors import UserError
 
-from ..experiment.runs import TENSORS, RunSpec, TrainingFolder, as_csv, read_record, read_table
+from ..experiment.runs import TENSORS, RunSpec, TrainingFolder, as_csv, read_record, read_spec, read_table
 from .model import Transformers
 from .settings import IclSettings, IclSizes, Task
 from .task import KINDS
@@ -21,12 +21,14 @@ from .task import KINDS
 PARTS = ("task", "sizes", "settings")
 MAY_CHANGE = ("settings.steps", "settings.until", "settings.patience")  # between two attempts
 ROWS = "snapshots.csv"
+UNSHIFTED = "ic2_unshifted"  # loss on IC2 against the label that was learned, as in the authors' code
 COLUMNS = (
     "snapshot",
     "step",
     "variant",
     "seed",
-    *(f"{kind}_{what}" for what in ("accuracy", "loss") for kind in KINDS),
+    *(f"{kind}_accuracy" for kind in KINDS),
+    *(f"{kind}_loss" for kind in (*KINDS, UNSHIFTED)),
 )
 
 
@@ -48,7 +50,7 @@ class Snapshot(NamedTuple):
     variant: str
     seed: int
     accuracy: dict[str, float]  # of each of KINDS
-    loss: dict[str, float]  # nats
+    loss: dict[str, float]  # nats; of UNSHIFTED too, but in trainings of earlier versions
 
 
 class IclFolder(TrainingFolder):
@@ -64,7 +66,7 @@ class IclFolder(TrainingFolder):
         Raises:
             UserError: weights or snapshots are damaged, or not of these models.
         """
-        if not (step := self.restore_into(_weights(models))) and not (self.path / TENSORS).is_file():
+        if not (step := self.restore_into(weights(models))) and not (self.path / TENSORS).is_file():
             return 0
         self.snapshots = [row for row in read_snapshots(self.path) if row.step <= step]
         expected = sum(len(model.runs) for model in models) * (step // self._every + 1)
@@ -82,7 +84,7 @@ class IclFolder(TrainingFolder):
             UserError: the disk is full; the snapshot before it is complete.
         """
         self.snapshots += rows
-        self.write(_as_csv(self.snapshots), _weights(models), step)
+        self.write(_as_csv(self.snapshots), weights(models), step)
 
 
 def read_snapshots(path: Path) -> list[Snapshot]:
@@ -98,9 +100,20 @@ def read_snapshots(path: Path) -> list[Snapshot]:
             row["variant"],
             int(row["seed"]),
             {kind: float(row[f"{kind}_accuracy"]) for kind in KINDS},
-            {kind: float(row[f"{kind}_loss"]) for kind in KINDS},
+            {kind: float(row[f"{kind}_loss"]) for kind in (*KINDS, UNSHIFTED) if row.get(f"{kind}_loss")},
         ),
     )
+
+
+def read_asked(path: Path) -> IclSpec:
+    """Read what run.json of a training says of it; UserError if it is not of this version."""
+
+    def make(record: dict[str, Any]) -> IclSpec:
+        many = {name: tuple(record["settings"][name]) for name in ("variants", "seeds")}
+        settings = IclSettings(**record["settings"] | many)
+        return IclSpec(Task(**record["task"]), IclSizes(**record["sizes"]), settings, label=path.name)
+
+    return read_spec(path, IclSpec.program, PARTS, make)
 
 
 def joined(paths: Sequence[Path]) -> list[Snapshot]:
@@ -138,13 +151,14 @@ def _as_csv(snapshots: Sequence[Snapshot]) -> str:
         COLUMNS,
         (
             [row.snapshot, row.step, row.variant, row.seed]
-            + [part[kind] for part in (row.accuracy, row.loss) for kind in KINDS]
+            + [row.accuracy[kind] for kind in KINDS]
+            + [row.loss.get(kind, "") for kind in (*KINDS, UNSHIFTED)]
             for row in snapshots
         ),
     )
 
 
-def _weights(models: Sequence[Transformers]) -> Iterator[tuple[str, Tensor]]:
+def weights(models: Sequence[Transformers]) -> Iterator[tuple[str, Tensor]]:
     """Yield name and tensor of every weight of every run, whatever models the runs are batched in."""
     for model in models:
         for name, tensor in model.named_parameters():

@@ -10,10 +10,11 @@ Runs of one seed read the same batches and have the same initial weights. A kill
 snapshot with the same command and, on a CPU with as many threads, ends with the same bits.
 """
 
+import itertools
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -26,7 +27,7 @@ from llm.common.devices import resolve_device
 from llm.common.errors import UserError
 
 from .model import Transformers
-from .runs import IclFolder, IclSpec, Snapshot
+from .runs import UNSHIFTED, IclFolder, IclSpec, Snapshot
 from .settings import IclSettings, Variant
 from .task import KINDS, Sequences, World
 
@@ -99,19 +100,21 @@ class Runs:
     @torch.no_grad()
     def snapshot(self, step: int) -> list[Snapshot]:
         """Accuracy and loss of every run on the fixed evaluation sequences."""
-        sums = {kind: [torch.zeros(2, len(model.runs)).double() for model in self.models] for kind in KINDS}
+        sums = {kind: [torch.zeros(3, len(model.runs)).double() for model in self.models] for kind in KINDS}
         for kind, totals in sums.items():
             for part, start in enumerate(range(0, self.settings.evaluation, AT_ONCE)):
                 count = min(AT_ONCE, self.settings.evaluation - start)
                 inputs, answers = _stacked([world.evaluation(kind, part, count) for world in self.worlds])
+                learned = (answers - int(kind == "ic2")) % self.worlds[0].task.labels
                 for model, total in zip(self.models, totals, strict=True):
-                    total += self._measures(model, inputs, answers).cpu() * count
+                    total += self._measures(model, inputs, answers, learned).cpu() * count
         means = {kind: (torch.cat(totals, 1) / self.settings.evaluation).tolist() for kind, totals in sums.items()}
         number = step // self.settings.snapshot_every
         return [
             Snapshot(
                 number, step, variant.name, seed,
-                {kind: means[kind][0][run] for kind in KINDS}, {kind: means[kind][1][run] for kind in KINDS},
+                {kind: means[kind][0][run] for kind in KINDS},
+                {kind: means[kind][1][run] for kind in KINDS} | {UNSHIFTED: means["ic2"][2][run]},
             )
             for run, (variant, seed) in enumerate(run for model in self.models for run in model.runs)
         ]  # fmt: skip
@@ -126,11 +129,12 @@ def _losses(model: Transformers, inputs: Tensor, answers: Tensor) -> Tensor:
     return model.loss(model(inputs), answers)
 
 
-def _measures(model: Transformers, inputs: Tensor, answers: Tensor) -> Tensor:
-    """Accuracy and loss of each run, (2, R)."""
+def _measures(model: Transformers, inputs: Tensor, answers: Tensor, learned: Tensor) -> Tensor:
+    """Accuracy and loss of each run, and its loss against the labels that were `learned`, (3, R)."""
     logits = model(inputs)
     right = logits.argmax(-1) == answers.expand(len(model.variants), -1, -1).flatten(0, 1)
-    return torch.stack([right.double().mean(1), model.loss(logits, answers).double()])
+    losses = (model.loss(logits, each).double() for each in (answers, learned))
+    return torch.stack([right.double().mean(1), *losses])
 
 
 def train(path: Path, spec: IclSpec, machine: Machine, command: str = "") -> list[Snapshot]:
@@ -160,6 +164,12 @@ def made(spec: IclSpec, machine: Machine) -> list[Runs]:
     """Make untrained runs as this machine trains them best."""
     together, every = machine.batched, spec.settings.seeds
     return [Runs(spec, seeds, together, machine) for seeds in ([every] if together else [(seed,) for seed in every])]
+
+
+def one_step(spec: IclSpec, machine: Machine) -> Callable[[], object]:
+    """Return a function that trains one step of runs that are thrown away, to time it; on a CPU, of one seed."""
+    runs, step = made(spec, machine)[0], itertools.count()
+    return lambda: runs.train(next(step))
 
 
 def finished(snapshots: Sequence[Snapshot], settings: IclSettings) -> bool:

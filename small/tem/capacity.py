@@ -9,7 +9,7 @@ Hopfield network, which grows with its width; powers have more, and exponentials
 Codes are normal vectors of norm sqrt(K), so that a code's score with itself is sqrt(K), and the exponential's capacity
 of the order of e^(2 sqrt(K)); learned codes may be longer. Symbols are one-hot. TEM's places are the same codes, all
 with one sum, so that the weights of Equation 10 are constant, as the paper expects them to be learned: one linear step
-is then linear attention. Nothing is trained.
+is then linear attention. A memory that corrects has these places at half the size of codes. Nothing is trained.
 
 Dimension letters: B repeats, S memories, K width of a code.
 """
@@ -28,10 +28,14 @@ from llm.common.errors import UserError
 from llm.common.tables import text_table
 
 from ..draws import seed_number
+from .correcting import recall_correcting
 from .memory import RULES, Rule, attention, recall
 from .settings import SEPARATIONS, SYMBOLS
 
-MACHINES = {"TEM, linear": RULES["linear"], "TEM, paper": RULES["paper"], "TEM, code": RULES["code"]}
+MACHINES = {
+    "TEM, linear": RULES["linear"], "TEM, paper": RULES["paper"], "TEM, code": RULES["code"].at(10**9)
+}  # fmt: skip
+CORRECTED = 256  # memories at most of one that corrects: it stores one after the other, and a walk has as many
 EQUAL_SUM = 0.05  # times 1 / sqrt(K) is the mean of a place: what a ReLU recalls falls where it is far from 0
 WIDEST, MOST = 4096, 16_384  # K: beyond, e^sqrt(K) nears float32's end. S: S^2 weights are 1 GiB
 NUMBERS = 2**24  # of attention weights at a time: 64 MB
@@ -90,9 +94,10 @@ def measure_capacity(
     for width, name in tqdm(
         [*itertools.product(dict.fromkeys(widths), rules)], desc="capacity", dynamic_ncols=True, leave=False
     ):
-        curve = _recall(rules[name], width, most, repeats, noise, seed, device)
-        means = [curve[part].mean().item() for part in bins]
-        curves.append(Curve(name, width, [(part.start + 1 + part.stop) / 2 for part in bins], means))
+        own = [part for part in bins if not _corrects(name) or part.stop <= CORRECTED]
+        curve = _recall(rules[name], width, own[-1].stop, repeats, noise, seed, device)
+        means = [curve[part].mean().item() for part in own]
+        curves.append(Curve(name, width, [(part.start + 1 + part.stop) / 2 for part in own], means))
     return curves
 
 
@@ -127,8 +132,12 @@ def _remembering(rule: Rule) -> Rules:
     """TEM's memory, of conjunctions of 45 K numbers."""
 
     def recalled(codes: Tensor, symbols: Tensor, queries: Tensor) -> Tensor:
-        sensory = F.one_hot(symbols, SYMBOLS).to(codes.dtype)
-        return recall(sensory, _of_equal_sum(codes), _of_equal_sum(queries), rule).argmax(-1)
+        sensory, places = F.one_hot(symbols, SYMBOLS).to(codes.dtype), _of_equal_sum(codes)
+        if not rule.corrects:
+            return recall(sensory, places, _of_equal_sum(queries), rule).argmax(-1)
+        walk, asked = ((each * (0.5 * each.shape[-1] ** 0.5)).clamp(-1, 1) for each in (places, _of_equal_sum(queries)))
+        walk = torch.cat([walk, walk[:, -1:]], dim=1)  # the place after the last is not stored
+        return recall_correcting(sensory, walk, rule, [codes.shape[-1]], None, asked)[0].argmax(-1)
 
     return recalled
 
@@ -139,13 +148,18 @@ def _of_equal_sum(codes: Tensor) -> Tensor:
     return F.normalize(centred + EQUAL_SUM * codes.shape[-1] ** -0.5, dim=-1)
 
 
+def _corrects(name: str) -> bool:
+    return name in MACHINES and MACHINES[name].corrects
+
+
 def capacity_table(curves: Sequence[Curve], most: int) -> str:
     """Where recall falls below REACHED, a row for each rule and a column for each width."""
     widths = sorted({curve.width for curve in curves})
     at = {(curve.rule, curve.width): curve.capacity for curve in curves}
+    ends = {curve.rule: min(most, CORRECTED) if _corrects(curve.rule) else most for curve in curves}
     rows = []
     for rule in dict.fromkeys(curve.rule for curve in curves):
         found = [at[rule, width] for width in widths]
-        rows.append([rule, *(f"{number:.0f}" if math.isfinite(number) else f"> {most}" for number in found)])
+        rows.append([rule, *(f"{number:.0f}" if math.isfinite(number) else f"> {ends[rule]}" for number in found)])
     header = [f"memories to a recall of {REACHED}", *(f"width {width}" for width in widths)]
     return text_table(header, rows)

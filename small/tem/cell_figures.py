@@ -88,7 +88,8 @@ def codes_in_a_room(units: Units, room: Graph) -> "Figure":
     """
     with style():
         if room.shape is None:
-            figure = new_figure(1.1 * SHOWN, 1.5)
+            figure = new_figure(1.1 * SHOWN, 1.8)
+            figure.suptitle(f"codes in the room {_room(room)}, by number", fontsize=9)
             for axes, rates in zip(figure.subplots(1, SHOWN, squeeze=False)[0], units.codes, strict=False):
                 draw_map(axes, rates.numpy(), room)
             return figure
@@ -99,8 +100,14 @@ def codes_in_a_room(units: Units, room: Graph) -> "Figure":
             best = scores.nan_to_num(-np.inf).argsort(descending=True)[:SHOWN]
             maps = units.codes[best].unflatten(1, room.shape)
             draw_squares(part, maps, autocorrelogram(maps), scores[best].tolist())
-            part.suptitle(f"codes with the greatest {title}s ({units.share(kind):.0%} pass)", fontsize=9)
+            part.suptitle(
+                f"codes with the greatest {title}s ({units.share(kind):.0%} pass), room {_room(room)}", fontsize=9
+            )
     return figure
+
+
+def _room(room: Graph) -> str:
+    return "x".join(map(str, room.shape)) if room.shape else room.name
 
 
 def in_environments(run: TemRun, units: Units) -> "Figure":

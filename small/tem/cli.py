@@ -1,4 +1,4 @@
-"""Commands of `python -m small.tem`: train, tables, figures, capacity, bench.
+"""Commands of `python -m small.tem`: train, tables, figures, capacity, record, bench.
 
 torch is imported inside the command that needs it, so that --help answers at once.
 """
@@ -18,6 +18,7 @@ from ..experiment.options import (
     add_folders,
     add_options,
     add_out,
+    add_record,
     add_runs,
     check_figures_out,
     chosen,
@@ -156,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     return make_parser(
         "small.tem",
         "Path integration and memory: TEM-t and the Tolman-Eichenbaum Machine (Whittington et al. 2022).",
-        (_add_train, _add_tables, _add_figures, _add_capacity, _add_bench),
+        (_add_train, _add_tables, _add_figures, _add_capacity, _add_record, _add_bench),
     )
 
 
@@ -172,7 +173,7 @@ def _add_train(commands: Any) -> None:
         "python -m small.tem train --out runs/tem/small\n"
         "  python -m small.tem train --preset paper --transition relu --out runs/tem/paper\n"
         "  python -m small.tem train --models tem-t --spaces hex:5x5 hex:6x6 --store surprising --out runs/tem/hex\n"
-        "  python -m small.tem train --models tem --rule code --modules --out runs/tem/code\n"
+        "  python -m small.tem train --models tem --rule code --modules --backprop 20 --out runs/tem/code\n"
         "  python -m small.tem train --models tem-t --spaces family:4 --separation linear --out runs/tem/linear",
     )
     add_out(command, "output folder, with a folder per run", "runs/tem")
@@ -186,7 +187,7 @@ def _add_train(commands: Any) -> None:
     )
     for settings in (TransformerSizes, MachineSizes, TemSettings):
         add_options(command, settings, PRESETS)
-    rules = "one step with ReLU (paper), five clipped steps with decay (code), or one linear step (linear)"
+    rules = "one step with ReLU (paper), the corrected memory of the authors' code (code), or one linear step (linear)"
     command.add_argument(
         "--rule",
         choices=("paper", "code", "linear"),
@@ -276,3 +277,7 @@ def _add_capacity(commands: Any) -> None:
 def _add_bench(commands: Any) -> None:
     command = add_bench(commands, "small.tem", "TEM's memory and gradient steps of both models", rounds=5)
     command.set_defaults(command=_bench)
+
+
+def _add_record(commands: Any) -> None:
+    add_record(commands, "small.tem", "runs/tem/small/tem-t,seed=0")

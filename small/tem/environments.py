@@ -22,7 +22,7 @@ from llm.common.errors import UserError
 from ..draws import seeds_of
 from ..spaces import Graph
 from ..walks import ActionSampler, gaps_of
-from .settings import SYMBOLS
+from .settings import SYMBOLS, TemSettings
 
 
 class Episode(NamedTuple):
@@ -70,7 +70,7 @@ class Environments:
         if seed < 0 or symbols < 2:
             raise UserError(f"seed {seed} must be at least 0, and symbols {symbols} at least 2")
         self.spaces, self.seed, self.symbols, self.device = tuple(spaces), seed, symbols, torch.device(device)
-        self._sampler = [ActionSampler(space) for space in spaces]
+        self.sampler = [ActionSampler(space) for space in spaces]
 
     @property
     def actions(self) -> int:
@@ -87,7 +87,7 @@ class Environments:
         random = np.random.default_rng(seeds_of(self.seed, f"environments {kind}", number))
         spaces = np.arange(environments) % len(self.spaces)
         cells, actions = np.zeros((2, environments, steps + 1), np.int64)
-        for index, (space, sampler) in enumerate(zip(self.spaces, self._sampler, strict=True)):
+        for index, (space, sampler) in enumerate(zip(self.spaces, self.sampler, strict=True)):
             own = spaces == index
             start = random.integers(len(space.cells), size=own.sum())
             cells[own], actions[own] = sampler.walks(start, steps, random)
@@ -98,6 +98,79 @@ class Environments:
         new_link[:, 1:] = gaps_of(links) == 0
         found = (spaces, cells, actions, np.take_along_axis(drawn, cells, axis=1), gaps_of(cells) > 0, new_link)
         return Episode(*(torch.from_numpy(each).to(self.device) for each in found))
+
+
+class LongWalks:
+    """Walks that are longer than a gradient step, each in an environment of its own, which go on from step to step.
+
+    A walk of row b ends by itself, and another one in a fresh environment takes its place. Lengths are whole parts. The
+    nth walk of a row, and so every part, is a pure function of (seed, row, n).
+
+    Args:
+        environments: spaces, seed and symbols.
+        settings: batch B, and parts of `backprop` steps; a walk that begins at a gradient step has
+            settings.walk(step) steps, up to `walk_spread` more or less. The first walks of all rows have any length
+            that occurs, so that they do not end together.
+    """
+
+    def __init__(self, environments: Environments, settings: TemSettings) -> None:
+        self.environments, self.settings = environments, settings
+        self._walks = [_Walk(row, 0, 1, self._parts(row, 0, 1)) for row in range(settings.batch)]
+        self._drawn: dict[int, tuple[_Walk, np.ndarray, np.ndarray]] = {}
+
+    def _parts(self, row: int, nth: int, step: int) -> int:
+        """How many gradient steps a walk takes that begins at `step`."""
+        settings, spread = self.settings, self.settings.walk_spread
+        low, high = settings.walk(step) - spread, settings.walk(step) + spread
+        if nth == 0 and spread:
+            low = min(settings.walk_from, settings.walk_to) - spread
+            high = max(settings.walk_from, settings.walk_to) + spread
+        random = np.random.default_rng(seeds_of(settings.seed, f"length {row}", nth))
+        return -(-int(random.integers(low, high + 1)) // settings.backprop)
+
+    def part(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return actions and symbols (B, backprop + 1) of gradient step `step`, from 1, and which walks begin (B,).
+
+        The last cell of a part is the first one of the next. Steps must not go back.
+        """
+        of, rows, fresh = self.settings.backprop, [], []
+        for row, walk in enumerate(self._walks):
+            while walk.end <= step:
+                walk = _Walk(row, walk.nth + 1, walk.end, self._parts(row, walk.nth + 1, walk.end))
+            self._walks[row] = walk
+            if row not in self._drawn or self._drawn[row][0] != walk:
+                self._drawn[row] = walk, *self._draw(walk)
+            now = (step - walk.begin) * of
+            rows.append([each[now : now + of + 1] for each in self._drawn[row][1:]])
+            fresh.append(step == walk.begin)
+        actions, symbols = (torch.from_numpy(np.stack(each)) for each in zip(*rows, strict=True))
+        device = self.environments.device
+        return actions.to(device), symbols.to(device), torch.tensor(fresh, device=device)
+
+    def _draw(self, walk: "_Walk") -> tuple[np.ndarray, np.ndarray]:
+        """Actions and symbols of a whole walk."""
+        spaces = self.environments.spaces
+        random = np.random.default_rng(seeds_of(self.settings.seed, f"walk {walk.row}", walk.nth))
+        index = (walk.row + walk.nth) % len(spaces)
+        count = len(spaces[index].cells)
+        letters = random.integers(self.environments.symbols, size=count)
+        sampler = self.environments.sampler[index]
+        cells, actions = sampler.walks(random.integers(count, size=1), walk.parts * self.settings.backprop, random)
+        return actions[0], letters[cells[0]]
+
+
+class _Walk(NamedTuple):
+    """The nth walk of a row, which begins at a gradient step and takes so many."""
+
+    row: int
+    nth: int
+    begin: int
+    parts: int
+
+    @property
+    def end(self) -> int:
+        """The first gradient step after it."""
+        return self.begin + self.parts
 
 
 def accuracy(right: Tensor, of: Tensor) -> float:

@@ -7,14 +7,17 @@ TensorFlow (github.com/djcrw/generalising-structural-knowledge) and PyTorch (git
                                                              conjunctions -> memory -> retrieved -> summed over places
     symbols -> sensory x W_x -------------------------------/                                       -> MLP -> symbols
 
-What the paper writes in Equations 3 to 7 is here, with x and g of norm 1, which the paper leaves open. What its figure
-shows as dashed lines (a place inferred from what is seen) is not, nor are the reference code's temporal filters of each
-frequency. The codes are those of TEM-t.
+What the paper writes in Equations 3 to 7 is here, with x and g of norm 1, which the paper leaves open; or, by the rule
+"code", the generative memory of the reference code (`correcting`). What the paper's figure shows as dashed lines (a
+place inferred from what is seen) is not, nor are the reference code's temporal filters of each frequency. The codes are
+those of TEM-t.
 
 Dimension letters: B environments, T cells of a walk, C width of a code, X sensory components, G of places.
 """
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +26,9 @@ from llm.common.errors import UserError
 from llm.model.activations import activation
 from llm.model.feedforward import FeedForward
 
-from .memory import Rule, recall
-from .model import Codes, Prediction
+from .correcting import recall_correcting
+from .memory import Rule, memory_after, recall
+from .model import Carry, Codes, Prediction, fresh_carry
 from .settings import MachineSizes
 from .store import every_time
 
@@ -38,7 +42,9 @@ class Machine(nn.Module):
 
     def __init__(self, actions: int, symbols: int, sizes: MachineSizes, rule: Rule) -> None:
         super().__init__()
-        self.rule = rule
+        self.rule, self.sizes = rule, sizes
+        self.updates = 0  # gradient steps so far, on which the rule may depend
+        self.modules_of_places = [width // 3 for width in sizes.modules] or [sizes.places]
         self.codes = Codes(actions, sizes.code, sizes.transition, sizes.modules)
         if sizes.modules:
             self.code_to_place: nn.Module = _Thirds(sizes.modules)
@@ -52,18 +58,50 @@ class Machine(nn.Module):
             FeedForward(sizes.sensory, sizes.neurons, activation("relu")), nn.Linear(sizes.sensory, symbols)
         )
 
-    def forward(self, actions: Tensor, symbols: Tensor) -> Prediction:
-        """actions and symbols (B, T): what led to each cell, and what is seen there."""
-        codes = self.codes(actions)  # (B, T, C)
+    def carry(self, environments: int, longest: int) -> Carry:
+        """Return the state of fresh walks; its memory is the matrix M (B, X G, X G), however long they are."""
+        start = self.codes.start
+        width = self.sizes.sensory * sum(self.modules_of_places)
+        memory = {"matrix": start.new_zeros(environments, width, width)}
+        return fresh_carry(start.new_zeros(environments, self.sizes.code), memory)
+
+    def forward(self, actions: Tensor, symbols: Tensor, carry: Carry | None = None) -> Prediction:
+        """actions and symbols (B, T): what led to each cell, and what is seen there.
+
+        With a `carry`, a part of walks that continues from it; the next part begins at the last cell of this one.
+        """
+        codes = self.codes(actions, carry)  # (B, T, C)
         sensory, places = self.bound(symbols, codes)
-        # The query of time t + 1 stands in row t, so that it finds strictly earlier memories.
-        found = recall(sensory[:, :-1], places[:, :-1], places[:, 1:], self.rule)  # (B, T - 1, X)
+        before = None if carry is None else carry.memory["matrix"] * ~carry.fresh[:, None, None]
+        found, after = self._recall(sensory[:, :-1], places, before)  # (B, T - 1, X)
+        if carry is not None:
+            with torch.no_grad():
+                carry.memory["matrix"].copy_(after())
+                carry.code.copy_(codes[:, -1])
+                carry.fresh.fill_(False)
         return Prediction(self.read_out(found), codes, None, every_time(symbols[:, :-1]))
 
+    def _recall(self, sensory: Tensor, places: Tensor, before: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]]:
+        """x (B, T - 1, X), g (B, T, G), M -> what is retrieved (B, T - 1, X), and how to make M after the walk."""
+        rule = self.rule.at(self.updates)
+        if rule.corrects:
+            found, memory = recall_correcting(sensory, places, rule, self.modules_of_places, before)
+            return found, memory.after  # type: ignore[return-value]
+        # The query of time t + 1 stands in row t, so that it finds strictly earlier memories.
+        found = recall(sensory, places[:, :-1], places[:, 1:], rule, before)
+        return found, partial(memory_after, sensory, places[:, :-1], rule, before)  # type: ignore[arg-type]
+
     def bound(self, symbols: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """What a conjunction is made of, of norm 1: symbols (B, T), codes (B, T, C) -> x (B, T, X), g (B, T, G)."""
+        """What a conjunction is made of: symbols (B, T), codes (B, T, C) -> x (B, T, X), of norm 1, and g (B, T, G).
+
+        The norm of g is 1, or, where the memory corrects, its components are clipped to -1 and 1 and have half the size
+        of the codes': the deviation with which the reference code's begin.
+        """
         sensory = nn.functional.normalize(self.sensory, dim=-1)[symbols]
-        return sensory, nn.functional.normalize(self.code_to_place(codes), dim=-1)
+        places = self.code_to_place(codes)
+        if self.rule.corrects:
+            return sensory, (places / 2).clamp(-1, 1)
+        return sensory, nn.functional.normalize(places, dim=-1)
 
 
 class _Thirds(nn.Module):

@@ -13,13 +13,14 @@ conjunction either:
     x = sum_s c_s (1 . x_s) (g . g_s) (1 . g_s) x_s                                                      (Eq. 10)
 
 which without the two weights is linear attention (Eq. 11). All times of a walk are asked at once: query s asks for the
-cell after memory s, and finds memories 0 to s.
+cell after memory s, and finds memories 0 to s. The memory of TEM's reference code, which stores what it could not
+retrieve yet, is in `correcting`.
 
 Dimension letters: B environments, S memories and queries, X sensory components, G of places.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,9 @@ class Rule:
         steps: of the attractor.
         act: "relu" in the paper, "clipped" in its code, or "identity".
         form: "sums" over memories, the "matrix" of the paper, or, of one step without act, "factored" (Eq. 10); they
-            are equal, and differ in time alone.
+            are equal, and differ in time alone. If the memory corrects, they differ in when M is clipped.
+        corrects: M <- clip(decay M + rate (p + p^)^T (p - p^)), where p^ is what p's place retrieved: see `correcting`.
+        decay_rise, rate_rise: gradient steps over which decay and rate rise to these values; 0 is at once.
     """
 
     decay: float = 1.0
@@ -57,55 +60,83 @@ class Rule:
     steps: int = option(1, limit=at_least(1))
     act: str = option("relu", choices=tuple(ACTS))
     form: str = option("sums", choices=FORMS)
+    corrects: bool = False
+    decay_rise: int = option(0, limit=at_least(0))
+    rate_rise: int = option(0, limit=at_least(0))
 
     def __post_init__(self) -> None:
         found = problems(self)
+        if self.corrects and self.form == "factored":
+            found.append("the factored form is of a memory that does not correct: give the form sums")
         if not 0 < self.decay <= 1:
             found.append(f"decay {self.decay} must be above 0 and at most 1")
         if self.form == "factored" and (self.steps, self.act) != (1, "identity"):
             found.append("the factored form is of one step with act identity: give the form sums")
         raise_problems(found)
 
+    def at(self, update: int) -> "Rule":
+        """Return the rule after so many gradient steps: what rises has its value of then."""
+        decay = self.decay * min(1.0, (update + 1) / self.decay_rise) if self.decay_rise else self.decay
+        rate = self.rate * min(1.0, (update + 1) / self.rate_rise) if self.rate_rise else self.rate
+        return replace(self, decay=decay, rate=rate, decay_rise=0, rate_rise=0)
+
 
 RULES = {
     "paper": Rule(),
-    # TEM's reference code (github.com/djcrw/generalising-structural-knowledge), whose decay rises to 0.9999 over 200
-    # gradient steps and whose rate rises to 0.5 over 16,000; these are the final values.
-    "code": Rule(decay=0.9999, rate=0.5, keep=0.8, steps=5, act="clipped"),
+    # The generative memory of TEM's reference code (github.com/djcrw/generalising-structural-knowledge).
+    "code": Rule(
+        decay=0.9999, rate=0.5, keep=0.8, steps=5, act="clipped", corrects=True, decay_rise=200, rate_rise=16_000
+    ),
     "linear": Rule(act="identity", form="factored"),  # Section 5: TEM as attention
 }
 
 
-def recall(sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule) -> Tensor:
-    """What places ask for, summed over places (Eq. 6, 7), in the form that the rule says.
+def recall(sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule, before: Tensor | None = None) -> Tensor:
+    """What places ask for, summed over places (Eq. 6, 7), in the form that the rule says; it does not correct.
 
     Args:
         sensory: x (B, S, X).
         places: g where it was seen (B, S, G).
         queries: g that is asked for (B, S, G).
+        before: M of what was stored before (B, X G, X G); None is nothing.
 
     Returns:
         Sensory parts (B, S, X).
     """
-    if rule.form == "factored":
+    if rule.form == "factored" and before is None:
         return recall_factored(sensory, places, queries, rule)
-    return deconjunction((retrieve if rule.form == "sums" else retrieve_by_matrix)(sensory, places, queries, rule))
+    form = retrieve_by_matrix if rule.form == "matrix" else retrieve
+    return deconjunction(form(sensory, places, queries, rule, before))
 
 
-def retrieve(sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule) -> Tensor:
+def retrieve(sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule, before: Tensor | None = None) -> Tensor:
     """Retrieved conjunctions (B, S, X, G), as sums over memories: O(S) for each number of a conjunction."""
     stored = conjunction(sensory, places).flatten(2)  # (B, S, X G)
     shares = _shares(rule, stored)
     found = _asked(sensory, queries).flatten(2)
+    if before is not None:
+        left = rule.decay ** torch.arange(1, stored.shape[1] + 1, device=stored.device, dtype=stored.dtype)[:, None]
     for _ in range(rule.steps):
-        found = ACTS[rule.act](rule.keep * found + (found @ stored.mT * shares) @ stored)
+        onward = (found @ stored.mT * shares) @ stored
+        if before is not None:
+            onward = onward + left * (found @ before)
+        found = ACTS[rule.act](rule.keep * found + onward)
     return found.unflatten(-1, (sensory.shape[-1], places.shape[-1]))
 
 
-def retrieve_by_matrix(sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule) -> Tensor:
+def memory_after(sensory: Tensor, places: Tensor, rule: Rule, before: Tensor) -> Tensor:
+    """Return M (B, X G, X G) after the memories of x (B, S, X) and g (B, S, G), from M before them."""
+    stored = conjunction(sensory, places).flatten(2)
+    shares = _shares(rule, stored)[-1]  # (S,)
+    return rule.decay ** stored.shape[1] * before + (stored * shares[:, None]).mT @ stored
+
+
+def retrieve_by_matrix(
+    sensory: Tensor, places: Tensor, queries: Tensor, rule: Rule, before: Tensor | None = None
+) -> Tensor:
     """`retrieve` as the paper writes it, with the memory matrix M of (X G)^2 numbers, one time after the other."""
     stored, asked = conjunction(sensory, places).flatten(2), _asked(sensory, queries).flatten(2)
-    memory = stored.new_zeros(len(stored), stored.shape[-1], stored.shape[-1])
+    memory = stored.new_zeros(len(stored), stored.shape[-1], stored.shape[-1]) if before is None else before
     rows = []
     for time in range(stored.shape[1]):
         p, found = stored[:, time, None], asked[:, time, None]  # (B, 1, X G)

@@ -43,6 +43,17 @@ class Prediction(NamedTuple):
     times: Tensor  # (B, M): when each memory was made; T - 1 is no memory
 
 
+class Carry(NamedTuple):
+    """State of walks that are longer than a back-propagation; a model updates it in place, without gradients.
+
+    A walk that begins is `fresh`: its code is the model's first one, its memory is empty.
+    """
+
+    code: Tensor  # (B, C), of the time at which the next part begins
+    fresh: Tensor  # (B,) bool
+    memory: dict[str, Tensor]  # what the model's memory holds, see there
+
+
 class TemTransformer(nn.Module):
     """The transformer."""
 
@@ -56,17 +67,38 @@ class TemTransformer(nn.Module):
             FeedForward(sizes.values, sizes.neurons, activation("relu")), nn.Linear(sizes.values, symbols)
         )
 
-    def forward(self, actions: Tensor, symbols: Tensor) -> Prediction:
-        """actions and symbols (B, T): what led to each cell, and what is seen there."""
-        codes = self.codes(actions)
+    def carry(self, environments: int, longest: int) -> Carry:
+        """Return the state of fresh walks of up to `longest` steps.
+
+        Its memory are keys and values (B, longest, K or V), and how many there are (B,).
+        """
+        weight, sizes = self.code_to_key.weight, self.sizes
+        memory = {
+            "keys": weight.new_zeros(environments, longest, sizes.keys),
+            "values": weight.new_zeros(environments, longest, sizes.values),
+            "count": torch.zeros(environments, dtype=torch.long, device=weight.device),
+        }
+        return fresh_carry(weight.new_zeros(environments, sizes.code), memory)
+
+    def forward(self, actions: Tensor, symbols: Tensor, carry: Carry | None = None) -> Prediction:
+        """actions and symbols (B, T): what led to each cell, and what is seen there.
+
+        With a `carry`, a part of walks that continues from it; the next part begins at the last cell of this one.
+        """
+        codes = self.codes(actions, carry)
         keys = self.code_to_key(codes)  # (B, T, K)
         values = self.symbol_to_value(symbols[:, :-1])  # (B, T - 1, V)
         kept_keys, times = keys[:, :-1], every_time(symbols[:, :-1])
         if self.sizes.store != "all":
             times = times_of(self._kept(kept_keys, values, symbols[:, :-1]))  # (B, M)
             kept_keys, values = _at(times, kept_keys), _at(times, values)  # (B, M, K), (B, M, V)
+        own = kept_keys, values
+        if carry is not None:
+            kept_keys, values, times = _after_carried(carry, kept_keys, values, times)
         # The query of time t + 1 stands in row t, so that the causal mask is "strictly earlier".
         found, weights = attention(self, keys[:, 1:], kept_keys, values, self.sizes.separation, times)
+        if carry is not None:
+            _carry_on(carry, codes, *own)
         return Prediction(self.read_out(found), codes, weights, times)
 
     def _kept(self, keys: Tensor, values: Tensor, symbols: Tensor) -> Tensor:
@@ -81,6 +113,36 @@ class TemTransformer(nn.Module):
             return self.read_out(found)[:, 0]
 
         return surprising(symbols, ask, self.sizes.below)
+
+
+def fresh_carry(code: Tensor, memory: dict[str, Tensor]) -> Carry:
+    """Return the state of walks that all begin."""
+    return Carry(code, torch.ones(len(code), dtype=torch.bool, device=code.device), memory)
+
+
+def _after_carried(carry: Carry, keys: Tensor, values: Tensor, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Put the carried memories before those of this part: keys (B, M + S, K), values, and times (B, M + S)."""
+    carry.memory["count"].masked_fill_(carry.fresh, 0)
+    count, moments = carry.memory["count"], keys.shape[1]
+    most = int(count.max())
+    there = torch.arange(most, device=count.device) < count[:, None]  # (B, M)
+    found = [
+        torch.cat([carry.memory[name][:, :most].clone(), own], 1) for name, own in (("keys", keys), ("values", values))
+    ]
+    return *found, torch.cat([torch.where(there, 0, moments), times], 1)  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def _carry_on(carry: Carry, codes: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Add the memories of this part to the carried ones, and go on from its last code."""
+    count = carry.memory["count"]
+    rows = torch.arange(len(count), device=count.device)[:, None]
+    at = count[:, None] + torch.arange(keys.shape[1], device=count.device)
+    for name, own in (("keys", keys), ("values", values)):
+        carry.memory[name][rows, at] = own
+    count += keys.shape[1]
+    carry.code.copy_(codes[:, -1])
+    carry.fresh.fill_(False)
 
 
 def _at(times: Tensor, of: Tensor) -> Tensor:
@@ -116,10 +178,12 @@ class Codes(nn.Module):
             return torch.linalg.matrix_exp(generators - generators.mT)
         return torch.eye(len(self.start), device=self.start.device) + generators
 
-    def forward(self, actions: Tensor) -> Tensor:
-        """actions (B, T) -> codes (B, T, C), of norm sqrt(C)."""
+    def forward(self, actions: Tensor, carry: "Carry | None" = None) -> Tensor:
+        """actions (B, T) -> codes (B, T, C), of norm sqrt(C); a walk that is not fresh begins with its carried code."""
         with torch.autocast(actions.device.type, enabled=False):
             first = _scaled(self.act(self.start.float())).expand(len(actions), -1)
+            if carry is not None:
+                first = torch.where(carry.fresh.clone()[:, None], first, carry.code)
             transitions = self.transitions().flatten(0, 1)
             return path_integration(first, actions, transitions, lambda _, moved: _scaled(self.act(moved)))
 

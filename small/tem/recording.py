@@ -96,11 +96,16 @@ def record_once(saved: TemRun, how: RecordingSettings, device: str = "cpu", trai
 
 
 def room_of(saved: TemRun, how: RecordingSettings) -> Graph:
-    """Where codes are recorded; UserError for a room of other actions than those of training."""
+    """Where codes are recorded; UserError for a room of other actions than those of training.
+
+    By default the square, after a training in squares; a model trained in mazes or anywhere else has never seen one and
+    is recorded in the largest space of its training.
+    """
     largest = largest_space(saved.settings)
     if how.room is None:
         square = space(SQUARE)
-        return square if square.actions == largest.actions else largest
+        trained_in_squares = all(space(text).shape is not None for text in saved.settings.spaces)
+        return square if trained_in_squares and square.actions == largest.actions else largest
     room = space(how.room)
     if room.actions != largest.actions:
         raise UserError(

@@ -85,6 +85,10 @@ class TemSpec(RunSpec):
     def record(self) -> dict[str, dict[str, Any]]:
         return super().record() | {"spaces": digests(self.settings)}
 
+    def completed(self, record: dict[str, Any]) -> dict[str, Any]:
+        model = Model.from_record(record["model"]).record()  # a rule has had more fields since
+        return super().completed(record) | {"model": json.loads(json.dumps(model))}
+
     @cached_property
     def facts(self) -> dict[str, Any]:
         rule = {} if self.model.rule is None else {f"rule.{k}": v for k, v in asdict(self.model.rule).items()}

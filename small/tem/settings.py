@@ -12,13 +12,14 @@ STORES = ("all", "surprising", "new")
 MODULES = tuple(3 * n for n in (10, 10, 8, 6, 6))  # of the reference code: 30, 30, 24, 18, 18, together 120
 SQUARE = "15x15"  # larger than any room of training, so that several periods are seen
 # Options that a preset sets unless the command line does. The paper's appendix is not available: modules, code width,
-# batch, number of gradient steps and the numbers of RULES["code"] are those of github.com/jbakermans/torch_tem; rooms
-# and walk lengths are ours.
+# batch, number of gradient steps, walks and back-propagations are those of github.com/jbakermans/torch_tem, whose rooms
+# are 5 x 5; the rooms are the squares of the TensorFlow version.
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"rule": "paper", "modules": False, "seeds": 3},
     "paper": {
         "spaces": ("8x8", "9x9", "10x10", "11x11"), "rule": "code", "modules": True, "code": 120, "steps": 20_000,
-        "batch": 16, "walk_from": 25, "walk_to": 300, "test_every": 250, "seeds": 3,
+        "batch": 16, "walk_from": 5450, "walk_to": 1050, "walk_spread": 550, "backprop": 20, "test_every": 250,
+        "seeds": 3,
     },
 }  # fmt: skip
 
@@ -94,8 +95,17 @@ class TemSettings:
     symbols: int = option(SYMBOLS, "number of different symbols", at_least(2))
     steps: int = option(1000, "number of gradient steps", at_least(1))
     batch: int = option(64, "environments per gradient step", at_least(1))
-    walk_from: int = option(100, "walking steps at the first gradient step", at_least(1))
-    walk_to: int = option(100, "walking steps at the last gradient step", at_least(1))
+    walk_from: int = option(100, "steps of a walk that begins at the first gradient step", at_least(1))
+    walk_to: int = option(100, "steps of a walk that begins at the last gradient step", at_least(1))
+    walk_spread: int = option(
+        0, "with --backprop, walks are up to so many steps shorter or longer", at_least(0)
+    )  # fmt: skip
+    backprop: int = option(
+        0,
+        "walking steps per gradient step; memory and codes are carried over, and each walk ends by itself (0: a whole "
+        "walk)",
+        at_least(0),
+    )
     lr: float = option(1e-3, "learning rate of Adam", POSITIVE)
     clip: float = option(1.0, "maximum gradient norm", POSITIVE)
     test_every: int = option(50, "gradient steps between tests", at_least(1), name="evaluate-every")
@@ -103,12 +113,23 @@ class TemSettings:
     tested_steps: int = option(200, "walking steps per environment of a test", at_least(1))
 
     def __post_init__(self) -> None:
-        raise_problems(problems(self))
+        found = problems(self)
+        if self.walk_spread and not self.backprop:
+            found.append("walk-spread needs backprop: without it, the walks of a gradient step are equally long")
+        if self.walk_spread >= min(self.walk_from, self.walk_to):
+            found.append(f"walk-spread {self.walk_spread} must be below walk-from and walk-to")
+        raise_problems(found)
 
     def walk(self, step: int) -> int:
         """Return the length of the walks of gradient step `step`, from 1; it changes evenly from first to last."""
-        share = (step - 1) / max(1, self.steps - 1)
+        share = (min(step, self.steps) - 1) / max(1, self.steps - 1)
         return round(self.walk_from + share * (self.walk_to - self.walk_from))
+
+    @property
+    def longest(self) -> int:
+        """Steps of the longest walk that is carried over, in whole back-propagations."""
+        most = max(self.walk_from, self.walk_to) + self.walk_spread
+        return -(-most // max(1, self.backprop)) * max(1, self.backprop)
 
 
 @dataclass(frozen=True)

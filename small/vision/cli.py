@@ -1,4 +1,4 @@
-"""Commands of `python -m small.vision`: train, tables.
+"""Commands of `python -m small.vision`: train, tables, record.
 
 torch is imported inside the command that needs it, so that --help answers at once.
 """
@@ -15,6 +15,7 @@ from ..experiment.options import (
     add_device,
     add_folders,
     add_options,
+    add_record,
     add_runs,
     add_streams,
     chosen,
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     return make_parser(
         "small.vision",
         "The NMDA activation in a Vision Transformer (Kim et al. 2023, Appendix A.9 and Table S1).",
-        (_add_train, _add_tables),
+        (_add_train, _add_tables, _add_record),
     )
 
 
@@ -157,3 +158,9 @@ def _add_tables(commands: Any) -> None:
         "--out", type=Path, metavar="DIR", help="folder for the table and the curves (default: the first DIR)"
     )
     command.set_defaults(command=_tables)
+
+
+def _add_record(commands: Any) -> None:
+    command = add_record(commands, "small.vision", "runs/vision/cifar100/act=gelu,seed=0 --data ~/data")
+    command.add_argument("--data", type=Path, required=True, metavar="PATH", help="images of the run (required)")
+    command.set_defaults(of_load=("data",))

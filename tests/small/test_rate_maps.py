@@ -8,9 +8,22 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from scipy import ndimage
+from scipy import ndimage, special
 
-from small.rate_maps import PERIODS, RateMaps, autocorrelogram, band_scores, gini, grid_scores, place_cell_scores
+from small.rate_maps import (
+    PERIODS,
+    RateMaps,
+    autocorrelogram,
+    band_scores,
+    firing,
+    gini,
+    grid_scores,
+    map_sparsity,
+    place_cell_scores,
+    spatial_information,
+    stability,
+    trusted_rates,
+)
 from small.spaces import Graph, space
 
 SQUARE = space("11x11")
@@ -74,6 +87,51 @@ def test_a_map_by_hand() -> None:
     """On a line, 0 5 3 1 2: from 5 down to 0 on the left and over 3 to 1 on the right, not up to 2."""
     rates = torch.tensor([[0.0, 5, 3, 1, 2]])
     assert place_cell_scores(rates, space("line:5")).item() == pytest.approx((1 - 1 / 5) * 9 / 11)
+
+
+@pytest.mark.parametrize("side", [5, 11, 15])
+def test_a_gaussian_field_scores_five_cells_of_all(side: int) -> None:
+    """Equation S1 asks for few cells: of a field whatever its width, only its peak and the corners are not inner."""
+    y, x = np.mgrid[:side, :side] - (side - 1) // 2
+    fields = [np.exp(-(x**2 + y**2) / (2 * width**2)).ravel() for width in (0.7, 1.0, 1.5, 3.0)]
+    scores = place_cell_scores(torch.from_numpy(np.stack(fields)), space(f"{side}x{side}"))
+    np.testing.assert_allclose(scores.numpy(), 5 / side**2)
+
+
+def test_information_sparsity_and_stability_are_their_definitions() -> None:
+    random = np.random.default_rng(3)
+    rates, visits = random.random((6, 20)) * (random.random((6, 20)) < 0.5), random.integers(0, 40, 20)
+    rates[0], rates[1], rates[2] = 0.7, 0.0, np.eye(20)[4]
+    visits[4] = 9
+    share, where = visits / visits.sum(), visits > 0
+    information, sparsity = (
+        part(torch.from_numpy(rates), torch.from_numpy(visits)).numpy() for part in (spatial_information, map_sparsity)
+    )
+    for row, bits, size in zip(rates, information, sparsity, strict=True):
+        mean = (share * row).sum()
+        if not mean:
+            assert np.isnan(bits) and np.isnan(size)
+            continue
+        on = (row > 0) & where
+        # Skaggs' formula is the divergence of where activity is from where the animal is.
+        activity = (share * row)[on] / mean
+        assert bits == pytest.approx(special.rel_entr(activity, share[on]).sum() / math.log(2), abs=1e-12)
+        assert size == pytest.approx(mean**2 / (share * row**2).sum())
+    assert information[0] == pytest.approx(0, abs=1e-12) and sparsity[0] == pytest.approx(1)
+    assert information[2] == pytest.approx(-np.log2(share[4])) and sparsity[2] == pytest.approx(share[4])
+    other = random.random((6, 20))
+    known = torch.from_numpy(where)
+    found = stability(torch.from_numpy(rates), torch.from_numpy(other), known).numpy()
+    assert np.isnan(found[:2]).all()
+    for row, two, one in zip(rates[3:], other[3:], found[3:], strict=True):
+        assert one == pytest.approx(np.corrcoef(row[where], two[where])[0, 1])
+
+
+def test_rates_that_are_trusted_are_positive_and_seen_often() -> None:
+    rates, visits = torch.tensor([[-0.2, 0.5, 0.004, 2.0], [0.0, 0.009, -1.0, 9.0]]), torch.tensor([9, 9, 9, 2])
+    kept = trusted_rates(rates, visits, 5)
+    assert kept.tolist() == [pytest.approx([0, 0.5, 0.004, 0]), pytest.approx([0, 0.009, 0, 0])]
+    assert firing(kept, 0.01).tolist() == [True, False]
 
 
 @given(st.integers(1, 20), st.integers(0, 99))

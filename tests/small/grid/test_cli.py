@@ -1,8 +1,10 @@
 """`python -m small.grid` as a user gives it: commands, files, pictures, sentences, exit statuses."""
 
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +126,15 @@ def test_combinations_name_what_varies() -> None:
         (["train", *TINY, "--letters", "1"], "letters 1 must be at least 2"),
         (["train", *TINY, "--vary", "act=relu"], "--vary act is asked for twice"),
         (["train", *TINY, "--vary", "lr=1,2", "--vary", "lr=3"], "--vary lr is asked for twice"),
+        (
+            ["train", *TINY, "--dtype", "auto", "--vary", "products=float32,bfloat16"],
+            "--dtype auto is one answer for all",
+        ),
+        (["sweep", *TINY, "--dtype", "auto", "--task", "1/2"], "--dtype auto is one answer for all runs"),
         (["figures", "one", "two", "--out", "three"], "--out is one folder"),
+        (["figures"], "give the folders of trainings, or --out DIR for the figures that need no training"),
+        (["record", "nowhere", "--out", "a.npz"], "nowhere is not the folder of one run of a small experiment"),
+        (["record", "nowhere", "--out", "a.csv"], "--out a.csv must end in .npz"),
         (["tables", "nowhere"], "nowhere holds no run"),
     ],
 )
@@ -147,22 +157,59 @@ def test_a_run_of_another_version_is_refused_by_name(tmp_path: Path, capsys) -> 
     assert "is of another version" in capsys.readouterr().err
 
 
+def test_the_receptor_and_the_activations_need_no_run(tmp_path: Path) -> None:
+    assert main(["figures", "--out", str(tmp_path / "new"), "--device", "cpu"]) == 0
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"figure1.png", "figureS2.png"}
+    assert all(is_a_picture(path) for path in (tmp_path / "new").iterdir())
+
+
+def test_auto_keeps_the_faster_dtype_for_all_runs_and_what_a_folder_has(tmp_path: Path, monkeypatch, capsys) -> None:
+    slow = "bfloat16"
+
+    def step(spec, device: str, compiled: bool | None):
+        return lambda: time.sleep(0.02 * (spec.settings.products == slow))
+
+    monkeypatch.setattr("small.grid.train.one_step", step)
+    words = ["train", *TINY, "--alpha", "0", "1", "--seeds", "1", "--dtype", "auto", "--out", str(tmp_path / "a")]
+    assert main(words) == 0
+    assert [run.settings.products for run in read_runs(tmp_path / "a")] == ["float32"] * 2
+    assert "dtype float32: a step takes float32" in capsys.readouterr().out
+    slow = "float32"
+    assert main([*words[:-1], str(tmp_path / "b")]) == 0
+    assert [run.settings.products for run in read_runs(tmp_path / "b")] == ["bfloat16"] * 2
+    capsys.readouterr()
+    assert main([*words, "--trials", "3"]) == 0  # goes on in the dtype that it began with
+    assert "dtype float32, as before" in capsys.readouterr().out
+    assert [run.last.trial for run in read_runs(tmp_path / "a")] == [3, 3]
+
+
+def test_steps_are_timed_in_both_dtypes(tmp_path: Path, capsys) -> None:
+    assert main(["train", *TINY, "--alpha", "1", "--seeds", "1", "--dtype", "auto", "--out", str(tmp_path)]) == 0
+    assert re.search(r"^dtype \w+: a step takes float32 [\d.]+ ms, bfloat16 [\d.]+ ms$", capsys.readouterr().out, re.M)
+
+
 def test_figures_are_those_that_the_runs_allow(tmp_path: Path, capsys) -> None:
     runs, out = tmp_path / "runs", tmp_path / "figures"
-    words = ["train", *TINY, "--seeds", "2", "--out", str(runs)]
+    words = ["train", *TINY, "--neurons", "2", "--seeds", "2", "--out", str(runs)]  # few maps to draw
     assert main([*words, "--alpha", "0", "10", "--act", "leaky_relu:0.1", "leaky_relu:0.5"]) == 0
     assert main([*words, "--alpha", "0", "10", "--position", "actions", "--out", str(tmp_path / "actions")]) == 0
     asked = ["--record-steps", "2000", "--normalisation", "occupancy", "--device", "cpu"]
     assert main(["figures", str(runs), "--out", str(out), *asked]) == 0
     names = {path.stem.removeprefix("figure") for path in out.glob("*.png")}
     assert names == {
-        "1", "S2", "3a", "3b", "3c", "4ab", "4cdef", "4g", "4h", "S6", "S7", "S10a", "S10b", "S13", "codes"
+        "1", "S2", "3a", "3b", "3c", "4ab", "4cdef", "4g", "4h", "S6", "S7", "S10a", "S10b", "S13", "codes",
+        "5_workshop",
     }  # fmt: skip
     assert all(is_a_picture(path) for path in out.glob("*.png"))
     assert main(["figures", str(tmp_path / "actions"), *asked]) == 0
     names = {path.stem.removeprefix("figure") for path in (tmp_path / "actions").glob("*.png")}
     assert names == {"1", "S2", "S4a", "S4b", "S5"}
-    capsys.readouterr()
+    printed = capsys.readouterr().out
+    lines = {line.split("  ")[0] for line in printed.splitlines() if line.startswith("NMDA α = 10") and ": " in line}
+    assert lines == {
+        f"NMDA α = 10, N = 16{suffix}: {kind}" for suffix in ("", ", untrained") for kind in ("ffn", "softmax")
+    }  # fmt: skip
+    assert (out / "cells.txt").read_text().strip() in printed
     for wrong, named in ((["--map", "32"], "map 32 is not there"), (["--record-steps", "9"], "steps 9 are too few")):
         assert main(["figures", str(runs), *asked, *wrong]) == 2
         assert named in capsys.readouterr().err.splitlines()[-1]

@@ -177,7 +177,8 @@ def test_logits_and_gradients_are_those_of_a_transformer_xl_written_out(name: st
 def test_all_targets_at_once_have_the_logits_of_step_by_step(name: str) -> None:
     model = navigator(VARIANTS[name])
     for parallel, steps in zip(segments(model, "parallel"), segments(model, "steps"), strict=True):
-        torch.testing.assert_close(parallel, steps, atol=1e-12, rtol=1e-12)
+        # The softmax is in float32, and how it adds up depends on the processor and on the number of keys.
+        torch.testing.assert_close(parallel, steps, atol=2e-6, rtol=0)
 
 
 def test_a_query_sees_no_letter_of_its_time_or_later() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from llm.common.errors import UserError
+from small.experiment.runs import copy_into
 from small.grid.model import Answer, Variant
 from small.grid.runs import GridSpec, read_rows
 from small.grid.settings import GridSettings, GridSizes
@@ -274,7 +275,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     train(tmp_path / "run", GridSpec(GRAPH, SIZES, VARIANT, replace(SETTINGS, trials=1)))
     for changed in (
         {"space": space("4x5")}, {"sizes": replace(SIZES, neurons=8)}, {"variant": Variant("nmda:1")},
-        {"settings": replace(SETTINGS, trials=2)},
+        {"settings": replace(SETTINGS, trials=1, lr=0.1)},
     ):  # fmt: skip
         asked = {"space": GRAPH, "sizes": SIZES, "variant": VARIANT, "settings": replace(SETTINGS, trials=1)} | changed
         with pytest.raises(UserError, match="holds runs with different settings"):
@@ -301,3 +302,50 @@ def test_settings_that_cannot_be_are_refused(changed: dict, named: str) -> None:
 def test_steps_must_be_whole_segments() -> None:
     with pytest.raises(UserError, match="steps 18 must be a multiple of the segment 4"):
         Run(GridSpec(GRAPH, SIZES, VARIANT, replace(SETTINGS, steps=18)))
+
+
+def test_a_run_is_trained_further_when_it_is_asked_for_more_trials(tmp_path: Path) -> None:
+    """From the weights after three trials, with the rates of the longer schedule."""
+    settings = replace(SETTINGS, objective="parallel")
+    train(tmp_path, GridSpec(GRAPH, SIZES, VARIANT, settings), quiet=True)
+    longer = GridSpec(GRAPH, SIZES, VARIANT, replace(settings, trials=5))
+    plain = Run(longer)
+    copy_into(plain.tensors(), tmp_path)
+    rows = train(tmp_path, longer, quiet=True)
+    assert [row.trial for row in rows] == [0, 1, 2, 3, 4, 5]
+    losses = [plain.train(trial) for trial in (4, 5)]
+    assert [row.loss for row in rows[-2:]] == pytest.approx(losses)
+    assert json.loads((tmp_path / "run.json").read_text())["settings"]["trials"] == 5
+    assert list(train(tmp_path, GridSpec(GRAPH, SIZES, VARIANT, settings), quiet=True))[1:] == list(rows)[1:]  # fewer
+
+
+def test_errors_of_the_training_pass_are_those_of_its_own_answers(tmp_path: Path, monkeypatch) -> None:
+    """The authors' way: dropout on, the training batch, the last step of every segment."""
+    settings = replace(SETTINGS, objective="steps", familiar="training", trials=1, batch=20)
+    run, answers = Run(GridSpec(GRAPH, replace(SIZES, dropout=0.5), VARIANT, settings)), []
+    forward = run.model.forward
+
+    def kept(code, actions, letters, memory, asked) -> Answer:
+        answer = forward(code, actions, letters, memory, asked)
+        if asked == (4,):
+            answers.append(answer.logits[:, 0].argmax(-1))
+        return answer
+
+    monkeypatch.setattr(run.model, "forward", kept)
+    run.train(1)
+    walks = run.world.trial("train", 1, 20, 16)
+    wrong = torch.stack(answers, dim=1) != walks.letters[:, 4::4]
+    assert run.training_errors == errors_of(wrong, walks, 4, SIZES.window)
+    rows = train(tmp_path, GridSpec(GRAPH, replace(SIZES, dropout=0.5), VARIANT, settings), quiet=True)
+    assert rows[1].errors["familiar"] == run.training_errors != rows[0].errors["familiar"]
+
+
+def test_runs_of_earlier_versions_have_todays_defaults(tmp_path: Path) -> None:
+    spec = GridSpec(GRAPH, SIZES, VARIANT, replace(SETTINGS, trials=1))
+    train(tmp_path, spec, quiet=True)
+    record = json.loads((tmp_path / "run.json").read_text())
+    del record["settings"]["familiar"]  # which they did not know
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert train(tmp_path, spec, quiet=True)[-1].trial == 1
+    with pytest.raises(UserError, match=r"settings\.familiar \(evaluation there, training asked for\)"):
+        train(tmp_path, replace(spec, settings=replace(spec.settings, familiar="training")), quiet=True)

@@ -17,7 +17,7 @@ from small.icl import bench, cli, figures
 from small.icl import sweep as sweeping
 from small.icl.bench import NumpyLoop
 from small.icl.cli import main
-from small.icl.runs import IclSpec, Snapshot, joined, read_snapshots
+from small.icl.runs import UNSHIFTED, IclSpec, Snapshot, joined, read_snapshots
 from small.icl.settings import IclSettings, IclSizes, Task
 from small.icl.sweep import Knob, points
 from small.icl.task import KINDS
@@ -260,7 +260,7 @@ def test_figure_3_draws_runs_and_their_mean() -> None:
     for seed, top in ((0, 0.4), (1, 0.8)):
         for n in range(4):
             accuracy = {kind: top * n / 3 / (1 + index) for index, kind in enumerate(KINDS)}
-            loss = {kind: 3.0 - n / (1 + index) for index, kind in enumerate(KINDS)}
+            loss = {kind: 3.0 - n / (1 + index) for index, kind in enumerate(KINDS)} | {UNSHIFTED: 3.0 + n}
             rows.append(Snapshot(n, 500 * n, "values", seed, accuracy, loss))
     figure = figures.training(rows)
     for axes, kind in zip(figure.axes, ("test", "iw", "ic", "ic2"), strict=False):
@@ -270,7 +270,16 @@ def test_figure_3_draws_runs_and_their_mean() -> None:
         np.testing.assert_allclose(mean, (np.array(one) + other) / 2)
         np.testing.assert_allclose(axes.lines[2].get_xdata(), [0, 0.5, 1, 1.5])
     np.testing.assert_allclose(figure.axes[4].lines[2].get_ydata(), [3 - n for n in range(4)])
-    assert len(figure.axes[5].lines) == 12
+    losses = figure.axes[5]
+    assert len(losses.lines) == 15
+    labels = [text.get_text() for text in losses.get_legend().get_texts()]
+    assert labels == ["Test", "IW", "IC", "IC2, shifted label", "IC2, label that was learned"]
+    np.testing.assert_allclose(losses.lines[14].get_ydata(), [3 + n for n in range(4)])
+    variants = {line.get_color() for axes in figure.axes[:5] for line in axes.lines}
+    assert not variants & {line.get_color() for line in losses.lines}
+    assert "where the first of them ended" in figure.get_supxlabel()
+    before = [row._replace(loss={kind: row.loss[kind] for kind in KINDS}) for row in rows]  # of an earlier version
+    assert len(figures.training(before).axes[5].lines) == 12
 
 
 @pytest.mark.parametrize("command", ["amicl", "train", "tables", "sweep", "bench"])
@@ -291,7 +300,7 @@ def test_the_benchmarks_loops_follow_the_same_rules() -> None:
     free = 0.25 * (31 / 32) ** 8  # of the free sequences, those without the query's label
     assert np.mean(answered) == pytest.approx(1 - free, abs=0.04)
     assert all(x.shape == (17, 150) and (x[:, :65].sum(1) == 1).all() for x, _ in drawn[:100])
-    loop = NumpyLoop(bench.CONVENTIONS["paper"].task(length=20, width=100))
+    loop = NumpyLoop(bench.paper_task(length=20, width=100))
     assert np.mean([loop.amicl("dot", 2.0) for _ in range(300)]) > 0.97
     assert np.mean([loop.amicl("dot", 0.5) for _ in range(300)]) < 0.15
     assert task.tokens == 17

@@ -13,7 +13,7 @@ import torch
 from llm.common.errors import UserError
 from small.experiment.runs import read_record
 from small.icl import train as training
-from small.icl.runs import PARTS, IclSpec, Snapshot, read_snapshots
+from small.icl.runs import PARTS, UNSHIFTED, IclSpec, Snapshot, read_snapshots
 from small.icl.settings import IclSettings, IclSizes, Task
 from small.icl.task import KINDS, World
 from small.icl.train import Machine, finished, made, train
@@ -152,19 +152,23 @@ def test_evaluation_counts_what_the_logits_say(monkeypatch: pytest.MonkeyPatch) 
     rows = group.snapshot(20)
     world, model = World(TASK, 0), group.models[1]
     weights = weights_of(model, 0)
-    drawn = [world.evaluation("iw", part, count) for part, count in enumerate((20, 20, 10))]
-    inputs = torch.cat([each.inputs for each in drawn])
-    answers = torch.cat([each.answers for each in drawn])
-    losses = torch.stack(
-        [
-            torch.stack(
-                [reference(weights, model.variants[0], SIZES, one[None], torch.tensor([label])) for label in range(8)]
-            )
-            for one in inputs
-        ]
-    )  # (50, 8): minus the logarithm of each label's probability
-    assert rows[1].accuracy["iw"] == pytest.approx((losses.argmin(1) == answers).float().mean().item())
-    assert rows[1].loss["iw"] == pytest.approx(losses.gather(1, answers[:, None]).mean().item(), rel=1e-4)
+    for kind in ("iw", "ic2"):
+        drawn = [world.evaluation(kind, part, count) for part, count in enumerate((20, 20, 10))]
+        inputs = torch.cat([each.inputs for each in drawn])
+        answers = torch.cat([each.answers for each in drawn])
+        losses = torch.stack(
+            [
+                torch.stack(
+                    [reference(weights, model.variants[0], SIZES, one[None], torch.tensor([n])) for n in range(8)]
+                )
+                for one in inputs
+            ]
+        )  # (50, 8): minus the logarithm of each label's probability
+        assert rows[1].accuracy[kind] == pytest.approx((losses.argmin(1) == answers).float().mean().item())
+        assert rows[1].loss[kind] == pytest.approx(losses.gather(1, answers[:, None]).mean().item(), rel=1e-4)
+    learned = torch.cat([each.classes[:, -1] for each in drawn]) % TASK.labels  # the label that training showed
+    unshifted = losses.gather(1, learned[:, None]).mean().item()
+    assert rows[1].loss[UNSHIFTED] == pytest.approx(unshifted, rel=1e-4) != pytest.approx(rows[1].loss["ic2"], rel=1e-3)
 
 
 # ---- When it stops ---------------------------------------------------------------------------------------------------
@@ -197,7 +201,7 @@ def test_ic2_must_have_passed_too() -> None:
 
 
 def test_a_training_stops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake: Callable = lambda model, inputs, answers: torch.tensor([[0.99] * len(model.runs), [0.1] * len(model.runs)])  # noqa: E731
+    fake: Callable = lambda model, *_: torch.tensor([[each] * len(model.runs) for each in (0.99, 0.1, 0.1)])  # noqa: E731
     monkeypatch.setattr(training, "_measures", fake)
     rows = train(tmp_path / "runs", IclSpec(TASK, SIZES, small(steps=2000, until=0.9, patience=3)), Machine())
     assert rows[-1].snapshot == 2

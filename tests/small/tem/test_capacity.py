@@ -24,9 +24,9 @@ def simulated(separation: str, width: int, memories: int, noise: float, trials: 
 
 
 def simulated_machine(name: str, width: int, memories: int, trials: int = 200) -> float:
-    """Recall of TEM's memory matrix, by the reference's numbers or the paper's, from places of one small sum."""
-    random, right = np.random.default_rng(3), 0
-    decay, rate, keep, steps = (0.9999, 0.5, 0.8, 5) if name == "TEM, code" else (1, 1, 0, 1)
+    """Recall of TEM's memory matrix, by the reference's rule or the paper's, from places of one small sum."""
+    random, right, code = np.random.default_rng(3), 0, name == "TEM, code"
+    decay, rate, keep, steps = (0.9999, 0.5, 0.8, 5) if code else (1, 1, 0, 1)
     act = {
         "TEM, code": lambda p: np.where(np.clip(p, -1, 1) > 0, np.clip(p, -1, 1), 0.01 * np.clip(p, -1, 1)),
         "TEM, paper": lambda p: np.maximum(p, 0), "TEM, linear": lambda p: p,
@@ -37,15 +37,24 @@ def simulated_machine(name: str, width: int, memories: int, trials: int = 200) -
         places /= np.linalg.norm(places, axis=1, keepdims=True)
         places += EQUAL_SUM / math.sqrt(width)
         places /= np.linalg.norm(places, axis=1, keepdims=True)
+        if code:
+            places = np.clip(places * math.sqrt(width) / 2, -1, 1)
         symbols, memory = random.integers(45, size=memories), np.zeros((45 * width, 45 * width))
+
+        def retrieved(place: np.ndarray, memory: np.ndarray) -> np.ndarray:
+            found = np.outer(np.ones(45), place).ravel()
+            found = act(found) if code else found
+            for _ in range(steps):
+                found = act(keep * found + found @ memory)
+            return found
+
         for place, symbol in zip(places, symbols, strict=True):
             p = np.outer(np.eye(45)[symbol], place).ravel()
-            memory = decay * memory + rate * np.outer(p, p)
+            p = act(p) if code else p
+            p_hat = retrieved(place, memory) if code else 0.0
+            memory = decay * memory + rate * np.outer(p + p_hat, p - p_hat)
         asked = random.integers(memories)
-        found = np.outer(np.ones(45), places[asked]).ravel()
-        for _ in range(steps):
-            found = act(keep * found + found @ memory)
-        right += found.reshape(45, width).sum(1).argmax() == symbols[asked]
+        right += retrieved(places[asked], memory).reshape(45, width).sum(1).argmax() == symbols[asked]
     return right / trials
 
 

@@ -49,15 +49,18 @@ def test_options_reach_the_models(tmp_path: Path) -> None:
 
 
 def test_the_papers_preset_is_the_reference_codes(tmp_path: Path, monkeypatch) -> None:
-    """github.com/jbakermans/torch_tem: 20,000 walks of 25 to 300 steps, batch 16, 45 symbols, five modules, rule."""
+    """github.com/jbakermans/torch_tem: 20,000 updates of 20 steps; walks shrink from 6,000 steps to 500; batch 16."""
     asked = []
     monkeypatch.setattr("small.tem.train.train", lambda path, spec, *_: asked.append((spec.model, spec.settings)))
     monkeypatch.setattr("small.tem.cli._show", lambda *_: None)
     assert main(["train", "--preset", "paper", "--seeds", "1", "--batch", "8", "--out", str(tmp_path)]) == 0
     (transformer, settings), (machine, same) = asked
     assert settings == same == TemSettings(
-        spaces=("8x8", "9x9", "10x10", "11x11"), steps=20_000, batch=8, walk_from=25, walk_to=300, test_every=250
+        spaces=("8x8", "9x9", "10x10", "11x11"), steps=20_000, batch=8, walk_from=5450, walk_to=1050, walk_spread=550,
+        backprop=20, test_every=250,
     )  # fmt: skip
+    lengths = [(settings.walk(step) - 550, settings.walk(step) + 550) for step in (1, 20_000)]
+    assert lengths == [(4900, 6000), (500, 1600)] and settings.longest == 6000
     assert transformer == Model(TransformerSizes(code=120))
     assert machine == Model(MachineSizes(code=120, modules=(30, 30, 24, 18, 18)), RULES["code"])
 
@@ -112,6 +115,9 @@ def test_capacity_writes_a_table_and_curves(tmp_path: Path, capsys) -> None:
         (["train", "--out", "o", "--spaces", "5x5", "hex:3x3"], "spaces must share one structure"),
         (["train", "--out", "o", "--symbols", "46"], "there are 46 symbols: give a greater --sensory"),
         (["train", "--out", "o", "--models", "tem", "tem"], "a model is asked for twice"),
+        (["train", "--out", "o", "--walk-spread", "9"], "walk-spread needs backprop"),
+        (["train", "--out", "o", "--backprop", "5", "--walk-spread", "100"], "walk-spread 100 must be below walk-from"),
+        (["train", "--out", "o", "--backprop", "5", "--store", "new"], "drop --store new"),
         (["train", "--out", "o", "--lr", "0"], "lr 0.0 must be a finite number above 0"),
         (["train", "--out", "o", "--store", "new", "--below", "1"], "below 1.0 must be between 0 and 1"),
         (["capacity", "--memories", "1"], "memories 2 to 16,384"),

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 
 from llm.common.errors import UserError
 from small.spaces import NOWHERE, space
-from small.tem.environments import Environments, accuracy
+from small.tem.environments import Environments, LongWalks, accuracy
+from small.tem.settings import TemSettings
 
 STRUCTURES = (("3x3", "4x4", "3x5"), ("hex:3x3", "hex:4x4"), ("line:5", "line:8"), ("family:3", "family:4"))
 
@@ -91,3 +92,50 @@ def test_symbols_are_uniform_and_no_prediction_is_no_accuracy() -> None:
 def test_what_cannot_be_is_refused(make, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         make()
+
+
+def test_long_walks_go_on_end_by_themselves_and_are_followed_by_others() -> None:
+    settings = TemSettings(
+        spaces=("3x3", "3x4"), symbols=9, steps=60, batch=3, walk_from=30, walk_to=10, walk_spread=5, backprop=4
+    )
+    worlds = Environments([space(text) for text in settings.spaces], 0, symbols=9)
+    walks, lengths, now, last = LongWalks(worlds, settings), [], [0, 0, 0], None
+    for step in range(1, 61):
+        actions, symbols, fresh = walks.part(step)
+        assert actions.shape == symbols.shape == (3, 5) and (step > 1 or fresh.all())
+        for row in range(3):
+            if fresh[row]:
+                lengths += [(step, now[row])] if step > 1 else []
+                now[row] = 0
+                assert actions[row, 0] == 0
+            else:
+                assert actions[row, 0] == last[0][row, -1] and symbols[row, 0] == last[1][row, -1]
+            now[row] += 4
+        last = actions, symbols
+    shrinks = [length for _, length in lengths]
+    assert min(shrinks) >= 5 and max(shrinks) <= 36 and all(length % 4 == 0 for length in shrinks)
+    assert np.mean(shrinks[-6:]) < np.mean(shrinks[:6])
+    for begun in (17, 43):  # a training that resumes there
+        again = LongWalks(worlds, settings).part(begun)
+        other = LongWalks(worlds, settings)
+        for step in range(1, begun):
+            other.part(step)
+        assert all(torch.equal(one, two) for one, two in zip(again, other.part(begun), strict=True))
+
+
+def test_a_long_walk_sees_one_symbol_at_each_cell() -> None:
+    settings = TemSettings(spaces=("3x3",), symbols=40, batch=1, walk_from=200, walk_to=200, backprop=200)
+    room = space("3x3")
+    actions, symbols, _ = LongWalks(Environments([room], 0, symbols=40), settings).part(1)
+    # Of all starts, one at least explains every symbol by the cell that the actions lead to.
+    explained = []
+    for start in range(9):
+        cell, seen = start, {}
+        alike = []
+        for action, symbol in zip(actions[0].tolist(), symbols[0].tolist(), strict=True):
+            cell = int(room.targets[cell, action])
+            alike.append(cell >= 0 and seen.setdefault(cell, symbol) == symbol)
+            if cell < 0:
+                break
+        explained.append(all(alike) and len(alike) == 201)
+    assert any(explained)

@@ -17,7 +17,7 @@ from small.tem.settings import MODULES, MachineSizes
 SIZES = MachineSizes(code=12, places=5, sensory=5, neurons=7)
 VARIANTS = {
     "paper": (SIZES, Rule()),
-    "code": (MachineSizes(code=12, modules=(6, 3, 3), sensory=5, neurons=7), RULES["code"]),
+    "modules": (MachineSizes(code=12, modules=(6, 3, 3), sensory=5, neurons=7), Rule(steps=3, act="clipped", keep=0.5)),
     "learned": (
         MachineSizes(code=12, places=5, sensory=6, two_hot=False, neurons=7, transition="relu"), Rule(act="identity")
     ),

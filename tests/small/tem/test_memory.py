@@ -13,20 +13,21 @@ from small.tem.memory import (
     ACTS,
     FORMS,
     POWER,
-    RULES,
     Rule,
     attention,
     conjunction,
     deconjunction,
+    memory_after,
     recall,
     retrieve,
     retrieve_by_matrix,
 )
 from small.tem.settings import SEPARATIONS
 
+FIVE_STEPS = Rule(decay=0.9999, rate=0.5, keep=0.8, steps=5, act="clipped")
 CASES = {
     "paper": Rule(),
-    "code": RULES["code"],
+    "five steps": FIVE_STEPS,
     "linear": Rule(act="identity"),
     "three steps": Rule(decay=0.7, rate=0.2, keep=0.5, steps=3, act="clipped"),
 }
@@ -84,9 +85,22 @@ def test_gradients_of_both_forms_are_equal() -> None:
     gradients = []
     for form in (retrieve, retrieve_by_matrix):
         parts = [part.requires_grad_() for part in drawn(1)]
-        gradients.append(torch.autograd.grad(form(*parts, RULES["code"]).square().sum(), parts))
+        gradients.append(torch.autograd.grad(form(*parts, FIVE_STEPS).square().sum(), parts))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["paper", "linear", "three steps"])
+def test_a_memory_that_is_carried_over_is_that_of_one_walk(name: str, form: str) -> None:
+    rule = replace(CASES[name], form=form if CASES[name].act == "identity" or form != "factored" else "sums")
+    parts = drawn(5, memories=9)
+    whole, before, found = recall(*parts, rule), torch.zeros(2, 20, 20), []
+    for now in (slice(0, 4), slice(4, 5), slice(5, 9)):
+        sensory, places, queries = (part[:, now] for part in parts)
+        found.append(recall(sensory, places, queries, rule, before))
+        before = memory_after(sensory, places, rule, before)
+    torch.testing.assert_close(torch.cat(found, dim=1), whole, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.8])
@@ -134,6 +148,7 @@ def test_attention_is_a_sum_over_memories(separation: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"corrects": True, "form": "factored"}, "the factored form is of a memory that does not correct"),
         ({"decay": 0.0}, "decay 0.0 must be above 0 and at most 1"),
         (
             {"steps": 2, "act": "identity", "form": "factored"},

@@ -15,7 +15,7 @@ from small.spaces import space
 from small.tem import recording
 from small.tem.cell_figures import unit_table
 from small.tem.memory import Rule
-from small.tem.model import TemTransformer
+from small.tem.model import Carry, TemTransformer
 from small.tem.recording import Units, record, record_once, remapping
 from small.tem.runs import Model, Row, TemRun, TemSpec, read_runs
 from small.tem.settings import MachineSizes, RecordingSettings, TemSettings, TransformerSizes
@@ -83,6 +83,47 @@ def test_waves_are_bands_and_their_sums_are_grids() -> None:
     assert grids.share("grid") > 0.5 and grids.share("bands") < 1
 
 
+def test_a_hexagonal_code_passes_the_grid_score_and_a_lattice_of_two_waves_does_not() -> None:
+    """The whole pipeline on codes that are known: walks, rate maps, scores and shuffles of a room of 15 x 15."""
+    rows, columns = torch.meshgrid(torch.arange(15.0), torch.arange(15.0), indexing="ij")
+    run, found = waves(mixed=False), {}
+    for name, turns in (
+        ("hexagonal", (0.2, 0.2 + math.pi / 3, 0.2 + 2 * math.pi / 3)),
+        ("two waves", (0.0, math.pi / 2)),
+    ):
+        maps = []
+        for unit in range(8):
+            phases = [
+                4
+                * math.pi
+                / (math.sqrt(3) * PERIOD)
+                * (math.cos(t) * (columns - unit) + math.sin(t) * (rows - 2 * unit))
+                for t in turns
+            ]
+            maps.append(sum(map(torch.cos, phases)).flatten())
+        run.model.codes = OfPlace(torch.stack(maps, dim=1))
+        units = Units(*(part.float() for part in recording._codes(run, ROOM, HOW)), torch.zeros(1), torch.zeros(1))
+        found[name] = units.share("grids"), units.grid
+    assert found["hexagonal"][0] == 1 and found["hexagonal"][1].min() > 0.8
+    assert found["two waves"][0] == 0 and found["two waves"][1].max() < 0
+
+
+class OfPlace(torch.nn.Module):
+    """Codes that are a function of the cell, for walkers from the middle of the room."""
+
+    def __init__(self, maps: torch.Tensor) -> None:
+        super().__init__()
+        self.maps = maps  # (S, C)
+
+    def forward(self, actions: torch.Tensor, carry: Carry | None = None) -> torch.Tensor:
+        cells = torch.full((len(actions),), 7 * 15 + 7)
+        codes = [self.maps[cells]]
+        for step in actions[:, 1:].T:
+            cells = torch.from_numpy(ROOM.targets)[cells, step]
+            codes.append(self.maps[cells])
+        return torch.stack(codes, dim=1)
+
+
 class OfTime(torch.nn.Module):
     """Codes that tell nothing of places: noise that forgets slowly, of each walker its own or of all the same."""
 
@@ -90,7 +131,7 @@ class OfTime(torch.nn.Module):
         super().__init__()
         self.width, self.shared = width, shared
 
-    def forward(self, actions: torch.Tensor) -> torch.Tensor:
+    def forward(self, actions: torch.Tensor, carry: Carry | None = None) -> torch.Tensor:
         walkers, steps = actions.shape
         noise = torch.randn(
             1 if self.shared else walkers, steps, self.width, generator=torch.Generator().manual_seed(0)
@@ -232,3 +273,18 @@ def test_what_was_measured_is_kept_until_the_run_or_the_question_changes(tmp_pat
         UserError, match="environments 1 must be at least 2; shuffles 100 must be fewer than walkers 50"
     ):
         RecordingSettings(walkers=50, environments=1)
+
+
+def test_a_model_of_a_maze_is_recorded_in_its_maze(tmp_path: Path) -> None:
+    """It has the actions of a square, which it has never seen."""
+    maze = tmp_path / "maze.txt"
+    maze.write_text("#####\n#...#\n#.#.#\n#...#\n#####\n")
+
+    def saved(*spaces: str) -> TemRun:
+        return TemRun(Model(TransformerSizes()), TemSettings(spaces=spaces), folder=tmp_path, rows=[])
+
+    assert space(str(maze)).actions == ROOM.actions
+    assert len(recording.room_of(saved(str(maze)), RecordingSettings()).cells) == 8
+    assert len(recording.room_of(saved("5x5", str(maze)), RecordingSettings()).cells) == 25
+    assert recording.room_of(saved("5x5", "6x6"), RecordingSettings()).shape == (15, 15)
+    assert recording.room_of(saved(str(maze)), RecordingSettings(room="7x7")).shape == (7, 7)

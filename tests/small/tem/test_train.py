@@ -17,7 +17,7 @@ from llm.common.errors import UserError
 from small.experiment.groups import grouped
 from small.experiment.runs import read_rows
 from small.tem.machine import Machine
-from small.tem.memory import RULES
+from small.tem.memory import RULES, Rule
 from small.tem.model import TemTransformer
 from small.tem.runs import Model, Row, TemRun, TemSpec, names, read_runs
 from small.tem.settings import MachineSizes, TemSettings, TransformerSizes
@@ -93,6 +93,51 @@ def test_a_killed_training_ends_with_the_same_weights(model: Model, tmp_path: Pa
     before = (killed / "run.json").read_bytes()
     assert list(train(killed, TemSpec(model, SETTINGS), quiet=True))[1:] == list(rows)[1:]
     assert (killed / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("model", [TEM_T, TEM], ids=["tem-t", "tem"])
+def test_walks_that_are_carried_over_resume(model: Model, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, walk_from=20, walk_to=9, walk_spread=5, backprop=5)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(whole, TemSpec(model, settings), quiet=True)
+    # Stopped after four of six steps: the rest is from the checkpoint alone.
+    with pytest.MonkeyPatch.context() as patched:
+        plain = Run.train
+
+        def until_four(run: Run, step: int) -> torch.Tensor:
+            if step > 4:
+                raise KeyboardInterrupt
+            return plain(run, step)
+
+        patched.setattr(Run, "train", until_four)
+        with pytest.raises(KeyboardInterrupt):
+            train(parts, TemSpec(model, settings), quiet=True)
+    train(parts, TemSpec(model, settings), quiet=True)
+    (rows, tensors), (expected, same) = results(parts), results(whole)
+    assert rows == expected and all(torch.equal(tensors[name], same[name]) for name in same)
+    assert {name for name in same if name.startswith("carry.")} == {
+        "carry.code", *(f"carry.{name}" for name in (["matrix"] if model.rule else ["keys", "values", "count"]))
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", [None, Rule(), Rule(form="matrix")], ids=["tem-t", "sums", "matrix"])
+def test_parts_of_a_walk_are_the_walk(rule: Rule | None) -> None:
+    """Logits of a part after the other, with what is carried over, are those of the walk at once."""
+    torch.manual_seed(0)
+    model = (TEM_T if rule is None else Model(TEM.sizes, rule)).build(5, 6)
+    actions, symbols = torch.randint(5, (3, 13)), torch.randint(6, (3, 13))
+    whole = model(actions, symbols).logits
+    carry = model.carry(3, 12)
+    carry.memory["count" if rule is None else "matrix"].fill_(7)  # of a walk before: forgotten
+    parts = [slice(0, 6), slice(5, 7), slice(6, 13)]
+    found = torch.cat([model(actions[:, p], symbols[:, p], carry).logits for p in parts], dim=1)
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_surprising_moments_cannot_be_carried_over() -> None:
+    model = Model(replace(TEM_T.sizes, store="new"))
+    with pytest.raises(UserError, match="--backprop carries all moments over: drop --store new"):
+        Run(TemSpec(model, replace(SETTINGS, backprop=4)))
 
 
 def test_a_folder_of_another_run_is_left_alone(tmp_path: Path) -> None:
