@@ -51,7 +51,7 @@ lint: .venv/.developing
 	PYTHONPATH=. $(BIN)/lint-imports --no-logo
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 # The sbatch scripts on a two-node Slurm cluster that the tests set up on this machine (apt-get, as root) and stop again.
 test-slurm: .venv/.developing

@@ -46,8 +46,9 @@ class Act(NamedTuple):
 
     def module(self) -> nn.Module:
         """The activation itself."""
-        number = 1.0 if self.number is None else self.number
-        return nn.LeakyReLU(number) if self.name == "leaky_relu" else activation(self.name, alpha=number)
+        if self.name == "leaky_relu":
+            return nn.LeakyReLU(DEFAULTS[self.name] if self.number is None else self.number)
+        return activation(self.name, **({} if self.number is None else {"alpha": self.number}))
 
     @property
     def title(self) -> str:

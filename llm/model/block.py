@@ -1,4 +1,4 @@
-"""The pre-norm block.
+"""The pre-norm block, and how a config becomes one.
 
 Dimension letters: B batch, T time, D width.
 """
@@ -9,8 +9,13 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .activations import activation, settings_of
 from .attention import Attention
-from .feedforward import FeedForward
+from .config import DecoderConfig
+from .feedforward import FEEDFORWARDS, FeedForward
+from .norms import norm
+from .parametrization import scales
+from .streams import AttentionStream, lacks_projections, receives
 
 
 class Block(GradientCheckpointingLayer):
@@ -48,3 +53,54 @@ class Block(GradientCheckpointingLayer):
         changed = self.feedforward(self.feedforward_norm(hidden))
         hidden = torch.add(hidden, self.dropout(changed), alpha=self.residual_scale)
         return hidden, weights, *(onward or ())
+
+
+def build_block(config: DecoderConfig, index: int) -> Block:
+    """Layer `index` from the config's parts; the one place that turns switches into modules."""
+    c, scale = config, scales(config)
+    heads = {"queries": c.num_attention_heads, "keys": c.num_key_value_heads, "values": c.num_key_value_heads}
+    stream = (
+        AttentionStream(
+            tuple(c.stream),
+            c.stream_source,
+            c.stream_weight,
+            heads,
+            index,
+            c.hidden_size,
+            own=c.stream_own,
+            arriving=c.stream_arriving,
+            receives=receives(c, index),
+            accumulated_scale=1 / scale.depth,
+        )
+        if c.stream
+        else None
+    )
+    attention = Attention(
+        c.hidden_size,
+        c.num_attention_heads,
+        c.num_key_value_heads,
+        c.head_dim,
+        index,
+        bias=c.attention_bias,
+        softmax_scale=c.softmax_scale if scale.head == 1 else _base_softmax_scale(c) / scale.head,
+        dropout=c.attention_dropout,
+        stream=stream,
+        qk_norms=(norm("rmsnorm", c.head_dim, c.norm_eps), norm("rmsnorm", c.head_dim, c.norm_eps))
+        if c.qk_norm
+        else None,
+        without=lacks_projections(c, index),
+    )
+    act = activation(c.hidden_act, **settings_of(c.hidden_act, c))
+    return Block(
+        norm(c.norm, c.hidden_size, c.norm_eps),
+        attention,
+        norm(c.norm, c.hidden_size, c.norm_eps),
+        FEEDFORWARDS[c.feedforward](c.hidden_size, c.intermediate_size, act, bias=c.mlp_bias),
+        c.residual_dropout,
+        1 / scale.depth,
+    )
+
+
+def _base_softmax_scale(config: DecoderConfig) -> float:
+    """Factor of the attention scores at the base size."""
+    return config.softmax_scale or config.base_head_dim**-0.5

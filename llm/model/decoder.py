@@ -21,74 +21,21 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .activations import Parametric, activation, settings_of
-from .attention import Attention
-from .block import Block
+from .activations import Parametric
+from .block import build_block
 from .config import DecoderConfig
 from .convert import config_from_hf, model_to_hf, weights_from_hf, weights_to_hf
 from .fast_paths import FAST_PATHS, enable_fast_paths
-from .feedforward import FEEDFORWARDS
 from .loss import IGNORED, next_token_loss
 from .norms import norm
 from .parametrization import scales
 from .positions import inverse_frequencies, rotary_angles
-from .streams import AttentionStream, lacks_projections, receives
+from .streams import AttentionStream
 
 PACKAGE = __name__.rpartition(".")[0]
 # Logit of padding of the vocabulary, below the least of the tokens': exp(-1000) is 0 in float32, and at a temperature
 # of 30 still is 3e-15.
 BELOW = 1000.0
-
-
-def build_block(config: DecoderConfig, index: int) -> Block:
-    """Layer `index` from the config's parts; the one place that turns switches into modules."""
-    c, scale = config, scales(config)
-    heads = {"queries": c.num_attention_heads, "keys": c.num_key_value_heads, "values": c.num_key_value_heads}
-    stream = (
-        AttentionStream(
-            tuple(c.stream),
-            c.stream_source,
-            c.stream_weight,
-            heads,
-            index,
-            c.hidden_size,
-            own=c.stream_own,
-            arriving=c.stream_arriving,
-            receives=receives(c, index),
-            accumulated_scale=1 / scale.depth,
-        )
-        if c.stream
-        else None
-    )
-    attention = Attention(
-        c.hidden_size,
-        c.num_attention_heads,
-        c.num_key_value_heads,
-        c.head_dim,
-        index,
-        bias=c.attention_bias,
-        softmax_scale=c.softmax_scale if scale.head == 1 else _base_softmax_scale(c) / scale.head,
-        dropout=c.attention_dropout,
-        stream=stream,
-        qk_norms=(norm("rmsnorm", c.head_dim, c.norm_eps), norm("rmsnorm", c.head_dim, c.norm_eps))
-        if c.qk_norm
-        else None,
-        without=lacks_projections(c, index),
-    )
-    act = activation(c.hidden_act, **settings_of(c.hidden_act, c))
-    return Block(
-        norm(c.norm, c.hidden_size, c.norm_eps),
-        attention,
-        norm(c.norm, c.hidden_size, c.norm_eps),
-        FEEDFORWARDS[c.feedforward](c.hidden_size, c.intermediate_size, act, bias=c.mlp_bias),
-        c.residual_dropout,
-        1 / scale.depth,
-    )
-
-
-def _base_softmax_scale(config: DecoderConfig) -> float:
-    """Factor of the attention scores at the base size."""
-    return config.softmax_scale or config.base_head_dim**-0.5
 
 
 class DecoderPreTrainedModel(PreTrainedModel):
@@ -103,7 +50,7 @@ class DecoderPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # noqa: RUF012 (transformers declares it so)
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -194,6 +141,7 @@ class Decoder(DecoderPreTrainedModel):
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple:
         """See `DecoderForCausalLM.forward`; further arguments are passed down to the attention function."""
+        past_key_values = kwargs.pop("cache", past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         use_cache = self.config.use_cache if use_cache is None else use_cache
@@ -211,10 +159,9 @@ class Decoder(DecoderPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
-        if self.embed_positions is not None:
-            hidden = hidden + self.embed_positions(position_ids)
-        hidden = self.embedding_dropout(hidden)
-        angles = None if self.embed_positions is not None else self._angles(position_ids, hidden.dtype)
+        learned = self.embed_positions
+        hidden = self.embedding_dropout(hidden if learned is None else hidden + learned(position_ids))
+        angles = self._angles(position_ids, hidden.dtype) if learned is None else None
 
         carry: list[Tensor] = []  # flat, see `Block.forward`
         every_hidden, every_attention = [], []
@@ -234,10 +181,10 @@ class Decoder(DecoderPreTrainedModel):
                 every_attention.append(weights)
         hidden = self.norm(hidden)
         result = BaseModelOutputWithPast(
-            last_hidden_state=hidden,
-            past_key_values=past_key_values,
-            hidden_states=(*every_hidden, hidden) if output_hidden_states else None,
-            attentions=tuple(every_attention) if output_attentions else None,
+            hidden,
+            past_key_values,
+            (*every_hidden, hidden) if output_hidden_states else None,
+            tuple(every_attention) if output_attentions else None,
         )
         return result if return_dict is not False else result.to_tuple()
 
@@ -334,7 +281,8 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             attention_mask: (B, S), 1 for tokens and 0 for padding, on either side.
             position_ids: (B, T); restarting at 0 inside a row packs several documents into it, and then none sees
                 another (needs attention_mask None).
-            past_key_values: key-value cache; made where `use_cache` asks for one.
+            past_key_values: key-value cache; made where `use_cache` asks for one. `cache` is its name
+                from transformers 5.24 on.
             labels: (B, T), shifted inside: token t is predicted from the tokens before it. -100 is left out.
             logits_to_keep: compute the logits of the last n positions only (0: all).
             num_items_in_batch: divide the summed loss by this, the number of predicted tokens of the whole global
@@ -345,6 +293,7 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
                 need be kept.
         """
         shift_labels: Tensor | None = kwargs.pop("shift_labels", None)
+        past_key_values = kwargs.pop("cache", past_key_values)
         if labels is not None or shift_labels is not None:
             use_cache = use_cache or False
         out = self.model(

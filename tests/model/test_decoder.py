@@ -28,8 +28,8 @@ def test_cached_steps_equal_one_pass(style: str, switch: str) -> None:
     model = make_model(style, switch)
     ids = tokens(2, 20)
     whole, cache, parts = model(ids).logits, None, []
-    for chunk in ids.split([7, 1, 1, 5, 6], dim=1):
-        out = model(chunk, past_key_values=cache, use_cache=True)
+    for number, chunk in enumerate(ids.split([7, 1, 1, 5, 6], dim=1)):  # under both names of the cache
+        out = model(chunk, **{("past_key_values", "cache")[number % 2]: cache}, use_cache=True)
         cache = out.past_key_values
         parts.append(out.logits)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-5, atol=2e-5)

@@ -12,6 +12,25 @@ from .switches import EVERY, STYLES, SWITCHES, make_config, make_model, tokens
 ACT_PARAMETERS = ("beta", "bias", "positive", "negative", "weight")
 
 
+def reference_act(x: Tensor, layer: str, model: DecoderForCausalLM, w: dict[str, Tensor]) -> Tensor:
+    c = model.config
+    if c.hidden_act == "nmda":
+        i = model.model.layers[0].feedforward.act
+        alpha, beta = (i.alpha, i.beta.item()) if c.nmda_learnable else (c.nmda_alpha, c.nmda_beta)
+        return x / (1 + alpha * torch.exp(-beta * x))
+    learned = {name: w.get(f"{layer}feedforward.act.{name}") for name in ACT_PARAMETERS}
+    if c.hidden_act == "swish":
+        return x * torch.sigmoid(learned["beta"] * x + learned["bias"])
+    if c.hidden_act == "xielu":
+        left, right = 0.5 + F.softplus(learned["negative"]), F.softplus(learned["positive"])
+        return torch.where(x > 0, right * x**2, left * (torch.exp(x) - 1 - x)) + x / 2
+    if c.hidden_act == "polynorm":
+        powers = [x**n * (x ** (2 * n)).mean(-1, keepdim=True).add(1e-6).rsqrt() for n in (1, 2, 3)]
+        return sum(w * power for w, power in zip(learned["weight"], powers, strict=True)) + learned["bias"]
+    acts = {"silu": F.silu, "relu2": lambda x: F.relu(x) ** 2}
+    return acts.get(c.hidden_act, lambda x: F.gelu(x, approximate="tanh"))(x)
+
+
 def reference_logits(model: DecoderForCausalLM, ids: Tensor) -> Tensor:
     """The decoder for one row of ids, Section 3.2 of the paper written out; no shared code but the weights."""
     c, w = model.config, dict(model.named_parameters())
@@ -36,23 +55,6 @@ def reference_logits(model: DecoderForCausalLM, ids: Tensor) -> Tensor:
         )
         z = torch.complex(x[..., : width // 2], x[..., width // 2 :]) * torch.polar(torch.ones_like(angles), angles)
         return torch.cat([z.real, z.imag], -1)
-
-    def act(x: Tensor, layer: str) -> Tensor:
-        if c.hidden_act == "nmda":
-            i = model.model.layers[0].feedforward.act
-            alpha, beta = (i.alpha, i.beta.item()) if c.nmda_learnable else (c.nmda_alpha, c.nmda_beta)
-            return x / (1 + alpha * torch.exp(-beta * x))
-        learned = {name: w.get(f"{layer}feedforward.act.{name}") for name in ACT_PARAMETERS}
-        if c.hidden_act == "swish":
-            return x * torch.sigmoid(learned["beta"] * x + learned["bias"])
-        if c.hidden_act == "xielu":
-            left, right = 0.5 + F.softplus(learned["negative"]), F.softplus(learned["positive"])
-            return torch.where(x > 0, right * x**2, left * (torch.exp(x) - 1 - x)) + x / 2
-        if c.hidden_act == "polynorm":
-            powers = [x**n * (x ** (2 * n)).mean(-1, keepdim=True).add(1e-6).rsqrt() for n in (1, 2, 3)]
-            return sum(w * power for w, power in zip(learned["weight"], powers, strict=True)) + learned["bias"]
-        acts = {"silu": F.silu, "relu2": lambda x: F.relu(x) ** 2}
-        return acts.get(c.hidden_act, lambda x: F.gelu(x, approximate="tanh"))(x)
 
     hidden = w["model.embed_tokens.weight"][ids]
     if c.position == "learned":
@@ -97,7 +99,11 @@ def reference_logits(model: DecoderForCausalLM, ids: Tensor) -> Tensor:
         x = norm(hidden, layer + "feedforward_norm")
         up = linear(x, layer + "feedforward.up_proj")
         gate = linear(x, layer + "feedforward.gate_proj") if c.feedforward == "gated" else up
-        inside = act(gate, layer) * up if c.feedforward == "gated" else act(gate, layer)
+        inside = (
+            reference_act(gate, layer, model, w) * up
+            if c.feedforward == "gated"
+            else reference_act(gate, layer, model, w)
+        )
         hidden = hidden + linear(inside, layer + "feedforward.down_proj") / deeper
     head = "model.embed_tokens.weight" if c.tie_word_embeddings else "lm_head.weight"
     return (norm(hidden, "model.norm") / wider @ w[head].T)[:, : c.unpadded_vocab_size]

@@ -232,7 +232,7 @@ def test_memory_may_be_switched_off_and_keeps_no_gradient() -> None:
         (lambda: Variant("nmda:x"), "activation 'nmda:x'"),
         (lambda: Variant("gelu:2"), "activation 'gelu:2'"),
         (
-            lambda: Variant("swish", position="there"),
+            lambda: Variant("swishy", position="there"),
             "position 'there' is unknown: give paper, residual, actions; activ",
         ),
         (lambda: Variant(streams=("value",)), "stream 'value' is unknown"),

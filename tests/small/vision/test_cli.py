@@ -98,7 +98,7 @@ def test_data_sets_with_streams_in_one_table(trained: Path, data: Path, tmp_path
     ("words", "sentence"),
     [
         (["train", "--dataset", "cifar100", "--data", "nowhere"], "nowhere is not there: fetch CIFAR-100"),
-        (["train", "--dataset", "cifar100", "--act", "swish"], "activation 'swish' is unknown"),
+        (["train", "--dataset", "cifar100", "--act", "swishy"], "activation 'swishy' is unknown"),
         (["train", "--dataset", "cifar100", "--alpha", "-1"], "activation 'nmda:-1.0' is unknown"),
         (["train", "--dataset", "cifar100", "--act", "gelu", "gelu"], "an activation is asked for twice"),
         (["train", "--dataset", "tiny-imagenet", "--patch", "7"], "patch 7 must divide the images' side of 64"),
