@@ -31,8 +31,8 @@ from llm.common.files import write_files
 from llm.train.optim import Schedule
 
 RESULT = PAGE.parent / "luck.csv"
-SIZE, STEPS, RATE = Size(64, 4), 2000, 4e-3
-AVERAGES = (0.99, 0.998)  # decay of a moving average: weights of the last 100 and 500 steps
+SIZE, STEPS, RATE = Size(64, 4), 1200, 4e-3
+AVERAGES = (0.98, 0.995)  # decay of a moving average: weights of about the last 50 and 200 steps
 LAST = "last weights"
 VALIDATED = 1024  # rows
 Row = dict[str, str]
@@ -45,21 +45,17 @@ class Setting(NamedTuple):
     rate: float = RATE
     steps: int = STEPS
     deviation: float = 1.0
-    switches: dict[str, Any] = {}  # noqa: RUF012 (never written to)
 
 
-_COSINE = Schedule("cosine", warmup_steps=100, min_lr_ratio=0.1)
+_TO_ZERO = Schedule("cosine", warmup_steps=100)
 SETTINGS = {
-    "cosine to 10%": Setting(_COSINE),
-    "cosine to 0": Setting(Schedule("cosine", warmup_steps=100)),
+    "cosine to 10%": Setting(Schedule("cosine", warmup_steps=100, min_lr_ratio=0.1)),
+    "cosine to 0": Setting(_TO_ZERO),
     "constant, cool-down of 20%": Setting(Schedule("constant", warmup_steps=100, cooldown_steps=STEPS // 5)),
-    "warm-up of 500 steps": Setting(Schedule("cosine", warmup_steps=500)),
-    "half the learning rate": Setting(Schedule("cosine", warmup_steps=100), rate=RATE / 2),
-    "half the initial weights": Setting(Schedule("cosine", warmup_steps=100), deviation=0.5),
-    "output matrices by 1/sqrt(2 layers)": Setting(
-        Schedule("cosine", warmup_steps=100), switches={"scale_residual_init": True}
-    ),
-    "twice the steps": Setting(Schedule("cosine", warmup_steps=100), steps=2 * STEPS),
+    "warm-up of 400 steps": Setting(Schedule("cosine", warmup_steps=400)),
+    "half the learning rate": Setting(_TO_ZERO, rate=RATE / 2),
+    "half the initial weights": Setting(_TO_ZERO, deviation=0.5),
+    "twice the steps": Setting(_TO_ZERO, steps=2 * STEPS),
 }
 
 
@@ -69,9 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.luck",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m benchmarks.luck --seeds 12 --jobs 2",
+        epilog="example: python -m benchmarks.luck --seeds 8 --jobs 2",
     )
-    parser.add_argument("--seeds", type=int, default=12, metavar="N", help="initial weights per setting (default: 12)")
+    parser.add_argument("--seeds", type=int, default=8, metavar="N", help="initial weights per setting (default: 8)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes of one thread each (default: 2)")
     options = parser.parse_args(arguments)
 
@@ -111,7 +107,7 @@ def _of_kept(name: str, seed: int) -> list[Row]:
 def rows_of(texts: Texts, name: str, setting: Setting, seed: int) -> list[Row]:
     """Train once; return a row for the last weights and for each of `AVERAGES`."""
     start = time.perf_counter()
-    model = make_model(SIZE, "standard", seed, **setting.switches)
+    model = make_model(SIZE, "standard", seed)
     if setting.deviation != 1:
         with torch.no_grad():
             for parameter in model.parameters():

@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, processors
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from .common.errors import UserError
 from .common.exported import CARD, read_card, trained_context, weights_sha256
@@ -53,7 +53,8 @@ from transformers import AutoModelForCausalLM
 
 folder, probe = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="auto").eval()
-assert "transformers_modules" in type(model).__module__, "the folder's own code was not used"
+own = "auto_map" in model.config.to_dict()
+assert own == ("transformers_modules" in type(model).__module__), "the folder's own code was not used"
 with torch.no_grad():
     logits = model(load_file(probe)["input_ids"]).logits
 save_file({"logits": logits.contiguous()}, probe + ".logits")
@@ -64,18 +65,25 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def export(
-    run: Path, out: Path | None = None, step: int | None = None, dtype: torch.dtype = torch.float32
+    run: Path,
+    out: Path | None = None,
+    step: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    as_transformers: bool = False,
 ) -> tuple[Path, bool]:
     """Write the run's checkpoint (its newest, or that of `step`) to the new folder `out`, or to RUN/exports/step-N.
+
+    `as_transformers`: as a LlamaForCausalLM or GPT2LMHeadModel, without code of this project.
 
     Returns the folder, and whether it was written: where it holds just this export already, nothing is done.
 
     Raises:
-        UserError: no such run or checkpoint, `out` is not empty, or the reloaded logits differ from the model's.
+        UserError: no such run or checkpoint, `out` is not empty, the reloaded logits differ from the model's, or
+            transformers has no such model.
     """
     record = reading.record(run)
     checkpoint = checkpoints.find(run, step)
-    facts = describe(checkpoint, record, dtype)
+    facts = describe(checkpoint, record, dtype) | ({"format": "transformers"} if as_transformers else {})
     out = out or run / "exports" / checkpoint.path.name
     if _is_there(out, facts):
         return out, False
@@ -90,14 +98,18 @@ def export(
     model.to(dtype).eval()  # type: ignore[arg-type]  # transformers hides the overloads
     tokenizer.model_max_length = trained_context(config, facts)
     try:
-        _write(out.resolve(), model, tokenizer, facts)
+        written = model.to_hf() if as_transformers else model
+    except ValueError as error:
+        raise UserError(f"--format transformers: {error}") from error
+    try:
+        _write(out.resolve(), written, tokenizer, facts)
     except OSError as error:
         why = error.strerror or first_line(error)
         raise UserError(f"{out} cannot be written ({why}): free space, or give a folder that can be written") from error
     return out, True
 
 
-def _write(out: Path, model: DecoderForCausalLM, tokenizer: Any, facts: dict[str, Any]) -> None:
+def _write(out: Path, model: PreTrainedModel, tokenizer: Any, facts: dict[str, Any]) -> None:
     """Write the folder, have it reloaded and rename it to `out`; on an error nothing of it is left."""
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_strays(out)
@@ -158,7 +170,7 @@ def _is_there(out: Path, facts: dict[str, Any]) -> bool:
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}): give a folder that can be") from error
     known = read_card(out) if out.is_dir() else {}
-    if any(known.get(name) != facts[name] for name in ("checkpoint_sha256", "step", "dtype")):
+    if any(known.get(name) != facts.get(name) for name in ("checkpoint_sha256", "step", "dtype", "format")):
         raise UserError(f"output folder {out} is not empty: give another or remove it")
     if known.get("weights_sha256") not in (None, weights_sha256(out)):
         raise UserError(f"the weights in {out} are not those that were exported: remove it and export again")
@@ -254,7 +266,7 @@ def as_in_training(tokenizer: Any, begin: int | None) -> Any:
 # ---- The reload ------------------------------------------------------------------------------------------------------
 
 
-def check_reload(model: DecoderForCausalLM, folder: Path, tokens: int = 64) -> None:
+def check_reload(model: PreTrainedModel, folder: Path, tokens: int = 64) -> None:
     """Load `folder` in an isolated Python without this project and compare logits on random tokens.
 
     Raises:
@@ -262,7 +274,7 @@ def check_reload(model: DecoderForCausalLM, folder: Path, tokens: int = 64) -> N
     """
     config = model.config
     length = min(tokens, config.max_position_embeddings)
-    vocabulary = config.unpadded_vocab_size or config.vocab_size
+    vocabulary = getattr(config, "unpadded_vocab_size", None) or config.vocab_size
     ids = torch.randint(vocabulary, (2, length), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(ids).logits
@@ -305,12 +317,13 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--all exports every checkpoint to RUN/exports: leave out OUT and --step")
     if out is not None and len(runs) > 1:
         raise UserError(f"--out {out} takes one run, and {len(runs)} are given: leave it out (RUN/exports/step-N)")
+    if args.format == "transformers" and (out is None or args.all):
+        raise UserError("--format transformers needs --out: RUN/exports is for what python -m evals measures")
     dtype, refused = DTYPES[args.dtype], list[str]()
     for folder in runs:
         try:
-            for written_to, written in (
-                export_all(folder, dtype) if args.all else [export(folder, out, args.step, dtype)]
-            ):
+            one = None if args.all else export(folder, out, args.step, dtype, args.format == "transformers")
+            for written_to, written in [one] if one else export_all(folder, dtype):
                 facts = read_card(written_to)
                 what = f"{written_to}: step {facts['step']}, {facts['parameters']:,} parameters, {args.dtype}"
                 print(f"{what}, {'reloaded logits equal' if written else 'already there'}", flush=True)

@@ -18,6 +18,12 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=count(0), help="which checkpoint (default: the newest that verifies)")
     parser.add_argument("--all", action="store_true", help="every checkpoint, to RUN/exports/step-N")
     parser.add_argument(
+        "--format",
+        choices=("hippoformer", "transformers"),
+        default="hippoformer",
+        help="transformers: as LlamaForCausalLM or GPT2LMHeadModel, if no switch is on (needs --out)",
+    )
+    parser.add_argument(
         "--dtype", choices=names("export.py", "DTYPES"), default="float32", help="of the weights (default: float32)"
     )
     parser.epilog = (

@@ -12,12 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
-from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    LlamaTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from llm import export as exporting
 from llm.cli import main
 from llm.common.errors import UserError
 from llm.data.tokenizer import encode_documents, load_tokenizer
+from llm.model import DecoderConfig, DecoderForCausalLM
 from llm.train import checkpoint as checkpoints
 
 from .exported import byte_tokenizer, edit_config
@@ -177,6 +184,35 @@ def test_every_checkpoint_is_exported_to_the_runs_own_folder(
     for words in (["out", "--all"], ["--all", "--step", "5"]):
         assert main(["export", str(trained), *words]) == 2
         assert "leave out OUT and --step" in capsys.readouterr().err
+
+
+def test_as_transformers_it_is_a_llama_without_our_code(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run, out = tmp_path / "plain", tmp_path / "llama"
+    config = tiny_config(decoder__stream=[], run__folder=str(run), trainer__max_steps=5)
+    assert main(["fit", "--config", str(config)]) == 0
+    assert main(["export", str(run), "--format", "transformers", "--out", str(out)]) == 0
+    assert main(["export", str(run), "--format", "transformers", "--out", str(out)]) == 0
+    assert "already there" in capsys.readouterr().out
+    assert not list(out.glob("*.py"))
+    theirs = AutoModelForCausalLM.from_pretrained(out).eval()
+    assert type(theirs) is LlamaForCausalLM
+    ours = DecoderForCausalLM(DecoderConfig.from_pretrained(run / "checkpoints" / "step-00000005")).eval()
+    ours.load_state_dict(load_file(run / "checkpoints" / "step-00000005" / "model.safetensors"))
+    ids = torch.randint(500, (2, 16))
+    torch.testing.assert_close(theirs(ids).logits, ours(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_switch_that_transformers_lacks_is_named(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["export", str(trained), "--format", "transformers"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "--format transformers: transformers has no model with stream" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(words) == 2
+    assert "needs --out" in capsys.readouterr().err
 
 
 def test_several_runs_are_exported_and_the_bad_one_is_named_afterwards(

@@ -236,9 +236,9 @@ def pair_problems(pair: Pair, allowed: set[str], seeds: bool = False) -> list[st
     said = [{**run.record, **(run.summary or {})} for run in pair]
     names = f"{first.folder} and {second.folder}"
     problems = [
-        f"{names} differ in {key} ({said[0][key]} and {said[1][key]})"
-        for key in ("store_fingerprint", "seed", "step", "tokens_seen")
-        if said[0][key] != said[1][key] and not (seeds and key == "seed")
+        f"{names} differ in {key} ({said[0].get(key)} and {said[1].get(key)})"
+        for key in ("store_fingerprint", "seed", "step", "tokens_seen", "init_sha256")
+        if said[0].get(key) != said[1].get(key) and not (seeds and key == "seed")
     ]
     undeclared = {k: v for k, v in differences(pair, allowed).items() if k not in allowed and k != SEED}
     problems += [f"{names} differ in {key} ({one} and {other})" for key, (one, other) in undeclared.items()]

@@ -1,4 +1,5 @@
-"""To and from transformers' LlamaForCausalLM and GPT2LMHeadModel, where no switch is on that those lack."""
+"""To and from transformers' LlamaForCausalLM and GPT2LMHeadModel, where no switch is on that those lack; from Mistral,
+Qwen2 and Qwen3 too, which are Llamas with other biases and norms."""
 
 from __future__ import annotations
 
@@ -27,6 +28,8 @@ LLAMA_NAMES = {
     "model.layers.{i}.attention.k_proj": "model.layers.{i}.self_attn.k_proj",
     "model.layers.{i}.attention.v_proj": "model.layers.{i}.self_attn.v_proj",
     "model.layers.{i}.attention.o_proj": "model.layers.{i}.self_attn.o_proj",
+    "model.layers.{i}.attention.q_norm": "model.layers.{i}.self_attn.q_norm",
+    "model.layers.{i}.attention.k_norm": "model.layers.{i}.self_attn.k_norm",
     "model.layers.{i}.feedforward_norm": "model.layers.{i}.post_attention_layernorm",
     "model.layers.{i}.feedforward.gate_proj": "model.layers.{i}.mlp.gate_proj",
     "model.layers.{i}.feedforward.up_proj": "model.layers.{i}.mlp.up_proj",
@@ -68,17 +71,21 @@ TO_HF_ACTIVATION = {ours: theirs for theirs, ours in reversed(HF_ACTIVATIONS.ite
 
 
 def config_from_hf(hf: PretrainedConfig) -> DecoderConfig:
-    """The DecoderConfig of a LlamaConfig or GPT2Config.
+    """The DecoderConfig of a Llama, Mistral, Qwen2, Qwen3 or GPT-2.
 
     Raises:
         ValueError: another config class, or a setting that this decoder does not have.
     """
-    if isinstance(hf, LlamaConfig):
-        return DecoderConfig.llama(
-            **_same_fields(hf, LLAMA_FIELDS), norm_eps=hf.rms_norm_eps, hidden_act=_activation_from_hf(hf.hidden_act)
-        )
+    if hf.model_type in LIKE_LLAMA:
+        if set(getattr(hf, "layer_types", None) or ()) - {"full_attention"} or getattr(hf, "sliding_window", None):
+            raise ValueError(f"this {hf.model_type} attends in a sliding window: not supported")
+        parts = {"head_dim": None, "mlp_bias": False, "attention_bias": hf.model_type == "qwen2"}
+        fields = {name: getattr(hf, name, parts.get(name)) for name in LLAMA_FIELDS}
+        act = _activation_from_hf(hf.hidden_act)
+        norms = {"norm_eps": hf.rms_norm_eps, "qk_norm": hf.model_type == "qwen3"}
+        return DecoderConfig.llama(**fields, **norms, hidden_act=act)
     if not isinstance(hf, GPT2Config):
-        raise ValueError(f"{type(hf).__name__} cannot be converted: give a LlamaForCausalLM or GPT2LMHeadModel")
+        raise ValueError(f"{type(hf).__name__} cannot be converted: give a Llama, Mistral, Qwen2, Qwen3 or GPT-2")
     if not hf.scale_attn_weights or hf.scale_attn_by_inverse_layer_idx or hf.add_cross_attention:
         raise ValueError("this GPT-2 scales its attention by layer, not at all, or has cross-attention: not supported")
     return DecoderConfig.gpt2(
@@ -93,6 +100,7 @@ def config_from_hf(hf: PretrainedConfig) -> DecoderConfig:
     )
 
 
+LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3")
 LLAMA_FIELDS = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
     "max_position_embeddings rope_parameters attention_bias mlp_bias attention_dropout tie_word_embeddings "
@@ -179,7 +187,7 @@ def _read(theirs: dict[str, Tensor], name: str, part: int, transposed: bool) -> 
 
 def _table(hf_model: PreTrainedModel) -> list[tuple[str, str, int, bool]]:
     """(our name, their name, which part of a fused tensor, transposed) for each tensor of `hf_model`."""
-    llama = isinstance(hf_model, LlamaForCausalLM)
+    llama = hf_model.config.model_type in LIKE_LLAMA
     names = LLAMA_NAMES if llama else GPT2_NAMES
     pairs = [(ours, theirs, 0) for ours, theirs in names.items()]
     if not llama:

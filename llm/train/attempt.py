@@ -16,11 +16,13 @@ from ..common.errors import StoppedError, UserError
 from ..common.processes import raise_open_file_limit
 from ..data.module import TokenDataModule
 from ..data.store import check_vocabulary
+from ..runs import reading
 from . import checkpoint as checkpoints
 from .attention import attention_problems
 from .callbacks import OpenRunFolder, callbacks
 from .evaluation import Evaluations
 from .flops import flops_per_token
+from .initial_weights import Source, check_tokenizer, read_source, start_from
 from .loss_guard import NotFiniteError
 from .metrics import ValidationBar
 from .ranks import ReportedOnRankZeroError, is_lost_rank_error
@@ -39,7 +41,8 @@ NOT_USED = {
     "StochasticWeightAveraging": "average exported checkpoints instead",
     "Timer": "send SIGUSR1 before a time limit",
 }
-PARTS = {"seed_everything", "initializer_seed", "decoder", "model", "data", "trainer", "strategy", "run", "evaluation"}
+PARTS = {"seed_everything", "initializer_seed", "init"}  # of a config
+PARTS |= {"decoder", "model", "data", "trainer", "strategy", "run", "evaluation"}
 
 
 class Attempt(LightningCLI):
@@ -48,6 +51,8 @@ class Attempt(LightningCLI):
     run_folder: RunFolder | None = None
     signals: Signals | None = None
     evaluations: Evaluations | None = None
+    source: Source | None = None  # that the initial weights come from
+    init_sha256: str | None = None  # of its weights
 
     def _identity(self) -> dict[str, Any]:
         data: TokenDataModule = self.datamodule
@@ -65,6 +70,7 @@ class Attempt(LightningCLI):
             "context": data.context,
             "rows": data.kind,
             "mask_documents": data.mask_documents or None,  # runs from before it have no such key
+            "init_sha256": self.init_sha256,  # nor this
             "decoder": decoder,
         }
 
@@ -96,12 +102,29 @@ class Attempt(LightningCLI):
         self.datamodule.micro_batches(trainer.world_size)
         raise_open_file_limit()  # each shard of a store is a file
         self.run_folder = RunFolder(self._get(self.config_init, "run"))
+        self._read_initial_weights()
         self.signals = Signals()
         self.signals.install()
         opening = OpenRunFolder(self.run_folder, self._open, strategy.timeout)
         evaluation = self._get(self.config_init, "evaluation")
         self.evaluations = Evaluations(self.run_folder, evaluation) if evaluation.every else None
         trainer.callbacks += [opening, *callbacks(self.run_folder, self.signals, self.evaluations)]
+
+    def _read_initial_weights(self) -> None:
+        """Copy the weights that the config names. A run that resumes has its own, and keeps the hash of these."""
+        name, run = self._get(self.config_init, "init"), self._folder()
+        if name is None:
+            return
+        begun = self._get(self.config_init, "resume") is not None and reading.folders(run.path / "checkpoints")
+        kept = reading.record(run.path).get("init_sha256") if begun else None
+        if kept is not None:
+            self.init_sha256 = kept
+            return
+        self.source = read_source(name)
+        self.init_sha256 = self.source.sha256
+        notes = start_from(self.source, self.model.model)
+        if self.trainer.is_global_zero:
+            print(*map("init: {}".format, notes), sep="\n", file=sys.stderr)
 
     def _open(self) -> list[Logger]:
         """On rank zero: lock the folder, find where the run starts, open it and say so. Returns the loggers.
@@ -111,6 +134,10 @@ class Attempt(LightningCLI):
         trainer, data = self.trainer, self.datamodule
         run, resume = self._folder(), self._get(self.config_init, "resume")
         run.identity = self._identity()
+        if self.source is not None:
+            store = data.components[0].train
+            if said := check_tokenizer(self.source, store, data.tokenizer):
+                print(f"init: {said}", file=sys.stderr)
         if resume is not None:
             print("verifying the checkpoint to continue from", file=sys.stderr)
         skipped = run.acquire(resume)
@@ -137,6 +164,7 @@ class Attempt(LightningCLI):
             "flops_per_token": flops_per_token(self.model.decoder_config, data.context),
             "store": data.named,
             "store_fingerprint": run.identity["store_fingerprint"],
+            "init_sha256": self.init_sha256,
             "begin_of_document": data.components[0].train.begin_of_document,  # an export begins prompts with it
         }
         spread = {"devices": trainer.world_size, "strategy": self._get(self.config_init, "strategy").described}

@@ -62,7 +62,7 @@ class CLI(Attempt):
         parser.add_class_arguments(StrategySettings, "strategy")
         parser.add_class_arguments(RunSettings, "run")
         parser.add_class_arguments(EvaluationSettings, "evaluation")
-        for name in ("initializer_seed", "resume"):
+        for name in ("initializer_seed", "init", "resume"):
             kind, default, text = OTHERS[name]
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
         parser.add_argument("--allow-class-path", action="store_true", help=ANY_PATH)

@@ -109,6 +109,7 @@ LINKED = {"model": {"decoder", "seed"}, "data": {"seed"}, "decoder": {"initializ
 OTHERS: dict[str, tuple[Any, Any, str]] = {
     "seed_everything": (bool | int, 0, "seed of initial weights, order of the data and dropout"),
     "initializer_seed": (int | None, None, "seed of the initial weights (default: seed_everything)"),
+    "init": (str | None, None, "published model, or export, whose weights the run starts from: a folder or a hub name"),
     "resume": (str | None, None, "auto, or the path of a checkpoint or run to continue"),
 }
 _OF_CLASSES = tuple(f"--trainer.{name}" for name in ("accelerator.", "callbacks", "plugins", "profiler"))

@@ -160,6 +160,8 @@ class RunFolder:
                 )
         elif resume is not None and (Path(resume) / "checkpoints").is_dir():
             self.resumed = checkpoints.find(Path(resume))
+        elif resume is not None and (Path(resume) / "config.json").is_file() and not _is_checkpoint(Path(resume)):
+            raise UserError(f"--resume {resume} is an exported model: give --init {resume} to start from its weights")
         elif resume is not None:
             self.resumed = checkpoints.read(Path(resume))
         branches = self.resumed is None and self.settings.start_from is not None
@@ -335,6 +337,11 @@ class RunFolder:
         """Write summary.json from the last checkpoint's state: the run is finished."""
         summary = {name: state.get(name) for name in SUMMARY}  # checkpoints of older runs lack the memory
         write_json(self.path / "summary.json", summary)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a folder has what only checkpoints have, if it is not whole."""
+    return any((path / name).exists() for name in ("manifest.json", "state.json"))
 
 
 def _with_defaults(identity: dict[str, Any]) -> dict[str, Any]:
