@@ -304,6 +304,13 @@ def _reloaded_logits(folder: Path, ids: Tensor, elsewhere: Path) -> Tensor:
     return load_file(f"{probe}.logits")["logits"]
 
 
+def _is_run(folder: Path) -> bool:
+    try:
+        return (folder / "run.json").is_file()
+    except OSError:  # no name for a file
+        return False
+
+
 def run(args: argparse.Namespace) -> None:
     """Export each run, and say what was written.
 
@@ -311,7 +318,7 @@ def run(args: argparse.Namespace) -> None:
         UserError: the options contradict; or, after the other runs, a run that cannot be exported.
     """
     runs, out = args.runs, args.out
-    if out is None and len(runs) == 2 and not (runs[1] / "run.json").exists():
+    if out is None and len(runs) == 2 and not _is_run(runs[1]):
         runs, out = runs[:1], runs[1]
     if args.all and (out is not None or args.step is not None):
         raise UserError("--all exports every checkpoint to RUN/exports: leave out OUT and --step")

@@ -26,6 +26,7 @@ SHRUNK = {  # the model only: the data's settings are those of the config, but f
     "model.schedule.warmup_steps": 5,
     "model.schedule.cooldown_steps": 5,
     "strategy.name": "auto",
+    "trainer.precision": "32-true",  # a processor without bfloat16 takes ten times as long with it
     "trainer.max_steps": 50,
     "trainer.log_every_n_steps": 1,
     "trainer.accelerator": "cpu",

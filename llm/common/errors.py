@@ -34,6 +34,9 @@ def printable(text: str) -> str:
     )
 
 
+NO_MEMORY = "can't allocate memory"  # of torch's allocator on CPUs
+
+
 def exit_status(command: Callable[[], None]) -> int:
     """Run a command: 0; 2 for a UserError, printed as `error: ...`; 130 where it was interrupted.
 
@@ -66,7 +69,20 @@ def exit_status(command: Callable[[], None]) -> int:
         where = "" if error.filename is None else f"{error.filename}: "
         print(f"error: {printable(where)}{error.strerror}: change that, or give another path", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or NO_MEMORY in str(error)):
+            raise
+        print(
+            f"error: this machine's memory is too small for this ({_asked(error)}): give smaller sizes", file=sys.stderr
+        )
+        return 2
     return 0
+
+
+def _asked(error: BaseException) -> str:
+    """What a failed allocation says of how much was asked for; torch puts a place in its source in front."""
+    text = " ".join(str(error).split())
+    return text[text.find(NO_MEMORY) :].partition(" Error code")[0] if NO_MEMORY in text else text or "no details"
 
 
 def _nobody_reads() -> bool:
