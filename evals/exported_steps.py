@@ -39,8 +39,10 @@ class ExportedRun:
 
     @property
     def side(self) -> str:
-        """The name without its seed at the end: what runs of several seeds have in common."""
-        return self.name.removesuffix(str(self.seed)).removesuffix("seed").rstrip("-_ ") or self.name
+        """The name without its seed: what runs of several seeds have in common. A study names its runs
+        ARM-seedN-BUDGET, with a number N of its own."""
+        name = re.sub(r"[-_ ]seed\d+-[^-]+$", "", self.name)
+        return name.removesuffix(str(self.seed)).removesuffix("seed").rstrip("-_ ") or self.name
 
     @property
     def seed(self) -> int:

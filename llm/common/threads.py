@@ -70,6 +70,14 @@ def _machine_seconds() -> float | None:
 _started = CpuClock.now()
 
 
+def _restart() -> None:
+    global _started
+    _started = CpuClock.now()
+
+
+os.register_at_fork(after_in_child=_restart)  # a child's own CPU time begins at zero
+
+
 def is_crowded(others: float | None, threads: int) -> bool:
     """Whether `threads` threads find fewer free cores than they need."""
     return others is not None and others + threads > (os.cpu_count() or 1) + TOLERANCE

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,3 +146,13 @@ def test_a_run_that_shares_its_cores_is_marked(
     assert (event["step"] == 0) == from_start
     assert main(["status", str(tmp_path / "run")]) == 0
     assert "1 x busy_machine" in capsys.readouterr().out
+
+
+def test_a_forked_process_does_not_take_its_parents_time_for_that_of_others() -> None:
+    """Its own CPU time begins at zero: the parent's would count as others'."""
+    receiving, sending = os.pipe()
+    if (pid := os.fork()) == 0:
+        os.write(sending, f"{threads._started.own}".encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert float(os.read(receiving, 100)) < 1 < time.process_time()

@@ -156,6 +156,8 @@ def test_names_and_sides(tmp_path):
     runs = [read_run(folder) for folder in seeds]
     assert curves.labels(runs) == ["classic-seed1", "classic-seed2"]
     assert [run.side for run in runs] == ["classic", "classic"]
+    of_study = [read_run(make_run(tmp_path / name, record={"name": name}, seed=990071)) for name in ("keys-seed2-20x",)]
+    assert [run.side for run in of_study] == ["keys"]
     twins = [read_run(make_run(tmp_path / name, record={"name": "same"})) for name in ("one", "two")]
     assert curves.labels(twins) == ["one", "two"]
     deeper = [read_run(make_run(tmp_path / f"{name}/run", record={"name": "same"})) for name in ("x", "y")]
