@@ -97,12 +97,12 @@ def mqar_sequences(
 
 
 class Needles(NamedTuple):
-    """Texts with the needle and with another one in its place, (D, N, T + 1) int64; `told`: how many tokens at the end
-    of each row are to be told, half of the needle."""
+    """Texts with the needle and with another one in its place, (D, N, T + 1) int64; `predicted`: how many tokens at
+    the end of each row are scored, half of the needle."""
 
     with_needle: Tensor
     without: Tensor
-    told: int
+    predicted: int
 
 
 def needle_sequences(store: TokenStore, windows: int, context: int, depths: Sequence[float] = DEPTHS) -> Needles:
@@ -160,12 +160,12 @@ def copy_losses(model: Any, ids: Tensor, length: int, batch_size: int) -> np.nda
 def needle_gains(model: Any, needles: Needles, batch_size: int) -> np.ndarray:
     """Nats per token by which the needle in the text lowers the loss of its second half: (D, N)."""
 
-    def told(ids: Tensor) -> np.ndarray:
+    def mean_loss(ids: Tensor) -> np.ndarray:
         flat = ids.flatten(0, 1)
-        losses = torch.cat([token_losses(model, rows)[:, -needles.told :] for rows in flat.split(batch_size)])
+        losses = torch.cat([token_losses(model, rows)[:, -needles.predicted :] for rows in flat.split(batch_size)])
         return losses.double().mean(dim=1).numpy().reshape(ids.shape[:2])
 
-    return told(needles.without) - told(needles.with_needle)
+    return mean_loss(needles.without) - mean_loss(needles.with_needle)
 
 
 # ---- One export ------------------------------------------------------------------------------------------------------

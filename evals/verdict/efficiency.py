@@ -186,8 +186,8 @@ def read_step_time(bench: Path, pairs: Pairs, level: float) -> Cost:
     found = student_interval(float(logs.mean()), of_mean, len(logs) - 1, level).mapped(
         lambda log: 100 * math.expm1(log)
     )
-    told = f"{100 * level:g}% interval {in_percent(found.low)} to {in_percent(found.high)}"
-    return Cost("step time", "s per million tokens", sides[0], sides[1], told)
+    interval = f"{100 * level:g}% interval {in_percent(found.low)} to {in_percent(found.high)}"
+    return Cost("step time", "s per million tokens", sides[0], sides[1], interval)
 
 
 def validation_spacing(pairs: Sequence[Pair]) -> float | None:

@@ -19,7 +19,7 @@ def null_runs(baseline: Sequence[ExportedRun]) -> list[Path]:
         if record is None or mine is None:
             return []
         null = next(
-            (each for each in _beside(record, mine) if each.arm == NULL_ARM and each.seed == mine.seed),
+            (each for each in _companions(record, mine) if each.arm == NULL_ARM and each.seed == mine.seed),
             None,
         )
         if null is None:
@@ -34,9 +34,9 @@ def other_runs(run: ExportedRun) -> list[Path]:
     record, mine = _of_study(run)
     if record is None or mine is None:
         return []
-    beside = [each for each in _beside(record, mine) if each.arm in (NULL_ARM, record.baseline)]
-    beside.sort(key=lambda each: (each.seed != mine.seed, each.arm != NULL_ARM, each.seed))
-    return [record.folder / each.name for each in beside]
+    companions = [each for each in _companions(record, mine) if each.arm in (NULL_ARM, record.baseline)]
+    companions.sort(key=lambda each: (each.seed != mine.seed, each.arm != NULL_ARM, each.seed))
+    return [record.folder / each.name for each in companions]
 
 
 def _of_study(run: ExportedRun) -> tuple[StudyRecord | None, StudyRun | None]:
@@ -50,7 +50,7 @@ def _of_study(run: ExportedRun) -> tuple[StudyRecord | None, StudyRun | None]:
     return record, next((each for each in record.runs if each.name == name and each.arm == record.baseline), None)
 
 
-def _beside(record: StudyRecord, mine: StudyRun) -> list[StudyRun]:
+def _companions(record: StudyRecord, mine: StudyRun) -> list[StudyRun]:
     """The finished runs of the same stage, size and budget, without the run itself."""
     return [
         each

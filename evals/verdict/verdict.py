@@ -114,13 +114,13 @@ def warnings(measure: Measure) -> list[str]:
     """What makes the interval of a measure surer than it should be, a sentence each."""
     differences = measure.second - measure.first
     shares = np.ones(differences.shape[1]) if measure.weights is None else measure.weights
-    told = []
+    notes = []
     if measure.groups is None:
-        told.append(neighbour_note(differences, measure.name))
+        notes.append(neighbour_note(differences, measure.name))
     else:
         differences, shares = by_group(differences, shares, measure.groups)
-    told.append(skewness_note(differences, shares, measure.name))
-    return [each for each in told if each]
+    notes.append(skewness_note(differences, shares, measure.name))
+    return [each for each in notes if each]
 
 
 # ---- In words --------------------------------------------------------------------------------------------------------
@@ -259,17 +259,17 @@ def _saved(names: Sequence[str], savings: Sequence[Saving], primary: Finding, sp
     fewer = [100 * (1 - math.exp(each)) for each in (known.mean(), *known)]
     if fewer[0] <= 0:
         return ""
-    told = f"{winner} reaches {loser}'s final loss with {fewer[0]:.0f}% fewer tokens"
+    text = f"{winner} reaches {loser}'s final loss with {fewer[0]:.0f}% fewer tokens"
     if len(known) == 1:
-        return told + (f" (read between validations {spacing:,.0f} tokens apart, one pair)" if spacing else "")
+        return text + (f" (read between validations {spacing:,.0f} tokens apart, one pair)" if spacing else "")
     level = primary.effect.level
     error = float(known.std(ddof=1)) / math.sqrt(len(known))
     found = student_interval(float(known.mean()), error, len(known) - 1, level)
     by_seed = f"{', '.join(f'{each:.0f}%' for each in fewer[1:])} by seed"
     if found.high >= 0:
-        return f"{told} ({by_seed}: not shown, the {100 * level:g}% interval over seeds contains 0)"
+        return f"{text} ({by_seed}: not shown, the {100 * level:g}% interval over seeds contains 0)"
     low, high = (100 * (1 - math.exp(bound)) for bound in (found.high, found.low))
-    return f"{told} ({100 * level:g}% interval {low:.0f} to {high:.0f}%; {by_seed})"
+    return f"{text} ({100 * level:g}% interval {low:.0f} to {high:.0f}%; {by_seed})"
 
 
 def cost_sentence(names: Sequence[str], costs: Sequence[Cost]) -> str:
@@ -278,8 +278,8 @@ def cost_sentence(names: Sequence[str], costs: Sequence[Cost]) -> str:
     for cost in costs:
         if cost.name not in ("parameters", "FLOPs per token", "step time", "peak memory"):
             continue
-        told = f"{cost.name} {in_percent(cost.percent)}" if abs(cost.percent) >= 0.05 else f"{cost.name} the same"
-        said.append(told + (f" ({cost.interval})" if cost.interval else ""))
+        text = f"{cost.name} {in_percent(cost.percent)}" if abs(cost.percent) >= 0.05 else f"{cost.name} the same"
+        said.append(text + (f" ({cost.interval})" if cost.interval else ""))
     return f"Cost of {names[1]} against {names[0]}: {', '.join(said)}." if said else ""
 
 

@@ -18,7 +18,7 @@ from ..common.exported import weights_sha256
 from ..common.files import first_line
 from ..data.store import TokenStore
 from ..model import DecoderConfig, DecoderForCausalLM
-from ..pretrained import load_model
+from ..model.activations import FIELDS
 
 FILES = ["*.json", "*.safetensors"]  # of a model on the hub
 # In these a source and the decoder that starts from it are the same.
@@ -27,10 +27,8 @@ SHARED = (
     "norm_eps position rope_parameters feedforward attention_bias mlp_bias qk_norm tie_word_embeddings"
 ).split()
 # In these they may differ, and the first loss is then another.
-CHANGES = (
-    "hidden_act stream stream_source stream_weight stream_own stream_layers softmax_scale parametrization "
-    "unpadded_vocab_size"
-).split()
+OF_STREAMS = ("stream", "stream_source", "stream_weight", "stream_own", "stream_arriving", "stream_layers")
+CHANGES = ("hidden_act", *FIELDS, "softmax_scale", "parametrization", "unpadded_vocab_size")
 SAMPLE = 2048  # tokens of the store that both tokenizers encode
 
 
@@ -50,6 +48,8 @@ def read_source(name: str) -> Source:
     Raises:
         UserError: there is none, it has code of its own, or this decoder has no counterpart of it.
     """
+    from ..pretrained import load_model  # most runs start without it
+
     folder = Path(name)
     if any((folder / file).is_file() for file in ("run.json", "manifest.json")):
         raise UserError(
@@ -104,19 +104,14 @@ def _notes(source: Source, ours: DecoderConfig, alone: list[str]) -> list[str]:
     notes = [f"the run starts from the weights of {source.name}"]
     if alone:
         notes.append(f"{len(alone)} parameters have no counterpart there and start as the config says: {alone[0]}, ...")
-    changed = [key for key in CHANGES if getattr(theirs, key) != getattr(ours, key)]
-    changes_nothing = {"stream", "stream_source", "stream_weight", "stream_layers"} if _starts_silent(ours) else set()
-    if different := [key for key in changed if key not in changes_nothing]:
+    silent = not theirs.stream and (not ours.stream or (ours.stream_arriving == 0 and ours.stream_own == 1))
+    keys = CHANGES if silent else (*OF_STREAMS, *CHANGES)
+    if different := [key for key in keys if getattr(theirs, key) != getattr(ours, key)]:
         named = ", ".join(f"decoder.{key} {getattr(ours, key)}" for key in different)
         notes.append(f"its first loss is not that of {source.name}, which has other values of {named}")
-        if "stream" in different:
+        if not theirs.stream and ours.stream and not silent:
             notes.append("stream_arriving 0 with stream_weight layer, head or mix would start at the source's own loss")
     return notes
-
-
-def _starts_silent(config: DecoderConfig) -> bool:
-    """Whether the streams add nothing before the first step."""
-    return config.stream_arriving == 0 and config.stream_own == 1
 
 
 def check_tokenizer(source: Source, store: TokenStore, tokenizer: Path | None) -> str | None:

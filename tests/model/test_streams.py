@@ -31,6 +31,30 @@ def reference_act(x: Tensor, layer: str, model: DecoderForCausalLM, w: dict[str,
     return acts.get(c.hidden_act, lambda x: F.gelu(x, approximate="tanh"))(x)
 
 
+def reference_mix(
+    here: str, model: DecoderForCausalLM, x: Tensor, own: Tensor, raw: list[Tensor], deeper: float
+) -> Tensor:
+    """What a layer attends with: its own projection and those of the earlier layers, (heads, T, K) each."""
+    c, w = model.config, dict(model.named_parameters())
+    kept = {"previous": slice(-1, None), "first": slice(1)}.get(c.stream_source, slice(None))
+    weights = w.get(f"{here}_weight", torch.tensor(c.stream_arriving))
+    if "dense" not in c.stream_source:
+        weights = weights.expand(len(raw), *weights.shape)
+    if f"{here}_by_token" in w:  # rows are (earlier layer, head)
+        weights = weights + torch.stack([x @ row for row in w[f"{here}_by_token"]]).view(len(raw), -1, len(x), 1)
+    share = 1 / deeper if c.stream_source == "accumulated" else 1.0
+    arriving = [a * r for a, r in zip(weights, raw, strict=True)][kept]
+    return w.get(f"{here}_own", c.stream_own) * own + share * sum(arriving)
+
+
+def reference_rope(x: Tensor, theta: float) -> Tensor:
+    """RoPE of (heads, T, K): pairs (i, i + K/2) as complex numbers."""
+    _, time, width = x.shape
+    angles = torch.outer(torch.arange(time), theta ** -(torch.arange(0, width, 2) / width))
+    z = torch.complex(x[..., : width // 2], x[..., width // 2 :]) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([z.real, z.imag], -1)
+
+
 def reference_logits(model: DecoderForCausalLM, ids: Tensor) -> Tensor:
     """The decoder for one row of ids, Section 3.2 of the paper written out; no shared code but the weights."""
     c, w = model.config, dict(model.named_parameters())
@@ -49,13 +73,6 @@ def reference_logits(model: DecoderForCausalLM, ids: Tensor) -> Tensor:
             return F.layer_norm(x, x.shape[-1:], w[name + ".weight"], w[name + ".bias"], c.norm_eps)
         return x / (x.pow(2).mean(-1, keepdim=True) + c.norm_eps).sqrt() * w[name + ".weight"]
 
-    def turn(x: Tensor) -> Tensor:  # (heads, T, K): pairs (i, i + K/2) as complex numbers
-        angles = torch.outer(
-            torch.arange(time), c.rope_parameters["rope_theta"] ** -(torch.arange(0, width, 2) / width)
-        )
-        z = torch.complex(x[..., : width // 2], x[..., width // 2 :]) * torch.polar(torch.ones_like(angles), angles)
-        return torch.cat([z.real, z.imag], -1)
-
     hidden = w["model.embed_tokens.weight"][ids]
     if c.position == "learned":
         hidden = hidden + w["model.embed_positions.weight"][:time]
@@ -65,30 +82,22 @@ def reference_logits(model: DecoderForCausalLM, ids: Tensor) -> Tensor:
         x = norm(hidden, layer + "attention_norm")
         now = {}
         for name, letter, count in (("queries", "q", heads), ("keys", "k", groups), ("values", "v", groups)):
-            here = f"{layer}attention.stream.{name}"
             if f"{layer}attention.{letter}_proj.weight" in w:
                 own = linear(x, f"{layer}attention.{letter}_proj").view(time, count, width).transpose(0, 1)
             else:
                 own = torch.zeros(count, time, width)
-            kept = {"previous": slice(-1, None), "first": slice(1)}.get(c.stream_source, slice(None))
-            weights = w.get(f"{here}_weight", torch.tensor(c.stream_arriving))
-            if "dense" not in c.stream_source:
-                weights = weights.expand(len(raw[name]), *weights.shape)
-            if f"{here}_by_token" in w:  # rows are (earlier layer, head)
-                slopes = torch.stack([x @ row for row in w[f"{here}_by_token"]]).view(len(raw[name]), -1, time, 1)
-                weights = weights + slopes
-            if name in c.stream and n in (c.stream_layers or range(1, 99)):
-                share = 1 / deeper if c.stream_source == "accumulated" else 1.0
-                arriving = [a * r for a, r in zip(weights, raw[name], strict=True)][kept]
-                now[name] = w.get(f"{here}_own", c.stream_own) * own + share * sum(arriving)
-            else:
-                now[name] = own
+            receives = name in c.stream and n in (c.stream_layers or range(1, 99))
+            now[name] = (
+                reference_mix(f"{layer}attention.stream.{name}", model, x, own, raw[name], deeper) if receives else own
+            )
             raw[name].append(own)
         for name, letter in (("queries", "q"), ("keys", "k")) if c.qk_norm else ():
             size = now[name].square().mean(-1, keepdim=True) + c.norm_eps
             now[name] = now[name] / size.sqrt() * w[f"{layer}attention.{letter}_norm.weight"]
         if c.position == "rope":
-            now["queries"], now["keys"] = turn(now["queries"]), turn(now["keys"])
+            now["queries"], now["keys"] = (
+                reference_rope(now[name], c.rope_parameters["rope_theta"]) for name in ("queries", "keys")
+            )
         out = []
         for h in range(heads):
             g = h // (heads // groups)
@@ -99,11 +108,8 @@ def reference_logits(model: DecoderForCausalLM, ids: Tensor) -> Tensor:
         x = norm(hidden, layer + "feedforward_norm")
         up = linear(x, layer + "feedforward.up_proj")
         gate = linear(x, layer + "feedforward.gate_proj") if c.feedforward == "gated" else up
-        inside = (
-            reference_act(gate, layer, model, w) * up
-            if c.feedforward == "gated"
-            else reference_act(gate, layer, model, w)
-        )
+        inside = reference_act(gate, layer, model, w)
+        inside = inside * up if c.feedforward == "gated" else inside
         hidden = hidden + linear(inside, layer + "feedforward.down_proj") / deeper
     head = "model.embed_tokens.weight" if c.tie_word_embeddings else "lm_head.weight"
     return (norm(hidden, "model.norm") / wider @ w[head].T)[:, : c.unpadded_vocab_size]

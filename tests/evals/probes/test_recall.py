@@ -89,7 +89,7 @@ def test_a_needle_is_put_in_and_told_at_the_end(store):
     opened = TokenStore.open(store, "validation")
     found = recall.needle_sequences(opened, 4, CONTEXT)
     stream = opened.read(0, opened.tokens).tolist()
-    span = 2 * found.told
+    span = 2 * found.predicted
     assert found.with_needle.shape == found.without.shape == (len(recall.DEPTHS), 4, CONTEXT + 1) and span == 10
     for depth, text, other in zip(recall.DEPTHS, found.with_needle, found.without, strict=True):
         for row, (ids, control) in enumerate(zip(text.tolist(), other.tolist(), strict=True)):
