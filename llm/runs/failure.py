@@ -33,6 +33,7 @@ CAUSE = re.compile(
 PREFIX = re.compile(r"^\[rank\d+\]:\s?", re.M)  # torch's, before each line of a traceback
 TIMED_OUT = re.compile(r"[Tt]imed out|operation timeout")  # gloo, NCCL: waited for another rank
 LOST = re.compile(r"lost contact|closed by peer|remote process exited", re.I)  # another rank has gone
+AFTER_SIGTERM = ", after SIGTERM"  # Slurm ends the ranks that are left, and wakes those that were stopped
 ENDED = re.compile(r"^srun: error: (\S+: tasks? [^\n]*)", re.M)
 SHOWN, WIDTH = 4, 400  # sentences; characters of each
 EVENT = "attempt failed"
@@ -92,10 +93,14 @@ def explain(ranks: Sequence[Rank], srun: str) -> Failure:
 def missed_ranks(ranks: Sequence[Rank]) -> list[Rank]:
     """Return those that others waited for or lost; with gloo perhaps also some that lost one which had timed out.
 
-    A rank that was stopped may still say that it has lost the others: Slurm lets it go on before it kills it.
+    A rank that was stopped finds that it has waited too long as well, once Slurm wakes it to end it.
     """
-    if any(TIMED_OUT.search(rank.why) for rank in ranks):
-        return [rank for rank in ranks if not TIMED_OUT.search(rank.why)]
+    timed_out = [rank for rank in ranks if TIMED_OUT.search(rank.why)]
+    if timed_out and len(timed_out) < len(ranks):
+        return [rank for rank in ranks if rank not in timed_out]
+    if timed_out:
+        woken = [rank for rank in ranks if AFTER_SIGTERM in rank.why]
+        return woken if len(woken) < len(ranks) else []
     return [rank for rank in ranks if not rank.why] if any(LOST.search(rank.why) for rank in ranks) else []
 
 

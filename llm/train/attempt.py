@@ -17,6 +17,7 @@ from ..common.processes import raise_open_file_limit
 from ..data.module import TokenDataModule
 from ..data.store import check_vocabulary
 from ..runs import reading
+from ..runs.failure import AFTER_SIGTERM
 from . import checkpoint as checkpoints
 from .attention import attention_problems
 from .callbacks import OpenRunFolder, callbacks
@@ -250,10 +251,11 @@ class Attempt(LightningCLI):
     def _lost(self, error: BaseException) -> str:
         settings = self._get(self.config_init, "strategy")
         why = " ".join(str(error).split())
+        ending = self.signals is not None and self.signals.came[signal.SIGTERM]
         return (
-            f"rank {self.trainer.global_rank} lost contact to the other ranks at step {self.trainer.global_step}: one "
-            f"has died, or hangs for longer than strategy.timeout {settings.timeout:g} s (its own log says which); "
-            f"continue with --resume auto ({why[:300]})"
+            f"rank {self.trainer.global_rank} lost contact to the other ranks at step {self.trainer.global_step}"
+            f"{AFTER_SIGTERM if ending else ''}: one has died, or hangs for longer than strategy.timeout "
+            f"{settings.timeout:g} s (its own log says which); continue with --resume auto ({why[:300]})"
         )
 
     def _where_it_stands(self) -> str:

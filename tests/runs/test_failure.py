@@ -17,6 +17,7 @@ WATCHDOG = (
 )
 LOST = "error: rank {} lost contact to the other ranks at step 20: one has died, or hangs for longer than 5 s ({})\n"
 TIMED_OUT = LOST.format("{0}", "unbound_buffer.cc:78] Timed out waiting 5000ms for recv operation to complete")
+WOKEN = TIMED_OUT.replace("at step 20", "at step 20, after SIGTERM")
 CLOSED = LOST.format("{0}", "pair.cc:553] Connection closed by peer [127.0.0.1]:46310")
 NO_GPU = "error: rank {} on n2 sees 0 of the 8 GPUs that trainer.devices needs (driver too old)\n"
 TRACEBACK = "\n[rank{0}]: Traceback (most recent call last):\n[rank{0}]: torch.OutOfMemoryError: CUDA out of memory.\n"
@@ -31,10 +32,12 @@ def logs(folder: Path, texts: dict[int, str], attempt: int = 1) -> str:
 
 
 @pytest.mark.parametrize(
-    ("said", "theirs"), [(WATCHDOG, ""), (TIMED_OUT, ""), (TIMED_OUT, CLOSED), (CLOSED, "")], ids=str
+    ("said", "theirs"),
+    [(WATCHDOG, ""), (TIMED_OUT, ""), (TIMED_OUT, CLOSED), (TIMED_OUT, WOKEN), (CLOSED, "")],
+    ids=str,
 )
 def test_the_rank_that_the_others_waited_for_is_named(said: str, theirs: str, tmp_path: Path) -> None:
-    """One that was stopped may go on for a moment, and then finds that the others have gone."""
+    """One that was stopped may go on for a moment: it finds that the others have gone, or that it waited as long."""
     ranks = read_ranks(logs(tmp_path, {0: said.format(0), 1: theirs.format(1), 2: said.format(2)}), "1")
     first, reason, *_, last = explain(ranks, "srun: error: n1: task 0: Aborted (core dumped)\n").sentences
     assert first == "srun: n1: task 0: Aborted (core dumped)"

@@ -121,7 +121,7 @@ def test_a_stopped_rank_is_named_and_the_job_goes_on(project: Path, tmp_path: Pa
     os.kill(rank_of(job, 1), signal.SIGSTOP)
     wait(lambda: queued_again(job))
     told = log(project, f"1b-nmda-{job}")
-    assert "failed: rank 0 on n1: error: rank 0 lost contact to the other ranks at step" in told
+    assert "failed: rank 0 on n1: error: rank 0 lost contact to the other ranks at step" in told, told
     assert "failed: the others waited for rank 1 on n2: hung or killed" in told
     wait(lambda: f"failed after a checkpoint; job {job} is queued again" in log(project, f"1b-nmda-{job}"))
     lines = [json.loads(line) for line in (run_folder / "events.jsonl").read_text().splitlines()]
