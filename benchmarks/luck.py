@@ -2,10 +2,12 @@
 
 Trains one toy model on the built-in stories with many initial weights and one data order, under several training
 settings. The standard deviation of the final validation loss is the luck: a null arm's difference has sqrt(2) times it.
-Every run is also judged by exponential moving averages of its weights. Writes docs/luck.csv and prints the table.
+Every run is also judged by exponential moving averages of its weights. Writes docs/luck.csv, and the table into
+docs/scaling.md.
 """
 
 import argparse
+import csv
 import math
 import sys
 import tempfile
@@ -22,7 +24,7 @@ from scipy.stats import chi2
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.ladder import PAGE, as_csv, markdown
+from benchmarks.ladder import PAGE, as_csv, markdown, page_with
 from benchmarks.transfer import CONTEXT, Size, Texts, make_model, story_texts, training
 from llm.common.errors import UserError, exit_status
 from llm.common.files import write_files
@@ -49,7 +51,10 @@ _TO_ZERO = Schedule("cosine", warmup_steps=100)
 SETTINGS = {
     "cosine to 10%": Setting(Schedule("cosine", warmup_steps=100, min_lr_ratio=0.1)),
     "cosine to 0": Setting(_TO_ZERO),
+    "cosine to 0, warm-up of 400 steps": Setting(Schedule("cosine", warmup_steps=400)),
+    "half the initial weights": Setting(_TO_ZERO, deviation=0.5),
     "half the learning rate": Setting(_TO_ZERO, rate=RATE / 2),
+    "twice the learning rate": Setting(_TO_ZERO, rate=2 * RATE),
     "twice the steps": Setting(_TO_ZERO, steps=2 * STEPS),
 }
 
@@ -64,23 +69,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, default=6, metavar="N", help="initial weights per setting (default: 6)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes of one thread each (default: 2)")
+    parser.add_argument(
+        "--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="only these; others keep their rows"
+    )
     options = parser.parse_args(arguments)
 
     def run() -> None:
         if min(options.seeds - 1, options.jobs) < 1:
             raise UserError("--seeds must be 2 or more, for a standard deviation, and --jobs 1 or more")
-        rows = list(measured(options.seeds, options.jobs))
-        write_files({RESULT: as_csv(rows)})
+        rows = list(measured(options.settings, options.seeds, options.jobs))
+        if RESULT.exists():
+            with RESULT.open(newline="") as file:
+                rows += [row for row in csv.DictReader(file) if row["setting"] not in options.settings]
+        rows.sort(key=lambda row: list(SETTINGS).index(row["setting"]))
+        write_files({RESULT: as_csv(rows), PAGE: page_with({"luck": table(rows)})})
         print(table(rows))
 
     return exit_status(run)
 
 
-def measured(seeds: int, jobs: int) -> Iterator[Row]:
-    """Train every setting with every seed; yield a row for each average of weights."""
+def measured(settings: Sequence[str], seeds: int, jobs: int) -> Iterator[Row]:
+    """Train each setting with every seed; yield a row for each average of weights."""
     with tempfile.TemporaryDirectory() as folder:
         texts = story_texts(Path(folder), documents=12_000)
-    runs = [(name, seed) for name in SETTINGS for seed in range(1, seeds + 1)]
+    runs = [(name, seed) for name in settings for seed in range(1, seeds + 1)]
     with ProcessPoolExecutor(jobs, get_context("spawn"), _keep, (texts,)) as pool:
         names, numbers = zip(*runs, strict=True)
         for rows in tqdm(pool.map(_of_kept, names, numbers), total=len(runs), unit="run"):
@@ -101,7 +113,7 @@ def _of_kept(name: str, seed: int) -> list[Row]:
 
 def rows_of(texts: Texts, name: str, setting: Setting, seed: int) -> list[Row]:
     """Train once; return a row for the last weights and for each of `AVERAGES`."""
-    start = time.perf_counter()
+    start = time.process_time()  # of one thread
     model = make_model(SIZE, "standard", seed)
     if setting.deviation != 1:
         with torch.no_grad():
@@ -114,7 +126,7 @@ def rows_of(texts: Texts, name: str, setting: Setting, seed: int) -> list[Row]:
     for step, _ in enumerate(training(model, texts, setting.rate, setting.steps, 1, setting.schedule, "adamw")):
         _update(averages, weights, step)
     _update(averages, weights, setting.steps)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     losses = {LAST: validation_loss(model, texts)}
     for decay, average in averages.items():
         model.load_state_dict(average, strict=False)
@@ -142,18 +154,30 @@ def validation_loss(model: Any, texts: Texts) -> float:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Mean and standard deviation of each setting and average of weights, with a 95% interval of the latter."""
-    lines = []
-    for setting, weights in dict.fromkeys((row["setting"], row["weights"]) for row in rows):
-        own = [row for row in rows if (row["setting"], row["weights"]) == (setting, weights)]
-        losses, deviation = [float(row["loss"]) for row in own], stdev(float(row["loss"]) for row in own)
-        free = len(own) - 1
+    """Return a row for each setting: loss, standard deviation with a 95% interval, and what its precision costs.
+
+    The cost is CPU time x variance, relative to the first setting: what it takes to measure a mean over initial weights
+    as precisely.
+    """
+    lines, first = [], 0.0
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        own = [row for row in rows if row["setting"] == setting]
+        losses = {each: [float(row["loss"]) for row in own if row["weights"] == each] for each in kinds(rows)}
+        deviation, free = stdev(losses[LAST]), len(losses[LAST]) - 1
         low, high = (deviation * math.sqrt(free / chi2.ppf(p, free)) for p in (0.975, 0.025))
         seconds = fmean(float(row["seconds"]) for row in own)
-        lines.append(
-            [setting, weights, f"{fmean(losses):.4f}", f"{deviation:.4f} ({low:.4f} to {high:.4f})", f"{seconds:.0f}"]
-        )
-    return markdown(["setting", "judged", "mean loss", "standard deviation over initial weights", "seconds"], lines)
+        first = first or seconds * deviation**2
+        averaged = [f"{fmean(losses[each]):.4f}, {stdev(losses[each]):.4f}" for each in kinds(rows)[1:]]
+        spread = f"{deviation:.4f} ({low:.4f} to {high:.4f})"
+        cost = f"{seconds * deviation**2 / first:.1f}"
+        lines.append([setting, f"{fmean(losses[LAST]):.4f}", spread, *averaged, f"{seconds:.0f}", cost])
+    header = ["setting", "mean loss", "standard deviation", *(f"{each}: both" for each in kinds(rows)[1:])]
+    return markdown([*header, "CPU seconds", "cost"], lines)
+
+
+def kinds(rows: Sequence[Row]) -> list[str]:
+    """Return the weights that runs were judged by, the last ones first."""
+    return list(dict.fromkeys([LAST, *(row["weights"] for row in rows)]))
 
 
 if __name__ == "__main__":
