@@ -112,8 +112,9 @@ def _program(words: Sequence[str]) -> tuple[str, list[str]]:
 
 def shipped() -> Iterator[tuple[str, Path]]:
     """Yield the files that come with this version: the path relative to a project folder, and where the file lies."""
-    root = Path(__file__).resolve().parent
-    if (root / "configs").is_dir():  # a checkout
+    here = Path(__file__).resolve().parent
+    root = next((root for root in (here, here / "share" / "hippoformer") if (root / "configs").is_dir()), None)
+    if root is not None:  # a checkout, or pip install --target, which leaves other paths in its record
         files = [path for folder in ("configs", "slurm") for path in (root / folder).rglob("*")]
         found = {str(path.relative_to(root)): path for path in files}
     else:
@@ -188,8 +189,8 @@ def _options(words: list[str]) -> list[str]:
     if program == "llm.cli" and rest[0] in ("fit", "validate"):
         from llm.train.options import parser_of as parser_of_fit
 
-        parser = parser_of_fit(rest[0], for_help=True)
-        return [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+        of_fit = parser_of_fit(rest[0], for_help=True)
+        return [option for action in of_fit._actions for option in action.option_strings if option.startswith("--")]
     if program == "llm.cli":
         if rest[0] not in COMMANDS:
             return []
