@@ -8,19 +8,17 @@ of each file. Files are written aside, source.json next, and then they are renam
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
 
 from evals.harness.catalogue import Definition, find
 from evals.harness.results import locked
 from evals.harness.tasks import ROLES, lacking, reads_own_files
 from llm.common.errors import UserError
 from llm.common.files import first_line, read_json, write_json
+from llm.common.processes import progress_bar
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,7 +33,10 @@ def prefetch(folder: Path, tasks: Sequence[str]) -> tuple[list[str], dict[str, s
         raise UserError(f"{folder} is a file; give a folder")
     found = find(tasks)
     lines, missing = [], dict(found.missing)
-    with locked(folder / ".prefetch.lock"), tqdm(found.tasks.items(), unit="task", file=sys.stderr) as bar:
+    with (
+        locked(folder / ".prefetch.lock"),
+        progress_bar(len(found.tasks), 0, "", "task", iterable=found.tasks.items()) as bar,
+    ):
         for task, definition in bar:
             bar.set_description(task)
             try:

@@ -26,7 +26,6 @@ import torch
 from lm_eval.api.metrics import mean, mean_stderr
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
-from tqdm import tqdm
 
 from evals.exports import (
     ROUNDING,
@@ -45,6 +44,7 @@ from llm.common.devices import resolve_device
 from llm.common.errors import UserError
 from llm.common.exported import trained_context
 from llm.common.files import first_line
+from llm.common.processes import progress_bar
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -157,7 +157,7 @@ def _evaluate_all(
     """
     total = sum(len(plan.conditions) for plan in plans)
     missing = sum(len(plan.missing) for plan in plans)
-    with tqdm(total=total, initial=total - missing, unit="result", disable=not missing, file=sys.stderr) as bar:
+    with progress_bar(total, total - missing, "", "result", disable=not missing) as bar:
         for plan in plans:
             made: dict[Key, Result] = {}
             loaded = load_model(plan.export, device, dtype) if plan.missing else None

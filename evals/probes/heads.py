@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from evals.exports import ROUNDING, called, check_numbers
 from llm.common.errors import UserError
 from llm.common.exported import text_config, trained_context
 from llm.common.plots import COLOURS, new_figure, style
+from llm.common.processes import progress_bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +69,8 @@ def head_scores(
     ids = repeated(vocabulary, sequences, length, seed, first_token)  # (N, T)
     parts = []
     with evaluating(model):
-        for rows in tqdm(ids.split(_rows(model, ids.shape[1], vocabulary)), desc="heads", leave=False):
+        split = ids.split(_rows(model, ids.shape[1], vocabulary))
+        for rows in progress_bar(len(split), 0, "heads", "batch", iterable=split, leave=False, delay=1):
             batch = rows.to(model.device)
             output = model(input_ids=batch, output_attentions=True, use_cache=False)
             parts.append((*_sums(output.attentions, length), _copy_losses(output.logits, batch, length)))

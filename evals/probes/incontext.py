@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from evals.exports import Export, LoadedModel, NotNumbersError, facts, load_model
 from evals.probes import heads, sparsity
@@ -33,6 +32,7 @@ from llm.common.devices import resolve_device
 from llm.common.errors import UserError
 from llm.common.files import write_file, write_json
 from llm.common.plots import COLOURS, INK, as_png, new_figure, style
+from llm.common.processes import progress_bar
 from llm.common.tables import text_table
 from llm.data.rows import Rows
 from llm.data.store import TokenStore
@@ -79,7 +79,10 @@ def window_losses(
 ) -> np.ndarray:
     """-log p of every predicted token of each window, in nats: [W, T] float32."""
     losses = []
-    with evaluating(loaded.model), tqdm(total=len(items), desc=loaded.export.name, unit="window", leave=False) as bar:
+    with (
+        evaluating(loaded.model),
+        progress_bar(len(items), 0, loaded.export.name, "window", leave=False, delay=1) as bar,
+    ):
         for ids in window_batches(store, items, context, batch_size):
             losses.append(token_losses(loaded.model, ids).numpy())
             bar.update(len(ids))

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from evals.exports import (
     ROUNDING,
@@ -38,6 +37,7 @@ from evals.probes.ioi_sentences import Sentence
 from llm.common.errors import UserError
 from llm.common.exported import trained_context
 from llm.common.files import write_json
+from llm.common.processes import progress_bar
 from llm.common.tables import text_table
 
 # Section 4.2: {} is the giver, one of the two names; the other is the correct completion.
@@ -120,7 +120,9 @@ def log_probabilities(
     was_training = model.training
     model.train(dropout)
     try:
-        with tqdm(total=len(rows), desc=progress, unit="prompt", disable=progress is None, leave=False) as bar:
+        with progress_bar(
+            len(rows), 0, progress or "", "prompt", disable=progress is None, leave=False, delay=1
+        ) as bar:
             for batch in _batches(list(rows), batch_size):
                 wanted = [rows[row] for row in batch]
                 cells = [(index, column) for names_of_row in wanted for index, column, _ in names_of_row]

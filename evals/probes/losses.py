@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from evals import exports as models
 from evals.exports import ROUNDING, Export, LoadedModel, called, check_numbers, facts, load_model
@@ -25,6 +24,7 @@ from llm.common.devices import resolve_device, versions
 from llm.common.errors import UserError
 from llm.common.exported import text_config, trained_context
 from llm.common.files import first_line, write_json
+from llm.common.processes import progress_bar
 from llm.common.tables import text_table
 from llm.data import store as stores
 from llm.data.stories import Split
@@ -88,7 +88,7 @@ def document_losses(
     lengths = np.array([min(len(front) + end - start, context + 1) for start, end in spans], dtype=np.int64)
     nats = np.zeros(count)
     order = np.argsort(-lengths, kind="stable")
-    with evaluating(loaded.model), tqdm(total=count, desc=loaded.export.name, unit="document", leave=False) as bar:
+    with evaluating(loaded.model), progress_bar(count, 0, loaded.export.name, "document", leave=False, delay=1) as bar:
         for first in range(0, count, batch_size):
             batch = order[first : first + batch_size]
             ids = np.full((len(batch), int(lengths[batch[0]])), store.end_of_document, dtype=np.int64)  # padded right

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from evals.exports import Export, LoadedModel, called, check_numbers, facts, load_model
 from evals.probes.heads import evaluating, repeated
@@ -31,6 +30,7 @@ from llm.common.devices import resolve_device
 from llm.common.errors import UserError
 from llm.common.exported import text_config
 from llm.common.files import write_json
+from llm.common.processes import progress_bar
 from llm.common.tables import text_table
 from llm.data.store import TokenStore
 from llm.data.stories import Split
@@ -259,7 +259,8 @@ def _measure(plan: Plan, settings: Settings, batch_size: int, device: str, dtype
 def _mqar(loaded: LoadedModel, plan: Plan, settings: Settings, batch_size: int) -> list[Record]:
     found = []
     first = _first_token(plan.store)
-    for pairs, length in tqdm(plan.mqar, desc=f"{loaded.export.name}, key-value pairs", leave=False):
+    what = f"{loaded.export.name}, key-value pairs"
+    for pairs, length in progress_bar(len(plan.mqar), 0, what, "length", iterable=plan.mqar, leave=False, delay=1):
         queries = mqar_sequences(plan.store.vocab_size, pairs, length, settings.sequences, settings.seed, first)
         right, losses = mqar_scores(loaded.model, queries, batch_size)
         scores = {**summary("accuracy", right), "loss": float(losses.mean())}

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from evals.exports import called, check_numbers
 from evals.probes.heads import evaluating, whole_ticks
 from llm.common.errors import UserError
 from llm.common.exported import text_config
 from llm.common.plots import COLOURS, MARKERS, new_figure, style
+from llm.common.processes import progress_bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,7 +68,7 @@ def ffn_gini(model: Any, batches: Iterable[Tensor], signed: bool = False) -> lis
     handles = [module.register_forward_pre_hook(measure(layer)) for layer, module in enumerate(projections)]
     try:
         with evaluating(model):
-            for ids in tqdm(batches, desc="sparsity", leave=False):
+            for ids in progress_bar(None, 0, "sparsity", "batch", iterable=batches, leave=False, delay=1):
                 body(input_ids=ids.to(model.device), use_cache=False)
                 tokens += ids.numel()
     finally:

@@ -97,7 +97,7 @@ def peak_rss() -> int:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 
-def progress_bar(total: int, done: int, what: str, unit: str, **settings: Any) -> tqdm:
+def progress_bar(total: int | None, done: int, what: str, unit: str, **settings: Any) -> tqdm:
     """Return a bar with rate and time left; where standard error is no terminal, one that writes lines."""
     kind = tqdm if sys.stderr.isatty() else ProgressLines
     return kind(total=total, initial=done, desc=what, unit=unit, dynamic_ncols=True, **settings)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError, printable
+from ..common.processes import progress_bar
 from ..common.tables import duration
 from . import reading
 from .run_status import Checkpoint, Status
@@ -281,8 +282,6 @@ def _bar(folder: Path, verify: bool) -> Iterator[Callable[[int], object] | None]
     if not verify:
         yield None
         return
-    from tqdm import tqdm
-
     size = sum(file.stat().st_size for file in (folder / "checkpoints").glob("*step-*/*") if file.is_file())
-    with tqdm(total=size, desc=f"verify {folder.name}", unit="B", unit_scale=True, delay=2, leave=False) as bar:
+    with progress_bar(size, 0, f"verify {folder.name}", "B", unit_scale=True, delay=2, leave=False) as bar:
         yield bar.update

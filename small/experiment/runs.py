@@ -23,12 +23,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from llm.common.environment import environment, now
 from llm.common.errors import UserError
 from llm.common.files import write_file, write_json
 from llm.common.lock import acquire_lock
+from llm.common.processes import progress_bar
 
 Row = TypeVar("Row", bound=tuple)  # a NamedTuple
 Spec = TypeVar("Spec", bound="RunSpec")
@@ -239,10 +239,8 @@ class TableFolder(TrainingFolder, Generic[Row]):
         """
         done = self.restore(tensors)
         self.begin(done, {"command": command, "device": device})
-        with tqdm(
-            total=steps * units, initial=done * units, desc=self.path.name, unit=f" {unit}", dynamic_ncols=True,
-            leave=False, disable=quiet,
-        ) as bar:  # fmt: skip
+        total = steps * units
+        with progress_bar(total, done * units, self.path.name, f" {unit}", leave=False, disable=quiet) as bar:
             yield done, bar
 
     def keep(self, row: Row | None, step: int, tensors: Iterable[tuple[str, Tensor]]) -> None:

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from llm.common.devices import device_name
 from llm.common.environment import environment
+from llm.common.processes import progress_bar
 
 from ..experiment.bench import compared, in_turn, seconds_of
 from ..rate_maps import place_cell_scores
@@ -54,7 +54,7 @@ def run(rounds: int, device: str, sizes: GridSizes | None = None) -> dict[str, A
     for products in PRODUCTS:
         parts[f"steps_{products}"] = partial(_steps, rounds, device, products, sizes)
         parts[f"parallel_{products}"] = partial(_parallel, rounds, device, products, sizes)
-    for name, measure in tqdm(parts.items(), desc="bench"):
+    for name, measure in progress_bar(len(parts), 0, "bench", "part", iterable=parts.items()):
         result[name] = measure()
     return result
 

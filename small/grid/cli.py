@@ -87,7 +87,7 @@ def _show(folder: Path) -> None:
 
 
 def _figures(options: argparse.Namespace) -> None:
-    from tqdm import tqdm
+    from llm.common.processes import progress_bar
 
     from ..experiment.runs import make_folder
     from ..plots import show, write
@@ -107,7 +107,7 @@ def _figures(options: argparse.Namespace) -> None:
     for folder in options.folders:
         runs, neurons = read_runs(folder), {}
         asked = [(run, trained) for run in runs for trained in (True, False)]
-        for run, trained in tqdm(asked, desc="neurons", unit=" recordings", dynamic_ncols=True):
+        for run, trained in progress_bar(len(asked), 0, "neurons", " recordings", iterable=asked):
             neurons[run.folder, trained] = record_once(run.folder, how, device, trained)
         of = [lambda run, trained=trained: neurons[run.folder, trained] for trained in (True, False)]  # noqa: B023
         out = options.out or folder

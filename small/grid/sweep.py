@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 import torch
-from tqdm import tqdm
 
 from llm.common.errors import UserError
+from llm.common.processes import progress_bar
 
 from .model import Variant
 from .runs import GridSpec
@@ -95,7 +95,7 @@ def sweep(
     free, waiting, failed = list(devices), list(runs), []
     running: dict[int, tuple[Any, Any, str, GridSpec]] = {}  # by the sentinel of its process
     try:
-        with tqdm(total=len(runs), desc="sweep", unit=" runs", dynamic_ncols=True) as bar:
+        with progress_bar(len(runs), 0, "sweep", " runs") as bar:
             while waiting or running:
                 while waiting and free:
                     run, device = waiting.pop(0), free.pop(0)

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from llm.common.devices import device_name
 from llm.common.environment import environment
+from llm.common.processes import progress_bar
 
 from ..experiment.bench import compared, in_turn, seconds_of
 from .amicl import A_VALUES, SHOWN, Rule, outcomes
@@ -52,7 +52,7 @@ def run(rounds: int, device: str, compiled: bool) -> dict[str, Any]:
     # In a process that has freed larger tensors, as a training has: C's allocator gives the pages of small ones back to
     # the system until then, and asks for them anew at every call.
     parts["generator"] = partial(_generator, rounds, device, compiled)
-    for name, measure in tqdm(parts.items(), desc="bench"):
+    for name, measure in progress_bar(len(parts), 0, "bench", "part", iterable=parts.items()):
         result[name] = measure()
     return result
 

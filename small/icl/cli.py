@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _amicl(options: argparse.Namespace) -> None:
-    from tqdm import tqdm
+    from llm.common.processes import progress_bar
 
     from ..experiment.runs import make_folder
     from ..plots import write
@@ -50,7 +50,7 @@ def _amicl(options: argparse.Namespace) -> None:
 
     device = device_of(options)
     make_folder(options.out)
-    with tqdm(total=amicl.EXPERIMENT_PARTS, desc="AMICL", unit=" points", dynamic_ncols=True) as bar:
+    with progress_bar(amicl.EXPERIMENT_PARTS, 0, "AMICL", " points") as bar:
         found = amicl.experiment(options.trials, options.seed, device, bar.update) | {"command": options.line}
     write_json(options.out / "amicl.json", found)
     print(amicl.format_amicl(found))

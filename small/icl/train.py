@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from llm.common.devices import resolve_device
 from llm.common.errors import UserError
+from llm.common.processes import progress_bar
 
 from .model import Transformers
 from .runs import UNSHIFTED, IclFolder, IclSpec, Snapshot
@@ -199,8 +200,7 @@ def _advance(groups: Sequence[Runs], step: int, steps: int, bar: tqdm) -> int:
 
 def _progress(settings: IclSettings, step: int) -> tqdm:
     form = "{desc}{percentage:3.0f}% {bar} step {n:.0f}/{total} [{elapsed}<{remaining}] {postfix}"
-    every = 0.5 if sys.stderr.isatty() else 30  # seconds; a job's log stays short
-    return tqdm(total=settings.steps, initial=step, bar_format=form, dynamic_ncols=True, mininterval=every)
+    return progress_bar(settings.steps, step, "", "step", bar_format=form)
 
 
 def _in_one_line(rows: Sequence[Snapshot]) -> str:

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from llm.common.devices import device_name
 from llm.common.environment import environment
+from llm.common.processes import progress_bar
 
 from ..experiment.bench import compared, in_turn, seconds_of
 from .memory import FORMS, RULES, Rule, recall
@@ -43,7 +43,7 @@ def run(rounds: int, device: str, settings: TemSettings | None = None) -> dict[s
     parts |= {f"walks_{walk}": partial(_memory, rounds, device, MIDDLE, walk) for walk in WALKS}
     parts["steps"] = partial(_steps, rounds, device, settings)
     result: dict[str, Any] = {"rounds": rounds, **environment(), "device": device_name(device), "batch": settings.batch}
-    for name, measure in tqdm(parts.items(), desc="bench", dynamic_ncols=True, leave=False):
+    for name, measure in progress_bar(len(parts), 0, "bench", "part", iterable=parts.items(), leave=False):
         result[name] = measure()
     return result
 

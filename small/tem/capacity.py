@@ -22,9 +22,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from llm.common.errors import UserError
+from llm.common.processes import progress_bar
 from llm.common.tables import text_table
 
 from ..draws import seed_number
@@ -91,9 +91,8 @@ def measure_capacity(
     edges = torch.logspace(0, math.log10(most + 1), BINS + 1).round().long().unique().tolist()
     bins = [slice(begin - 1, end - 1) for begin, end in itertools.pairwise(edges)]
     curves = []
-    for width, name in tqdm(
-        [*itertools.product(dict.fromkeys(widths), rules)], desc="capacity", dynamic_ncols=True, leave=False
-    ):
+    asked = [*itertools.product(dict.fromkeys(widths), rules)]
+    for width, name in progress_bar(len(asked), 0, "capacity", "curve", iterable=asked, leave=False):
         own = [part for part in bins if not _corrects(name) or part.stop <= CORRECTED]
         curve = _recall(rules[name], width, own[-1].stop, repeats, noise, seed, device)
         means = [curve[part].mean().item() for part in own]

@@ -107,7 +107,7 @@ def _show(folder: Path) -> None:
 
 
 def _figures(options: argparse.Namespace) -> None:
-    from tqdm import tqdm
+    from llm.common.processes import progress_bar
 
     from ..experiment.runs import make_folder
     from ..plots import show
@@ -123,7 +123,8 @@ def _figures(options: argparse.Namespace) -> None:
     for folder, runs in every.items():
         out = options.out or folder
         make_folder(out)
-        asked = tqdm([(run, trained) for run in runs for trained in (True, False)], desc="units", dynamic_ncols=True)
+        each = [(run, trained) for run in runs for trained in (True, False)]
+        asked = progress_bar(len(each), 0, "units", "model", iterable=each)
         units = {(run.folder, trained): record_once(run, how, device, trained) for run, trained in asked}
         of = [lambda run, trained=trained: units[run.folder, trained] for trained in (True, False)]  # noqa: B023
         made = drawn(runs, lambda run: rooms[run.folder], of[0])

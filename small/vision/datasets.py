@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from llm.common.errors import UserError
+from llm.common.processes import progress_bar
 
 from .archive import Files, check_size, opened
 
@@ -332,7 +332,8 @@ def _decoded(files: Files, names: Sequence[str], contents: Iterable[bytes], larg
     pixels = np.empty((0, 3, 1, 1), np.uint8)
     with ThreadPoolExecutor() as pool:  # Pillow lets go of the interpreter's lock
         decoded = pool.map(decode, zip(names, contents, strict=True))
-        for row, image in enumerate(tqdm(decoded, "images", len(names), False, dynamic_ncols=True, disable=quiet)):
+        bar = progress_bar(len(names), 0, "images", " images", iterable=decoded, leave=False, disable=quiet)
+        for row, image in enumerate(bar):
             if not row:
                 pixels = np.empty((len(names), *image.shape), np.uint8)
             if image.shape != pixels.shape[1:] or image.shape[1] != image.shape[2]:
