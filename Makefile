@@ -7,7 +7,7 @@ RUN := runs/stories
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install run study test test-slurm browser lint
+.PHONY: install run study test test-slurm browser lint site
 .DELETE_ON_ERROR:
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -24,7 +24,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 install: .venv/.installed
 
-# A corpus and its tokens; a study of nine small runs, with and without the value stream and a null arm, three seeds each;
+# A corpus and its tokens; a study of twelve small runs, with and without the value stream and a null arm, four seeds each;
 # the last steps as transformers folders; three kinds of evaluation; one verdict. Every command resumes: repeat `make run`
 # after an interruption.
 run: .venv/.installed
@@ -49,6 +49,11 @@ lint: .venv/.developing
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports --no-logo
+
+# The documentation as a site in site/; a broken link is an error.
+site: .venv/.installed
+	$(PIP) -e '.[site]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 test: lint
 	$(BIN)/python -m pytest -n 3 --dist worksteal

@@ -113,11 +113,13 @@ def paired_effect(
     bootstrap alone. None is surer than `_no_surer_than_signs` says.
 
     Args:
-        first, second: (S, N) values, or (N,); column i is one item on both sides, row s one seed.
+        first: (S, N) values of the baseline, or (N,); column i is one item, row s one seed.
+        second: the same of the changed side, for the same items and seeds.
         weights: (N,) positive, such as predicted tokens per document: sum_i w_i d_i / sum_i w_i, whose denominator
             is resampled with its numerator.
         level: of the interval.
-        resamples, seed: of the bootstrap.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
         groups: (N,) labels of what the items are parts of, as the book of a chunk; groups are independent, items not.
         spread: of runs of the first side's config, for one seed: what other initial weights change.
 

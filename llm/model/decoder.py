@@ -292,9 +292,9 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             num_items_in_batch: divide the summed loss by this, the number of predicted tokens of the whole global
                 batch, instead of by this micro-batch's own.
             output_attentions: attention weights of each layer, (B, H, T, S); needs `attn_implementation="eager"`.
-            shift_labels (a keyword; transformers' Trainer would ask for every named argument with labels): (B, T),
-                already shifted: entry t is predicted at position t. For training: no logits are returned, so that none
-                need be kept.
+            **kwargs: `shift_labels` (B, T), already shifted: entry t is predicted at position t. For training: no
+                logits are returned, so that none need be kept. (transformers' Trainer would ask for every named
+                argument with labels.) The rest goes to `Decoder`.
         """
         shift_labels: Tensor | None = kwargs.pop("shift_labels", None)
         past_key_values = kwargs.pop("cache", past_key_values)
