@@ -130,6 +130,8 @@ def model_to_hf(config: DecoderConfig) -> PreTrainedModel:
     """
     c = config
     on = [name for name in ("softmax_scale", "stream", "qk_norm") if getattr(c, name)]
+    if c.value_embedding != "none":
+        on.append(f"value_embedding={c.value_embedding}")
     if c.hidden_act not in TO_HF_ACTIVATION:
         on.append(f"hidden_act={c.hidden_act}")
     if c.unpadded_vocab_size != c.vocab_size:

@@ -22,6 +22,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .activations import Parametric
+from .autocast import product_dtype
 from .block import build_block
 from .config import DecoderConfig
 from .convert import config_from_hf, model_to_hf, weights_from_hf, weights_to_hf
@@ -31,6 +32,7 @@ from .norms import norm
 from .parametrization import scales
 from .positions import inverse_frequencies, rotary_angles
 from .streams import AttentionStream
+from .value_embeddings import InputGates, ValueGate, gated_layers
 
 PACKAGE = __name__.rpartition(".")[0]
 # Logit of padding of the vocabulary, below the least of the tokens': exp(-1000) is 0 in float32, and at a temperature
@@ -77,6 +79,9 @@ class DecoderPreTrainedModel(PreTrainedModel):
         embedding = super().resize_token_embeddings(new_num_tokens, *words, **settings)
         if new_num_tokens is not None:
             self.config.unpadded_vocab_size = new_num_tokens
+        base: Any = getattr(self, self.base_model_prefix, self)
+        if base.embed_values is not None:
+            base.embed_values = self._get_resized_embeddings(base.embed_values, embedding.num_embeddings)
         self.enable_fast_paths(self.fast_paths)  # the new head is a plain one
         return embedding
 
@@ -99,7 +104,7 @@ class DecoderPreTrainedModel(PreTrainedModel):
                 parameter.copy_(seeded_normal(self.config.initializer_seed, name, parameter.shape) * self._std(name))
             elif isinstance(module, Parametric):
                 parameter.fill_(module.initial[own_name])
-            elif isinstance(module, AttentionStream):
+            elif isinstance(module, AttentionStream | ValueGate):
                 module.reset(own_name)
             else:
                 parameter.fill_(0.0 if own_name == "bias" else 1.0)  # norms start at 1
@@ -122,6 +127,11 @@ class Decoder(DecoderPreTrainedModel):
         self.embed_positions = (
             nn.Embedding(config.max_position_embeddings, config.hidden_size) if config.position == "learned" else None
         )
+        self.embed_values, self.input_gates = None, None
+        if config.value_embedding != "none":
+            self.embed_values = nn.Embedding(config.vocab_size, config.num_key_value_heads * config.head_dim)
+        if config.value_embedding == "input":
+            self.input_gates = InputGates(config.value_embedding_gate, len(gated_layers(config)))
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(build_block(config, index) for index in range(config.num_hidden_layers))
         self.norm = norm(config.norm, config.hidden_size, config.norm_eps)
@@ -159,11 +169,11 @@ class Decoder(DecoderPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
+        hidden, carry = self._with_token_values(hidden, input_ids)
         learned = self.embed_positions
         hidden = self.embedding_dropout(hidden if learned is None else hidden + learned(position_ids))
         angles = self._angles(position_ids, hidden.dtype) if learned is None else None
 
-        carry: list[Tensor] = []  # flat, see `Block.forward`
         every_hidden, every_attention = [], []
         for layer in self.layers[: self.config.num_hidden_layers]:  # fewer while `generate` drafts by early exit
             if output_hidden_states:
@@ -187,6 +197,19 @@ class Decoder(DecoderPreTrainedModel):
             tuple(every_attention) if output_attentions else None,
         )
         return result if return_dict is not False else result.to_tuple()
+
+    def _with_token_values(self, hidden: Tensor, input_ids: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Embeddings (B, T, D) -> the same and the carry of the first block: token values, (B, G, T, K), where it has
+        them (`value_embeddings.py`)."""
+        if self.embed_values is None:
+            return hidden, []
+        if input_ids is None:
+            raise ValueError("value_embedding looks token ids up: give input_ids, not inputs_embeds")
+        token_values = self.embed_values(input_ids)  # (B, T, G K)
+        if self.input_gates is not None:
+            return self.input_gates(hidden, token_values), []
+        token_values = token_values.to(product_dtype(hidden))  # once, not in every block
+        return hidden, [token_values.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)]
 
     def _check_positions(
         self, length: int, attention_mask: Tensor | None, position_ids: Tensor | None, seen: int

@@ -216,11 +216,19 @@ def outer_terms(work: Work) -> Terms:
     angles = 2 * f.h * (n if work.masked else work.context) * c.head_dim if c.position == "rope" else 0
     return {
         "ids and labels": 2 * 8 * n,
+        "token values": _token_values(work),
         "embedding dropout": _mask(c.embedding_dropout, f.h, n * c.hidden_size, work.kernels),
         "angles": angles,
         "document mask": n * work.context if work.masked else 0,
         "last norm": _norm(work),
     }
+
+
+def _token_values(work: Work) -> int:
+    """What the gates multiply: a look-up of width G K, once for all layers."""
+    c, f = work.config, work.formats
+    number = {"none": 0, "values": f.w, "input": f.h}[c.value_embedding]
+    return number * work.tokens * c.num_key_value_heads * c.head_dim
 
 
 def checkpoint_terms(work: Work, index: int) -> Terms:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..model import DecoderConfig
 from ..model.activations import PARAMETRIC, settings_of
 from ..model.streams import DENSE, lacks_projections, receives
+from ..model.value_embeddings import gated_layers
 
 
 def stream_widths(config: DecoderConfig) -> list[int]:
@@ -58,6 +59,7 @@ def block_vectors(config: DecoderConfig, index: int) -> list[int]:
     weights = _weight_heads(c, index)
     sizes += [heads * (index if c.stream_source in DENSE else 1) for heads in weights]
     sizes += [1] * len(weights) if c.stream_weight == "mix" else []
+    sizes += [1] if c.value_embedding == "values" and index in gated_layers(c) else []
     if c.hidden_act in PARAMETRIC:
         sizes += PARAMETRIC[c.hidden_act].learned_sizes(**settings_of(c.hidden_act, c))
     return sizes
@@ -88,9 +90,17 @@ def head_parameters(config: DecoderConfig) -> int:
 
 
 def embedding_parameters(config: DecoderConfig) -> int:
-    """Numbers before the first block: the embedding and learned positions."""
+    """Numbers before the first block: the embedding, learned positions and value embeddings."""
+    return table(config) + sum(_further_tables(config))
+
+
+def _further_tables(config: DecoderConfig) -> list[int]:
+    """Numbers in each parameter before the first block besides the embedding."""
     c = config
-    return table(c) + (c.max_position_embeddings * c.hidden_size if c.position == "learned" else 0)
+    sizes = [c.max_position_embeddings * c.hidden_size] if c.position == "learned" else []
+    if c.value_embedding != "none":
+        sizes.append(c.vocab_size * c.num_key_value_heads * c.head_dim)
+    return sizes + ([len(gated_layers(c))] if c.value_embedding == "input" else [])
 
 
 def parameters(config: DecoderConfig) -> int:
@@ -103,7 +113,7 @@ def small_parameters(config: DecoderConfig, limit: int) -> int:
     """Numbers in parameters of at most `limit` numbers."""
     c = config
     sizes = norm_vectors(c) + [table(c)] * (1 if c.tie_word_embeddings else 2)
-    sizes += [c.max_position_embeddings * c.hidden_size] if c.position == "learned" else []
+    sizes += _further_tables(c)
     for index in range(c.num_hidden_layers):
         sizes += block_matrices(c, index) + block_vectors(c, index)
     return sum(size for size in sizes if size <= limit)

@@ -62,6 +62,16 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "stream_weight": "mix",
         "stream_layers": [2],
     },
+    "value_embedding": {"value_embedding": "values", "num_key_value_heads": 2},
+    "value_embedding_stream": {
+        "value_embedding": "values",
+        "value_embedding_layers": [0, 2],
+        "value_embedding_gate": 0.5,
+        "stream": ["values"],
+        "stream_source": "first",
+        "stream_own": 0.0,
+    },
+    "value_embedding_input": {"value_embedding": "input", "num_key_value_heads": 2, "head_dim": 28},
     "qk_norm": {"qk_norm": True, "stream": ["queries", "keys"], "num_key_value_heads": 2},
     "relu2": {"hidden_act": "relu2"},
     "swish": {"hidden_act": "swish", "swish_learned": "both", "swish_beta": 0.7, "swish_bias": 0.2},
@@ -98,7 +108,7 @@ def make_model(style: str, switch: str = "plain", **settings: Any) -> DecoderFor
     model = DecoderForCausalLM(make_config(style, switch, **settings)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # learned weights away from where they start
-            if "stream" in name or name.endswith("bias"):
+            if "stream" in name or name.endswith(("bias", "gate")):
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
     return model
 

@@ -74,6 +74,12 @@ def reference_logits(model: DecoderForCausalLM, ids: Tensor) -> Tensor:
         return x / (x.pow(2).mean(-1, keepdim=True) + c.norm_eps).sqrt() * w[name + ".weight"]
 
     hidden = w["model.embed_tokens.weight"][ids]
+    token_values = w["model.embed_values.weight"][ids] if c.value_embedding != "none" else None
+    if c.value_embedding == "input":
+        for gate in w["model.input_gates.gate"]:
+            for start in range(0, groups * width, c.hidden_size):
+                part = token_values[:, start : start + c.hidden_size] * gate / len(w["model.input_gates.gate"])
+                hidden = torch.cat([hidden[:, : part.shape[1]] + part, hidden[:, part.shape[1] :]], 1)
     if c.position == "learned":
         hidden = hidden + w["model.embed_positions.weight"][:time]
     raw: dict[str, list[Tensor]] = {"queries": [], "keys": [], "values": []}
@@ -91,6 +97,8 @@ def reference_logits(model: DecoderForCausalLM, ids: Tensor) -> Tensor:
                 reference_mix(f"{layer}attention.stream.{name}", model, x, own, raw[name], deeper) if receives else own
             )
             raw[name].append(own)
+        if (gate := w.get(f"{layer}attention.value_gate.gate")) is not None:
+            now["values"] = now["values"] + gate * token_values.view(time, groups, width).transpose(0, 1)
         for name, letter in (("queries", "q"), ("keys", "k")) if c.qk_norm else ():
             size = now[name].square().mean(-1, keepdim=True) + c.norm_eps
             now[name] = now[name] / size.sqrt() * w[f"{layer}attention.{letter}_norm.weight"]
@@ -164,6 +172,7 @@ def test_a_switch_that_is_off_changes_nothing(style: str) -> None:
     """Loss and gradients bitwise those of the plain model, whatever the settings of a switch that is off."""
     off = {"stream": [], "stream_source": "accumulated", "stream_weight": "head", "stream_own": 0.0, "nmda_alpha": 7.0}
     off |= {"stream_arriving": 3.0, "swish_beta": 2.0, "xielu_positive": 1.0}
+    off |= {"value_embedding_layers": [1], "value_embedding_gate": 0.0}
     results = []
     for settings in ({}, off):
         model = make_model(style, **settings)
