@@ -66,6 +66,7 @@ class DecoderConfig(PretrainedConfig):
             input, the control with the same parameters.
         value_embedding_layers: which layers add it to their values, from 0 on. Unset: all.
         value_embedding_gate: first value of each layer's gate; 0 leaves a pretrained model unchanged at first.
+        final_logit_softcapping: largest absolute logit, approached as cap tanh(logit / cap); None: no cap.
         softmax_scale: factor of the attention scores; None is head_dim^-0.5.
         attention_dropout: probability that an attention weight is dropped.
         residual_dropout: probability that an element of a block's output is dropped.
@@ -130,6 +131,7 @@ class DecoderConfig(PretrainedConfig):
     value_embedding: str = "none"
     value_embedding_layers: list[int] | None = None
     value_embedding_gate: float = 1.0
+    final_logit_softcapping: float | None = None
     softmax_scale: float | None = None
     attention_dropout: float = 0.0
     residual_dropout: float = 0.0
@@ -261,6 +263,10 @@ class DecoderConfig(PretrainedConfig):
         for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"{name} {getattr(self, name)} is not a probability below 1")
+        if self.final_logit_softcapping is not None and not self.final_logit_softcapping > 0:
+            problems.append(
+                f"final_logit_softcapping {self.final_logit_softcapping} must be above 0, or null for no cap"
+            )
         for name, kind in PARAMETRIC.items():
             problems += kind.problems(**settings_of(name, self))
         return problems

@@ -129,7 +129,7 @@ def model_to_hf(config: DecoderConfig) -> PreTrainedModel:
         ValueError: parts or switches that neither has, all named.
     """
     c = config
-    on = [name for name in ("softmax_scale", "stream", "qk_norm") if getattr(c, name)]
+    on = [name for name in ("softmax_scale", "final_logit_softcapping", "stream", "qk_norm") if getattr(c, name)]
     if c.value_embedding != "none":
         on.append(f"value_embedding={c.value_embedding}")
     if c.hidden_act not in TO_HF_ACTIVATION:

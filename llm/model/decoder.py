@@ -5,9 +5,6 @@ Dimension letters: B batch, T time, D width, V vocabulary, H query heads, G key-
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,101 +18,20 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .activations import Parametric
 from .autocast import product_dtype
 from .block import build_block
 from .config import DecoderConfig
 from .convert import config_from_hf, model_to_hf, weights_from_hf, weights_to_hf
-from .fast_paths import FAST_PATHS, enable_fast_paths
-from .loss import IGNORED, next_token_loss
+from .loss import IGNORED, next_token_loss, soft_capped
 from .norms import norm
 from .parametrization import scales
 from .positions import inverse_frequencies, rotary_angles
-from .streams import AttentionStream
-from .value_embeddings import InputGates, ValueGate, gated_layers
+from .pretrained import DecoderPreTrainedModel
+from .value_embeddings import InputGates, gated_layers
 
-PACKAGE = __name__.rpartition(".")[0]
 # Logit of padding of the vocabulary, below the least of the tokens': exp(-1000) is 0 in float32, and at a temperature
 # of 30 still is 3e-15.
 BELOW = 1000.0
-
-
-class DecoderPreTrainedModel(PreTrainedModel):
-    """What the bare decoder and the one with an output head have in common: what transformers may do, and weights.
-
-    Initial weights depend on `config.initializer_seed` and each parameter's name alone: the two models of a pair
-    start equal in every parameter that both have.
-    """
-
-    config_class = DecoderConfig
-    config: DecoderConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]  # noqa: RUF012 (transformers declares it so)
-    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-
-    fast_paths: tuple[str, ...] = ()  # those that are on
-
-    def post_init(self) -> None:
-        """As transformers has it; and a saved trace of this model loads, whatever its folder is called."""
-        super().post_init()
-        for kind in {type(module) for module in self.modules()}:
-            if kind.__module__.startswith(PACKAGE):  # TorchScript would take the folder's name for an identifier
-                kind._jit_override_qualname = f"__torch__.hippoformer.{kind.__name__}"  # type: ignore[attr-defined]
-
-    def enable_fast_paths(self, names: Iterable[str] = FAST_PATHS) -> None:
-        """Switch faster modules on, and all others off: see `fast_paths.py`. A model is plain torch until then."""
-        names = tuple(names)
-        enable_fast_paths(self, names)
-        self.fast_paths = names
-
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *words: Any, **settings: Any) -> nn.Embedding:
-        """As transformers has it; all `new_num_tokens` rows are tokens then, and what pads them further is not."""
-        embedding = super().resize_token_embeddings(new_num_tokens, *words, **settings)
-        if new_num_tokens is not None:
-            self.config.unpadded_vocab_size = new_num_tokens
-        base: Any = getattr(self, self.base_model_prefix, self)
-        if base.embed_values is not None:
-            base.embed_values = self._get_resized_embeddings(base.embed_values, embedding.num_embeddings)
-        self.enable_fast_paths(self.fast_paths)  # the new head is a plain one
-        return embedding
-
-    def save_pretrained(self, *words: Any, **settings: Any) -> None:
-        """As transformers has it. The folder loads through AutoModel too, as the bare decoder."""
-        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), "AutoModel": "decoder.Decoder"}
-        super().save_pretrained(*words, **settings)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Fill the module's own parameters; transformers calls this for each module, also for weights that a
-        checkpoint lacks."""
-        prefix = "" if hasattr(self, "lm_head") else f"{self.base_model_prefix}."
-        names = {id(parameter): prefix + name for name, parameter in self.named_parameters()}
-        for own_name, parameter in module.named_parameters(recurse=False):
-            if parameter.is_meta or getattr(parameter, "_is_hf_initialized", False):
-                continue
-            if isinstance(module, nn.Linear | nn.Embedding) and own_name == "weight":
-                name = names.get(id(parameter), own_name)
-                parameter.copy_(seeded_normal(self.config.initializer_seed, name, parameter.shape) * self._std(name))
-            elif isinstance(module, Parametric):
-                parameter.fill_(module.initial[own_name])
-            elif isinstance(module, AttentionStream | ValueGate):
-                module.reset(own_name)
-            else:
-                parameter.fill_(0.0 if own_name == "bias" else 1.0)  # norms start at 1
-
-    def _std(self, name: str) -> float:
-        scale = scales(self.config)
-        std = self.config.initializer_range * (scale.block_deviation if ".layers." in name else 1)
-        writes_to_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-        if self.config.scale_residual_init and writes_to_residual:
-            return std / math.sqrt(2 * self.config.num_hidden_layers / scale.depth)
-        return std
 
 
 class Decoder(DecoderPreTrainedModel):
@@ -318,8 +234,10 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             shift_labels (a keyword; transformers' Trainer would ask for every named argument with labels): (B, T),
                 already shifted: entry t is predicted at position t. For training: no logits are returned, so that none
                 need be kept.
+            z_loss (a keyword): coefficient of the z-loss, which is in the gradient alone, see `loss.py`.
         """
         shift_labels: Tensor | None = kwargs.pop("shift_labels", None)
+        z_loss: float = kwargs.pop("z_loss", 0.0)
         past_key_values = kwargs.pop("cache", past_key_values)
         if labels is not None or shift_labels is not None:
             use_cache = use_cache or False
@@ -335,25 +253,30 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         if shift_labels is not None:
-            loss = self._loss(self._for_head(out.last_hidden_state), shift_labels, num_items_in_batch)
+            loss = self._loss(self._for_head(out.last_hidden_state), shift_labels, num_items_in_batch, z_loss)
             return CausalLMOutputWithPast(loss=loss, hidden_states=out.hidden_states)
         kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self._without_padding(self.lm_head(self._for_head(out.last_hidden_state[:, kept])))
+        logits = self._logits(self._for_head(out.last_hidden_state[:, kept]))
         loss = None
         if labels is not None:
             shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-            loss = next_token_loss(logits, shifted, num_items_in_batch)
+            loss = next_token_loss(logits, shifted, num_items_in_batch, z_loss)
         result = CausalLMOutputWithPast(loss, logits, out.past_key_values, out.hidden_states, out.attentions)
         return result if return_dict is not False else result.to_tuple()
 
     def _for_head(self, hidden: Tensor) -> Tensor:
         return hidden if self.head_scale == 1 else hidden * self.head_scale
 
-    def _loss(self, hidden: Tensor, targets: Tensor, num_items: Tensor | int | None) -> Tensor:
+    def _loss(self, hidden: Tensor, targets: Tensor, num_items: Tensor | int | None, z_loss: float) -> Tensor:
         """Hidden states (B, T, D) and what is predicted at each position, (B, T) -> the next-token loss."""
         if self.fused_loss:
-            return self.lm_head(hidden, targets, num_items, self.config.unpadded_vocab_size)
-        return next_token_loss(self._without_padding(self.lm_head(hidden)), targets, num_items)
+            how = self.config.unpadded_vocab_size, self.config.final_logit_softcapping, z_loss
+            return self.lm_head(hidden, targets, num_items, *how)
+        return next_token_loss(self._logits(hidden), targets, num_items, z_loss)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        return self._without_padding(soft_capped(self.lm_head(hidden), self.config.final_logit_softcapping))
 
     def _without_padding(self, logits: Tensor) -> Tensor:
         """Logits (..., V) in which padding of the vocabulary is far below the least likely token.
@@ -370,16 +293,6 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
     def fused_loss(self) -> bool:
         """Whether the output head computes the loss itself, without all logits."""
         return getattr(self.lm_head, "fuses_loss", False)
-
-
-def seeded_normal(seed: int, name: str, shape: torch.Size) -> Tensor:
-    """Standard normal numbers, float32, that depend on (seed, name, shape) alone: not on the order in which tensors
-    are made, nor on the device."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    generator = torch.Generator("cpu").manual_seed(
-        int.from_bytes(digest[:8], "little") >> 1
-    )  # 63 bits: seeds are signed
-    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 # transformers' Trainer shifts the labels of a smoothed loss only for classes that are in this table.

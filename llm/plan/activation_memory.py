@@ -275,6 +275,8 @@ def loss_forward(work: Work) -> Terms:
     half, cpu = f.w == 2, work.kernels == "cpu"
     rows = min(n, chunk_rows(vocabulary, c.hidden_size, f.w))
     wide = min(rows, max(1, WIDE_ELEMENTS // vocabulary)) if half and cpu else 0
+    # On a GPU one compiled kernel makes it along the way.
+    capped = min(rows, max(1, WIDE_ELEMENTS // vocabulary)) if c.final_logit_softcapping and cpu else 0
     part = min(PART, vocabulary)
     if cpu:  # of one part of the vocabulary; in fp32 oneDNN is given a copy of its logits
         product = 6 * part * c.hidden_size if half else 4 * part * (rows + c.hidden_size)
@@ -287,6 +289,7 @@ def loss_forward(work: Work) -> Terms:
         "head in bf16": 2 * head if f.autocast else 0,
         "chunk of logits": f.w * rows * vocabulary + f.w * rows * c.hidden_size,
         "part of it in fp32": 4 * wide * vocabulary,
+        "slope of the soft-cap": 4 * capped * vocabulary,
         "product of a chunk": product,
     }
 

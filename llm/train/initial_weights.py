@@ -28,7 +28,7 @@ SHARED = (
 ).split()
 # In these they may differ, and the first loss is then another.
 OF_STREAMS = ("stream", "stream_source", "stream_weight", "stream_own", "stream_arriving", "stream_layers")
-CHANGES = ("hidden_act", *FIELDS, "softmax_scale", "parametrization", "unpadded_vocab_size")
+CHANGES = ("hidden_act", *FIELDS, "softmax_scale", "final_logit_softcapping", "parametrization", "unpadded_vocab_size")
 SAMPLE = 2048  # tokens of the store that both tokenizers encode
 
 

@@ -72,6 +72,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "stream_own": 0.0,
     },
     "value_embedding_input": {"value_embedding": "input", "num_key_value_heads": 2, "head_dim": 28},
+    "soft_cap": {"final_logit_softcapping": 3.0, "unpadded_vocab_size": 50},
     "qk_norm": {"qk_norm": True, "stream": ["queries", "keys"], "num_key_value_heads": 2},
     "relu2": {"hidden_act": "relu2"},
     "swish": {"hidden_act": "swish", "swish_learned": "both", "swish_beta": 0.7, "swish_bias": 0.2},

@@ -120,7 +120,9 @@ def reference_logits(model: DecoderForCausalLM, ids: Tensor) -> Tensor:
         inside = inside * up if c.feedforward == "gated" else inside
         hidden = hidden + linear(inside, layer + "feedforward.down_proj") / deeper
     head = "model.embed_tokens.weight" if c.tie_word_embeddings else "lm_head.weight"
-    return (norm(hidden, "model.norm") / wider @ w[head].T)[:, : c.unpadded_vocab_size]
+    logits = (norm(hidden, "model.norm") / wider @ w[head].T)[:, : c.unpadded_vocab_size]
+    cap = c.final_logit_softcapping
+    return cap * torch.tanh(logits / cap) if cap else logits
 
 
 @pytest.mark.parametrize(("style", "switch"), EVERY)
