@@ -94,8 +94,17 @@ def test_the_papers_schedule_by_hand() -> None:
     assert factor[39_999] == pytest.approx(knee / 5000)
 
 
+def test_warm_up_stable_decay_by_hand() -> None:
+    schedule = Schedule(shape="wsd", warmup_steps=10, cooldown_steps=100, min_lr_ratio=0.1)
+    factor = [schedule.factor(step, 500) for step in range(500)]
+    assert factor[:10] == [(step + 1) / 10 for step in range(10)]
+    assert set(factor[9:401]) == {1.0}
+    assert factor[425] == pytest.approx(0.1 + 0.9 * 0.5)  # a quarter of the decay
+    assert factor[499] == pytest.approx(0.1 + 0.9 * (1 - 0.99**0.5))
+
+
 @given(
-    st.sampled_from(["cosine", "constant"]),
+    st.sampled_from(["cosine", "constant", "wsd"]),
     st.integers(0, 50),
     st.integers(0, 50),
     st.integers(1, 100),
@@ -104,6 +113,7 @@ def test_the_papers_schedule_by_hand() -> None:
 def test_any_schedule_rises_then_falls_within_bounds(
     shape: str, warmup: int, cooldown: int, between: int, floor: float
 ) -> None:
+    cooldown += shape == "wsd"
     steps = warmup + between + cooldown
     schedule = Schedule(shape, warmup, cooldown, floor)
     assert schedule.problems(steps) == []
@@ -120,6 +130,7 @@ def test_any_schedule_rises_then_falls_within_bounds(
         (Schedule(shape="linear"), 10, "cosine or constant"),
         (Schedule(warmup_steps=6, cooldown_steps=5), 10, "longer than the run"),
         (Schedule(), -1, "max_steps"),
+        (Schedule(shape="wsd"), 10, "set model.schedule.cooldown_steps"),
         (Schedule(warmup_steps=-5), 10, "0 or more"),
     ],
 )
