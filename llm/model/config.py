@@ -15,6 +15,7 @@ from .activations import NAMES as ACTIVATION_NAMES
 from .feedforward import FEEDFORWARDS
 from .norms import NORMS
 from .parametrization import parametrization_problems
+from .residual import FORMS, residual_problems
 from .streams import SOURCES, STREAMS, WEIGHTS, stream_problems
 from .value_embeddings import PLACES, value_embedding_problems
 
@@ -66,6 +67,8 @@ class DecoderConfig(PretrainedConfig):
             input, the control with the same parameters.
         value_embedding_layers: which layers add it to their values, from 0 on. Unset: all.
         value_embedding_gate: first value of each layer's gate; 0 leaves a pretrained model unchanged at first.
+        residual: form of the residual connection, see `residual.py`: plain, dense, hyper or hyper-manifold.
+        residual_expansion: copies of the residual stream in the hyper forms.
         final_logit_softcapping: largest absolute logit, approached as cap tanh(logit / cap); None: no cap.
         softmax_scale: factor of the attention scores; None is head_dim^-0.5.
         attention_dropout: probability that an attention weight is dropped.
@@ -131,6 +134,8 @@ class DecoderConfig(PretrainedConfig):
     value_embedding: str = "none"
     value_embedding_layers: list[int] | None = None
     value_embedding_gate: float = 1.0
+    residual: str = "plain"
+    residual_expansion: int = 4
     final_logit_softcapping: float | None = None
     softmax_scale: float | None = None
     attention_dropout: float = 0.0
@@ -240,6 +245,7 @@ class DecoderConfig(PretrainedConfig):
             "stream_source": SOURCES,
             "stream_weight": WEIGHTS,
             "value_embedding": PLACES,
+            "residual": FORMS,
         }
         problems = [
             f"{name} {getattr(self, name)!r} is unknown: give one of {', '.join(known)}"
@@ -251,7 +257,7 @@ class DecoderConfig(PretrainedConfig):
         if len(set(self.stream)) < len(self.stream):
             problems.append(f"stream {self.stream} names one twice")
         problems += stream_problems(self) if self.stream else []
-        problems += value_embedding_problems(self)
+        problems += [*value_embedding_problems(self), *residual_problems(self)]
         if self.position == "rope" and self.rope_parameters["rope_type"] not in ROPE_TYPES:
             problems.append(
                 f"rope_type {self.rope_parameters['rope_type']!r} is unknown: give one of {', '.join(ROPE_TYPES)}"

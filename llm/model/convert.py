@@ -130,8 +130,9 @@ def model_to_hf(config: DecoderConfig) -> PreTrainedModel:
     """
     c = config
     on = [name for name in ("softmax_scale", "final_logit_softcapping", "stream", "qk_norm") if getattr(c, name)]
-    if c.value_embedding != "none":
-        on.append(f"value_embedding={c.value_embedding}")
+    for name, off in (("value_embedding", "none"), ("residual", "plain")):
+        if getattr(c, name) != off:
+            on.append(f"{name}={getattr(c, name)}")
     if c.hidden_act not in TO_HF_ACTIVATION:
         on.append(f"hidden_act={c.hidden_act}")
     if c.unpadded_vocab_size != c.vocab_size:

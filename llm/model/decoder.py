@@ -27,6 +27,7 @@ from .norms import norm
 from .parametrization import scales
 from .positions import inverse_frequencies, rotary_angles
 from .pretrained import DecoderPreTrainedModel
+from .residual import DepthAverage, copies
 from .value_embeddings import InputGates, gated_layers
 
 # Logit of padding of the vocabulary, below the least of the tokens': exp(-1000) is 0 in float32, and at a temperature
@@ -50,6 +51,12 @@ class Decoder(DecoderPreTrainedModel):
             self.input_gates = InputGates(config.value_embedding_gate, len(gated_layers(config)))
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(build_block(config, index) for index in range(config.num_hidden_layers))
+        self.depth_averages = (
+            nn.ModuleList(DepthAverage(index + 2) for index in range(config.num_hidden_layers))
+            if config.residual == "dense"
+            else None
+        )
+        self.copies = copies(config)
         self.norm = norm(config.norm, config.hidden_size, config.norm_eps)
         self.post_init()
 
@@ -91,9 +98,13 @@ class Decoder(DecoderPreTrainedModel):
         angles = self._angles(position_ids, hidden.dtype) if learned is None else None
 
         every_hidden, every_attention = [], []
-        for layer in self.layers[: self.config.num_hidden_layers]:  # fewer while `generate` drafts by early exit
+        outputs = [hidden] if self.depth_averages is not None else []  # of all blocks so far
+        if self.copies > 1:
+            hidden = hidden.unsqueeze(-2).expand(-1, -1, self.copies, -1)  # (B, T, N, D)
+        # fewer layers while `generate` drafts by early exit
+        for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
             if output_hidden_states:
-                every_hidden.append(hidden)
+                every_hidden.append(self._collapsed(hidden))
             hidden, weights, *carry = layer(
                 hidden,
                 *carry,
@@ -103,9 +114,12 @@ class Decoder(DecoderPreTrainedModel):
                 implementation=self.config._attn_implementation,
                 **kwargs,
             )
+            if self.depth_averages is not None:
+                outputs.append(hidden)
+                hidden = self.depth_averages[index](outputs)
             if output_attentions:
                 every_attention.append(weights)
-        hidden = self.norm(hidden)
+        hidden = self.norm(self._collapsed(hidden))
         result = BaseModelOutputWithPast(
             hidden,
             past_key_values,
@@ -113,6 +127,10 @@ class Decoder(DecoderPreTrainedModel):
             tuple(every_attention) if output_attentions else None,
         )
         return result if return_dict is not False else result.to_tuple()
+
+    def _collapsed(self, hidden: Tensor) -> Tensor:
+        """The copies of the residual stream, (B, T, N, D), as one, (B, T, D)."""
+        return hidden.mean(-2) if self.copies > 1 else hidden
 
     def _with_token_values(self, hidden: Tensor, input_ids: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Embeddings (B, T, D) -> the same and the carry of the first block: token values, (B, G, T, K), where it has

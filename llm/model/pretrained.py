@@ -13,10 +13,12 @@ from .activations import Parametric
 from .config import DecoderConfig
 from .fast_paths import FAST_PATHS, enable_fast_paths
 from .parametrization import scales
+from .residual import DepthAverage, HyperConnection
 from .streams import AttentionStream
 from .value_embeddings import ValueGate
 
 PACKAGE = __name__.rpartition(".")[0]
+STARTS_ITSELF = (AttentionStream, ValueGate, DepthAverage, HyperConnection)  # modules that know their first values
 
 
 class DecoderPreTrainedModel(PreTrainedModel):
@@ -83,7 +85,7 @@ class DecoderPreTrainedModel(PreTrainedModel):
                 parameter.copy_(seeded_normal(self.config.initializer_seed, name, parameter.shape) * self._std(name))
             elif isinstance(module, Parametric):
                 parameter.fill_(module.initial[own_name])
-            elif isinstance(module, AttentionStream | ValueGate):
+            elif isinstance(module, STARTS_ITSELF):
                 module.reset(own_name)
             else:
                 parameter.fill_(0.0 if own_name == "bias" else 1.0)  # norms start at 1

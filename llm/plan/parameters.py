@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..model import DecoderConfig
 from ..model.activations import PARAMETRIC, settings_of
+from ..model.residual import CONNECTIONS
 from ..model.streams import DENSE, lacks_projections, receives
 from ..model.value_embeddings import gated_layers
 
@@ -24,7 +25,8 @@ def ffn_matrices(config: DecoderConfig) -> list[int]:
 
 
 def block_matrices(config: DecoderConfig, index: int = 0) -> list[int]:
-    """Numbers in each matrix of block `index`: q, k, v, o and the FFN's, and those that weigh streams by token."""
+    """Numbers in each matrix of block `index`: q, k, v, o and the FFN's, those that weigh streams by token, and
+    hyper-connections'."""
     c = config
     queries, keys = (
         c.hidden_size * c.num_attention_heads * c.head_dim,
@@ -35,7 +37,19 @@ def block_matrices(config: DecoderConfig, index: int = 0) -> list[int]:
         del projections[name]
     by_token = [index * c.hidden_size * heads for heads in _weight_heads(c, index)]
     by_token = by_token if c.stream_source == "dense_by_token" else []
-    return [*projections.values(), queries, *ffn_matrices(c), *by_token]
+    return [*projections.values(), queries, *ffn_matrices(c), *by_token, *connection_matrices(c)]
+
+
+def connection_matrices(config: DecoderConfig) -> list[int]:
+    """Numbers in the matrix of each hyper-connection of a block."""
+    rows, columns = _connection(config)[1]
+    return [rows * columns] * 2 if rows else []
+
+
+def _connection(config: DecoderConfig) -> tuple[int, tuple[int, int], int]:
+    """Shapes of a hyper-connection's parameters; zeros where there is none."""
+    kind = CONNECTIONS.get(config.residual)
+    return (0, (0, 0), 0) if kind is None else kind.sizes(config.residual_expansion, config.hidden_size)
 
 
 def _weight_heads(config: DecoderConfig, index: int) -> list[int]:
@@ -60,6 +74,9 @@ def block_vectors(config: DecoderConfig, index: int) -> list[int]:
     sizes += [heads * (index if c.stream_source in DENSE else 1) for heads in weights]
     sizes += [1] * len(weights) if c.stream_weight == "mix" else []
     sizes += [1] if c.value_embedding == "values" and index in gated_layers(c) else []
+    static, _, scales = _connection(c)
+    sizes += [static, scales] * 2 if static else []
+    sizes += [index + 2] if c.residual == "dense" else []  # of the average that follows it
     if c.hidden_act in PARAMETRIC:
         sizes += PARAMETRIC[c.hidden_act].learned_sizes(**settings_of(c.hidden_act, c))
     return sizes

@@ -72,6 +72,10 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "stream_own": 0.0,
     },
     "value_embedding_input": {"value_embedding": "input", "num_key_value_heads": 2, "head_dim": 28},
+    "dense_residual": {"residual": "dense"},
+    "hyper": {"residual": "hyper", "stream": ["values"], "value_embedding": "values"},
+    "hyper_two": {"residual": "hyper", "residual_expansion": 2, "qk_norm": True},
+    "hyper_manifold": {"residual": "hyper-manifold", "residual_expansion": 3},
     "soft_cap": {"final_logit_softcapping": 3.0, "unpadded_vocab_size": 50},
     "qk_norm": {"qk_norm": True, "stream": ["queries", "keys"], "num_key_value_heads": 2},
     "relu2": {"hidden_act": "relu2"},
@@ -98,6 +102,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
+AWAY = ("stream", "depth_averages", "connection")  # names of parameters that all start alike
 EVERY = [(style, switch) for style in STYLES for switch in SWITCHES]
 
 
@@ -109,7 +114,7 @@ def make_model(style: str, switch: str = "plain", **settings: Any) -> DecoderFor
     model = DecoderForCausalLM(make_config(style, switch, **settings)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # learned weights away from where they start
-            if "stream" in name or name.endswith(("bias", "gate")):
+            if any(part in name for part in AWAY) or name.endswith(("bias", "gate")):
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
     return model
 

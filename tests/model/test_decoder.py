@@ -90,7 +90,9 @@ def test_recomputed_blocks_give_the_same_gradients(style: str, switch: str) -> N
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("switch", ["plain", "all_per_head", "nmda_learnable", "value_embedding_stream"])
+@pytest.mark.parametrize(
+    "switch", ["plain", "all_per_head", "nmda_learnable", "value_embedding_stream", "hyper", "hyper_manifold"]
+)
 @pytest.mark.parametrize("style", STYLES)
 def test_compiled_blocks_are_one_graph_and_equal(style: str, switch: str) -> None:
     ids, results = tokens(2, 16), []
