@@ -182,7 +182,7 @@ class Schedule:
     `min_lr_ratio` at the last step, "constant" stays. Over the last `cooldown_steps` a straight line leads from where
     the shape stands to 0 (Burns et al. 2025, Section 5.1: 500 steps of warm-up, cosine, 5,000 of cool-down).
     "wsd" is warm-up, stable, decay (Hu et al. 2024, MiniCPM): constant, then over the `cooldown_steps` down to
-    `min_lr_ratio` as 1 - sqrt, the best of the forms that Haegele et al. 2024 compare.
+    `min_lr_ratio` as 1 - sqrt, the best of the forms that Hägele et al. 2024 compare.
 
     Args:
         shape: between warm-up and cool-down.

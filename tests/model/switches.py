@@ -115,7 +115,8 @@ def make_model(style: str, switch: str = "plain", **settings: Any) -> DecoderFor
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # learned weights away from where they start
             if any(part in name for part in AWAY) or name.endswith(("bias", "gate")):
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+                size = 0.1 if "connection" in name else 0.3  # six of those in a row, each of them on all that is there
+                parameter.add_(size * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
     return model
 
 
