@@ -30,7 +30,7 @@ IGNORED = [
     "evals/samples/*",
     "*.partial",
 ]  # caches, and items of tasks, which have licences of their own
-SWITCHES = ("stream", "stream_source", "stream_weight", "hidden_act", "parametrization")
+SWITCHES = ("stream", "stream_source", "stream_weight", "value_embedding", "residual", "hidden_act", "parametrization")
 
 
 def push(export: Path, name: str, license: str | None = None, public: bool = False) -> str:

@@ -13,6 +13,7 @@ from llm.model import DecoderConfig, DecoderForCausalLM
 from llm.train.optim import Schedule
 
 FOLDER = Path(__file__).parents[1] / "configs"
+RECIPES = sorted((FOLDER / "recipes").glob("*.yaml"))
 
 
 def llama_parameters(vocab: int, width: int, layers: int, ffn: int, key_values: int) -> int:
@@ -28,6 +29,7 @@ def gpt2_parameters(vocab: int, width: int, layers: int, positions: int, biases:
 
 PARAMETERS = {
     "stories": llama_parameters(1024, 128, 4, 384, 128) + 1024 * 128,  # untied
+    "modern": llama_parameters(1024, 128, 4, 384, 128) + 1024 * 128 + 4 * 2 * 32,  # and norms of queries and keys
     "tinystories_8m": gpt2_parameters(50257, 256, 8, 256, True),
     "gpt2_124m": gpt2_parameters(50304, 768, 12, 1024, False),
     "1b": llama_parameters(131072, 2048, 16, 8192, 512),
@@ -63,7 +65,7 @@ def test_a_pair_differs_only_where_it_says(first: str, second: str, allowed: set
     assert {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)} == allowed
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*sorted(FOLDER.glob("*.yaml")), *RECIPES], ids=lambda path: path.stem)
 def test_parses_and_counts(path: Path) -> None:
     from llm.train.cli import parse
 

@@ -56,6 +56,7 @@ def trained(tiny_config: Config, tmp_path: Path) -> Path:
     settings = {
         "decoder__stream": ["queries", "values"],
         "decoder__stream_weight": "head",
+        "decoder__value_embedding": "values",
         "decoder__hidden_act": "nmda",
         "decoder__nmda_learnable": True,
         "decoder__tie_word_embeddings": True,

@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .positions import rotate
 from .streams import STREAMS, AttentionStream, Carry
+from .value_embeddings import ValueGate
 
 
 def eager_attention(
@@ -54,6 +55,7 @@ class Attention(nn.Module):
         stream: the layer's residual stream, or None. Queries and keys are summed before RoPE turns them.
         qk_norms: of each head's queries and keys, after the stream and before RoPE (Henry et al. 2020; their form with
             learned scales is Qwen3's and OLMo 2's).
+        value_gate: adds token values to this layer's, after the stream, so that it carries projections alone.
         without: which of queries, keys and values come from the stream alone, and have no projection here.
     """
 
@@ -72,6 +74,7 @@ class Attention(nn.Module):
         dropout: float = 0.0,
         stream: AttentionStream | None = None,
         qk_norms: tuple[nn.Module, nn.Module] | None = None,
+        value_gate: ValueGate | None = None,
         without: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
@@ -84,7 +87,7 @@ class Attention(nn.Module):
             None if name in without else nn.Linear(hidden_size, width, bias=bias) for name, width in widths.items()
         )
         self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=bias)
-        self.stream = stream
+        self.stream, self.value_gate = stream, value_gate
         self.q_norm, self.k_norm = qk_norms or (None, None)
 
     def forward(
@@ -95,9 +98,11 @@ class Attention(nn.Module):
         attention_mask: Tensor | None,
         past_key_values: Cache | None,
         implementation: str,
+        token_values: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Carry]:
-        """hidden (B, T, D) -> (B, T, D), attention weights (B, H, T, S) where shown, and the stream's carry."""
+        """hidden (B, T, D), token values (B, G, T, K) -> (B, T, D), attention weights (B, H, T, S) where shown, and the
+        stream's carry."""
         query, key, value = (
             None if project is None else project(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -105,6 +110,8 @@ class Attention(nn.Module):
         if self.stream is not None:
             mixed, carry = self.stream({"queries": query, "keys": key, "values": value}, carry, hidden)
             query, key, value = mixed["queries"], mixed["keys"], mixed["values"]
+        if self.value_gate is not None and token_values is not None:
+            value = self.value_gate(value, token_values)
         if self.q_norm is not None and self.k_norm is not None:  # under autocast its weights are wider than its input
             query, key = self.q_norm(query).to(query.dtype), self.k_norm(key).to(key.dtype)
         if angles is not None:

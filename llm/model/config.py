@@ -15,7 +15,9 @@ from .activations import NAMES as ACTIVATION_NAMES
 from .feedforward import FEEDFORWARDS
 from .norms import NORMS
 from .parametrization import parametrization_problems
+from .residual import FORMS, residual_problems
 from .streams import SOURCES, STREAMS, WEIGHTS, stream_problems
+from .value_embeddings import PLACES, value_embedding_problems
 
 POSITIONS = ("rope", "learned")
 ROPE_TYPES = ("default", "linear", "llama3")  # those whose frequencies do not depend on the sequence at hand
@@ -61,6 +63,13 @@ class DecoderConfig(PretrainedConfig):
         stream_arriving: factor of what is added, or its first value.
         stream_own: factor of the layer's own projection, or its first value. 0 with source first: the layer has none.
         stream_layers: which layers add it, from 1 on. Unset: all.
+        value_embedding: where a second table of token embeddings is added, see `value_embeddings.py`: none, values, or
+            input, the control with the same parameters.
+        value_embedding_layers: which layers add it to their values, from 0 on. Unset: all.
+        value_embedding_gate: first value of each layer's gate; 0 leaves a pretrained model unchanged at first.
+        residual: form of the residual connection, see `residual.py`: plain, dense, hyper or hyper-manifold.
+        residual_expansion: copies of the residual stream in the hyper forms.
+        final_logit_softcapping: largest absolute logit, approached as cap tanh(logit / cap); None: no cap.
         softmax_scale: factor of the attention scores; None is head_dim^-0.5.
         attention_dropout: probability that an attention weight is dropped.
         residual_dropout: probability that an element of a block's output is dropped.
@@ -85,7 +94,7 @@ class DecoderConfig(PretrainedConfig):
 
     model_type = "hippoformer"
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (transformers declares it so)
-    base_model_tp_plan = {  # noqa: RUF012 (tensor parallelism by heads; not with a stream weight of each head)
+    base_model_tp_plan = {  # noqa: RUF012 (tensor parallelism by heads; not with a stream weight of each head or value embeddings)
         **{f"layers.*.attention.{name}_proj": "colwise" for name in "qkv"},
         "layers.*.attention.o_proj": "rowwise",
         "layers.*.feedforward.gate_proj": "colwise",
@@ -122,6 +131,12 @@ class DecoderConfig(PretrainedConfig):
     stream_arriving: float = 1.0
     stream_own: float = 1.0
     stream_layers: list[int] | None = None
+    value_embedding: str = "none"
+    value_embedding_layers: list[int] | None = None
+    value_embedding_gate: float = 1.0
+    residual: str = "plain"
+    residual_expansion: int = 4
+    final_logit_softcapping: float | None = None
     softmax_scale: float | None = None
     attention_dropout: float = 0.0
     residual_dropout: float = 0.0
@@ -229,6 +244,8 @@ class DecoderConfig(PretrainedConfig):
             "hidden_act": ACTIVATION_NAMES,
             "stream_source": SOURCES,
             "stream_weight": WEIGHTS,
+            "value_embedding": PLACES,
+            "residual": FORMS,
         }
         problems = [
             f"{name} {getattr(self, name)!r} is unknown: give one of {', '.join(known)}"
@@ -240,6 +257,7 @@ class DecoderConfig(PretrainedConfig):
         if len(set(self.stream)) < len(self.stream):
             problems.append(f"stream {self.stream} names one twice")
         problems += stream_problems(self) if self.stream else []
+        problems += [*value_embedding_problems(self), *residual_problems(self)]
         if self.position == "rope" and self.rope_parameters["rope_type"] not in ROPE_TYPES:
             problems.append(
                 f"rope_type {self.rope_parameters['rope_type']!r} is unknown: give one of {', '.join(ROPE_TYPES)}"
@@ -251,6 +269,10 @@ class DecoderConfig(PretrainedConfig):
         for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"{name} {getattr(self, name)} is not a probability below 1")
+        if self.final_logit_softcapping is not None and not self.final_logit_softcapping > 0:
+            problems.append(
+                f"final_logit_softcapping {self.final_logit_softcapping} must be above 0, or null for no cap"
+            )
         for name, kind in PARAMETRIC.items():
             problems += kind.problems(**settings_of(name, self))
         return problems

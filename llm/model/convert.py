@@ -129,7 +129,10 @@ def model_to_hf(config: DecoderConfig) -> PreTrainedModel:
         ValueError: parts or switches that neither has, all named.
     """
     c = config
-    on = [name for name in ("softmax_scale", "stream", "qk_norm") if getattr(c, name)]
+    on = [name for name in ("softmax_scale", "final_logit_softcapping", "stream", "qk_norm") if getattr(c, name)]
+    for name, off in (("value_embedding", "none"), ("residual", "plain")):
+        if getattr(c, name) != off:
+            on.append(f"{name}={getattr(c, name)}")
     if c.hidden_act not in TO_HF_ACTIVATION:
         on.append(f"hidden_act={c.hidden_act}")
     if c.unpadded_vocab_size != c.vocab_size:

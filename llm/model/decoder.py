@@ -5,9 +5,6 @@ Dimension letters: B batch, T time, D width, V vocabulary, H query heads, G key-
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,96 +18,21 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .activations import Parametric
+from .autocast import product_dtype
 from .block import build_block
 from .config import DecoderConfig
 from .convert import config_from_hf, model_to_hf, weights_from_hf, weights_to_hf
-from .fast_paths import FAST_PATHS, enable_fast_paths
-from .loss import IGNORED, next_token_loss
+from .loss import IGNORED, next_token_loss, soft_capped
 from .norms import norm
 from .parametrization import scales
 from .positions import inverse_frequencies, rotary_angles
-from .streams import AttentionStream
+from .pretrained import DecoderPreTrainedModel
+from .residual import DepthAverage, copies
+from .value_embeddings import InputGates, gated_layers
 
-PACKAGE = __name__.rpartition(".")[0]
 # Logit of padding of the vocabulary, below the least of the tokens': exp(-1000) is 0 in float32, and at a temperature
 # of 30 still is 3e-15.
 BELOW = 1000.0
-
-
-class DecoderPreTrainedModel(PreTrainedModel):
-    """What the bare decoder and the one with an output head have in common: what transformers may do, and weights.
-
-    Initial weights depend on `config.initializer_seed` and each parameter's name alone: the two models of a pair
-    start equal in every parameter that both have.
-    """
-
-    config_class = DecoderConfig
-    config: DecoderConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]  # noqa: RUF012 (transformers declares it so)
-    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-
-    fast_paths: tuple[str, ...] = ()  # those that are on
-
-    def post_init(self) -> None:
-        """As transformers has it; and a saved trace of this model loads, whatever its folder is called."""
-        super().post_init()
-        for kind in {type(module) for module in self.modules()}:
-            if kind.__module__.startswith(PACKAGE):  # TorchScript would take the folder's name for an identifier
-                kind._jit_override_qualname = f"__torch__.hippoformer.{kind.__name__}"  # type: ignore[attr-defined]
-
-    def enable_fast_paths(self, names: Iterable[str] = FAST_PATHS) -> None:
-        """Switch faster modules on, and all others off: see `fast_paths.py`. A model is plain torch until then."""
-        names = tuple(names)
-        enable_fast_paths(self, names)
-        self.fast_paths = names
-
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *words: Any, **settings: Any) -> nn.Embedding:
-        """As transformers has it; all `new_num_tokens` rows are tokens then, and what pads them further is not."""
-        embedding = super().resize_token_embeddings(new_num_tokens, *words, **settings)
-        if new_num_tokens is not None:
-            self.config.unpadded_vocab_size = new_num_tokens
-        self.enable_fast_paths(self.fast_paths)  # the new head is a plain one
-        return embedding
-
-    def save_pretrained(self, *words: Any, **settings: Any) -> None:
-        """As transformers has it. The folder loads through AutoModel too, as the bare decoder."""
-        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), "AutoModel": "decoder.Decoder"}
-        super().save_pretrained(*words, **settings)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Fill the module's own parameters; transformers calls this for each module, also for weights that a
-        checkpoint lacks."""
-        prefix = "" if hasattr(self, "lm_head") else f"{self.base_model_prefix}."
-        names = {id(parameter): prefix + name for name, parameter in self.named_parameters()}
-        for own_name, parameter in module.named_parameters(recurse=False):
-            if parameter.is_meta or getattr(parameter, "_is_hf_initialized", False):
-                continue
-            if isinstance(module, nn.Linear | nn.Embedding) and own_name == "weight":
-                name = names.get(id(parameter), own_name)
-                parameter.copy_(seeded_normal(self.config.initializer_seed, name, parameter.shape) * self._std(name))
-            elif isinstance(module, Parametric):
-                parameter.fill_(module.initial[own_name])
-            elif isinstance(module, AttentionStream):
-                module.reset(own_name)
-            else:
-                parameter.fill_(0.0 if own_name == "bias" else 1.0)  # norms start at 1
-
-    def _std(self, name: str) -> float:
-        scale = scales(self.config)
-        std = self.config.initializer_range * (scale.block_deviation if ".layers." in name else 1)
-        writes_to_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-        if self.config.scale_residual_init and writes_to_residual:
-            return std / math.sqrt(2 * self.config.num_hidden_layers / scale.depth)
-        return std
 
 
 class Decoder(DecoderPreTrainedModel):
@@ -122,8 +44,19 @@ class Decoder(DecoderPreTrainedModel):
         self.embed_positions = (
             nn.Embedding(config.max_position_embeddings, config.hidden_size) if config.position == "learned" else None
         )
+        self.embed_values, self.input_gates = None, None
+        if config.value_embedding != "none":
+            self.embed_values = nn.Embedding(config.vocab_size, config.num_key_value_heads * config.head_dim)
+        if config.value_embedding == "input":
+            self.input_gates = InputGates(config.value_embedding_gate, len(gated_layers(config)))
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(build_block(config, index) for index in range(config.num_hidden_layers))
+        self.depth_averages = (
+            nn.ModuleList(DepthAverage(index + 2) for index in range(config.num_hidden_layers))
+            if config.residual == "dense"
+            else None
+        )
+        self.copies = copies(config)
         self.norm = norm(config.norm, config.hidden_size, config.norm_eps)
         self.post_init()
 
@@ -159,15 +92,19 @@ class Decoder(DecoderPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
+        hidden, carry = self._with_token_values(hidden, input_ids)
         learned = self.embed_positions
         hidden = self.embedding_dropout(hidden if learned is None else hidden + learned(position_ids))
         angles = self._angles(position_ids, hidden.dtype) if learned is None else None
 
-        carry: list[Tensor] = []  # flat, see `Block.forward`
         every_hidden, every_attention = [], []
-        for layer in self.layers[: self.config.num_hidden_layers]:  # fewer while `generate` drafts by early exit
+        outputs = [hidden] if self.depth_averages is not None else []  # of all blocks so far
+        if self.copies > 1:
+            hidden = hidden.unsqueeze(-2).expand(-1, -1, self.copies, -1)  # (B, T, N, D)
+        # fewer layers while `generate` drafts by early exit
+        for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
             if output_hidden_states:
-                every_hidden.append(hidden)
+                every_hidden.append(self._collapsed(hidden))
             hidden, weights, *carry = layer(
                 hidden,
                 *carry,
@@ -177,9 +114,12 @@ class Decoder(DecoderPreTrainedModel):
                 implementation=self.config._attn_implementation,
                 **kwargs,
             )
+            if self.depth_averages is not None:
+                outputs.append(hidden)
+                hidden = self.depth_averages[index](outputs)
             if output_attentions:
                 every_attention.append(weights)
-        hidden = self.norm(hidden)
+        hidden = self.norm(self._collapsed(hidden))
         result = BaseModelOutputWithPast(
             hidden,
             past_key_values,
@@ -187,6 +127,23 @@ class Decoder(DecoderPreTrainedModel):
             tuple(every_attention) if output_attentions else None,
         )
         return result if return_dict is not False else result.to_tuple()
+
+    def _collapsed(self, hidden: Tensor) -> Tensor:
+        """The copies of the residual stream, (B, T, N, D), as one, (B, T, D)."""
+        return hidden.mean(-2) if self.copies > 1 else hidden
+
+    def _with_token_values(self, hidden: Tensor, input_ids: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Embeddings (B, T, D) -> the same and the carry of the first block: token values, (B, G, T, K), where it has
+        them (`value_embeddings.py`)."""
+        if self.embed_values is None:
+            return hidden, []
+        if input_ids is None:
+            raise ValueError("value_embedding looks token ids up: give input_ids, not inputs_embeds")
+        token_values = self.embed_values(input_ids)  # (B, T, G K)
+        if self.input_gates is not None:
+            return self.input_gates(hidden, token_values), []
+        token_values = token_values.to(product_dtype(hidden))  # once, not in every block
+        return hidden, [token_values.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)]
 
     def _check_positions(
         self, length: int, attention_mask: Tensor | None, position_ids: Tensor | None, seen: int
@@ -294,9 +251,11 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             output_attentions: attention weights of each layer, (B, H, T, S); needs `attn_implementation="eager"`.
             **kwargs: `shift_labels` (B, T), already shifted: entry t is predicted at position t. For training: no
                 logits are returned, so that none need be kept. (transformers' Trainer would ask for every named
-                argument with labels.) The rest goes to `Decoder`.
+                argument with labels.) `z_loss`: coefficient of the z-loss, which is in the gradient alone, see
+                `loss.py`. The rest goes to `Decoder`.
         """
         shift_labels: Tensor | None = kwargs.pop("shift_labels", None)
+        z_loss: float = kwargs.pop("z_loss", 0.0)
         past_key_values = kwargs.pop("cache", past_key_values)
         if labels is not None or shift_labels is not None:
             use_cache = use_cache or False
@@ -312,25 +271,30 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         if shift_labels is not None:
-            loss = self._loss(self._for_head(out.last_hidden_state), shift_labels, num_items_in_batch)
+            loss = self._loss(self._for_head(out.last_hidden_state), shift_labels, num_items_in_batch, z_loss)
             return CausalLMOutputWithPast(loss=loss, hidden_states=out.hidden_states)
         kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self._without_padding(self.lm_head(self._for_head(out.last_hidden_state[:, kept])))
+        logits = self._logits(self._for_head(out.last_hidden_state[:, kept]))
         loss = None
         if labels is not None:
             shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-            loss = next_token_loss(logits, shifted, num_items_in_batch)
+            loss = next_token_loss(logits, shifted, num_items_in_batch, z_loss)
         result = CausalLMOutputWithPast(loss, logits, out.past_key_values, out.hidden_states, out.attentions)
         return result if return_dict is not False else result.to_tuple()
 
     def _for_head(self, hidden: Tensor) -> Tensor:
         return hidden if self.head_scale == 1 else hidden * self.head_scale
 
-    def _loss(self, hidden: Tensor, targets: Tensor, num_items: Tensor | int | None) -> Tensor:
+    def _loss(self, hidden: Tensor, targets: Tensor, num_items: Tensor | int | None, z_loss: float) -> Tensor:
         """Hidden states (B, T, D) and what is predicted at each position, (B, T) -> the next-token loss."""
         if self.fused_loss:
-            return self.lm_head(hidden, targets, num_items, self.config.unpadded_vocab_size)
-        return next_token_loss(self._without_padding(self.lm_head(hidden)), targets, num_items)
+            how = self.config.unpadded_vocab_size, self.config.final_logit_softcapping, z_loss
+            return self.lm_head(hidden, targets, num_items, *how)
+        return next_token_loss(self._logits(hidden), targets, num_items, z_loss)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        return self._without_padding(soft_capped(self.lm_head(hidden), self.config.final_logit_softcapping))
 
     def _without_padding(self, logits: Tensor) -> Tensor:
         """Logits (..., V) in which padding of the vocabulary is far below the least likely token.
@@ -347,16 +311,6 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
     def fused_loss(self) -> bool:
         """Whether the output head computes the loss itself, without all logits."""
         return getattr(self.lm_head, "fuses_loss", False)
-
-
-def seeded_normal(seed: int, name: str, shape: torch.Size) -> Tensor:
-    """Standard normal numbers, float32, that depend on (seed, name, shape) alone: not on the order in which tensors
-    are made, nor on the device."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    generator = torch.Generator("cpu").manual_seed(
-        int.from_bytes(digest[:8], "little") >> 1
-    )  # 63 bits: seeds are signed
-    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 # transformers' Trainer shifts the labels of a smoothed loss only for classes that are in this table.

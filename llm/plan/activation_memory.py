@@ -20,8 +20,9 @@ from ..model.activations import IN_FLOAT32
 from ..model.fast_attention import KEPT, block_rows
 from ..model.fast_linear import PART
 from ..model.fast_loss import WIDE_ELEMENTS, chunk_rows
+from ..model.residual import CONNECTIONS, copies
 from ..model.streams import lacks_projections, receives
-from .parameters import block_matrices, head_matrix, stream_widths, table
+from .parameters import block_matrices, connection_matrices, head_matrix, stream_widths, table
 
 Terms = dict[str, int]  # name of a term -> bytes
 
@@ -119,6 +120,7 @@ def block_terms(work: Work, index: int) -> Terms:
         "inputs of q, k, v": readers * work.entering,
         "attention": _attention(work) - _kept_by_first_block(work, index),
         "stream": _stream(work, index),
+        "residual form": _residual(work, index),
         "inputs of the FFN": into_ffn * work.entering,
         "inside the FFN": _inside(c) * work.inside,
         "dropout masks": 2 * _mask(c.residual_dropout, f.w, n * c.hidden_size, work.kernels),
@@ -133,6 +135,24 @@ def _norm(work: Work) -> int:
     if work.kernels == "cuda" or not work.compiled:  # one kernel, or `model/norms.py`
         return work.hidden + 4 * n
     return 2 * 4 * n * c.hidden_size + 4 * n  # the input in fp32 and the normalised input
+
+
+def _residual(work: Work, index: int) -> int:
+    """The output that depth averages read again; or of each hyper-connection the copies that it is given, what its
+    layer gives, and its coefficients, of which some are kept in fp32 on the way. The first copies are views of one
+    tensor, which is kept too."""
+    c, f, n = work.config, work.formats, work.tokens
+    if c.residual == "dense":
+        return work.hidden
+    if c.residual not in CONNECTIONS:
+        return 0
+    several = copies(c)
+    count = several * (several + 2)
+    if c.residual == "hyper":
+        coefficients = 4 * several + 4 * 2 * count + f.h * count
+    else:
+        coefficients = 4 + 4 * 3 * count + 4 * 2 * several + f.h * (several * (1 if f.h == 4 else 2) + several**2)
+    return 2 * (several * work.hidden + work.entering + n * coefficients) + (work.hidden if index == 0 else 0)
 
 
 def _qk_norms(work: Work) -> int:
@@ -216,6 +236,7 @@ def outer_terms(work: Work) -> Terms:
     angles = 2 * f.h * (n if work.masked else work.context) * c.head_dim if c.position == "rope" else 0
     return {
         "ids and labels": 2 * 8 * n,
+        "token values": _token_values(work),
         "embedding dropout": _mask(c.embedding_dropout, f.h, n * c.hidden_size, work.kernels),
         "angles": angles,
         "document mask": n * work.context if work.masked else 0,
@@ -223,15 +244,25 @@ def outer_terms(work: Work) -> Terms:
     }
 
 
+def _token_values(work: Work) -> int:
+    """What the gates multiply: a look-up of width G K, once for all layers."""
+    c, f = work.config, work.formats
+    number = {"none": 0, "values": f.w, "input": f.h}[c.value_embedding]
+    return number * work.tokens * c.num_key_value_heads * c.head_dim
+
+
 def checkpoint_terms(work: Work, index: int) -> Terms:
     """Bytes that a block keeps which is recomputed: its inputs, the hidden states and the stream's carry."""
     carried = sum(work.formats.w * work.tokens * width for width in stream_widths(work.config))
-    return {"block input": work.hidden, "carry": carried if index > 0 else 0}
+    given = work.hidden * (copies(work.config) if index > 0 else 1)
+    given += work.hidden if work.config.residual == "dense" else 0  # the output, which averages read
+    return {"block input": given, "carry": carried if index > 0 else 0}
 
 
 def weight_copies(work: Work, index: int) -> int:
     """Bytes of a block's matrices in bf16: autocast copies them, and the backward pass needs the copies."""
-    return 2 * sum(block_matrices(work.config, index)) if work.formats.autocast else 0
+    multiplied = sum(block_matrices(work.config, index)) - sum(connection_matrices(work.config))  # those are in fp32
+    return 2 * multiplied if work.formats.autocast else 0
 
 
 def backward_work(work: Work) -> int:
@@ -245,7 +276,7 @@ def backward_work(work: Work) -> int:
     ]
     if c.hidden_act in IN_FLOAT32:  # 5 fp32 tensors, and in half precision x and its gradient widened
         at_work.append(4 * (5 if f.w == 4 else 7) * n * c.intermediate_size - (work.inside if gated else 0))
-    return work.hidden + max(at_work)
+    return work.hidden * copies(c) + max(at_work)
 
 
 def attention_work(work: Work) -> int:
@@ -267,6 +298,8 @@ def loss_forward(work: Work) -> Terms:
     half, cpu = f.w == 2, work.kernels == "cpu"
     rows = min(n, chunk_rows(vocabulary, c.hidden_size, f.w))
     wide = min(rows, max(1, WIDE_ELEMENTS // vocabulary)) if half and cpu else 0
+    # On a GPU one compiled kernel makes it along the way.
+    capped = min(rows, max(1, WIDE_ELEMENTS // vocabulary)) if c.final_logit_softcapping and cpu else 0
     part = min(PART, vocabulary)
     if cpu:  # of one part of the vocabulary; in fp32 oneDNN is given a copy of its logits
         product = 6 * part * c.hidden_size if half else 4 * part * (rows + c.hidden_size)
@@ -279,6 +312,7 @@ def loss_forward(work: Work) -> Terms:
         "head in bf16": 2 * head if f.autocast else 0,
         "chunk of logits": f.w * rows * vocabulary + f.w * rows * c.hidden_size,
         "part of it in fp32": 4 * wide * vocabulary,
+        "slope of the soft-cap": 4 * capped * vocabulary,
         "product of a chunk": product,
     }
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from ..model import DecoderConfig
 from ..model.activations import PARAMETRIC, settings_of
+from ..model.residual import CONNECTIONS
 from ..model.streams import DENSE, lacks_projections, receives
+from ..model.value_embeddings import gated_layers
 
 
 def stream_widths(config: DecoderConfig) -> list[int]:
@@ -23,7 +25,8 @@ def ffn_matrices(config: DecoderConfig) -> list[int]:
 
 
 def block_matrices(config: DecoderConfig, index: int = 0) -> list[int]:
-    """Numbers in each matrix of block `index`: q, k, v, o and the FFN's, and those that weigh streams by token."""
+    """Numbers in each matrix of block `index`: q, k, v, o and the FFN's, those that weigh streams by token, and
+    hyper-connections'."""
     c = config
     queries, keys = (
         c.hidden_size * c.num_attention_heads * c.head_dim,
@@ -34,7 +37,19 @@ def block_matrices(config: DecoderConfig, index: int = 0) -> list[int]:
         del projections[name]
     by_token = [index * c.hidden_size * heads for heads in _weight_heads(c, index)]
     by_token = by_token if c.stream_source == "dense_by_token" else []
-    return [*projections.values(), queries, *ffn_matrices(c), *by_token]
+    return [*projections.values(), queries, *ffn_matrices(c), *by_token, *connection_matrices(c)]
+
+
+def connection_matrices(config: DecoderConfig) -> list[int]:
+    """Numbers in the matrix of each hyper-connection of a block."""
+    rows, columns = _connection(config)[1]
+    return [rows * columns] * 2 if rows else []
+
+
+def _connection(config: DecoderConfig) -> tuple[int, tuple[int, int], int]:
+    """Shapes of a hyper-connection's parameters; zeros where there is none."""
+    kind = CONNECTIONS.get(config.residual)
+    return (0, (0, 0), 0) if kind is None else kind.sizes(config.residual_expansion, config.hidden_size)
 
 
 def _weight_heads(config: DecoderConfig, index: int) -> list[int]:
@@ -58,6 +73,10 @@ def block_vectors(config: DecoderConfig, index: int) -> list[int]:
     weights = _weight_heads(c, index)
     sizes += [heads * (index if c.stream_source in DENSE else 1) for heads in weights]
     sizes += [1] * len(weights) if c.stream_weight == "mix" else []
+    sizes += [1] if c.value_embedding == "values" and index in gated_layers(c) else []
+    static, _, scales = _connection(c)
+    sizes += [static, scales] * 2 if static else []
+    sizes += [index + 2] if c.residual == "dense" else []  # of the average that follows it
     if c.hidden_act in PARAMETRIC:
         sizes += PARAMETRIC[c.hidden_act].learned_sizes(**settings_of(c.hidden_act, c))
     return sizes
@@ -88,9 +107,17 @@ def head_parameters(config: DecoderConfig) -> int:
 
 
 def embedding_parameters(config: DecoderConfig) -> int:
-    """Numbers before the first block: the embedding and learned positions."""
+    """Numbers before the first block: the embedding, learned positions and value embeddings."""
+    return table(config) + sum(_further_tables(config))
+
+
+def _further_tables(config: DecoderConfig) -> list[int]:
+    """Numbers in each parameter before the first block besides the embedding."""
     c = config
-    return table(c) + (c.max_position_embeddings * c.hidden_size if c.position == "learned" else 0)
+    sizes = [c.max_position_embeddings * c.hidden_size] if c.position == "learned" else []
+    if c.value_embedding != "none":
+        sizes.append(c.vocab_size * c.num_key_value_heads * c.head_dim)
+    return sizes + ([len(gated_layers(c))] if c.value_embedding == "input" else [])
 
 
 def parameters(config: DecoderConfig) -> int:
@@ -103,7 +130,7 @@ def small_parameters(config: DecoderConfig, limit: int) -> int:
     """Numbers in parameters of at most `limit` numbers."""
     c = config
     sizes = norm_vectors(c) + [table(c)] * (1 if c.tie_word_embeddings else 2)
-    sizes += [c.max_position_embeddings * c.hidden_size] if c.position == "learned" else []
+    sizes += _further_tables(c)
     for index in range(c.num_hidden_layers):
         sizes += block_matrices(c, index) + block_vectors(c, index)
     return sum(size for size in sizes if size <= limit)

@@ -40,6 +40,11 @@ DECLARED = (
     "decoder.stream_arriving",
     "decoder.stream_own",
     "decoder.stream_layers",
+    "decoder.value_embedding",
+    "decoder.value_embedding_layers",
+    "decoder.value_embedding_gate",
+    "decoder.residual",
+    "decoder.residual_expansion",
     "decoder.hidden_act",
 )  # and the parameters of the runs' activations, decoder.ACTIVATION_NAME
 # Where a run is kept, how it is watched and how fast it reads: none of it reaches a weight. `data.store` is a path, and

@@ -43,6 +43,8 @@ CHOICES: dict[str, tuple[tuple[str, str], ...]] = {
     "decoder.stream": (("model/streams.py", "STREAMS"),),
     "decoder.stream_source": (("model/streams.py", "SOURCES"),),
     "decoder.stream_weight": (("model/streams.py", "WEIGHTS"),),
+    "decoder.value_embedding": (("model/value_embeddings.py", "PLACES"),),
+    "decoder.residual": (("model/residual.py", "FORMS"),),
     "decoder.parametrization": (("model/parametrization.py", "PARAMETRIZATIONS"),),
     "model.optimizer.name": (("train/optim.py", "OPTIMIZERS"),),
     "model.schedule.shape": (("train/optim.py", "SHAPES"),),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..model import DecoderConfig
+from ..model.residual import CONNECTIONS, copies
 from ..model.streams import lacks_projections
 
 # Dense peaks in FLOP/s (bf16 on tensor cores; fp32 outside them, what fp32 training uses unless TF32 is allowed), from
@@ -44,8 +45,21 @@ def flops_per_token(config: DecoderConfig, context: int) -> float:
         attention += c.hidden_size * c.head_dim * projected
     matrices = 3 if c.feedforward == "gated" else 2
     feedforward = c.num_hidden_layers * matrices * c.hidden_size * c.intermediate_size
-    weights = attention + feedforward + c.hidden_size * c.unpadded_vocab_size
+    weights = attention + feedforward + c.hidden_size * c.unpadded_vocab_size + _of_residual_form(c)
     return 6.0 * weights + 12.0 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * context
+
+
+def _of_residual_form(config: DecoderConfig) -> int:
+    """Multiplications of a token in its residual connections beyond the plain form's: numbers of hidden states times
+    weights of depth averages, or the coefficients of hyper-connections and what they weigh."""
+    c, n = config, copies(config)
+    if c.residual == "dense":
+        return c.hidden_size * sum(index + 2 for index in range(c.num_hidden_layers))
+    if c.residual not in CONNECTIONS:
+        return 0
+    rows, columns = CONNECTIONS[c.residual].sizes(n, c.hidden_size)[1]
+    projection = rows * columns * (n if c.residual == "hyper" else 1)  # of each copy, or of all at once
+    return 2 * c.num_hidden_layers * (projection + n * (n + 2) * c.hidden_size)
 
 
 def device_peak(device: torch.device, half_precision: bool) -> float | None:

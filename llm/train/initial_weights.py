@@ -28,7 +28,7 @@ SHARED = (
 ).split()
 # In these they may differ, and the first loss is then another.
 OF_STREAMS = ("stream", "stream_source", "stream_weight", "stream_own", "stream_arriving", "stream_layers")
-CHANGES = ("hidden_act", *FIELDS, "softmax_scale", "parametrization", "unpadded_vocab_size")
+CHANGES = ("hidden_act", *FIELDS, "softmax_scale", "final_logit_softcapping", "parametrization", "unpadded_vocab_size")
 SAMPLE = 2048  # tokens of the store that both tokenizers encode
 
 
@@ -105,7 +105,11 @@ def _notes(source: Source, ours: DecoderConfig, alone: list[str]) -> list[str]:
     if alone:
         notes.append(f"{len(alone)} parameters have no counterpart there and start as the config says: {alone[0]}, ...")
     silent = not theirs.stream and (not ours.stream or (ours.stream_arriving == 0 and ours.stream_own == 1))
-    keys = CHANGES if silent else (*OF_STREAMS, *CHANGES)
+    keys = (
+        *(() if silent else OF_STREAMS),
+        *(() if ours.value_embedding_gate == 0 else ("value_embedding",)),
+        *CHANGES,
+    )
     if different := [key for key in keys if getattr(theirs, key) != getattr(ours, key)]:
         named = ", ".join(f"decoder.{key} {getattr(ours, key)}" for key in different)
         notes.append(f"its first loss is not that of {source.name}, which has other values of {named}")

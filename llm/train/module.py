@@ -36,6 +36,8 @@ class LanguageModule(pl.LightningModule):
         optimizer, schedule: see `optim.py`.
         seed: names the dropout of every step; initial weights have `decoder.initializer_seed`.
         gradient_clip: largest gradient norm; None does not clip. (The norm is logged either way.)
+        z_loss: coefficient of the squared logarithm of the softmax's denominator, which is added to the loss in the
+            gradient; PaLM has 1e-4. The logged loss is the cross-entropy alone.
         activation_checkpointing: recompute blocks in the backward pass: less memory, up to a third more time. True is
             every block, a number n every n-th.
         compile: torch.compile the blocks and the loss; the first step takes longer.
@@ -52,6 +54,7 @@ class LanguageModule(pl.LightningModule):
         schedule: Schedule | None = None,
         seed: int = 0,
         gradient_clip: float | None = 1.0,
+        z_loss: float = 0.0,
         activation_checkpointing: bool | int = False,
         compile: bool = False,
         attention: str = "sdpa",
@@ -63,7 +66,7 @@ class LanguageModule(pl.LightningModule):
         self.decoder_config = decoder
         self.optimizer_settings = optimizer or Optimizer()
         self.schedule = schedule or Schedule()
-        self.seed, self.gradient_clip = seed, gradient_clip
+        self.seed, self.gradient_clip, self.z_loss = seed, gradient_clip, z_loss
         self.model = DecoderForCausalLM(decoder)
         self.model.enable_fast_paths(name for name in FAST_PATHS if name not in (disable_fast_paths or ()))
         self.parameter_count = self.model.num_parameters()  # ZeRO will leave each rank a part
@@ -92,6 +95,8 @@ class LanguageModule(pl.LightningModule):
         problems = [*self.optimizer_settings.problems(), *self.schedule.problems(max_steps)]
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             problems.append(f"model.gradient_clip {self.gradient_clip} must be above 0, or null for none")
+        if not 0 <= self.z_loss < 1:
+            problems.append(f"model.z_loss {self.z_loss} must be from 0 (none) to below 1; 1e-4 is usual")
         if self.every_nth < 0:
             problems.append(f"model.activation_checkpointing {self.every_nth} must be true, false or every n-th block")
         if unknown := set(self.disable_fast_paths).difference(FAST_PATHS):
@@ -128,6 +133,7 @@ class LanguageModule(pl.LightningModule):
             self.step_loss = torch.zeros((), device=self.device, dtype=torch.float32)
         inputs = {name: value for name, value in batch.items() if name != "data_digest"}
         inputs["num_items_in_batch"] = max(1, batch["num_items_in_batch"])  # of none, the sum of no losses is 0
+        inputs |= {"z_loss": self.z_loss} if self.z_loss else {}
         measured = self.log_activation_rms and is_logged(self.trainer, self.global_step + 1)
         out = self._measured(inputs) if measured else self.model(**inputs)
         loss = out.loss * (micro_batches * self.trainer.world_size)

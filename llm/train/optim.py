@@ -181,12 +181,14 @@ class Schedule:
     Warm-up is a straight line to the peak over `warmup_steps`. Then `shape`: "cosine" falls from the peak to
     `min_lr_ratio` at the last step, "constant" stays. Over the last `cooldown_steps` a straight line leads from where
     the shape stands to 0 (Burns et al. 2025, Section 5.1: 500 steps of warm-up, cosine, 5,000 of cool-down).
+    "wsd" is warm-up, stable, decay (Hu et al. 2024, MiniCPM): constant, then over the `cooldown_steps` down to
+    `min_lr_ratio` as 1 - sqrt, the best of the forms that Hägele et al. 2024 compare.
 
     Args:
         shape: between warm-up and cool-down.
         warmup_steps: steps of warm-up.
         cooldown_steps: steps of cool-down.
-        min_lr_ratio: share of the peak at which cosine ends.
+        min_lr_ratio: share of the peak at which cosine and wsd end.
     """
 
     shape: str = "cosine"
@@ -199,6 +201,11 @@ class Schedule:
         problems = []
         if self.shape not in SHAPES:
             problems.append(f"model.schedule.shape {self.shape!r} is unknown: give {' or '.join(SHAPES)}")
+        if self.shape in DECAYS and self.cooldown_steps == 0:
+            problems.append(
+                f"model.schedule.shape {self.shape} decays over the last steps: set model.schedule.cooldown_steps, "
+                "usually 10 to 20% of trainer.max_steps"
+            )
         if min(self.warmup_steps, self.cooldown_steps) < 0 or not 0 <= self.min_lr_ratio <= 1:
             problems.append(
                 "model.schedule needs warmup_steps and cooldown_steps of 0 or more and a min_lr_ratio from 0 to 1"
@@ -220,6 +227,8 @@ class Schedule:
         cooldown_start = max_steps - self.cooldown_steps
         if step < cooldown_start:
             return self._shape(step, max_steps)
+        if self.shape in DECAYS:
+            return DECAYS[self.shape]((step - cooldown_start) / self.cooldown_steps, self.min_lr_ratio)
         return self._shape(cooldown_start, max_steps) * (max_steps - step) / self.cooldown_steps
 
     def _shape(self, step: int, max_steps: int) -> float:
@@ -232,4 +241,12 @@ def _cosine(progress: float, least: float) -> float:
 
 
 # name -> factor at a progress from 0 (after warm-up) to 1 (the last step), given min_lr_ratio
-SHAPES: dict[str, Callable[[float, float], float]] = {"cosine": _cosine, "constant": lambda progress, least: 1.0}
+SHAPES: dict[str, Callable[[float, float], float]] = {
+    "cosine": _cosine,
+    "constant": lambda progress, least: 1.0,
+    "wsd": lambda progress, least: 1.0,
+}
+# name -> factor at a share from 0 to 1 of the cool-down, given min_lr_ratio; of all other shapes, a straight line to 0
+DECAYS: dict[str, Callable[[float, float], float]] = {
+    "wsd": lambda share, least: least + (1 - least) * (1 - math.sqrt(share))
+}

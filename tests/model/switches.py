@@ -62,6 +62,21 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "stream_weight": "mix",
         "stream_layers": [2],
     },
+    "value_embedding": {"value_embedding": "values", "num_key_value_heads": 2},
+    "value_embedding_stream": {
+        "value_embedding": "values",
+        "value_embedding_layers": [0, 2],
+        "value_embedding_gate": 0.5,
+        "stream": ["values"],
+        "stream_source": "first",
+        "stream_own": 0.0,
+    },
+    "value_embedding_input": {"value_embedding": "input", "num_key_value_heads": 2, "head_dim": 28},
+    "dense_residual": {"residual": "dense"},
+    "hyper": {"residual": "hyper", "stream": ["values"], "value_embedding": "values"},
+    "hyper_two": {"residual": "hyper", "residual_expansion": 2, "qk_norm": True},
+    "hyper_manifold": {"residual": "hyper-manifold", "residual_expansion": 3},
+    "soft_cap": {"final_logit_softcapping": 3.0, "unpadded_vocab_size": 50},
     "qk_norm": {"qk_norm": True, "stream": ["queries", "keys"], "num_key_value_heads": 2},
     "relu2": {"hidden_act": "relu2"},
     "swish": {"hidden_act": "swish", "swish_learned": "both", "swish_beta": 0.7, "swish_bias": 0.2},
@@ -87,6 +102,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
+AWAY = ("stream", "depth_averages", "connection")  # names of parameters that all start alike
 EVERY = [(style, switch) for style in STYLES for switch in SWITCHES]
 
 
@@ -98,8 +114,9 @@ def make_model(style: str, switch: str = "plain", **settings: Any) -> DecoderFor
     model = DecoderForCausalLM(make_config(style, switch, **settings)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # learned weights away from where they start
-            if "stream" in name or name.endswith("bias"):
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+            if any(part in name for part in AWAY) or name.endswith(("bias", "gate")):
+                size = 0.1 if "connection" in name else 0.3  # six of those in a row, each of them on all that is there
+                parameter.add_(size * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
     return model
 
 

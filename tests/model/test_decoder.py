@@ -90,7 +90,9 @@ def test_recomputed_blocks_give_the_same_gradients(style: str, switch: str) -> N
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("switch", ["plain", "all_per_head", "nmda_learnable"])
+@pytest.mark.parametrize(
+    "switch", ["plain", "all_per_head", "nmda_learnable", "value_embedding_stream", "hyper", "hyper_manifold"]
+)
 @pytest.mark.parametrize("style", STYLES)
 def test_compiled_blocks_are_one_graph_and_equal(style: str, switch: str) -> None:
     ids, results = tokens(2, 16), []
@@ -141,6 +143,29 @@ def test_training_loss_is_that_of_labels_and_weighted_by_tokens() -> None:
         model(ids[i : i + 1, :-1], shift_labels=labels[i : i + 1, 1:], num_items_in_batch=counts.sum()) for i in (0, 1)
     ]
     torch.testing.assert_close(rows[0].loss + rows[1].loss, shifted)
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_a_capped_model_has_one_loss_in_every_form(z_loss: float) -> None:
+    """From labels, from shifted labels, and fused with the head; the z-loss is in the gradient alone."""
+    ids, results = tokens(2, 17), []
+    for fast in ((), ("loss",)):
+        for shifted in (False, True):
+            model = make_model("llama", "soft_cap")
+            model.enable_fast_paths(fast)
+            given = (
+                {"input_ids": ids[:, :-1], "shift_labels": ids[:, 1:]} if shifted else {"input_ids": ids, "labels": ids}
+            )
+            loss = model(**given, z_loss=z_loss).loss
+            results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    logits = model(ids).logits[:, :-1, :50]
+    assert logits.abs().max() < 3
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    penalty = z_loss * logits.logsumexp(-1).square().mean()
+    results.append([expected, *torch.autograd.grad(expected + penalty, list(model.parameters()))])
+    for result in results[:-1]:
+        for one, other in zip(result, results[-1], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("style", STYLES)

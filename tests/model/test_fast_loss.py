@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.model import fast_loss as losses
-from llm.model.loss import next_token_loss
+from llm.model.loss import next_token_loss, soft_capped
 
 
 @given(
@@ -19,6 +19,8 @@ from llm.model.loss import next_token_loss
     ignored=st.floats(0, 0.9),
     items=st.none() | st.integers(1, 500),
     scale=st.sampled_from([0.1, 1.0, 30.0]),
+    cap=st.sampled_from([None, 2.0, 30.0]),
+    z_loss=st.sampled_from([0.0, 0.1]),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=150, deadline=None)
@@ -31,6 +33,8 @@ def test_value_and_gradients(
     ignored: float,
     items: int | None,
     scale: float,
+    cap: float | None,
+    z_loss: float,
     seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -39,23 +43,34 @@ def test_value_and_gradients(
     targets = torch.randint(vocabulary, (2, rows), generator=generator)
     targets[torch.rand(2, rows, generator=generator) < ignored] = -100
     targets[0, 0] = 0  # at least one
-    whole = F.cross_entropy((hidden @ weight.T).flatten(0, 1).double(), targets.flatten(), reduction="sum")
-    expected = whole / (items or (targets != -100).sum())
+    logits = hidden @ weight.T
+    whole = reference(logits.double(), targets, items, cap, 0.0)
+    expected = reference(logits.double(), targets, items, cap, z_loss)
     before = losses.chunk_rows, losses.WIDE_ELEMENTS
     losses.chunk_rows, losses.WIDE_ELEMENTS = lambda *_: max(1, chunk // vocabulary), wide
     try:
-        found = losses.fused_linear_cross_entropy(hidden, weight, targets, items)
+        found = losses.fused_linear_cross_entropy(hidden, weight, targets, items, soft_cap=cap, z_loss=z_loss)
     finally:
         losses.chunk_rows, losses.WIDE_ELEMENTS = before
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
-    ready = next_token_loss(hidden @ weight.T, targets, items)
-    torch.testing.assert_close(ready.double(), expected, rtol=1e-5, atol=1e-5)
-    for a, b in zip(
-        torch.autograd.grad(3 * found, (hidden, weight)),
-        torch.autograd.grad(3 * expected, (hidden, weight)),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * scale)
+    torch.testing.assert_close(found.double(), whole, rtol=1e-5, atol=1e-5)  # the value has no z-loss
+    ready = next_token_loss(soft_capped(logits, cap), targets, items, z_loss)
+    torch.testing.assert_close(ready.double(), whole, rtol=1e-5, atol=1e-5)
+    gradients = [
+        torch.autograd.grad(3 * loss, (hidden, weight), retain_graph=True) for loss in (expected, found, ready)
+    ]
+    for each in gradients[1:]:
+        for a, b in zip(each, gradients[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(scale, 1.0 if z_loss else 0.0))
+
+
+def reference(
+    logits: torch.Tensor, targets: torch.Tensor, items: int | None, cap: float | None, z_loss: float
+) -> torch.Tensor:
+    logits = cap * torch.tanh(logits / cap) if cap else logits
+    kept = logits[targets != -100]
+    denominator = kept.exp().sum(-1).log() if kept.abs().max() < 300 else torch.logsumexp(kept, -1)
+    each = denominator - kept[torch.arange(len(kept)), targets[targets != -100]] + z_loss * denominator**2
+    return each.sum() / (items or len(kept))
 
 
 @given(st.integers(1, 200_000), st.integers(1, 5_000), st.sampled_from([2, 4]))
@@ -93,8 +108,9 @@ def test_of_no_rows_at_all() -> None:
     assert hidden.grad is not None and weight.grad is not None and not weight.grad.any()
 
 
+@pytest.mark.parametrize(("cap", "z_loss"), [(None, 0.0), (2.0, 0.01)], ids=["plain", "capped"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_compiled(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled(dtype: torch.dtype, cap: float | None, z_loss: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "chunk_rows", lambda *_: 20)  # the last has 8
     hidden = torch.randn(48, 16, dtype=dtype, requires_grad=True)
     weight = torch.randn(300, 16, dtype=dtype, requires_grad=True)
@@ -102,7 +118,7 @@ def test_compiled(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     targets[::5] = -100
     results = []
     for compiled in (False, True):
-        loss = losses.fused_linear_cross_entropy(hidden, weight, targets, None, compiled)
+        loss = losses.fused_linear_cross_entropy(hidden, weight, targets, None, compiled, soft_cap=cap, z_loss=z_loss)
         results.append((loss, *torch.autograd.grad(loss, (hidden, weight))))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)

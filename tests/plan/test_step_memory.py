@@ -55,6 +55,11 @@ MODELS = {
     "gpt2 dense": gpt2(stream=["values"], stream_source="dense", stream_weight="layer", hidden_act="polynorm"),
     "gpt2 by token": gpt2(stream=["keys"], stream_source="dense_by_token", stream_weight="head", hidden_act="swish"),
     "llama qk_norm": llama(qk_norm=True, stream=["queries"], stream_weight="layer"),
+    "llama value embedding": llama(value_embedding="values", value_embedding_layers=[1, 4], qk_norm=True),
+    "gpt2 value embedding, input": gpt2(value_embedding="input", stream=["values"]),
+    "llama dense residual": llama(residual="dense"),
+    "llama hyper": llama(residual="hyper", stream=["values"]),
+    "gpt2 hyper-manifold": gpt2(residual="hyper-manifold", residual_expansion=3),
     "gpt2 without biases": gpt2(attention_bias=False, mlp_bias=False, hidden_act="identity"),
 }
 
