@@ -9,6 +9,7 @@ from evals.harness.suites import DECISION_ACCURACY
 from evals.page import curves, figures
 from evals.page.html import Headline, Picture, Section, Table, page, typeset
 from evals.page.loss_curves import draw_loss
+from evals.page.training import config_table, draw_learned, learned_curves, training_facts
 from evals.probes import heads, incontext, sparsity
 from evals.verdict import verdict
 from evals.verdict.record import Comparison, arm_rows, change, header, losses_of, saving_rows
@@ -57,6 +58,8 @@ def _sections(found: Comparison) -> list[Section]:
         _indirect_object(found),
         _in_context(found),
         _recall(found),
+        *_learned(found),
+        _trained(found),
         _provenance(found),
     ]
     return [section for section in sections if section is not None]
@@ -217,6 +220,26 @@ def _recall(found: Comparison) -> Section | None:
     ]
     seed = f", seed {found.pairs.seed_label(0)}" if len(found.pairs.seeds) > 1 else ""
     return Section("Recall" + seed, pictures=pictures)
+
+
+def _learned(found: Comparison) -> list[Section]:
+    """Learned numbers of switches by layer over training, of the first seed's runs that have them."""
+    pictures = [
+        _picture(draw_learned(number, layers, name), f"{number} of {name} by layer over training")
+        for name, run in zip(found.pairs.names, found.pairs.pairs[0], strict=True)
+        for number, layers in learned_curves(run).items()
+    ]
+    seed = f", seed {found.pairs.seed_label(0)}" if len(found.pairs.seeds) > 1 else ""
+    return [Section("Learned numbers" + seed, pictures=pictures)] if pictures else []
+
+
+def _trained(found: Comparison) -> Section:
+    """What both sides share, of the first seed's baseline, and in what their configs differ."""
+    pair = found.pairs.pairs[0]
+    text = f"Settings of {found.pairs.names[0]}; {found.pairs.names[1]} differs in the keys of the table."
+    return Section(
+        "What was trained", text, tables=[config_table(pair, found.pairs.names)], facts=training_facts(pair.first)
+    )
 
 
 def _provenance(found: Comparison) -> Section:
