@@ -11,7 +11,7 @@ numbers.
 import fcntl
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from evals.harness.catalogue import Group
 from evals.harness.tasks import jsonl
 from llm.common.errors import UserError
 from llm.common.files import read_json, write_file, write_json
+from llm.common.lock import HEARTBEAT, NO_LOCKS, Heartbeat
 from llm.common.tables import text_table
 
 Result = dict[str, Any]
@@ -106,16 +107,28 @@ def _sha256(content: bytes) -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time: waits for whoever holds `path`. A killed process holds nothing."""
+    """One process at a time: waits for whoever holds `path`. A killed process holds nothing.
+
+    On a file system without locks a heartbeat next to `path` does, as in `llm.common.lock`.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     except OSError as error:
         raise UserError(f"{path.parent} cannot be written ({error.strerror}); give a folder that can be") from error
+    heartbeat = None
     with file:
-        with suppress(OSError):  # a file system without locks: then it goes without
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise UserError(f"{path} cannot be locked ({error.strerror}); give a folder elsewhere") from error
+            heartbeat = Heartbeat.wait(path.with_suffix(HEARTBEAT))
+        try:
+            yield
+        finally:
+            if heartbeat is not None:
+                heartbeat.close()
 
 
 def alike(key: str, one: Any, other: Any) -> bool:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from evals.harness.suites import DECISION_ACCURACY
 from evals.page import curves, figures
-from evals.page.html import Picture, Section, Table, page
+from evals.page.html import Headline, Picture, Section, Table, page, typeset
 from evals.page.loss_curves import draw_loss
+from evals.page.training import config_table, draw_learned, learned_curves, training_facts
 from evals.probes import heads, incontext, sparsity
 from evals.verdict import verdict
-from evals.verdict.record import Comparison, arm_rows, change, header, losses_of, saving_rows, sentence
+from evals.verdict.record import Comparison, arm_rows, change, header, losses_of, saving_rows
 from llm.common.errors import UserError
 from llm.common.plots import as_pdf, as_svg
 
@@ -33,8 +34,15 @@ def format_page(arms: Sequence[Comparison], sections: Sequence[Section], content
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return page(
         f"{', '.join(found.pairs.names[1] for found in arms)} against {arms[0].pairs.names[0]}",
-        sentence(arms),
-        sections,
+        [
+            Headline(
+                verdict.headline(found.pairs.names, found.findings),
+                verdict.key_numbers(found.findings, found.null),
+                found.sentence,
+            )
+            for found in arms
+        ],
+        typeset(sections),
         f"{made_by}, {when}",
         json.dumps(content, ensure_ascii=False),
     )
@@ -50,6 +58,8 @@ def _sections(found: Comparison) -> list[Section]:
         _indirect_object(found),
         _in_context(found),
         _recall(found),
+        *_learned(found),
+        _trained(found),
         _provenance(found),
     ]
     return [section for section in sections if section is not None]
@@ -70,7 +80,7 @@ def _summary(arms: Sequence[Comparison]) -> Section:
         f"lines' {each}. The loss per document is of documents cut at the models' context, that of the curves of "
         "windows."
     )
-    table = Table("What was measured", header(arms), arm_rows(arms), note)
+    table = Table("What was measured", header(arms), arm_rows(arms), note, stacked=True)
     texts = []
     for found in arms:
         of_arm = f" of {found.pairs.names[1]}" if len(arms) > 1 else ""
@@ -194,7 +204,7 @@ def _in_context(found: Comparison) -> Section | None:
     ]
     if None not in (gini := of("gini")).values():  # null where a model's feed-forward networks are not known
         pictures.append(_picture(sparsity.draw_gini(gini), "Gini index of the feed-forward activations by layer"))
-    seed = f" (seed {found.pairs.seeds[0]})" if len(found.pairs.seeds) > 1 else ""
+    seed = f", seed {found.pairs.seed_label(0)}" if len(found.pairs.seeds) > 1 else ""
     return Section("In context" + seed, pictures=pictures)
 
 
@@ -208,8 +218,28 @@ def _recall(found: Comparison) -> Section | None:
         _picture(figures.draw_pairs(results), "Key-value pairs recalled, with standard errors; dashed: chance"),
         _picture(figures.draw_needle(results), "Gain from a needle in the text by its depth, with standard errors"),
     ]
-    seed = f" (seed {found.pairs.seeds[0]})" if len(found.pairs.seeds) > 1 else ""
+    seed = f", seed {found.pairs.seed_label(0)}" if len(found.pairs.seeds) > 1 else ""
     return Section("Recall" + seed, pictures=pictures)
+
+
+def _learned(found: Comparison) -> list[Section]:
+    """Learned numbers of switches by layer over training, of the first seed's runs that have them."""
+    pictures = [
+        _picture(draw_learned(number, layers, name), f"{number} of {name} by layer over training")
+        for name, run in zip(found.pairs.names, found.pairs.pairs[0], strict=True)
+        for number, layers in learned_curves(run).items()
+    ]
+    seed = f", seed {found.pairs.seed_label(0)}" if len(found.pairs.seeds) > 1 else ""
+    return [Section("Learned numbers" + seed, pictures=pictures)] if pictures else []
+
+
+def _trained(found: Comparison) -> Section:
+    """What both sides share, of the first seed's baseline, and in what their configs differ."""
+    pair = found.pairs.pairs[0]
+    text = f"Settings of {found.pairs.names[0]}; {found.pairs.names[1]} differs in the keys of the table."
+    return Section(
+        "What was trained", text, tables=[config_table(pair, found.pairs.names)], facts=training_facts(pair.first)
+    )
 
 
 def _provenance(found: Comparison) -> Section:

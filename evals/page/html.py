@@ -18,12 +18,16 @@ LONG = 18  # characters in a cell of a table, from which on it may take several 
 
 
 class Table(NamedTuple):
-    """Cells as text; a column whose cells are all numbers is set flush right. `note` stands below, small."""
+    """Cells as text; a column whose cells are all numbers is set flush right. `note` stands below, small.
+
+    stacked: on a phone each row is a block of its own, so that nothing has to be scrolled sideways.
+    """
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    stacked: bool = False
 
 
 class Picture(NamedTuple):
@@ -46,20 +50,32 @@ class Section(NamedTuple):
     code: str = ""  # a file's text, with its line breaks
 
 
-def page(title: str, verdict: str, sections: Sequence[Section], made_by: str, details: str = "") -> str:
+class Headline(NamedTuple):
+    """What the page is read for, large at the top, then its numbers (what, and its value), then the whole sentence."""
+
+    text: str
+    numbers: Sequence[tuple[str, str]] = ()
+    sentence: str = ""
+
+
+def page(
+    title: str, verdict: str | Sequence[Headline], sections: Sequence[Section], made_by: str, details: str = ""
+) -> str:
     """The whole document; everything but the figures is plain text and is escaped here.
 
     Args:
-        verdict: the one sentence that the page is read for; it stands large at the top.
+        verdict: what the page is read for; it stands large at the top.
         made_by: the command that made the page, its date and versions; line breaks are kept.
         details: JSON of all numbers, kept in the page as <script type="application/json" id="results">, folded.
 
     Raises:
         ValueError: `details` is not JSON, or a row of a table is not as long as its header.
     """
+    headlines = [Headline(verdict)] if isinstance(verdict, str) else verdict
     parts = [
         f"<header><h1>{escape(title)}</h1>",
-        f'<p class="verdict">{escape(verdict)}</p></header>',
+        *(_headline(each) for each in headlines),
+        "</header>",
         _contents(sections),
         "<main>",
         *(_section(section, number) for number, section in enumerate(sections, start=1)),
@@ -70,6 +86,36 @@ def page(title: str, verdict: str, sections: Sequence[Section], made_by: str, de
         "</footer>",
     ]
     return HEAD.format(title=escape(title), style=_style()) + "\n".join(filter(None, parts)) + "\n</body>\n</html>\n"
+
+
+def typeset(sections: Sequence[Section]) -> list[Section]:
+    """The sections with a minus sign in every number, where programs write a hyphen; code stays as it is."""
+    return [
+        section._replace(
+            text=with_minus(section.text),
+            pictures=[picture._replace(caption=with_minus(picture.caption)) for picture in section.pictures],
+            tables=[
+                table._replace(rows=[list(map(with_minus, row)) for row in table.rows], note=with_minus(table.note))
+                for table in section.tables
+            ],
+            facts=[(what, with_minus(value)) for what, value in section.facts],
+        )
+        for section in sections
+    ]
+
+
+def with_minus(text: str) -> str:
+    """A text with U+2212 before numbers and in their exponents; names, dates and options keep their hyphens."""
+    return re.sub(r"(?<![\w.\-/)\]])-(?=\.?\d)|(?<=\de)-(?=\d)", "−", text)
+
+
+def _headline(headline: Headline) -> str:
+    text = f'<p class="verdict">{escape(with_minus(headline.text))}</p>'
+    numbers = [
+        f"<div><dt>{escape(what)}</dt><dd>{escape(with_minus(value))}</dd></div>" for what, value in headline.numbers
+    ]
+    sentence = [f'<p class="sentence">{escape(with_minus(headline.sentence))}</p>'] if headline.sentence else []
+    return "\n".join([text, *_within('<dl class="numbers">', numbers, "</dl>"), *sentence])
 
 
 def _contents(sections: Sequence[Section]) -> str:
@@ -114,13 +160,18 @@ def _table(table: Table, name: str) -> str:
     kinds = [_kind(head, [row[column] for row in table.rows]) for column, head in enumerate(table.header)]
     head = "".join(f'<th scope="col"{kind}>{escape(cell)}</th>' for cell, kind in zip(table.header, kinds, strict=True))
     rows = []
+    labels = [f' data-head="{escape(head)}"' if table.stacked else "" for head in table.header]
     for first, *others in table.rows:
-        cells = "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(others, kinds[1:], strict=True))
+        cells = "".join(
+            f"<td{kind}{label}>{escape(cell)}</td>"
+            for cell, kind, label in zip(others, kinds[1:], labels[1:], strict=True)
+        )
         rows.append(f'<tr><th scope="row"{kinds[0]}>{escape(first)}</th>{cells}</tr>')
     note = [f'<p class="note">{escape(table.note)}</p>'] if table.note else []
     return "\n".join(
         [
-            f'<figure class="table"><figcaption id="{name}">{escape(table.caption)}</figcaption>',
+            f'<figure class="table{" stacked" * table.stacked}">'
+            f'<figcaption id="{name}">{escape(table.caption)}</figcaption>',
             f'<div class="scroll" role="region" aria-labelledby="{name}" tabindex="0">',
             f'<table aria-labelledby="{name}">',
             f"<thead><tr>{head}</tr></thead>",
@@ -206,15 +257,19 @@ STYLE = """\
 *, ::before, ::after { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body {
-  max-width: 70rem; margin: 0 auto; padding: 1.5rem max(1rem, 3vw) 3rem;
+  max-width: 84rem; margin: 0 auto; padding: 1.5rem max(1rem, 3vw) 3rem;
   background: var(--ground); color: var(--ink); overflow-wrap: break-word;
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", Arial, sans-serif;
 }
 h1 { margin: 0 0 0.4rem; font-size: 1rem; font-weight: 600; color: var(--soft); overflow-wrap: anywhere; }
 .verdict {
-  max-width: 54rem; margin: 0; font-size: clamp(1.3rem, 1rem + 1.6vw, 1.9rem); line-height: 1.3; font-weight: 600;
-  text-wrap: pretty;
+  margin: 0; font-size: clamp(1.2rem, 1rem + 0.9vw, 1.6rem); line-height: 1.3; font-weight: 600; text-wrap: pretty;
 }
+.sentence + .verdict, .verdict + .verdict { margin-top: 1.4rem; }
+.numbers { display: flex; flex-wrap: wrap; gap: 0.6rem 2.2rem; margin: 0.8rem 0 0; }
+.numbers > div { padding: 0; border: 0; }
+.numbers dd { font-size: 1.15rem; font-weight: 600; }
+.sentence { max-width: 62rem; margin: 0.8rem 0 0; color: var(--soft); }
 a { color: var(--link); }
 nav {
   display: flex; flex-wrap: wrap; gap: 0.25rem 1.2rem; margin-top: 1.4rem; padding: 0.6rem 0;
@@ -275,6 +330,22 @@ pre, .data script, .made { font: 0.875rem/1.5 ui-monospace, "SF Mono", Menlo, Co
   body { padding-top: 1rem; }
   th, td { padding-inline: 0.55rem; }
   tr > :first-child { max-width: 9.5rem; border-right: 1px solid var(--line); }
+  .numbers { gap: 0.5rem 1.4rem; }
+  .stacked .scroll { width: auto; background: none; }
+  .stacked thead { display: none; }
+  .stacked table, .stacked tbody { display: block; }
+  .stacked tr {
+    display: grid; grid-template-columns: 2fr 3fr 2fr; gap: 0.2rem 0.6rem; padding: 0.6rem 0;
+    border-bottom: 1px solid var(--line);
+  }
+  .stacked th, .stacked td {
+    min-width: 0; max-width: none; padding: 0; border: 0; text-align: left; white-space: normal !important;
+  }
+  .stacked tr > :first-child { position: static; max-width: none; border: 0; font-weight: 600; }
+  .stacked tr > :first-child, .stacked td[data-head=""] { grid-column: 1 / -1; order: -2; }
+  .stacked td[data-head="difference"], .stacked td[data-head="interval"], .stacked td[data-head="shown"] { order: -1; }
+  .stacked td::before { content: attr(data-head); display: block; font-size: 0.875rem; color: var(--soft); }
+  .stacked td:empty { visibility: hidden; }
 }
 @media print {
   html { font-size: 9.5pt; }

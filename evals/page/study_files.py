@@ -1,4 +1,4 @@
-"""The verdict on a study as files: report.html, results.json, table.csv, study.yaml, pictures as PNG, PDF and SVG."""
+"""The verdict on a study as files: report.html, results.json, study.yaml, tables as CSV and LaTeX, pictures."""
 
 import csv
 import io
@@ -7,10 +7,11 @@ from pathlib import Path
 from evals.page.study_page import draw, format_study_page
 from evals.verdict.ladder import LEVEL
 from evals.verdict.study import judge_study
-from evals.verdict.study_tables import format_study, number_rows, study_record
+from evals.verdict.study_tables import format_study, number_rows, size_header, size_rows, study_record
 from llm.common.errors import UserError
 from llm.common.files import as_json, write_files
 from llm.common.plots import as_pdf, as_png, as_svg
+from llm.common.tables import latex_table
 
 
 def study(path: Path, out: Path | None, level: float = LEVEL, bench: Path | None = None, made_by: str = "") -> str:
@@ -28,6 +29,7 @@ def study(path: Path, out: Path | None, level: float = LEVEL, bench: Path | None
     content = study_record(found, made_by)
     table = io.StringIO(newline="")
     csv.writer(table, lineterminator="\n").writerows(number_rows(found.verdict))
+    by_size = latex_table(size_header(found.verdict.level), size_rows(found.verdict))
     write_files(
         {
             **{out / f"{name}.png": as_png(figure) for name, (figure, _) in drawn.items()},
@@ -35,6 +37,7 @@ def study(path: Path, out: Path | None, level: float = LEVEL, bench: Path | None
             **{out / f"{name}.svg": as_svg(figure, caption) for name, (figure, caption) in drawn.items()},
             out / "study.yaml": found.text,
             out / "table.csv": table.getvalue(),
+            out / "table.tex": by_size,
             out / "results.json": as_json(content),
             out / "report.html": format_study_page(found, drawn, content, made_by),
         }

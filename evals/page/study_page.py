@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from evals.page import study_figures as figures
-from evals.page.html import Picture, Section, Table, page
+from evals.page.html import Headline, Picture, Section, Table, page, typeset
 from evals.verdict import study_tables as tables
 from evals.verdict.study import StudyVerdict
 from llm.common.plots import as_svg
@@ -62,8 +62,8 @@ def format_study_page(found: StudyVerdict, drawn: Drawn, content: dict[str, Any]
     sections = [_result(found), *each, _evaluations(found), _joint(found), _runs(found), _text(found)]
     return page(
         f"{', '.join(arms)} against {found.verdict.ladder.baseline} over sizes",
-        " ".join(found.sentences.values()),
-        [section for section in sections if section is not None],
+        [Headline(sentence) for sentence in found.sentences.values()],
+        typeset([section for section in sections if section is not None]),
         f"{made_by}, {when}",
         json.dumps(content, ensure_ascii=False),
     )

@@ -48,6 +48,11 @@ class Pairs:
     def seeds(self) -> list[int]:
         return [pair.first.seed for pair in self.pairs]
 
+    def seed_label(self, number: int) -> str:
+        """The seed of a pair, counted from 0; of several with its place, unless the seeds are 1, 2, 3 themselves."""
+        seed, count = self.seeds[number], len(self.pairs)
+        return f"{number + 1} of {count} ({seed})" if count > 1 and seed != number + 1 else str(seed)
+
 
 def read_arms(folders: Sequence[str | Path], declared: Sequence[str] = ()) -> list[Pairs]:
     """Pair the run folders: each arm with the baseline, which is the first folder's side.

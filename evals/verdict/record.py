@@ -58,7 +58,8 @@ def rows(found: Comparison) -> list[list[str]]:
         ranges = [100 * (ratio - 1) for ratio in cost.ratios]
         spread = cost.interval
         if not spread and len(ranges) > 1:
-            spread = f"{efficiency.in_percent(min(ranges))} to {efficiency.in_percent(max(ranges))} by seed"
+            least, most = efficiency.in_percent(min(ranges)), efficiency.in_percent(max(ranges))
+            spread = f"{least} in every seed" if least == most else f"{least} to {most} by seed"
         lines.append([name, f"{first:{form}}", f"{second:{form}}", efficiency.in_percent(cost.percent), spread, "", ""])
     busy = [f"{len(runs)} of {len(found.pairs.pairs)}" for runs in efficiency.busy_runs(found.pairs.pairs)]
     lines.append(["runs on a busy machine", *busy, "", "", "", ""])
@@ -74,14 +75,15 @@ def saving_rows(found: Comparison) -> list[list[str]]:
     """Steps, tokens and FLOPs to the higher final loss and to the losses asked for; a line a seed."""
     lines = []
     for savings in (found.savings, *found.targets.values()):
-        for seed, saving in zip(found.pairs.seeds, savings, strict=True):
+        for number, saving in enumerate(savings):
+            seed = found.pairs.seed_label(number)
             for name, reached in zip(found.pairs.names, (saving.first, saving.second), strict=True):
                 values = (reached.steps, reached.tokens, reached.flops)
                 cells = [
                     ("–" if reached.tokens else "never") if value is None else f"{'≤ ' * reached.at_most}{value:{form}}"
                     for value, form in zip(values, (",.0f", ",.0f", ".3g"), strict=True)
                 ]
-                lines.append([f"{saving.target:.4f}", str(seed), name, *cells])
+                lines.append([f"{saving.target:.4f}", seed, name, *cells])
     return lines
 
 

@@ -174,13 +174,7 @@ def sentence(
         )
     effect = primary.effect
     models = [f"{name} (seed {seeds[0]})" for name in names] if len(seeds) == 1 else names
-    limits = ["one seed each"] * (effect.seeds == 1)
-    limits += [f"on these {_independent(effect)} alone"] * (effect.independent < FEWEST)
-    judged = _judgement(models, primary)
-    if limits:
-        limit = ", ".join(limits)
-        judged = f"{limit[0].upper()}{limit[1:]}: {judged.replace('No difference', 'no difference', 1)}"
-    parts = [judged]
+    parts = [_limited(_judgement(models, primary), effect)]
     if primary.better and (saved := _saved(names, savings, primary, spacing)):
         parts.append(saved)
     if effect.seeds == 1:
@@ -188,6 +182,43 @@ def sentence(
     if effect.independent < FEWEST:
         parts.append(f"{FEWEST} are needed to say anything of other documents")
     return "; ".join(parts) + "."
+
+
+def headline(names: Sequence[str], findings: Sequence[Finding]) -> str:
+    """The verdict without its numbers, for the head of a page."""
+    primary = next((finding for finding in findings if finding.primary), None)
+    if primary is None:
+        return f"There is no verdict on {names[1]} against {names[0]}: the validation loss was not measured."
+    claim = _claim(names, primary)
+    if primary.better and primary.effect.seeds > 1:
+        claim += f": {primary.word} {primary.measure.name}"
+    return _limited(claim, primary.effect) + "."
+
+
+def key_numbers(findings: Sequence[Finding], null: Finding | None = None) -> list[tuple[str, str]]:
+    """What the headline rests on: difference, interval, what is shown, and the null arm's difference if known."""
+    primary = next((finding for finding in findings if finding.primary), None)
+    if primary is None:
+        return []
+    effect = primary.effect
+    over = _independent(effect) + (f", {effect.seeds} seeds" if effect.seeds > 1 else "")
+    numbers = [
+        (f"difference, {primary.measure.unit}", signed(primary, effect.difference)),
+        (f"{100 * effect.level:g}% interval", interval(primary)),
+        (primary.measure.name, primary.word),
+        ("measured on", over),
+    ]
+    return [*numbers, ("null arm's difference", signed(null, null.effect.difference))] if null else numbers
+
+
+def _limited(judged: str, effect: Effect) -> str:
+    """A verdict behind what limits it: one seed, few documents."""
+    limits = ["one seed each"] * (effect.seeds == 1)
+    limits += [f"on these {_independent(effect)} alone"] * (effect.independent < FEWEST)
+    if not limits:
+        return judged
+    limit = ", ".join(limits)
+    return f"{limit[0].upper()}{limit[1:]}: {judged.replace('No difference', 'no difference', 1)}"
 
 
 def _independent(effect: Effect) -> str:
@@ -233,12 +264,19 @@ def _judgement(names: Sequence[str], finding: Finding) -> str:
         f"{signed(finding, effect.difference)} {measure.unit}, {100 * effect.level:g}% interval {interval(finding)} "
         f"over {over}"
     )
+    claim = _claim(names, finding)
     if not finding.better:
-        return f"No difference between {names[1]} and {names[0]} is shown: {measure.name} {numbers}"
-    if effect.seeds == 1:
-        return f"{names[1]} has a {finding.word} {measure.name} than {names[0]}: {numbers}"
-    verdict = "better" if finding.better > 0 else "worse"
-    return f"{names[1]} is {verdict} than {names[0]}: {finding.word} {measure.name}, {numbers}"
+        return f"{claim}: {measure.name} {numbers}"
+    return f"{claim}: {numbers}" if effect.seeds == 1 else f"{claim}: {finding.word} {measure.name}, {numbers}"
+
+
+def _claim(names: Sequence[str], finding: Finding) -> str:
+    """What is shown of the two models, without a number; better and worse take several seeds."""
+    if not finding.better:
+        return f"No difference between {names[1]} and {names[0]} is shown"
+    if finding.effect.seeds == 1:
+        return f"{names[1]} has a {finding.word} {finding.measure.name} than {names[0]}"
+    return f"{names[1]} is {'better' if finding.better > 0 else 'worse'} than {names[0]}"
 
 
 def _saved(names: Sequence[str], savings: Sequence[Saving], primary: Finding, spacing: float | None) -> str:

@@ -235,6 +235,7 @@ def _name_problems(given: Namespace) -> list[str]:
     for key in CHOICES:
         value = given.get(key)
         given_names, known = value if isinstance(value, list) else [value], choices(key)
+        given_names = [each for each in given_names if not isinstance(each, dict)]  # a class of loggers
         unknown = [each for each in given_names if each not in choices(key, earlier=True)]
         if value is not None and unknown:
             shown = unknown if isinstance(value, list) else repr(value)

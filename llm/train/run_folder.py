@@ -23,9 +23,10 @@ import hashlib
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from ..common.lock import HEARTBEAT, LOCK, FolderLock, acquire_lock
 from ..model import DecoderConfig
 from ..runs import reading
 from . import checkpoint as checkpoints
+from .external_loggers import BackgroundLogger, check_entry, make_logger
 from .loggers import GrowingFile, MetricsFile, TensorBoardFile
 
 SUMMARY = ("step", "tokens_seen", "validation_loss", "seconds", "parameters", "peak_memory_bytes")
@@ -63,7 +65,7 @@ class RunSettings:
         on_full_disk: "stop" where a checkpoint cannot be written, or "continue" training without it.
         max_consecutive_skips: steps in a row whose loss or gradient is not finite, which end the run; one is skipped.
         spike_threshold: a loss so many robust standard deviations above the last 128 is logged with its batch.
-        loggers: any of csv, tensorboard, wandb.
+        loggers: any of csv, tensorboard, wandb; or a class of Lightning's loggers, {class_path, init_args}.
         peak_flops: FLOP/s of one device at this precision, for the utilisation of a device that `flops.py` does not
             name.
     """
@@ -77,7 +79,7 @@ class RunSettings:
     on_full_disk: str = "stop"
     max_consecutive_skips: int = 5
     spike_threshold: float = 10.0
-    loggers: list[str] = field(default_factory=lambda: ["csv", "tensorboard"])
+    loggers: list[str | dict] = field(default_factory=lambda: ["csv", "tensorboard"])
     peak_flops: float | None = None
 
     def check(self) -> None:
@@ -97,10 +99,11 @@ class RunSettings:
             problems.append(f"run.on_full_disk {self.on_full_disk!r} is unknown: give {' or '.join(ON_FULL_DISK)}")
         if not self.spike_threshold > 0:
             problems.append(f"run.spike_threshold {self.spike_threshold} must be above 0")
-        if unknown := sorted(set(self.loggers) - set(LOGGERS)):
+        if unknown := sorted({each for each in self.loggers if isinstance(each, str)} - set(LOGGERS)):
             problems.append(f"run.loggers {unknown} is unknown: give any of {', '.join(LOGGERS)}")
         if "wandb" in self.loggers and importlib.util.find_spec("wandb") is None:
             problems.append("run.loggers asks for wandb, which is not installed: pip install wandb or leave it out")
+        problems += filter(None, (check_entry(each) for each in self.loggers if isinstance(each, dict)))
         if problems:
             raise UserError("; ".join(problems))
 
@@ -255,6 +258,7 @@ class RunFolder:
         if self._lock is None:
             self._acquire_lock()
         step = self.resumed.step if self.resumed else 0
+        external = self._external(yaml.safe_load(config_yaml) or {})
         for kind in ("checkpoints", "exports"):
             for aside in checkpoints.archive_after(self.path / kind, step):
                 print(f"set aside: {aside}", file=sys.stderr)
@@ -271,17 +275,34 @@ class RunFolder:
         if self.resumed is not None and self.settings.start_from and not (self.path / "metrics.csv").is_file():
             with contextlib.suppress(FileNotFoundError):
                 write_file(self.path / "metrics.csv", (self.resumed.path.parents[1] / "metrics.csv").read_bytes())
-        makers = {
+        built_in: dict[str, Callable[[], Logger]] = {
             "csv": lambda: MetricsFile(self.path / "metrics.csv", step, columns, self.event),
             "tensorboard": lambda: TensorBoardFile(self.path / "tensorboard", step, self.event),
-            "wandb": lambda: WandbLogger(
-                name=self.path.name,
-                save_dir=self.path,
-                resume="allow",
-                id=hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16],
-            ),
         }
-        return [makers[name]() for name in self.settings.loggers]
+        return [logger or built_in[str(name)]() for name, logger in external]
+
+    def _external(self, settings: dict[str, Any]) -> list[tuple[str, Logger | None]]:
+        """The names of run.loggers, with those loggers that are not this project's own.
+
+        Raises:
+            UserError: the package of one is missing.
+        """
+        found: list[tuple[str, Logger | None]] = []
+        make: Callable[[], Logger]
+        for entry in self.settings.loggers:
+            if isinstance(entry, dict):
+                name, make = str(entry["class_path"]).rpartition(".")[2], partial(make_logger, entry)
+            elif entry == "wandb":
+                name, make = entry, self._wandb
+            else:
+                found.append((entry, None))
+                continue
+            found.append((name, BackgroundLogger(name, make, settings, self.event)))
+        return found
+
+    def _wandb(self) -> Logger:
+        own = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
+        return WandbLogger(name=self.path.name, save_dir=self.path, resume="allow", id=own)
 
     def _acquire_lock(self) -> None:
         try:

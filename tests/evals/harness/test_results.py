@@ -1,5 +1,7 @@
 """What is kept beside a model: not made again without need, not lost to a neighbour, refused where damaged."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -7,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +21,8 @@ from evals.__main__ import main
 from evals.exports import open_export
 from evals.harness import results
 from evals.harness import run as harness
+from llm.common import lock
+from llm.common.errors import UserError
 
 from ..rows import arc_rows, rows_of, write_rows
 
@@ -282,3 +287,52 @@ def test_items_of_one_passage_are_known_by_it(doc, shares) -> None:
     assert results.passage_of(doc) == results.passage_of(shares) is not None
     assert results.passage_of({**doc, next(iter(doc)): "Another."}) not in (results.passage_of(doc), None)
     assert results.passage_of({"goal": "a", "context": ["a list"]}) is None
+
+
+# ---- Where the file system has no locks ------------------------------------------------------------------------------
+
+
+def refusing(number: int) -> Callable[..., None]:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+def test_without_locks_a_heartbeat_keeps_a_neighbour_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOLCK))
+    beating = tmp_path / "evals/.lm_eval.heartbeat"
+    with results.locked(tmp_path / "evals/.lm_eval.lock"):
+        assert lock.Heartbeat.take(beating) is None  # what another process would meet
+    assert not beating.exists() and lock.Heartbeat.take(beating) is not None
+    assert "is on a file system without locks" in capsys.readouterr().err
+
+
+def test_without_locks_it_waits_for_a_neighbour_and_takes_over_from_one_that_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOLCK))
+    monkeypatch.setattr(lock, "RETRY", 0.01)
+    monkeypatch.setattr(lock, "SETTLE", 0.01)
+    beating = tmp_path / ".lm_eval.heartbeat"
+    beating.write_text(json.dumps({"host": "another", "process": 1, "time": ""}))
+    inside = threading.Event()
+
+    def enter() -> None:
+        with results.locked(tmp_path / ".lm_eval.lock"):
+            inside.set()
+
+    waiting = threading.Thread(target=enter)
+    waiting.start()
+    assert not inside.wait(0.3)
+    os.utime(beating, (time.time() - 2 * lock.LEASE,) * 2)
+    waiting.join(60)
+    assert inside.is_set()
+
+
+def test_a_lock_that_fails_otherwise_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", refusing(errno.EIO))
+    with pytest.raises(UserError, match="cannot be locked"), results.locked(tmp_path / ".lm_eval.lock"):
+        pass

@@ -226,9 +226,18 @@ def test_the_rows_and_the_sentence_of_the_costs():
     several = [Pair(first, second), Pair(first, third)]  # 0.75 and 1.25 of the memory
     by_name = {line[0]: line for line in rows(comparison(several, costs=costs(several)))}
     assert by_name["peak memory, GB"][1:5] == ["2.00", "1.94", "-3.2%", "-25.0% to +25.0% by seed"]
+    assert by_name["parameters"][3:5] == ["+0.0%", "+0.0% in every seed"]
     timed = costs(one, Cost("step time", "s per million tokens", [1.0], [1.25], "95% interval +20.0% to +30.0%"))
     assert cost_sentence(NAMES, timed).endswith("step time +25.0% (95% interval +20.0% to +30.0%).")
     assert cost_sentence(NAMES, []) == ""
+
+
+def test_a_seed_of_a_study_is_shown_with_its_place():
+    """Derived seeds are long numbers; seeds that count themselves, and a single one, stay as they are."""
+    pairs = [Pair(made_run([3.0, 2.0], seed=seed), made_run([3.0, 1.0], seed=seed)) for seed in (9682852, 77)]
+    found = comparison(pairs, savings=[saving(pair) for pair in pairs])
+    assert [line[1] for line in saving_rows(found)] == ["1 of 2 (9682852)"] * 2 + ["2 of 2 (77)"] * 2
+    assert comparison(pairs[:1]).pairs.seed_label(0) == "9682852"
 
 
 def test_the_numbers_that_are_kept():

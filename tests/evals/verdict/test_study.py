@@ -133,8 +133,11 @@ def test_the_page_has_all_pictures_and_needs_no_network(judged: tuple[Path, str]
         assert str(folder / "runs" / run.name) in page
     assert escape(study.read_text()) in page and (out / "study.yaml").read_text() == study.read_text()
     pictures = {f"{name}.{ending}" for name in names for ending in ("svg", "png", "pdf")}
-    others = {"report.html", "results.json", "table.csv", "study.yaml"}
+    others = {"report.html", "results.json", "table.csv", "table.tex", "study.yaml"}
     assert {path.name for path in out.iterdir()} == pictures | others
+    latex = (out / "table.tex").read_text().splitlines()
+    assert latex[0].startswith(r"\begin{tabular}{l") and latex[-1] == r"\end{tabular}" and len(latex) == 4 + 4 + 2
+    assert [line.partition(" & ")[0] for line in latex[4:8]] == [f"s{n}" for n in range(4)]
 
 
 def test_the_page_is_whole_in_a_browser(judged: tuple[Path, str]) -> None:

@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 from evals.verdict.efficiency import Reached, Saving
 from evals.verdict.measurements import Measure
 from evals.verdict.statistics import Effect, Spread, hierarchical_bootstrap, paired_effect
-from evals.verdict.verdict import Finding, digits, find, interval, record, row, sentence
+from evals.verdict.verdict import Finding, digits, find, headline, interval, key_numbers, record, row, sentence
 
 LOSS = "validation loss per document"
 NAMES = ("classic", "values")
@@ -234,6 +234,29 @@ def test_the_verdict_is_about_the_loss_alone():
     said = sentence(NAMES, [1, 2, 3], [shown, finding(-0.1, 0.2)], [])
     assert said.startswith("No difference between values and classic is shown: validation loss") and "3 seeds" in said
     assert sentence(NAMES, [1, 2, 3], [shown], []).startswith("There is no verdict on values against classic")
+
+
+def test_the_headline_is_the_sentence_without_its_numbers():
+    better, nothing = finding(-0.2, -0.1), finding(-0.1, 0.2)
+    assert headline(NAMES, [better]) == f"values is better than classic: lower {LOSS}."
+    assert headline(NAMES, [nothing]) == "No difference between values and classic is shown."
+    one = finding(0.1, 0.2, seeds=1)
+    assert headline(NAMES, [one]) == f"One seed each: values has a higher {LOSS} than classic."
+    few = one._replace(effect=one.effect._replace(items=12, low=-0.1))
+    assert headline(NAMES, [few]) == (
+        "One seed each, on these 12 documents alone: no difference between values and classic is shown."
+    )
+    for found, seeds in ((better, [1, 2, 3]), (nothing, [1, 2, 3]), (one, [1]), (few, [1])):
+        said = sentence(NAMES, seeds, [found], []).replace(" (seed 1)", "")
+        assert said.startswith(headline(NAMES, [found]).removesuffix(".").split(f": lower {LOSS}")[0])
+    assert headline(NAMES, []).startswith("There is no verdict on values against classic") and key_numbers([]) == []
+    assert key_numbers([better], nothing) == [
+        ("difference, nats per token", "-0.1500"),
+        ("95% interval", "-0.2000 to -0.1000"),
+        (LOSS, "lower"),
+        ("measured on", "300 documents, 3 seeds"),
+        ("null arm's difference", "+0.0500"),
+    ]
 
 
 def ways(*tokens: tuple[float | None, float | None], at_most: bool = False) -> list[Saving]:
