@@ -33,8 +33,6 @@ VARIANTS: dict[str, dict] = {
         "decoder__stream": ["queries", "keys", "values"],
         "decoder__stream_weight": "layer",
         "decoder__num_hidden_layers": 3,
-        "decoder__value_embedding": "values",
-        "decoder__value_embedding_layers": [1],
         "decoder__hidden_act": "nmda",
         "decoder__nmda_learnable": True,
         "decoder__parametrization": "completep",  # more groups, with an eps of their own
