@@ -40,6 +40,7 @@ VARIANTS: dict[str, dict] = {
         "decoder__base_num_hidden_layers": 2,
         "decoder__base_head_dim": 4,
     },
+    "rivals": {"decoder__value_embedding": "values", "decoder__residual": "hyper-manifold"},
     "muon": {"model__optimizer": {"name": "muon", "lr": 3e-3, "muon_lr": 6e-3}},
 }
 RARE = ("offload2", "offload3", "fsdp2-2", "fsdp2-3")  # not for every stream
