@@ -19,6 +19,8 @@ from llm.common.plots import as_pdf, as_svg
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ABOVE_CHANCE = 5  # times the chance level, up to which the scale of a head map goes at least: noise does not fill it
+
 
 def page_sections(arms: Sequence[Comparison]) -> list[Section]:
     """All that the page shows."""
@@ -198,10 +200,12 @@ def _in_context(found: Comparison) -> Section | None:
     if len(first.get("per_window", ())) > 1 and "per_window" in second:
         caption = "Difference of the loss by position, 95% interval over windows"
         pictures.append(_picture(incontext.draw_position_differences(first, second, names), caption))
-    pictures += [
-        _picture(heads.draw_heads(of("heads", key), title), f"{title}, layer by head")
-        for key, title in (("prefix_matching", "Prefix matching"), ("previous_token", "Previous token"))
-    ]
+    length = kept[0]["heads"].get("length")
+    chance = heads.chance_levels(length) if length else {}
+    for key, title in (("prefix_matching", "Prefix matching"), ("previous_token", "Previous token")):
+        figure = heads.draw_heads(of("heads", key), title, ABOVE_CHANCE * chance.get(key, 0.0))
+        at_chance = f"; attention to all tokens alike scores {chance[key]:.3f}" if chance else ""
+        pictures.append(_picture(figure, f"{title}, layer by head{at_chance}"))
     if None not in (gini := of("gini")).values():  # null where a model's feed-forward networks are not known
         pictures.append(_picture(sparsity.draw_gini(gini), "Gini index of the feed-forward activations by layer"))
     seed = f", seed {found.pairs.seed_label(0)}" if len(found.pairs.seeds) > 1 else ""

@@ -165,8 +165,18 @@ def evaluating(model: Any) -> Iterator[None]:
 # ---- Figures ---------------------------------------------------------------------------------------------------------
 
 
-def draw_heads(scores_by_name: Mapping[str, list[list[float]]], title: str) -> "Figure":
-    """Heat maps of layer and head, one panel a model, on one scale from 0 to the highest score of all.
+def chance_levels(length: int) -> dict[str, float]:
+    """Both scores of a head that attends to all visible tokens alike, of two copies of `length` tokens."""
+    of_second = [1 / seen for seen in range(length + 1, 2 * length + 1)]
+    of_all = [1 / seen for seen in range(2, 2 * length + 1)]
+    return {
+        "prefix_matching": sum(of_second) / len(of_second),
+        "previous_token": sum(of_all) / len(of_all),
+    }
+
+
+def draw_heads(scores_by_name: Mapping[str, list[list[float]]], title: str, least: float = 0.0) -> "Figure":
+    """Heat maps of layer and head, one panel a model, on one scale from 0 to the highest score of all, or to `least`.
 
     A model's strongest head is framed, and named above its panel. Layers and heads count from 0, as in the scores.
     """
@@ -175,7 +185,7 @@ def draw_heads(scores_by_name: Mapping[str, list[list[float]]], title: str) -> "
     columns = 1 if heads > 12 or heads >= 2 * layers else min(2, len(shapes))
     rows = -(-len(shapes) // columns)
     panel = min(max(3.6 / columns * layers / heads, 0.8), 4.0)  # inches; cells nearly square where they can be
-    top = max(max(map(max, scores)) for scores in scores_by_name.values()) or 1.0
+    top = max(least, *(max(map(max, scores)) for scores in scores_by_name.values())) or 1.0
     with style():
         figure = new_figure(4.6, rows * (panel + 0.62) + 0.55)
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)

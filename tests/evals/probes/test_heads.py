@@ -279,6 +279,25 @@ def test_heat_maps_share_one_scale_and_frame_the_strongest_head(shape, models):
     assert figure.get_size_inches()[0] <= 4.6
 
 
+def test_the_scale_of_a_heat_map_goes_to_the_least_that_is_asked_for():
+    noise = heads.draw_heads({"a": [[0.01, 0.02]], "b": [[0.015, 0.0]]}, "t", least=0.1)
+    assert [axes.images[0].get_clim() for axes in noise.axes if axes.images] == [(0, 0.1)] * 2
+    strong = heads.draw_heads({"a": [[0.01, 0.6]]}, "t", least=0.1)
+    assert strong.axes[0].images[0].get_clim() == (0, 0.6)
+
+
+@pytest.mark.parametrize("length", [3, 50])
+def test_chance_is_the_score_of_attention_to_all_tokens_alike(length):
+    """Against a matrix of uniform causal attention."""
+    tokens = 2 * length
+    attention = np.tril(np.ones((tokens, tokens))) / np.arange(1, tokens + 1)[:, None]
+    found = heads.chance_levels(length)
+    second = np.arange(length, tokens)
+    assert found["prefix_matching"] == pytest.approx(attention[second, second - length + 1].mean())
+    later = np.arange(1, tokens)
+    assert found["previous_token"] == pytest.approx(attention[later, later - 1].mean())
+
+
 def test_heat_maps_of_zeros_and_of_models_of_different_size_are_drawn():
     zeros = heads.draw_heads({"a": [[0.0, 0.0]], "b": random_scores(3, 5)}, "t")
     assert plots.as_png(zeros).startswith(b"\x89PNG")
