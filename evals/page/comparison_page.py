@@ -10,7 +10,7 @@ from evals.page import curves, figures
 from evals.page.html import Headline, Picture, Section, Table, page, typeset
 from evals.page.loss_curves import draw_loss
 from evals.page.training import config_table, draw_learned, learned_curves, training_facts
-from evals.probes import heads, incontext, sparsity
+from evals.probes import continuations, heads, incontext, sparsity
 from evals.verdict import verdict
 from evals.verdict.record import Comparison, arm_rows, change, header, losses_of, saving_rows
 from llm.common.errors import UserError
@@ -240,10 +240,17 @@ def _learned(found: Comparison) -> list[Section]:
 def _trained(found: Comparison) -> Section:
     """What both sides share, of the first seed's baseline, and in what their configs differ."""
     pair = found.pairs.pairs[0]
+    tables = [config_table(pair, found.pairs.names), *_continuations(found)]
     text = f"Settings of {found.pairs.names[0]}; {found.pairs.names[1]} differs in the keys of the table."
-    return Section(
-        "What was trained", text, tables=[config_table(pair, found.pairs.names)], facts=training_facts(pair.first)
-    )
+    return Section("What was trained", text, tables=tables, facts=training_facts(pair.first))
+
+
+def _continuations(found: Comparison) -> list[Table]:
+    """What both sides of the first seed write after the same beginnings of validation documents, where it was asked."""
+    first, second = (export.result(continuations.NAME, {}).get("texts", {}) for export in found.exports[0])
+    rows = [[prompt, text, second[prompt]] for prompt, text in first.items() if prompt in second]
+    note = f"The likeliest token each time, up to {continuations.LENGTH} tokens; validation documents, first seed."
+    return [Table("What both write", ["beginning", *found.pairs.names], rows, note)] if rows else []
 
 
 def _provenance(found: Comparison) -> Section:

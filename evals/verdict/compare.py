@@ -241,8 +241,11 @@ def shares_of(pairs: Pairs, settings: ComparisonSettings) -> dict[str, float]:
 
 
 def measure_losses(pairs: Pairs, exports: Exports, settings: ComparisonSettings) -> None:
-    """Have the loss of every validation document measured for all exports; of several stores each by its share."""
-    from evals.probes import losses
+    """Have the loss of every validation document measured for all exports; of several stores each by its share.
+
+    The first seed's exports also continue the beginnings of some documents.
+    """
+    from evals.probes import continuations, losses
 
     components = stores_of(pairs.pairs[0].first, settings.stores)
     total = sum(component.share for component in components)
@@ -250,6 +253,8 @@ def measure_losses(pairs: Pairs, exports: Exports, settings: ComparisonSettings)
         for component in components:
             count = max(2, round(settings.documents * component.share / total))
             losses.measure(export, Path(component.path), count, settings.batch_size, settings.device, settings.dtype)
+    for export in exports[0]:
+        continuations.measure(export, Path(components[0].path), settings.device, settings.dtype)
 
 
 def how_measured(result: Mapping[str, Any]) -> dict[str, Any]:
