@@ -9,7 +9,14 @@ from evals.harness.suites import DECISION_ACCURACY
 from evals.page import curves, figures
 from evals.page.html import Headline, Picture, Section, Table, page, typeset
 from evals.page.loss_curves import draw_loss
-from evals.page.training import config_table, draw_learned, learned_curves, training_facts
+from evals.page.training import (
+    config_table,
+    draw_head_weights,
+    draw_learned,
+    head_weights,
+    learned_curves,
+    training_facts,
+)
 from evals.probes import continuations, heads, incontext, sparsity
 from evals.verdict import verdict
 from evals.verdict.record import Comparison, arm_rows, change, header, losses_of, saving_rows
@@ -232,6 +239,11 @@ def _learned(found: Comparison) -> list[Section]:
         _picture(draw_learned(number, layers, name), f"{number} of {name} by layer over training")
         for name, run in zip(found.pairs.names, found.pairs.pairs[0], strict=True)
         for number, layers in learned_curves(run).items()
+    ]
+    pictures += [
+        _picture(draw_head_weights(stream, layers, name), f"Weights of {name}'s stream of {stream} by layer and head")
+        for name, export in zip(found.pairs.names, found.exports[0], strict=True)
+        for stream, layers in head_weights(export.folder).items()
     ]
     seed = f", seed {found.pairs.seed_label(0)}" if len(found.pairs.seeds) > 1 else ""
     return [Section("Learned numbers" + seed, pictures=pictures)] if pictures else []

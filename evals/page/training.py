@@ -2,19 +2,24 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib import colormaps
+from safetensors import safe_open
 
 from evals.exported_steps import Curve, ExportedRun
 from evals.page.html import Table
 from evals.page.loss_curves import token_unit
+from evals.probes.heads import whole_ticks
+from llm.common.exported import weight_files
 from llm.common.plots import new_figure, style
 from llm.runs import reading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+BY_HEAD = re.compile(r"layers\.(\d+)\..*\b(queries|keys|values)_weight$")  # a tensor of an export
 LEARNED = re.compile(r"(?!activation_rms/)([\w.]+)/(\d+)")  # a column of metrics.csv: NAME/LAYER
 WITHOUT_SENSE = ("run.folder",)  # differs between any two runs
 
@@ -69,6 +74,41 @@ def learned_curves(run: ExportedRun) -> dict[str, dict[int, Curve]]:
             if curve.values:
                 found.setdefault(match[1], {})[int(match[2])] = curve
     return found
+
+
+def head_weights(folder: Path) -> dict[str, dict[int, list[float]]]:
+    """Learned stream weights of an exported folder by stream, layer and head; of a dense source, of the layer before.
+
+    Empty where a layer has one weight for all its heads.
+    """
+    found: dict[str, dict[int, list[float]]] = {}
+    for path in weight_files(folder):
+        if path.suffix != ".safetensors":
+            continue
+        with safe_open(path, "np") as file:
+            for name in file.keys():  # noqa: SIM118  # not a dict
+                match = BY_HEAD.search(name)
+                values = file.get_tensor(name).astype(float) if match else None
+                if match and values is not None and values.shape[-3] > 1:
+                    last = values[-1] if values.ndim == 4 else values
+                    found.setdefault(match[2], {})[int(match[1])] = last.flatten().tolist()
+    return {stream: dict(sorted(layers.items())) for stream, layers in found.items()}
+
+
+def draw_head_weights(stream: str, layers: Mapping[int, Sequence[float]], title: str) -> "Figure":
+    """A heat map of the weights of one stream, layer by head; white is 0."""
+    values = list(layers.values())
+    top = max(abs(value) for row in values for value in row) or 1.0
+    with style():
+        figure = new_figure(4.6, min(4.6, 1.6 + 0.35 * len(values)))
+        axes = figure.subplots()
+        image = axes.imshow(
+            values, origin="lower", aspect="auto", interpolation="none", cmap="RdBu_r", vmin=-top, vmax=top
+        )
+        axes.set_yticks(range(len(values)), [str(layer) for layer in layers])
+        axes.set(xlabel="head", ylabel="layer", title=title, xticks=whole_ticks(len(values[0])))
+        figure.colorbar(image, label=f"weight of arriving {stream}")
+    return figure
 
 
 def draw_learned(name: str, layers: Mapping[int, Curve], title: str) -> "Figure":

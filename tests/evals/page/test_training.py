@@ -2,10 +2,20 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from evals.exported_steps import read_run
-from evals.page.training import config_table, draw_learned, learned_curves, training_facts
+from evals.page.training import (
+    config_table,
+    draw_head_weights,
+    draw_learned,
+    head_weights,
+    learned_curves,
+    training_facts,
+)
+from llm.model import DecoderConfig, DecoderForCausalLM
 from tests.evals.made_up import make_run
 
 SETTINGS = {
@@ -50,3 +60,28 @@ def test_learned_numbers_are_drawn_by_layer(tmp_path: Path, layers: int) -> None
     assert (axes.get_legend() is None) == (layers > 8)
     assert len({tuple(line.get_color()) for line in axes.lines}) == layers
     assert learned_curves(read_run(make_run(tmp_path / "classic"))) == {}
+
+
+@pytest.mark.parametrize("source", ["previous", "dense"])
+def test_stream_weights_by_head_are_those_of_the_export(tmp_path: Path, source: str) -> None:
+    sizes = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
+    streams = {"stream": ["queries", "values"], "stream_source": source, "stream_weight": "head"}
+    model = DecoderForCausalLM(DecoderConfig(**sizes, **streams, num_key_value_heads=2))
+    expected: dict[str, dict[int, list[float]]] = {"queries": {}, "values": {}}
+    for layer in (1, 2):
+        for name, heads in (("queries", 4), ("values", 2)):
+            weight = getattr(model.model.layers[layer].attention.stream, f"{name}_weight")
+            with torch.no_grad():
+                weight.copy_(torch.randn_like(weight))
+            expected[name][layer] = weight.detach().reshape(-1, heads)[-1].tolist()
+    model.save_pretrained(tmp_path)
+    found = head_weights(tmp_path)
+    assert found == {
+        name: {layer: pytest.approx(row) for layer, row in rows.items()} for name, rows in expected.items()
+    }
+    axes, bar = draw_head_weights("values", found["values"], "values").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "2"]
+    np.testing.assert_allclose(axes.images[0].get_array(), [expected["values"][layer] for layer in (1, 2)], atol=1e-6)
+    assert bar.get_ylabel() == "weight of arriving values"
+    DecoderForCausalLM(DecoderConfig(**sizes, stream=["values"], stream_weight="layer")).save_pretrained(tmp_path / "b")
+    assert head_weights(tmp_path / "b") == {}
