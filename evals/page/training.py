@@ -85,10 +85,10 @@ def head_weights(folder: Path) -> dict[str, dict[int, list[float]]]:
     for path in weight_files(folder):
         if path.suffix != ".safetensors":
             continue
-        with safe_open(path, "np") as file:
+        with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  # not a dict
                 match = BY_HEAD.search(name)
-                values = file.get_tensor(name).astype(float) if match else None
+                values = file.get_tensor(name).double() if match else None
                 if match and values is not None and values.shape[-3] > 1:
                     last = values[-1] if values.ndim == 4 else values
                     found.setdefault(match[2], {})[int(match[1])] = last.flatten().tolist()

@@ -62,11 +62,11 @@ def test_learned_numbers_are_drawn_by_layer(tmp_path: Path, layers: int) -> None
     assert learned_curves(read_run(make_run(tmp_path / "classic"))) == {}
 
 
-@pytest.mark.parametrize("source", ["previous", "dense"])
-def test_stream_weights_by_head_are_those_of_the_export(tmp_path: Path, source: str) -> None:
+@pytest.mark.parametrize(("source", "dtype"), [("previous", torch.bfloat16), ("dense", torch.float32)])
+def test_stream_weights_by_head_are_those_of_the_export(tmp_path: Path, source: str, dtype: torch.dtype) -> None:
     sizes = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
     streams = {"stream": ["queries", "values"], "stream_source": source, "stream_weight": "head"}
-    model = DecoderForCausalLM(DecoderConfig(**sizes, **streams, num_key_value_heads=2))
+    model = DecoderForCausalLM(DecoderConfig(**sizes, **streams, num_key_value_heads=2)).to(dtype)
     expected: dict[str, dict[int, list[float]]] = {"queries": {}, "values": {}}
     for layer in (1, 2):
         for name, heads in (("queries", 4), ("values", 2)):
