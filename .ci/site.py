@@ -29,7 +29,7 @@ def on_files(files: Files, config: Any) -> Files:
     for file in list(files):
         if file.src_dir == config.docs_dir:
             files.remove(file)
-            files.append(File.generated(config, f"api/{file.src_uri}", abs_src_path=file.abs_src_path))
+            files.append(File.generated(config, f"docs/api/{file.src_uri}", abs_src_path=file.abs_src_path))
     return files
 
 
