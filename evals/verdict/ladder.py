@@ -145,6 +145,11 @@ class AtSize(NamedTuple):
         claimed = self.log_multiplier or self.difference
         return bool(claimed.shown) and self.adjusted < 1 - self.level
 
+    @property
+    def differs(self) -> bool:
+        """Whether a difference in nats is shown, whatever it is in compute."""
+        return bool(self.difference.shown) and self.adjusted < 1 - self.level
+
 
 class HeldOut(NamedTuple):
     """The largest size as the smaller ones predict it, and as it was measured; nats per token."""

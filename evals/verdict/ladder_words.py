@@ -11,6 +11,8 @@ from scipy import stats
 from evals.verdict.ladder import ArmVerdict, AtSize, Claim, Ladder, LadderVerdict
 from evals.verdict.statistics import Interval
 
+MOST = 100  # factor of compute, beyond which no number is given: the baseline was never trained so far
+
 
 def sentence(verdict: LadderVerdict, arm: str) -> str:
     """The verdict on one arm: its compute, whether that changes with size, and what the null arm shows."""
@@ -84,7 +86,9 @@ def held_out(verdict: LadderVerdict, arm: str) -> str:
 
 
 def in_compute(log_multiplier: float) -> str:
-    """ln m as what the arm needs: "12% less", "5% more"; from a factor of 2 up as "3.1 times"."""
+    """ln m as what the arm needs: "12% less", "5% more"; from a factor of 2 up as "3.1 times", beyond 100 as "over"."""
+    if abs(log_multiplier) > math.log(MOST):
+        return "over 99% less" if log_multiplier > 0 else f"over {MOST} times"
     if log_multiplier < -math.log(2):
         return f"{math.exp(-log_multiplier):.1f} times"
     share = 100 * abs(math.expm1(-log_multiplier))
@@ -97,7 +101,7 @@ def bounds(log_multiplier: Interval) -> str:
     low, high = in_compute(log_multiplier.low), in_compute(log_multiplier.high)
     for side in (" less", " more"):
         if low.endswith(side) and high.endswith(side):
-            least, most = sorted((low, high), key=lambda text: float(text.split("%")[0]))
+            least, most = sorted((low, high), key=lambda text: float(text.removeprefix("over ").split("%")[0]))
             return f"{least.removesuffix('%' + side)} to {most.removesuffix(side)}"
     return f"{low} to {high}"
 
@@ -141,10 +145,12 @@ def _compute(ladder: Ladder, found: ArmVerdict, mean: Claim, percent: str) -> st
     over = f"over {_count(ladder.sizes[0].parameters)} to {_count(ladder.sizes[-1].parameters)} parameters"
     seeds = mean.by_seeds
     if not mean.shown:
-        return (
+        text = (
             f"no difference in compute between {found.arm} and {ladder.baseline} is shown {over}: "
             f"{in_compute(seeds.value)}, {percent} {bounds(seeds)}"
         )
+        differing = ", ".join(f"{_nats(at)} at {_size(at)}" for at in found.sizes if at.differs)
+        return f"{text}; in nats per token, a difference is shown: {differing}" if differing else text
     return (
         f"{found.arm} needs {in_compute(seeds.value)} compute than {ladder.baseline} ({percent} {bounds(seeds)}) {over}"
         + _by_seeds_alone(mean, bounds)

@@ -19,6 +19,10 @@ NUMBERS = (
 )  # fmt: skip
 
 
+def _shown(at: AtSize) -> str:
+    return "yes" if at.shown else "in nats" if at.differs else "no"
+
+
 def size_header(level: float) -> list[str]:
     """The header of `size_rows`."""
     percent = f"{100 * level:g}%"
@@ -34,7 +38,7 @@ def size_rows(verdict: LadderVerdict) -> list[list[str]]:
     return [
         [
             at.size.name, f"{at.size.parameters:,.0f}", arm, str(at.seeds), nats(at.difference), _p_value(at.adjusted),
-            compute(at.log_multiplier), null.get(at.size.name, NONE), "yes" if at.shown else "no",
+            compute(at.log_multiplier), null.get(at.size.name, NONE), _shown(at),
         ]
         for arm in verdict.ladder.changed
         for at in verdict.arms[arm].sizes

@@ -255,6 +255,21 @@ def test_sentence_of_nothing():
     assert sentence.endswith("there is no null arm, so what differs without a change is not known.")
 
 
+def test_sentence_of_a_difference_in_nats_alone():
+    """Each size is tested by its difference; how much compute that is may still be unknown."""
+    verdict = judge(ladder_of(NOTHING, seed=2))
+    found = verdict.arms["values"]
+    lower = found.sizes[1]._replace(difference=Interval(-0.3, -0.4, -0.2, 0.0004), adjusted=0.002)
+    sizes = (found.sizes[0], lower, *found.sizes[2:])
+    changed = replace(verdict, arms={**verdict.arms, "values": replace(found, sizes=sizes)})
+    assert (lower.differs, lower.shown, found.sizes[1].differs) == (True, False, False)
+    sentence = words.sentence(changed, "values")
+    assert "; in nats per token, a difference is shown: -0.3000 (-0.4000 to -0.2000) at " in sentence
+    assert sentence.replace(sentence[sentence.index("; in nats") : sentence.index("; that the")], "") == words.sentence(
+        verdict, "values"
+    )
+
+
 def test_sentence_of_a_fading_gain():
     assert "; the gain shrinks with size (slope of ln m over ln C -0.04" in words.sentence(
         judge(ladder_of(FADING)), "values"
@@ -306,10 +321,19 @@ def test_no_sentence_says_more_than_its_intervals(truth):
 
 @pytest.mark.parametrize(
     ("log_multiplier", "expected"),
-    [(math.log(1.25), "20% less"), (-math.log(1.1), "10% more"), (math.log(1.04), "3.8% less"), (-1.2, "3.3 times")],
+    [
+        *((math.log(1.25), "20% less"), (-math.log(1.1), "10% more"), (math.log(1.04), "3.8% less")),
+        *((-1.2, "3.3 times"), (-math.log(99), "99.0 times")),
+        *((-math.log(101), "over 100 times"), (math.log(101), "over 99% less")),
+    ],
 )
 def test_multipliers_as_compute(log_multiplier, expected):
     assert words.in_compute(log_multiplier) == expected
+
+
+def test_intervals_of_multipliers_beyond_what_was_trained():
+    assert words.bounds(Interval(2.0, 1.0, 300.0, 0.0)) == "63 to over 99%"
+    assert words.bounds(Interval(2.0, -300.0, 300.0, 0.5)) == "over 100 times to over 99% less"
 
 
 @given(st.floats(-0.5, 0.5), st.floats(0.001, 0.3), st.floats(0.8, 1.3), st.floats(0.001, 0.2), st.floats(0.001, 0.2))
