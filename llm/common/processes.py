@@ -82,18 +82,25 @@ def one_thread() -> Iterator[None]:
 
 
 def resident() -> int:
-    """Bytes of this process in memory now, on Linux."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of this process in memory now; on a system without /proc, of its high-water mark."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except FileNotFoundError:
+        return peak_rss()
 
 
 def reset_peak_rss() -> None:
-    """Let the high-water mark begin anew at what is in memory now (proc(5), clear_refs)."""
-    Path("/proc/self/clear_refs").write_text("5")
+    """Let the high-water mark begin anew at what is in memory now (proc(5), clear_refs); on Linux only."""
+    with suppress(FileNotFoundError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_rss() -> int:
-    """Bytes of this process's high-water mark, on Linux. (getrusage would count the parent's, from before exec.)"""
-    status = Path("/proc/self/status").read_text()
+    """Bytes of this process's high-water mark. (On Linux, getrusage would count the parent's, from before exec.)"""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except FileNotFoundError:  # macOS, which counts in bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, get_type_hints
 import torch
 
 from llm.common.errors import UserError
-from llm.common.processes import progress_bar
+from llm.common.processes import available_cores, progress_bar
 
 from .model import Variant
 from .runs import GridSpec
@@ -77,7 +77,7 @@ def places(device: str, workers: int | None) -> list[str]:
             each other than one after the other on many cores.
     """
     found = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if device == "cuda" else [device]
-    count = workers or (len(os.sched_getaffinity(0)) if device == "cpu" else len(found))
+    count = workers or (available_cores() if device == "cpu" else len(found))
     return [found[n % len(found)] for n in range(count)]
 
 
@@ -91,7 +91,7 @@ def sweep(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["small.grid.train"])  # a run's process starts at once, without importing torch
-    threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
+    threads = max(1, available_cores() // len(devices))
     free, waiting, failed = list(devices), list(runs), []
     running: dict[int, tuple[Any, Any, str, GridSpec]] = {}  # by the sentinel of its process
     try:

@@ -2,10 +2,12 @@
 
 import io
 import os
+import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tqdm import tqdm
@@ -92,3 +94,17 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     bar = processes.progress_bar(2, 0, "train", "step", file=io.StringIO())
     assert type(bar) is tqdm
     bar.close()
+
+
+def test_memory_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS: the high-water mark alone, from getrusage."""
+
+    def absent(self: Path, *_: object, **__: object) -> str:
+        raise FileNotFoundError(self)
+
+    before = processes.resident()
+    monkeypatch.setattr(Path, "read_text", absent)
+    monkeypatch.setattr(Path, "write_text", absent)
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=2 * before))
+    processes.reset_peak_rss()
+    assert processes.resident() == processes.peak_rss() == 2 * before
