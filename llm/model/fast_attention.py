@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from .attention import Attention
 from .autocast import product_dtype
 from .fast_dropout import can_use_bits, keep_factors
+from .fast_linear import product
 from .fast_rotary import fast_rotate
 from .positions import rotate
 
@@ -74,7 +75,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, 
 
 def _softmax_of_block(asked: Tensor, key: Tensor, start: int, stop: int) -> Tensor:
     """Weights of queries start to stop: (B, G, H / G R, K), (B, G, T, K) -> (B, G, H / G, R, stop)."""
-    scores = (asked @ key[:, :, :stop].mT).unflatten(2, (-1, stop - start))
+    scores = product(asked, key[:, :, :stop].mT).unflatten(2, (-1, stop - start))
     later = torch.ones(stop - start, stop - start, dtype=torch.bool).triu(1)
     scores[..., start:].masked_fill_(later, -torch.inf)
     return torch.softmax(scores, dim=-1)
@@ -99,7 +100,7 @@ class _CausalAttention(torch.autograd.Function):
                 factors = keep_factors(weights, p)
                 kept += [factors] if keeps else []
                 weights = weights * factors
-            found = weights.flatten(2, 3) @ value[:, :, :stop]
+            found = product(weights.flatten(2, 3), value[:, :, :stop])
             out[..., start:stop, :] = found.unflatten(2, (-1, stop - start))
         ctx.save_for_backward(query, key, value, *kept)
         return out.flatten(1, 2)
@@ -119,13 +120,13 @@ class _CausalAttention(torch.autograd.Function):
             weights = kept.pop() if kept else _softmax_of_block(asked, key, start, stop)
             used = (weights if factors is None else weights * factors).flatten(2, 3)
             arriving = grad[..., start:stop, :].flatten(2, 3)
-            for_value = used.mT @ arriving
-            inner = (arriving @ value[:, :, :stop].mT).view(weights.shape)
+            for_value = product(used.mT, arriving)
+            inner = product(arriving, value[:, :, :stop].mT).view(weights.shape)
             inner = inner if factors is None else inner * factors
             inner = torch.ops.aten._softmax_backward_data(inner, weights, -1, weights.dtype).flatten(2, 3)
-            found = inner @ key[:, :, :stop]
+            found = product(inner, key[:, :, :stop])
             grad_query[..., start:stop, :] = (found * ctx.scaling).unflatten(2, (-1, stop - start))
-            for_key = inner.mT @ asked
+            for_key = product(inner.mT, asked)
             if stop == time:
                 grad_key, grad_value = for_key.float(), for_value.float()
             else:

@@ -1,6 +1,7 @@
 """Faster modules for the same numbers, off until `enable_fast_paths` is called, as `fit`, `bench` and `evals` do:
 
-    matmul      float32 products on x86 CPUs by oneDNN (`fast_linear.py`); plain: torch's own choice, MKL
+    matmul      float32 products on x86 CPUs by oneDNN, bfloat16 products by float32 where the CPU has no bfloat16
+                (`fast_linear.py`); plain: torch's own choice
     attention   bfloat16 causal attention on CPUs by blocks of queries (`fast_attention.py`); plain: sdpa
     dropout     dropout on CPUs by bits, and attention with it (`fast_dropout.py`); plain: torch's
     rotary      rotary positions and their gradient in two passes (`fast_rotary.py`); plain: autograd's form

@@ -71,7 +71,48 @@ def test_of_expanded_tensors() -> None:
         torch.testing.assert_close(found, expected)
 
 
-def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("out", [3, 2 * ours.CONVERTED + 5])
+def test_without_instructions_for_bfloat16_products_are_those_of_float32_rounded(
+    out: int, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Value and gradients; formats and what is kept are those of torch's own product."""
+    monkeypatch.setattr(ours, "HAS_BFLOAT16", False)
+    dtype = torch.float32 if autocast else torch.bfloat16
+    layer, x = ours.FastLinear(7, out).to(dtype), torch.randn(2, 5, 7, dtype=dtype, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast, cache_enabled=False):
+        found = layer(x)
+        plain = F.linear(x, layer.weight, layer.bias)
+    wide = [each.detach().bfloat16().float().requires_grad_() for each in (x, layer.weight, layer.bias)]
+    expected = F.linear(*wide)
+    assert found.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected.bfloat16(), rtol=2**-7, atol=1e-6)
+    torch.testing.assert_close(found, plain, rtol=2**-6, atol=1e-2)
+
+    arriving = torch.randn(2, 5, out).bfloat16()
+    ours_too = torch.autograd.grad(found, (x, layer.weight, layer.bias), arriving)
+    for grad, other in zip(ours_too, torch.autograd.grad(expected, wide, arriving.float()), strict=True):
+        assert grad.dtype == dtype
+        torch.testing.assert_close(grad, other.bfloat16().to(dtype), rtol=2**-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (3, 4, 6)])
+def test_products_that_are_not_differentiated(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "HAS_BFLOAT16", False)
+    a, b = torch.randn(shape).bfloat16(), torch.randn(*shape[:-2], 6, 5).bfloat16()
+    expected = a.float() @ b.float()
+    assert torch.equal(ours.product(a, b), expected.bfloat16())
+    assert torch.equal(ours.product(a.float(), b.float()), expected)
+    if len(shape) == 2:
+        out = torch.empty(4, 5, dtype=torch.bfloat16)
+        ours.matmul_into(out, a, b, onednn=False)
+        assert torch.equal(out, expected.bfloat16())
+        assert torch.equal(ours.outer_sum(a, a, onednn=False), (a.float().t() @ a.float()).bfloat16())
+
+
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_where_it_is_taken(has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "HAS_BFLOAT16", has_bfloat16)
     taken: list[int] = []
     product = ours._product
     monkeypatch.setattr(ours, "_product", lambda *parts: taken.append(1) or product(*parts))
@@ -84,8 +125,8 @@ def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert takes()
     with torch.autocast("cpu", torch.bfloat16):
-        assert not takes()
+        assert takes() != has_bfloat16
     assert not takes(ours.FastLinear(8, 8).double(), x.double())
-    assert not takes(ours.FastLinear(8, 8).bfloat16(), x.bfloat16())
+    assert takes(ours.FastLinear(8, 8).bfloat16(), x.bfloat16()) != has_bfloat16
     assert not takes(x=torch.randn(0, 8))
     assert not takes(ours.FastLinear(8, 8, device="meta"), x.to("meta"))

@@ -60,7 +60,10 @@ def test_value_and_gradients(
     ]
     for each in gradients[1:]:
         for a, b in zip(each, gradients[0], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(scale, 1.0 if z_loss else 0.0))
+            least = max(
+                scale, float(b.abs().max()) if z_loss else 0.0
+            )  # a z-loss adds up large gradients of each logit
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * least)
 
 
 def reference(
