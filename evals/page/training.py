@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib import colormaps
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from evals.exported_steps import Curve, ExportedRun
 from evals.page.html import Table
@@ -79,13 +80,12 @@ def learned_curves(run: ExportedRun) -> dict[str, dict[int, Curve]]:
 def head_weights(folder: Path) -> dict[str, dict[int, list[float]]]:
     """Learned stream weights of an exported folder by stream, layer and head; of a dense source, of the layer before.
 
-    Empty where a layer has one weight for all its heads.
+    Empty where a layer has one weight for all its heads, or if the files cannot be read: what is compared was measured
+    before.
     """
     found: dict[str, dict[int, list[float]]] = {}
     for path in weight_files(folder):
-        if path.suffix != ".safetensors":
-            continue
-        with safe_open(path, "pt") as file:
+        with suppress(SafetensorError), safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  # not a dict
                 match = BY_HEAD.search(name)
                 values = file.get_tensor(name).double() if match else None

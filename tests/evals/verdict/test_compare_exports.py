@@ -242,6 +242,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, tuple[Any
         (export.results / "losses.json").write_text(json.dumps([*kept, line]))
 
     monkeypatch.setattr("evals.probes.losses.measure", measure)
+    monkeypatch.setattr("evals.probes.continuations.measure", lambda *_: {})  # no model is here to write
     return asked
 
 
