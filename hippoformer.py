@@ -113,7 +113,8 @@ def _program(words: Sequence[str]) -> tuple[str, list[str]]:
 def shipped() -> Iterator[tuple[str, Path]]:
     """Yield the files that come with this version: the path relative to a project folder, and where the file lies."""
     here = Path(__file__).resolve().parent
-    root = next((root for root in (here, here / "share" / "hippoformer") if (root / "configs").is_dir()), None)
+    roots = (here, here / "share" / "hippoformer")  # another distribution may have a folder called configs
+    root = next((root for root in roots if (root / "configs" / "1b_values.yaml").is_file()), None)
     if root is not None:  # a checkout, or pip install --target, which leaves other paths in its record
         files = [path for folder in ("configs", "slurm") for path in (root / folder).rglob("*")]
         found = {str(path.relative_to(root)): path for path in files}

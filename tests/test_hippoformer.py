@@ -42,7 +42,7 @@ def test_a_wrong_line_is_one_sentence(words: list[str], said: str, capsys: pytes
 
 
 def test_configs_studies_and_scripts_are_copied(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """With the Python at hand in the scripts; a second time, too, unless a file has been changed."""
+    """With this Python in the scripts; a second time, too, unless a file has been changed."""
     tracked = subprocess.run(
         ["git", "ls-files", "configs", "slurm"], cwd=ROOT, capture_output=True, text=True, check=True
     )

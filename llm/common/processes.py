@@ -90,7 +90,7 @@ def resident() -> int:
 
 
 def reset_peak_rss() -> None:
-    """Let the high-water mark begin anew at what is in memory now (proc(5), clear_refs); on Linux only."""
+    """Reset the high-water mark to what is in memory now (proc(5), clear_refs); on Linux only."""
     with suppress(FileNotFoundError):
         Path("/proc/self/clear_refs").write_text("5")
 

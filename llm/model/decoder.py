@@ -92,15 +92,9 @@ class Decoder(DecoderPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
-        hidden, carry = self._with_token_values(hidden, input_ids)
-        learned = self.embed_positions
-        hidden = self.embedding_dropout(hidden if learned is None else hidden + learned(position_ids))
-        angles = self._angles(position_ids, hidden.dtype) if learned is None else None
-
+        hidden, carry, angles = self._entering(hidden, input_ids, position_ids)
         every_hidden, every_attention = [], []
         outputs = [hidden] if self.depth_averages is not None else []  # of all blocks so far
-        if self.copies > 1:
-            hidden = hidden.unsqueeze(-2).expand(-1, -1, self.copies, -1)  # (B, T, N, D)
         # fewer layers while `generate` drafts by early exit
         for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
             if output_hidden_states:
@@ -127,6 +121,19 @@ class Decoder(DecoderPreTrainedModel):
             tuple(every_attention) if output_attentions else None,
         )
         return result if return_dict is not False else result.to_tuple()
+
+    def _entering(
+        self, hidden: Tensor, input_ids: Tensor | None, position_ids: Tensor
+    ) -> tuple[Tensor, list[Tensor], tuple[Tensor, Tensor] | None]:
+        """Embeddings (B, T, D) -> what enters the first block, (B, T, D) or N copies (B, T, N, D); its carry; rotary
+        angles, None where positions are learned."""
+        hidden, carry = self._with_token_values(hidden, input_ids)
+        learned = self.embed_positions
+        hidden = self.embedding_dropout(hidden if learned is None else hidden + learned(position_ids))
+        angles = self._angles(position_ids, hidden.dtype) if learned is None else None
+        if self.copies > 1:
+            hidden = hidden.unsqueeze(-2).expand(-1, -1, self.copies, -1)
+        return hidden, carry, angles
 
     def _collapsed(self, hidden: Tensor) -> Tensor:
         """The copies of the residual stream, (B, T, N, D), as one, (B, T, D)."""

@@ -168,7 +168,7 @@ class BackgroundLogger(Logger):
                 return
 
     def _drop(self, *rows: tuple[dict[str, float], int]) -> None:
-        """Remove rows from those that wait; the oldest may have been removed for want of room."""
+        """Remove rows from those that wait; the oldest may have been removed to make room."""
         with self._lock:
             self._rows = deque(row for row in self._rows if all(row is not each for each in rows))
 

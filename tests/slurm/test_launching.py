@@ -120,9 +120,9 @@ def test_a_stopped_rank_is_named_and_the_job_goes_on(project: Path, tmp_path: Pa
     wait(lambda: len(rows(run_folder)) > 210)
     os.kill(rank_of(job, 1), signal.SIGSTOP)
     wait(lambda: queued_again(job))
-    told = log(project, f"1b-nmda-{job}")
-    assert "failed: rank 0 on n1: error: rank 0 lost contact to the other ranks at step" in told, told
-    assert "failed: the others waited for rank 1 on n2: hung or killed" in told
+    printed = log(project, f"1b-nmda-{job}")
+    assert "failed: rank 0 on n1: error: rank 0 lost contact to the other ranks at step" in printed, printed
+    assert "failed: the others waited for rank 1 on n2: hung or killed" in printed
     wait(lambda: f"failed after a checkpoint; job {job} is queued again" in log(project, f"1b-nmda-{job}"))
     lines = [json.loads(line) for line in (run_folder / "events.jsonl").read_text().splitlines()]
     (event,) = [line for line in lines if line["event"] == "attempt failed"]

@@ -100,7 +100,7 @@ def test_what_is_wrong_is_said_before_the_run(
 
 
 class Flaky(Logger):
-    """Fails as it is told to, and keeps what it takes."""
+    """Fails as often as asked, and keeps what it takes."""
 
     name, version = "flaky", ""
 
@@ -128,21 +128,21 @@ class Flaky(Logger):
 
 
 @pytest.fixture
-def told() -> list[dict[str, Any]]:
+def reported() -> list[dict[str, Any]]:
     return []
 
 
-def background(inner: Logger, told: list[dict[str, Any]]) -> BackgroundLogger:
+def background(inner: Logger, reported: list[dict[str, Any]]) -> BackgroundLogger:
     def tell(what: str, step: int, **facts: Any) -> None:
-        told.append({"event": what, "step": step, **facts})
+        reported.append({"event": what, "step": step, **facts})
 
     return BackgroundLogger("flaky", lambda: inner, {"a": 1}, tell)
 
 
-def test_rows_wait_for_a_server_and_none_is_lost(told: list[dict[str, Any]]) -> None:
+def test_rows_wait_for_a_server_and_none_is_lost(reported: list[dict[str, Any]]) -> None:
     inner = Flaky()
     inner.broken = {2, 3, 4}
-    log = background(inner, told)
+    log = background(inner, reported)
     for step in (1, 2, 3, 4):
         log.log_metrics({"train_loss": 1.0}, step)
     assert all(inner.seen.acquire(timeout=60) for _ in range(2))  # the first row, and the failure of the second
@@ -150,46 +150,48 @@ def test_rows_wait_for_a_server_and_none_is_lost(told: list[dict[str, Any]]) -> 
     log.finalize("success")
     log.finalize("failed")
     assert sorted(inner.steps) == [1, 2, 3, 4] and inner.ends == ["success"]
-    assert [(each["event"], each["why"]) for each in told] == [("logger failed", "no server")]
+    assert [(each["event"], each["why"]) for each in reported] == [("logger failed", "no server")]
 
 
-def test_a_row_that_is_rejected_does_not_hold_up_the_others(told: list, capsys: pytest.CaptureFixture) -> None:
+def test_a_row_that_is_rejected_does_not_hold_up_the_others(reported: list, capsys: pytest.CaptureFixture) -> None:
     inner = Flaky()
     inner.broken = {2}
-    log = background(inner, told)
+    log = background(inner, reported)
     for step in (1, 2, 3, 4):
         log.log_metrics({"train_loss": 1.0}, step)
     log.finalize("success")
     assert sorted(inner.steps) == [1, 3, 4]
-    assert [each["event"] for each in told] == ["logger failed", "logger lost rows"] and told[1]["rows"] == 1
+    assert [each["event"] for each in reported] == ["logger failed", "logger lost rows"] and reported[1]["rows"] == 1
     assert "the logger flaky lost 1 rows (no server)" in capsys.readouterr().err
 
 
 def test_a_logger_that_never_answers_does_not_hold_up_the_end(
-    told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    reported: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(external_loggers, "PATIENCE", 0.2)
     free = threading.Event()
     inner = Flaky()
     monkeypatch.setattr(inner, "log_metrics", lambda *_: free.wait())
-    log = background(inner, told)
+    log = background(inner, reported)
     for step in (1, 2, 3):
         log.log_metrics({"train_loss": 1.0}, step)
     log.finalize("success")
     free.set()
-    assert told == [{"event": "logger lost rows", "step": 1, "logger": "flaky", "rows": 3, "why": told[0]["why"]}]
-    assert "did not answer" in told[0]["why"]
+    assert reported == [
+        {"event": "logger lost rows", "step": 1, "logger": "flaky", "rows": 3, "why": reported[0]["why"]}
+    ]
+    assert "did not answer" in reported[0]["why"]
 
 
-def test_rows_beyond_the_most_that_wait_are_counted(told: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_beyond_the_most_that_wait_are_counted(reported: list, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(external_loggers, "MOST_WAITING", 5)
     inner = Flaky()
     inner.broken = set(range(100))
-    log = background(inner, told)
+    log = background(inner, reported)
     for step in range(20):
         log.log_metrics({"train_loss": 1.0}, step)
     log.finalize("failed")
-    assert told[-1]["rows"] == 20 and inner.steps == []
+    assert reported[-1]["rows"] == 20 and inner.steps == []
 
 
 def test_a_logger_whose_every_call_raises_ends_no_run(
