@@ -4,6 +4,7 @@
 parameters on the 400 stories of the tests, with a value stream and a learned NMDA.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def test_its_run_resumes(story_store: Path, tmp_path: Path, capsys: pytest.Captu
     words = ["--config", str(run / "config.yaml"), "--data.store", str(story_store), "--run.folder", str(run)]
     assert main(["fit", *words, "--resume", "auto"]) == 0
     assert "continuing from" in capsys.readouterr().err
+    record = json.loads((run / "run.json").read_text())
+    assert [attempt["from_step"] for attempt in record["attempts"]] == [0, 5] and "lives" not in record
     found, expected = metrics(run), metrics(MADE / "run")
     assert [row["step"] for row in found] == [row["step"] for row in expected]
     for row, before in zip(found, expected, strict=True):

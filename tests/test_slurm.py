@@ -172,7 +172,7 @@ def test_the_users_overrides_come_last(project: Path) -> None:
     ]
     assert " ".join(words) in done.stdout.splitlines()
     later = in_a_job(project, "1b_classic.sh", "--resume", "runs/x", RESTARTS="1", STATUS="0")
-    assert "--resume runs/x --resume auto" in later.stdout  # it would go back to where the first life began
+    assert "--resume runs/x --resume auto" in later.stdout  # it would go back to where the first attempt began
     options = {"--kill-on-bad-exit=1", "--cpus-per-task=7", "--cpu-bind=cores", "--distribution=block:block"}
     assert options | {"--nodes=2", "--ntasks=16", "--ntasks-per-node=8"} <= set(noted(project, "srun"))
 
@@ -266,8 +266,8 @@ def a_run(folder: Path, attempt: int = 0, step: int = 0) -> Path:
     for name in files:
         (checkpoint / name).touch()
     (checkpoint / "manifest.json").write_text(json.dumps(files))
-    life = {"from_step": 5, "slurm_job": "12", "slurm_restarts": str(attempt)}
-    (folder / "run.json").write_text(json.dumps({"lives": [life]}))
+    last = {"from_step": 5, "slurm_job": "12", "slurm_restarts": str(attempt)}
+    (folder / "run.json").write_text(json.dumps({"attempts": [last]}))
     return folder
 
 

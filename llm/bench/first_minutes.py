@@ -83,7 +83,7 @@ def record(out: Path, part: str, status: int, seconds: float, after: float | Non
         on_gpu = any(rank["device_id"] for rank in ranks)
         result["planned_bytes"] = planned_bytes(run, config, on_gpu) if ranks else None
         result["measured_bytes"] = max((rank["peak_bytes"] for rank in ranks), default=None) if on_gpu else None
-        result["from_steps"] = [life["from_step"] for life in reading.record(run)["lives"]]
+        result["from_steps"] = [attempt["from_step"] for attempt in reading.record(run)["attempts"]]
     result["loss"] = float(rows[0]["train_loss"]) if rows else None
     result["steps"] = [int(row["step"]) for row in rows]
     rates = [float(row["tokens_per_second"]) for row in rows if int(row["step"]) > WARM_UP and row["tokens_per_second"]]

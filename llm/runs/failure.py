@@ -121,23 +121,23 @@ def run_folder(arguments: Sequence[str]) -> Path | None:
     return Path(found) if found else None
 
 
-def last_life(run: Path) -> dict[str, Any]:
+def last_attempt(run: Path) -> dict[str, Any]:
     """Return what run.json says of the run's last attempt, empty if it says nothing."""
     try:
-        return dict(reading.record(run)["lives"][-1])
+        return dict(reading.record(run)["attempts"][-1])
     except (UserError, KeyError, IndexError, TypeError):
         return {}
 
 
-def new_checkpoint(run: Path, life: dict[str, Any]) -> int | None:
-    """Return the step of the newest complete checkpoint if attempt `life` got further than all before it, else None.
+def new_checkpoint(run: Path, last: dict[str, Any]) -> int | None:
+    """Return the step of the newest complete checkpoint if attempt `last` got further than all before it, else None.
 
     A job that fails again without one would fail at the same place for ever.
     """
     before = [int(event.get("checkpoint") or 0) for event in reading.events(run)[0] if event["event"] == EVENT]
     complete = [path for path in reading.folders(run / "checkpoints") if not reading.checkpoint_problems(path)]
     newest = max(map(reading.step_of, complete), default=0)
-    return newest if newest > max([int(life["from_step"]), *before]) else None
+    return newest if newest > max([int(last["from_step"]), *before]) else None
 
 
 def record_event(run: Path, why: str, job: str, checkpoint: int | None) -> None:
@@ -167,11 +167,11 @@ def main(logs: str, attempt: str, job: str, arguments: Sequence[str]) -> int:
     for sentence in failure.sentences:
         print(f"failed: {sentence}")
     run = run_folder(arguments)
-    life = last_life(run) if run else {}
+    last = last_attempt(run) if run else {}
     checkpoint = None
-    if run and life.get("slurm_job") == job:  # else the job ended before it opened the run
-        if life.get("slurm_restarts") == attempt:
-            checkpoint = new_checkpoint(run, life)
+    if run and last.get("slurm_job") == job:  # else the job ended before it opened the run
+        if last.get("slurm_restarts") == attempt:
+            checkpoint = new_checkpoint(run, last)
         record_event(run, "; ".join(failure.sentences), job, checkpoint)
     if failure.of_the_user:
         print("not queued again: fix the error, then submit the job again to resume")

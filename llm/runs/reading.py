@@ -101,7 +101,10 @@ class Lock(NamedTuple):
 def record(run: Path) -> dict[str, Any]:
     """The content of run.json. Raises UserError where `run` is not a run folder."""
     try:
-        return dict(json.loads((run / "run.json").read_bytes()))
+        content = dict(json.loads((run / "run.json").read_bytes()))
+        if "lives" in content:  # the key's name in version 0.1.0
+            content.setdefault("attempts", content.pop("lives"))
+        return content
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"{run} is not a run folder (it has no run.json): give the run.folder of a training run"

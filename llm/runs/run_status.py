@@ -44,7 +44,7 @@ class Status:
         seconds: of training so far, in all attempts.
         written_seconds_ago: since the last row; in an attempt without rows, since its start.
         seconds_left, ends_at: until the last step at `steps_per_second`, and when that is; of a run that goes on.
-        lives: from_step, device and devices of each start of the run.
+        attempts: from_step, device and devices of each start of the run.
         skipped_steps: of the line of steps that the run is on.
         events: how many of each kind, over all attempts; a step that was made twice counts once.
         last_events: the last lines of events.jsonl, but for evaluations that went well.
@@ -69,7 +69,7 @@ class Status:
     written_seconds_ago: float | None
     seconds_left: float | None = None
     ends_at: str | None = None
-    lives: list[dict[str, Any]] = field(default_factory=list)
+    attempts: list[dict[str, Any]] = field(default_factory=list)
     skipped_steps: int | None = None
     events: dict[str, int] = field(default_factory=dict)
     last_events: list[dict[str, Any]] = field(default_factory=list)

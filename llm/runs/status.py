@@ -55,9 +55,9 @@ def status_of(run: Path, hashed: Callable[[int], object] | None = None) -> Statu
     except UserError as error:
         config = {}
         notes.append(str(error))
-    lives = _lives(record)
-    attempt = [row for row in rows if int(row["step"]) >= lives[-1]["from_step"]]
-    window = _window(rows, attempt, config)
+    attempts = _attempts(record)
+    latest = [row for row in rows if int(row["step"]) >= attempts[-1]["from_step"]]
+    window = _window(rows, latest, config)
     checkpoints = list(_checkpoints(run, lock.held, hashed))
     steps = [checkpoint.step for checkpoint in checkpoints if checkpoint.state == "complete"]
     steps += [int(row["step"]) for row in rows[-1:]]
@@ -68,7 +68,7 @@ def status_of(run: Path, hashed: Callable[[int], object] | None = None) -> Statu
         run=str(run),
         state="finished" if summary else {True: "running", False: "stopped", None: "unknown"}[lock.held],
         process=lock.process,
-        step=max([lives[-1]["from_step"], *steps]),
+        step=max([attempts[-1]["from_step"], *steps]),
         max_steps=_setting(config, "trainer", "max_steps"),
         tokens=_whole(_last(rows, "tokens")),
         train_loss=_last(rows, "train_loss"),
@@ -79,7 +79,7 @@ def status_of(run: Path, hashed: Callable[[int], object] | None = None) -> Statu
         steps_per_second=_rate(window),
         seconds=_last(rows, "seconds"),
         written_seconds_ago=_age(run),
-        lives=lives,
+        attempts=attempts,
         skipped_steps=_whole(_last(rows, "skipped_steps")),
         events=dict(Counter(what for _, what in dict.fromkeys((each["step"], each["event"]) for each in told))),
         last_events=[event for event in told if event["event"] != "evaluated"][-EVENTS:],
@@ -92,7 +92,7 @@ def status_of(run: Path, hashed: Callable[[int], object] | None = None) -> Statu
             summary.get(name) for name in ("validation_loss", "step")
         )
     status.evaluated_step, status.accuracies = _evaluated(run)
-    _predict(status, _pause(attempt))
+    _predict(status, _pause(latest))
     return status
 
 
@@ -103,14 +103,14 @@ def _setting(config: dict[str, Any], section: str, name: str) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
-def _lives(record: dict[str, Any]) -> list[dict[str, Any]]:
+def _attempts(record: dict[str, Any]) -> list[dict[str, Any]]:
     """From which step each attempt went on, and on what. What the first does not say of itself, run.json says of it."""
     unknown = {"from_step": 0, "device": None, "devices": None}
-    told = record.get("lives")
+    told = record.get("attempts")
     first, *others = told if told and isinstance(told, list) and all(isinstance(each, dict) for each in told) else [{}]
     of_first = {name: record[name] for name in ("device", "devices") if name in record}
-    lives = [of_first | first, *others]
-    return [unknown | {name: each[name] for name in unknown if name in each} for each in lives]
+    attempts = [of_first | first, *others]
+    return [unknown | {name: each[name] for name in unknown if name in each} for each in attempts]
 
 
 def _last(rows: Sequence[dict[str, str]], name: str, what: str | None = None) -> Any:

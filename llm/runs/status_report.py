@@ -28,7 +28,7 @@ def block(status: Status) -> Iterator[str]:
         "tokens": _tokens(status),
         "time": _time(status),
         "end": status.ends_at and f"in about {duration(status.seconds_left)}: {clock(status.ends_at)}",
-        "attempts": _format_attempts(status.lives),
+        "attempts": _format_attempts(status.attempts),
         "events": _told_events(status),
         "checkpoints": _told_checkpoints(status.checkpoints),
     }
@@ -70,7 +70,7 @@ def _tokens(status: Status) -> str:
 def _time(status: Status) -> str:
     trained = [f"{duration(status.seconds)} of training"] if status.seconds is not None else []
     if status.written_seconds_ago is not None:
-        new = status.step <= status.lives[-1]["from_step"]
+        new = status.step <= status.attempts[-1]["from_step"]
         what = "no row in this attempt yet, which started" if new else "last row"
         trained.append(f"{what} {duration(status.written_seconds_ago)} ago")
     return ", ".join(trained)

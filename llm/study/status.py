@@ -83,6 +83,6 @@ def tokens_per_second(record: StudyRecord, size: str) -> float | None:
         if run.size != size or not (rows := reading.metrics(folder)):
             continue
         measured = [rate for row in rows if (rate := reading.number(row, "tokens_per_second"))]
-        devices = reading.record(folder).get("lives", [{}])[-1].get("devices") or 1
+        devices = reading.record(folder).get("attempts", [{}])[-1].get("devices") or 1
         rates += [statistics.median(measured) / devices] if measured else []
     return statistics.median(rates) if rates else None

@@ -4,7 +4,7 @@ RUN/
     tokenizer/      a copy of the store's, so that the run can be exported where the store is not
     config.yaml     the resolved config; `python -m llm fit --config RUN/config.yaml` is the same run
     run.json        name, seed, parameters, identity, store fingerprint, git commit, versions, device, and the attempts
-                    (under "lives"): when and where each started and from which step, with its commit and versions
+                    (under "attempts"): when and where each started and from which step, with its commit and versions
     metrics.csv     one row a measurement (training) or validation
     tensorboard/    the same for TensorBoard
     checkpoints/    see `checkpoint.py`
@@ -204,7 +204,7 @@ class RunFolder:
         left += ["exports"] if reading.folders(self.path / "exports") else []
         first = record.get("first_checkpoint")
         if first is not None or (
-            not self.settings.start_from and any(attempt.get("from_step") for attempt in record["lives"])
+            not self.settings.start_from and any(attempt.get("from_step") for attempt in record["attempts"])
         ):
             left.append(f"the rows of a run with checkpoints{'' if first is None else f' from step {first} on'}")
         return " and ".join(left)
@@ -213,14 +213,14 @@ class RunFolder:
         """The content of run.json; without attempts where it is not there or damaged, which is said."""
         try:
             record = reading.record(self.path)
-            if isinstance(record.get("lives"), list) and all(isinstance(each, dict) for each in record["lives"]):
+            if isinstance(record.get("attempts"), list) and all(isinstance(each, dict) for each in record["attempts"]):
                 return record
             problem = f"{self.path}/run.json lists no attempts"
         except UserError as error:
             problem = str(error).partition(":")[0]
         if (self.path / "run.json").exists():
             print(f"{problem}: it is written again, without earlier attempts", file=sys.stderr)
-        return {"lives": []}
+        return {"attempts": []}
 
     def check_identity(
         self, checkpoint: checkpoints.Checkpoint, keys: list[str], fix: str = "give the same settings"
@@ -264,11 +264,11 @@ class RunFolder:
                 print(f"set aside: {aside}", file=sys.stderr)
         (self.path / "summary.json").unlink(missing_ok=True)
         self._print_changes(config_yaml)
-        record = {"name": self.path.name, **facts, "identity": self.identity, **environment(), "lives": []}
+        record = {"name": self.path.name, **facts, "identity": self.identity, **environment(), "attempts": []}
         record |= self._record() if self.resumed is not None else {}
         spread = {"devices": devices, "strategy": strategy}
         attempt = {"from_step": step, "began": now(), **spread, **process_info(), **environment()}
-        write_json(self.path / "run.json", record | {"lives": [*record["lives"], attempt]})
+        write_json(self.path / "run.json", record | {"attempts": [*record["attempts"], attempt]})
         write_file(self.path / "config.yaml", config_yaml)
         if tokenizer is not None:
             copy_files(tokenizer, self.path / "tokenizer")

@@ -1,7 +1,7 @@
 """A run of a small experiment: what it is asked to be, its folder, and what it goes on from.
 
     FOLDER/
-        run.json                 what was asked for; the lives (attempts): command, versions, commit, device, seconds
+        run.json                 what was asked for; the attempts: command, versions, commit, device, seconds
         a table in CSV           every result so far
         checkpoint.safetensors   all that the training resumes from, at the step of the table's last rows
 
@@ -136,7 +136,7 @@ class TrainingFolder:
 
     def _read_record(self) -> dict[str, Any]:
         if not (self.path / RECORD).is_file():
-            return self._asked | {"lives": []}
+            return self._asked | {"attempts": []}
         record = read_record(self.path, self.program, self._asked)
         try:
             record = self._completed(record)
@@ -169,8 +169,8 @@ class TrainingFolder:
     def begin(self, step: int, facts: dict[str, Any]) -> None:
         """Begin an attempt at a step; `facts` go to its entry in run.json."""
         self._began = time.monotonic()
-        self._record["lives"].append({"began": now(), "from_step": step, "to_step": step, "seconds": 0.0, **facts})
-        self._record["lives"][-1] |= environment()
+        self._record["attempts"].append({"began": now(), "from_step": step, "to_step": step, "seconds": 0.0, **facts})
+        self._record["attempts"][-1] |= environment()
         write_json(self.path / RECORD, self._record)
 
     def write(self, rows: str, tensors: Iterable[tuple[str, Tensor]], step: int) -> None:
@@ -182,7 +182,7 @@ class TrainingFolder:
         write_file(self.table, rows)
         kept = {name: tensor.detach().cpu().clone() for name, tensor in tensors}
         write_file(self.path / TENSORS, save(kept, {"step": str(step)}))
-        self._record["lives"][-1] |= {"to_step": step, "seconds": round(time.monotonic() - self._began, 1)}
+        self._record["attempts"][-1] |= {"to_step": step, "seconds": round(time.monotonic() - self._began, 1)}
         write_json(self.path / RECORD, self._record)
 
 
@@ -278,7 +278,9 @@ def read_record(path: Path, program: str, parts: Iterable[str]) -> dict[str, Any
     """Read run.json of a training with these parts; UserError if there is none."""
     try:
         record = json.loads((path / RECORD).read_bytes())
-        if not isinstance(record["lives"], list) or not all(isinstance(record[part], dict) for part in parts):
+        if "lives" in record:  # the key's name in version 0.1.0
+            record.setdefault("attempts", record.pop("lives"))
+        if not isinstance(record["attempts"], list) or not all(isinstance(record[part], dict) for part in parts):
             raise ValueError("it is of something else")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds no training of python -m {program} ({RECORD}: {error})") from error

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.runs.failure import explain, last_life, new_checkpoint, read_ranks, run_folder
+from llm.runs.failure import explain, last_attempt, new_checkpoint, read_ranks, run_folder
 from llm.runs.reading import NEEDED
 
 BAR = "\rtrain:   0%|     | 19/100 [00:01<, 19step/s]\rtrain:   0%|     | 20/100 [00:01<, 20step/s, loss=6.1]"
@@ -86,7 +86,7 @@ def checkpoint(run: Path, step: int) -> None:
 def test_a_run_cannot_be_tried_for_ever(tmp_path: Path) -> None:
     """Each attempt has to leave a complete checkpoint beyond those that all before it left."""
     run = tmp_path / "run"
-    assert last_life(run) == {}
+    assert last_attempt(run) == {}
     assert new_checkpoint(run, {"from_step": 0}) is None
     checkpoint(run, 10)
     assert new_checkpoint(run, {"from_step": 0}) == 10

@@ -218,7 +218,9 @@ def test_what_is_half_written_is_left_out_or_named(tmp_path: Path, shown: Callab
 
 
 def test_young_and_old_runs(tmp_path: Path, shown: Callable) -> None:
-    young = made(tmp_path / "young", record={"device": "A", "devices": 8, "lives": [{"from_step": 0, "device": "A"}]})
+    young = made(
+        tmp_path / "young", record={"device": "A", "devices": 8, "attempts": [{"from_step": 0, "device": "A"}]}
+    )
     (young / "events.jsonl").write_text("")
     text, status = shown(young)
     assert (status["state"], status["step"], status["tokens"], status["checkpoints"]) == ("stopped", 0, None, [])
@@ -235,11 +237,11 @@ def test_young_and_old_runs(tmp_path: Path, shown: Callable) -> None:
 
 
 def test_attempts_of_a_run(tmp_path: Path, shown: Callable) -> None:
-    """The speed is that of the last life, and its first row is still to come."""
+    """The speed is that of the last attempt, and its first row is still to come."""
     devices = {0: "CPU", 40: "CPU", 20: "GPU"}
-    lives = [{"from_step": step, "device": device} for step, device in devices.items()]
+    attempts = [{"from_step": step, "device": device} for step, device in devices.items()]
     rows = "".join(f"{step},{step},2,10,,{step}\r\n" for step in (10, 20))
-    run = made(tmp_path / "run", rows, {"lives": lives})
+    run = made(tmp_path / "run", rows, {"attempts": attempts})
     text, status = shown(run)
     assert (status["step"], status["steps_per_second"]) == (20, 1)
     assert "3: from steps 0, 40 on CPU; from step 20 on GPU" in text
@@ -261,7 +263,7 @@ def test_other_folders_are_named_after_the_runs(tmp_path: Path, capsys: pytest.C
 
 
 def test_names_and_events_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    run = made(tmp_path / "a\x1b[2Jb", "4,8,2.5,1,,1\r\n", {"name": "x", "lives": [{"device": "\x1b]0;own\x07"}]})
+    run = made(tmp_path / "a\x1b[2Jb", "4,8,2.5,1,,1\r\n", {"name": "x", "attempts": [{"device": "\x1b]0;own\x07"}]})
     event = {"step": 4, "event": "loss \x1b[31mspike", "why": "\r\u202ehidden\x1b[1A"}
     (run / "events.jsonl").write_text(json.dumps(event) + "\n")
     assert main(["status", str(run)]) == 0
@@ -272,7 +274,7 @@ def test_names_and_events_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.
     assert "\x1b" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("record", [{}, [], {"lives": 3}, {"lives": [3]}, {"lives": []}])
+@pytest.mark.parametrize("record", [{}, [], {"attempts": 3}, {"attempts": [3]}, {"attempts": []}])
 def test_a_record_without_attempts_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture, record: Any) -> None:
     run = made(tmp_path / "run", "4,8,2.5,1,,1\r\n", record)
     assert main(["status", str(run)]) == 0

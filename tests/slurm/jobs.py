@@ -88,7 +88,7 @@ def queued_again(job: str) -> bool:
 
 
 def start_now(job: str) -> None:
-    """Start a job that was queued again, which Slurm would have wait until the credential of its last life has expired.
+    """Start a job that was queued again, which Slurm would have wait until the credential of its last one has expired.
 
     That was revoked, and one issued within the same second would be taken for it.
     """

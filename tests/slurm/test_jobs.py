@@ -68,10 +68,10 @@ def test_a_signalled_job_is_queued_again_and_ends_as_one_that_never_was(
     assert column(tmp_path / "broken", "step") == [str(step) for step in range(1, STEPS + 1)]
     for name in ("step", "train_loss", "gradient_norm", "data_digest"):
         assert column(tmp_path / "broken", name) == column(tmp_path / "whole", name)
-    lives = json.loads((tmp_path / "broken" / "run.json").read_text())["lives"]
-    assert [life["from_step"] for life in lives] == [0, stopped_at]
+    attempts = json.loads((tmp_path / "broken" / "run.json").read_text())["attempts"]
+    assert [attempt["from_step"] for attempt in attempts] == [0, stopped_at]
     ranks = [log(project, f"1b-resvalue-{broken}-rank{rank}") for rank in (0, 1)]
-    assert "starting at step 0" in ranks[0] and "continuing from" in ranks[0]  # both lives in one file
+    assert "starting at step 0" in ranks[0] and "continuing from" in ranks[0]  # both attempts in one file
     assert not list((project / "slurm" / "logs").glob("*-stopped"))
 
 

@@ -56,9 +56,10 @@ def test_variables_of_another_job_do_no_harm(project: Path, tmp_path: Path, stor
     assert end(f"{outer}_7")["JobState"] == "COMPLETED"
     for name in ("sbatch", "bash"):
         wait(lambda name=name: (tmp_path / name / "summary.json").exists())
-        (life,) = json.loads((tmp_path / name / "run.json").read_text())["lives"]
-        assert life["devices"] == 2
-        assert f"job {life['slurm_job']}, attempt 0: 2 nodes x 1 ranks" in log(project, f"1b-nmda-{life['slurm_job']}")
+        (attempt,) = json.loads((tmp_path / name / "run.json").read_text())["attempts"]
+        assert attempt["devices"] == 2
+        job = attempt["slurm_job"]
+        assert f"job {job}, attempt 0: 2 nodes x 1 ranks" in log(project, f"1b-nmda-{job}")
 
 
 def test_an_interactive_allocation_trains_one_run_on_all_its_ranks(
@@ -78,8 +79,8 @@ def test_an_interactive_allocation_trains_one_run_on_all_its_ranks(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "running in the interactive allocation" in done.stdout
     assert "2 nodes x 1 ranks, logs in slurm/logs/fit-" in done.stdout
-    (life,) = json.loads((tmp_path / "run" / "run.json").read_text())["lives"]
-    assert life["devices"] == 2
+    (attempt,) = json.loads((tmp_path / "run" / "run.json").read_text())["attempts"]
+    assert attempt["devices"] == 2
     assert column(tmp_path / "run", "step") == [str(step) for step in range(1, 13)]
 
 
@@ -129,7 +130,7 @@ def test_a_stopped_rank_is_named_and_the_job_goes_on(project: Path, tmp_path: Pa
     assert "waited for rank 1 on n2: hung" in event["why"] and event["checkpoint"] >= 200
 
     start_now(job)
-    wait(lambda: len(json.loads((run_folder / "run.json").read_text())["lives"]) == 2)
+    wait(lambda: len(json.loads((run_folder / "run.json").read_text())["attempts"]) == 2)
     wait(lambda: rank_of(job, 0) > 0)
     os.kill(rank_of(job, 0), signal.SIGKILL)
     ended = end(job)

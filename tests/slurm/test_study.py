@@ -127,7 +127,7 @@ def test_24_runs_with_kills_and_requeues_have_the_verdict_of_undisturbed_ones(
     os.kill(rank, signal.SIGKILL)
     assert end(tasks[10], PATIENCE)["JobState"] == "FAILED"
     end(jobs[-1], PATIENCE)  # the verdict on what was there, once all tasks have ended: Slurm forgets them in minutes
-    assert len(json.loads((folders[0] / "run.json").read_text())["lives"]) == 2
+    assert len(json.loads((folders[0] / "run.json").read_text())["attempts"]) == 2
     assert 1 <= states(record).count("done") < 24
 
     again = submit_study(project, study)

@@ -169,7 +169,7 @@ def test_hours_come_from_what_is_given_or_measured(
         folder.mkdir(parents=True)
         rows = [f"{step},{rate}" for step, rate in enumerate(rates, start=1)]
         (folder / "metrics.csv").write_text("\n".join(["step,tokens_per_second", *rows, ""]))
-        (folder / "run.json").write_text('{"lives": [{"devices": 2}]}')
+        (folder / "run.json").write_text('{"attempts": [{"devices": 2}]}')
     measured = plan(path, tmp_path)
     assert measured[0]["device_hours"] == pytest.approx(trained / 200 / 3600)  # of 200, 400, 1,000 over two devices
     assert measured[1]["device_hours"] is None

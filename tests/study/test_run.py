@@ -83,10 +83,10 @@ def test_killed_twice_it_ends_as_one_left_alone(
         assert_same_weights(tmp_path / "broken" / each.name, tmp_path / "whole" / each.name, each.steps)
     branch = next(each for each in record.runs if each.name == "small/classic-seed1-2.56K")
     assert (branch.trunk, branch.start, branch.steps) == ("small/classic-seed1-5.12K", 7, 10)
-    lives = [
-        json.loads((folder / f"{arm}-seed1-2.56K" / "run.json").read_text())["lives"] for arm in ("classic", "null")
+    attempts = [
+        json.loads((folder / f"{arm}-seed1-2.56K" / "run.json").read_text())["attempts"] for arm in ("classic", "null")
     ]
-    assert [life[0]["from_step"] for life in lives] == [7, 7]
+    assert [attempt[0]["from_step"] for attempt in attempts] == [7, 7]
     classic, null = (measured(folder / f"{arm}-seed1-5.12K") for arm in ("classic", "null"))
     assert [row["data_digest"] for row in classic] == [row["data_digest"] for row in null]
     assert classic[0]["train_loss"] != null[0]["train_loss"]
@@ -113,7 +113,7 @@ def test_two_commands_share_the_runs(tiny_study: Study, tmp_path: Path) -> None:
     record = read_record(study)
     assert [record.state(each).state for each in record.runs] == ["done"] * 4
     for each in record.runs:  # one attempt each: none was trained twice
-        assert len(json.loads((tmp_path / "study" / each.name / "run.json").read_text())["lives"]) == 1
+        assert len(json.loads((tmp_path / "study" / each.name / "run.json").read_text())["attempts"]) == 1
 
 
 def test_a_run_that_fails_is_told_and_tried_again(

@@ -12,7 +12,7 @@ from llm.train import checkpoint as checkpoints
 
 from .preloaded import LLM, Python
 from .runs import Config, assert_same_weights, fit, losses, measured
-from .test_fit_lives import KILLED
+from .test_fit_attempts import KILLED
 
 COMMON = {
     "model__schedule": {"shape": "constant", "warmup_steps": 2},
@@ -59,8 +59,8 @@ def test_a_branch_equals_the_run_from_scratch(tiny_config: Config, tmp_path: Pat
     assert (
         validated[0]["8"] == validated[1]["8"] and validated[0]["12"] != validated[1]["12"]
     )  # it cools down from 10 on
-    lives = json.loads((branch / "run.json").read_text())["lives"]
-    assert [life["from_step"] for life in lives] == [10, 10]
+    attempts = json.loads((branch / "run.json").read_text())["attempts"]
+    assert [attempt["from_step"] for attempt in attempts] == [10, 10]
 
 
 def test_a_branch_of_another_run_is_refused(tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

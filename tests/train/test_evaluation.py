@@ -229,7 +229,7 @@ def test_ctrl_c_while_waiting_ends_a_finished_run_as_usual(
     assert (run / "events.jsonl").read_bytes() == before
 
 
-def test_a_signal_while_waiting_leaves_the_rest_to_the_next_life(
+def test_a_signal_while_waiting_leaves_the_rest_to_the_next_attempt(
     tiny_config: Config, tmp_path: Path, stands_in: Callable
 ) -> None:
     run = tmp_path / "run"

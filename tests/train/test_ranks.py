@@ -324,7 +324,7 @@ def test_a_run_goes_on_with_other_numbers_of_devices_and_stages(
     assert "lm_head.weight" not in checkpoints.find(run).weights()  # still tied
     told = [(line["event"], line["step"], line["why"]) for line in events(run)]
     assert told == [("stopped", step, "SIGUSR1") for step in (10, 20, 25, 30, 36, 38, 40)]
-    spread = [attempt["strategy"] for attempt in json.loads((run / "run.json").read_text())["lives"]]
+    spread = [attempt["strategy"] for attempt in json.loads((run / "run.json").read_text())["attempts"]]
     assert spread[0] == "deepspeed, stage 1" and spread[3:5] == ["fsdp2, stage 1", "deepspeed, stage 3"]
 
 

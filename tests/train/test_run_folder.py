@@ -45,7 +45,7 @@ def test_where_a_run_starts_is_decided_after_the_lock(
     assert fit(config, "--resume", "auto") == 0
     assert list(losses(run)) == list(range(1, 21))
     record = json.loads((run / "run.json").read_text())
-    assert [attempt["from_step"] for attempt in record["lives"]] == [0, 10, 15]
+    assert [attempt["from_step"] for attempt in record["attempts"]] == [0, 10, 15]
     assert record["first_checkpoint"] == 5
     assert not list((run / "checkpoints").glob("superseded-*"))
 
@@ -117,7 +117,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(
 # ---- Damage ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"lives": 3}', b"\x00\xff", None])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"attempts": 3}', b"\x00\xff", None])
 def test_a_damaged_record_and_config_are_written_again(
     tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture, content: bytes | None
 ) -> None:
@@ -131,7 +131,7 @@ def test_a_damaged_record_and_config_are_written_again(
     assert "Traceback" not in capsys.readouterr().err
     record = json.loads((run / "run.json").read_text())
     assert record["identity"] == whole["identity"]
-    assert [attempt["from_step"] for attempt in record["lives"]] == [5]
+    assert [attempt["from_step"] for attempt in record["attempts"]] == [5]
     assert fit(run / "config.yaml", "--resume", "auto", "--trainer.max_steps", "7") == 0
     assert list(losses(run)) == list(range(1, 8))
 
@@ -153,7 +153,7 @@ def test_a_checkpoint_that_lacks_a_part_is_passed_over(
     (newest / "manifest.json").write_text(json.dumps(manifest))
     assert fit(config, "--resume", "auto") == 0
     assert f"passed over: {newest} is not a complete checkpoint" in capsys.readouterr().err
-    assert [attempt["from_step"] for attempt in json.loads((run / "run.json").read_text())["lives"]] == [0, 5]
+    assert [attempt["from_step"] for attempt in json.loads((run / "run.json").read_text())["attempts"]] == [0, 5]
 
 
 def test_a_replacement_that_fails_leaves_the_checkpoint_before(

@@ -82,20 +82,20 @@ def _known(value: Any, before: Any) -> Any:
 
 @pytest.mark.parametrize("room", RECORDS)
 def test_what_an_earlier_version_wrote_is_the_same_run(room: str, tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps(RECORDS[room] | {"lives": []}))
+    (tmp_path / "run.json").write_text(json.dumps(RECORDS[room] | {"attempts": []}))
     spec = READ[room](tmp_path)
     today = json.loads(json.dumps(spec.record()))  # with defaults of what settings have had since
     assert spec.label == tmp_path.name and today == spec.completed(RECORDS[room])
     for part, values in RECORDS[room].items():
         assert {name: _known(today[part][name], value) for name, value in values.items()} == values
     assert "seed" not in spec.facts and spec.facts["lr"] == RECORDS[room]["settings"]["lr"]
-    (tmp_path / "run.json").write_text(json.dumps(RECORDS[room] | {"settings": {"momentum": 1}, "lives": []}))
+    (tmp_path / "run.json").write_text(json.dumps(RECORDS[room] | {"settings": {"momentum": 1}, "attempts": []}))
     with pytest.raises(UserError, match=r"run\.json is of another version"):
         READ[room](tmp_path)
 
 
 def test_a_training_of_an_earlier_version_is_resumed_and_no_other(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps(ICL | {"lives": []}))
+    (tmp_path / "run.json").write_text(json.dumps(ICL | {"attempts": []}))
     settings = IclSettings(("classic", "queries+values:learned"), (0, 1), 80, 8, snapshot_every=10, evaluation=20)
     with IclFolder(tmp_path, IclSpec(Task(), IclSizes(), settings)) as folder:  # more steps: those may change
         assert folder.restore([]) == 0

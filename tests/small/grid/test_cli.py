@@ -64,8 +64,8 @@ def test_train_makes_a_run_for_every_combination_a_table_and_figures(tmp_path: P
     )
     assert f"{mean:.3f} ± " in next(line for line in error_table(runs).splitlines() if line.startswith("relu, N = 2"))
 
-    lives = json.loads((out / "act=relu,maps=2,seed=0" / "run.json").read_text())["lives"]
-    assert lives[0]["command"].startswith("python -m small.grid train --preset small")
+    attempts = json.loads((out / "act=relu,maps=2,seed=0" / "run.json").read_text())["attempts"]
+    assert attempts[0]["command"].startswith("python -m small.grid train --preset small")
     kept = (out / "act=relu,maps=2,seed=0" / "errors.csv").read_bytes()
     assert main(words) == 0  # nothing is trained again
     assert (out / "act=relu,maps=2,seed=0" / "errors.csv").read_bytes() == kept

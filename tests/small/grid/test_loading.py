@@ -93,6 +93,6 @@ def test_record_writes_named_arrays_with_their_axes(folder: Path, tmp_path: Path
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not the folder of one run of a small experiment: give one with run\.json"):
         small.load(tmp_path)
-    (tmp_path / "run.json").write_text('{"lives": []}')
+    (tmp_path / "run.json").write_text('{"attempts": []}')
     with pytest.raises(UserError, match="is not the folder of one run"):
         small.load(tmp_path)

@@ -219,11 +219,11 @@ def test_a_killed_training_goes_on_with_the_same_bits(objective: str, tmp_path: 
     rows = train(killed, GridSpec(GRAPH, SIZES, VARIANT, settings))
     assert results(killed) == results(tmp_path / "whole")
     assert [row.trial for row in rows] == [0, 2, 4, 6]
-    lives = json.loads((killed / "run.json").read_text())["lives"]
-    assert [life["from_step"] for life in lives] == [0, 3]
+    attempts = json.loads((killed / "run.json").read_text())["attempts"]
+    assert [attempt["from_step"] for attempt in attempts] == [0, 3]
     kept = results(killed)
     assert train(killed, GridSpec(GRAPH, SIZES, VARIANT, settings))[-1] == rows[-1]
-    assert results(killed) == kept and json.loads((killed / "run.json").read_text())["lives"] == lives
+    assert results(killed) == kept and json.loads((killed / "run.json").read_text())["attempts"] == attempts
 
 
 def test_runs_of_one_seed_share_what_they_have_in_common() -> None:

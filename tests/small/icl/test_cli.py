@@ -52,7 +52,7 @@ def test_train_prints_tables_and_draws_figure_3(tmp_path: Path, capsys: pytest.C
         (v, s) for v in ("classic", "queries+values:learned") for s in (0, 1)
     }
     record = json.loads((out / "run.json").read_text())
-    assert record["lives"][0]["command"].startswith("python -m small.icl train --variants classic")
+    assert record["attempts"][0]["command"].startswith("python -m small.icl train --variants classic")
     (out / "figure3.png").unlink()
     assert main(["tables", str(out)]) == 0
     assert is_a_picture(out / "figure3.png")
@@ -201,9 +201,9 @@ def test_trainings_of_other_seeds_are_taken_as_one(tmp_path: Path, capsys: pytes
 def test_tables_of_no_training_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tables", str(tmp_path)]) == 2
     assert "holds no training" in capsys.readouterr().err
-    (tmp_path / "run.json").write_text('{"lives": []}')
+    (tmp_path / "run.json").write_text('{"attempts": []}')
     assert main(["tables", str(tmp_path)]) == 2
-    (tmp_path / "run.json").write_text('{"lives": [], "task": {}, "sizes": {}, "settings": {}}')
+    (tmp_path / "run.json").write_text('{"attempts": [], "task": {}, "sizes": {}, "settings": {}}')
     assert main(["tables", str(tmp_path)]) == 2
     assert "has no snapshot yet" in capsys.readouterr().err
     (tmp_path / "snapshots.csv").write_text("snapshot,step\n")

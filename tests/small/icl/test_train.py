@@ -78,7 +78,7 @@ def test_a_killed_training_goes_on_with_the_same_bits(tmp_path: Path, monkeypatc
     assert train(killed, IclSpec(TASK, SIZES, SMALL), Machine()) == expected
     for name in ("checkpoint.safetensors", "snapshots.csv"):
         assert (killed / name).read_bytes() == (through / name).read_bytes()
-    assert [life["from_step"] for life in read_record(killed, IclSpec.program, PARTS)["lives"]] == [0, 40]
+    assert [attempt["from_step"] for attempt in read_record(killed, IclSpec.program, PARTS)["attempts"]] == [0, 40]
 
 
 def test_rows_beyond_the_weights_are_made_again(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_foreign_folder_and_a_folder_in_use_are_refused(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="is a file"):
         train(tmp_path / "file", IclSpec(TASK, SIZES, SMALL), Machine())
     (foreign / "thesis.tex").unlink()
-    (foreign / "run.json").write_text(json.dumps({"lives": 3}))
+    (foreign / "run.json").write_text(json.dumps({"attempts": 3}))
     with pytest.raises(UserError, match=r"run\.json"):
         train(foreign, IclSpec(TASK, SIZES, SMALL), Machine())
 

@@ -40,7 +40,7 @@ def made(
         "sizes": asdict(VisionSizes()),
         "variant": asdict(Variant(act, **more)),
         "settings": asdict(VisionSettings(seed=seed, epochs=epochs, warmup=0)),
-        "lives": [],
+        "attempts": [],
     }
     (folder / "run.json").write_text(json.dumps(record))
     rows = [f"{epoch},1.5,1.6,{0.1 * epoch if epoch < done else right.mean()}" for epoch in range(1, done + 1)]

@@ -229,11 +229,11 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert [row.epoch for row in read_rows(killed / "accuracy.csv", Row)] == [1, 2]
     rows = train(killed, images(), asked(SIZES, ACT, settings), quiet=True)
     assert results(killed) == results(tmp_path / "whole") and [row.epoch for row in rows] == [1, 2, 3, 4, 5]
-    lives = json.loads((killed / "run.json").read_text())["lives"]
-    assert [life["from_step"] for life in lives] == [0, 2]
+    attempts = json.loads((killed / "run.json").read_text())["attempts"]
+    assert [attempt["from_step"] for attempt in attempts] == [0, 2]
     kept = results(killed)
     assert train(killed, images(), asked(SIZES, ACT, settings), quiet=True) == rows
-    assert results(killed) == kept and json.loads((killed / "run.json").read_text())["lives"] == lives
+    assert results(killed) == kept and json.loads((killed / "run.json").read_text())["attempts"] == attempts
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The lives of a run: killed, interrupted, resumed, gone back, finished, and the folder that it keeps to itself."""
+"""The attempts of a run: killed, interrupted, resumed, gone back, finished, and the folder that it keeps to itself."""
 
 import itertools
 import json
@@ -130,7 +130,7 @@ def test_going_back_to_an_older_checkpoint_leaves_the_newer_aside(
     assert list(second) == list(first)
     assert all((first[step] == second[step]) == (step <= 6) for step in first)  # the sixth loss is before the update
     record = json.loads((run / "run.json").read_text())
-    assert [life["from_step"] for life in record["lives"]] == [0, 5]
+    assert [attempt["from_step"] for attempt in record["attempts"]] == [0, 5]
     other = tmp_path / "other"
     assert fit(tiny_config(run__folder=str(other))) == 0
     assert fit(tiny_config(run__folder=str(other)), "--resume", str(run)) == 2
