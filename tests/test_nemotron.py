@@ -10,7 +10,7 @@ import yaml
 
 from llm.cli import main
 
-from .train.preloaded import LLM, Python
+from .train.preloaded import LLM, Python, wait_for_none
 
 ROOT = Path(__file__).parents[1]
 SHRUNK = {  # the model only: the data's settings are those of the config, but for the size of a batch
@@ -97,6 +97,7 @@ def test_fifty_steps_killed_and_resumed_with_other_workers_see_the_same_data(
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    wait_for_none()
     assert start("broken", 1).wait() == 0
     whole = digests(tmp_path / "whole")
     assert list(whole) == list(range(1, 51))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import resource
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,18 @@ def end_with_parent() -> None:
         parent = int(os.environ[PARENT])
     if parent is not None and (parent == os.getppid() or not is_alive(parent)):  # else another process's environment
         threading.Thread(target=_watch, args=(parent,), name="parent", daemon=True).start()
+
+
+def end_with_creator(_: int = 0) -> None:
+    """Have a loading process end with the process that made it; torch looks at its parent, which may be a fork server."""
+    creator = multiprocessing.parent_process()
+    if creator is not None:
+        threading.Thread(target=_end_after, args=(creator,), name="creator", daemon=True).start()
+
+
+def _end_after(creator: BaseProcess) -> None:
+    creator.join()
+    os._exit(1)
 
 
 def is_alive(process: int) -> bool:

@@ -20,12 +20,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..common.errors import UserError
+from ..common.limits import config_problems
+from ..common.processes import end_with_creator
 from .mixture import MixtureOrder, Pattern, mixed_fingerprint, open_stores, short_names, weight_problems
 from .rows import KINDS, PACKING, Rows, TrainingBatches, ValidationBatches
 from .store import FEW_DOCUMENTS
 
 AHEAD = 16  # micro-batches, of 0.5 MB each at 1B: a file system may answer seconds late before a GPU waits for it
-MOST_WORKERS = 256  # loading processes of a rank
 
 
 class Prefetcher:
@@ -100,16 +101,8 @@ class TokenDataModule(pl.LightningDataModule):
 
     def problems(self) -> list[str]:
         """Settings that cannot be: each a sentence."""
-        at_least_one = {
-            "batch_size": self.batch_size,
-            "context": self.context,
-            "micro_batch_size": self.given_micro_batch_size,
-            "validate_every": self.validate_every,
-            "validation_rows": self.validation_rows,
-        }
-        problems = [f"data.{k} {v} must be at least 1" for k, v in at_least_one.items() if v is not None and v < 1]
-        if not 0 <= self.workers <= MOST_WORKERS:
-            problems.append(f"data.workers {self.workers} must be 0 to {MOST_WORKERS}")
+        settings = vars(self) | {"micro_batch_size": self.given_micro_batch_size}
+        problems = config_problems("data", settings.get)
         if self.kind not in KINDS:
             problems.append(f"data.packing {self.packing!r} is unknown: give one of {', '.join(PACKING)}")
         elif self.mask_documents and self.kind == "documents":
@@ -268,4 +261,5 @@ class TokenDataModule(pl.LightningDataModule):
             prefetch_factor=max(2, AHEAD // self.workers) if self.workers else None,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
+            worker_init_fn=end_with_creator,
         )

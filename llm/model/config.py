@@ -19,6 +19,18 @@ from .residual import FORMS, residual_problems
 from .streams import SOURCES, STREAMS, WEIGHTS, stream_problems
 from .value_embeddings import PLACES, value_embedding_problems
 
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "unpadded_vocab_size",
+)
+PROBABILITIES = ("attention_dropout", "residual_dropout", "embedding_dropout")
 POSITIONS = ("rope", "learned")
 ROPE_TYPES = ("default", "linear", "llama3")  # those whose frequencies do not depend on the sequence at hand
 
@@ -211,11 +223,7 @@ class DecoderConfig(PretrainedConfig):
         return super().convert_rope_params_to_dict(**kwargs) if self.position == "rope" else kwargs
 
     def _size_problems(self) -> list[str]:
-        names = (
-            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-            "head_dim max_position_embeddings unpadded_vocab_size"
-        )
-        bad = [name for name in names.split() if not getattr(self, name) or getattr(self, name) < 1]
+        bad = [name for name in SIZES if not getattr(self, name) or getattr(self, name) < 1]
         if bad:
             return [f"{', '.join(bad)} must be at least 1"]
         problems = []
@@ -266,7 +274,7 @@ class DecoderConfig(PretrainedConfig):
 
     def _number_problems(self) -> list[str]:
         problems = []
-        for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
+        for name in PROBABILITIES:
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"{name} {getattr(self, name)} is not a probability below 1")
         if self.final_logit_softcapping is not None and not self.final_logit_softcapping > 0:

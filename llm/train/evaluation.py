@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ..common.errors import UserError
+from ..common.limits import config_problems
 from ..runs import reading
 
 if TYPE_CHECKING:  # it imports torch, which the program below does without
@@ -64,14 +65,10 @@ class EvaluationSettings:
 
     def problems(self, checkpoint_every: int) -> list[str]:
         """Settings that cannot be, each a sentence."""
-        problems = []
-        if self.threads < 1:
-            problems.append(f"evaluation.threads {self.threads} must be at least 1")
-        if not 0 <= self.nice <= 19:
-            problems.append(f"evaluation.nice {self.nice} must be 0 to 19")
+        problems = config_problems("evaluation", vars(self).get)
         if self.every is None:
             return problems
-        if self.every < 1 or self.every % max(1, checkpoint_every):
+        if self.every % max(1, checkpoint_every):
             problems.append(
                 f"evaluation.every {self.every} must be a multiple of run.checkpoint_every {checkpoint_every}"
             )

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from ..common.limits import config_problems
 from ..model import DecoderConfig, DecoderForCausalLM
 from ..model.fast_paths import FAST_PATHS
 from ..model.loss import IGNORED
@@ -93,12 +94,7 @@ class LanguageModule(pl.LightningModule):
     def problems(self, max_steps: int, context: int) -> list[str]:
         """Settings that cannot be: each a sentence."""
         problems = [*self.optimizer_settings.problems(), *self.schedule.problems(max_steps)]
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            problems.append(f"model.gradient_clip {self.gradient_clip} must be above 0, or null for none")
-        if not 0 <= self.z_loss < 1:
-            problems.append(f"model.z_loss {self.z_loss} must be from 0 (none) to below 1; 1e-4 is usual")
-        if self.every_nth < 0:
-            problems.append(f"model.activation_checkpointing {self.every_nth} must be true, false or every n-th block")
+        problems += config_problems("model", (vars(self) | {"activation_checkpointing": self.every_nth}).get)
         if unknown := set(self.disable_fast_paths).difference(FAST_PATHS):
             problems.append(
                 f"model.disable_fast_paths {sorted(unknown)} is unknown: give any of {', '.join(FAST_PATHS)}"

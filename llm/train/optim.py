@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..common.limits import config_problems
 from ..model.parametrization import Scales, scales
 from .muon import ShardedMuon
 
@@ -86,20 +87,10 @@ class Optimizer:
 
     def problems(self) -> list[str]:
         """One sentence for each setting that cannot be."""
-        allowed = {
-            "lr": (self.lr > 0, "above 0"),
-            "betas": (all(0 <= beta < 1 for beta in self.betas), "from 0 to below 1"),
-            "eps": (self.eps > 0, "above 0"),
-            "weight_decay": (self.weight_decay >= 0, "0 or more"),
-            "muon_lr": (self.muon_lr is None or self.muon_lr > 0, "above 0, or null for lr"),
-            "muon_momentum": (0 <= self.muon_momentum < 1, "from 0 to below 1"),
-            "name": (self.name in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
-        }
-        return [
-            f"model.optimizer.{name} {getattr(self, name)} must be {rule}"
-            for name, (ok, rule) in allowed.items()
-            if not ok
-        ]
+        problems = config_problems("model.optimizer", vars(self).get)
+        if self.name not in OPTIMIZERS:
+            problems.append(f"model.optimizer.name {self.name} must be one of {', '.join(OPTIMIZERS)}")
+        return problems
 
     def sharding_problems(self, stage: int, offload: bool) -> list[str]:
         """Why DeepSpeed's ZeRO `stage` cannot shard this optimizer."""
@@ -198,17 +189,13 @@ class Schedule:
 
     def problems(self, max_steps: int) -> list[str]:
         """One sentence for each reason why a run of `max_steps` cannot follow this schedule."""
-        problems = []
+        problems = config_problems("model.schedule", vars(self).get)
         if self.shape not in SHAPES:
             problems.append(f"model.schedule.shape {self.shape!r} is unknown: give {' or '.join(SHAPES)}")
         if self.shape in DECAYS and self.cooldown_steps == 0:
             problems.append(
                 f"model.schedule.shape {self.shape} decays over the last steps: set model.schedule.cooldown_steps, "
                 "usually 10 to 20% of trainer.max_steps"
-            )
-        if min(self.warmup_steps, self.cooldown_steps) < 0 or not 0 <= self.min_lr_ratio <= 1:
-            problems.append(
-                "model.schedule needs warmup_steps and cooldown_steps of 0 or more and a min_lr_ratio from 0 to 1"
             )
         if max_steps < 1:
             problems.append(f"trainer.max_steps {max_steps} must be at least 1: the schedule is a function of it")

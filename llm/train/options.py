@@ -23,8 +23,9 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from jsonargparse._common import parsing_settings
 
 from ..common.errors import UserError
+from ..common.limits import BELOW_ONE, at_least, config_problems
 from ..runs import reading
-from .declarations import CHOICES, NESTED, Key, Unread, as_dataclass, choices, keys_of, nested, nested_keys
+from .declarations import CHOICES, NESTED, Key, Unread, as_dataclass, choices, keys_of, names, nested, nested_keys
 
 # What the run folder does for itself is off in Lightning, and a run is counted in steps, not epochs.
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -190,7 +191,7 @@ def checked(command: str, arguments: list[str]) -> list[str]:
 
 
 def check(command: str, arguments: list[str]) -> None:
-    """Refuse what can be refused without torch: a file, a key, a type, a name.
+    """Refuse what can be refused without torch: a file, a key, a type, a name, a number out of its limit.
 
     Raises:
         UserError: naming the key, and what it may be.
@@ -201,8 +202,14 @@ def check(command: str, arguments: list[str]) -> None:
         return  # options that only classes have
     with class_paths(any_path="--allow-class-path" in arguments):
         given = parser_of(command).parse_args(arguments)
-    if problems := [*seed_problems(given), *trainer_problems(given), *_name_problems(given)]:
+    if problems := problems_of(given):
         raise UserError("; ".join(problems))
+
+
+def problems_of(given: Namespace) -> list[str]:
+    """Values that cannot be, each a sentence."""
+    names_and_seeds = [*seed_problems(given), *trainer_problems(given), *_name_problems(given)]
+    return [*names_and_seeds, *config_problems("", given.get), *_decoder_problems(given)]
 
 
 def seed_problems(given: Namespace) -> list[str]:
@@ -224,8 +231,8 @@ def trainer_problems(given: Namespace) -> list[str]:
     if not (isinstance(given["trainer.devices"], list) or re.fullmatch(r"auto|-1|0*[1-9]\d*", devices)):
         problems.append(f"trainer.devices {devices} must be a number of devices, a list of their indices, or auto")
     if given["trainer.precision"] not in PRECISIONS:
-        names = ", ".join(name for name in PRECISIONS if isinstance(name, str))
-        problems.append(f"trainer.precision must be one of {names}")
+        known = ", ".join(name for name in PRECISIONS if isinstance(name, str))
+        problems.append(f"trainer.precision must be one of {known}")
     return problems
 
 
@@ -242,6 +249,15 @@ def _name_problems(given: Namespace) -> list[str]:
             some = "any" if isinstance(value, list) else "one"
             fix = " or ".join(known) if len(known) == 2 else f"{some} of {', '.join(known)}"
             problems.append(f"{key} {shown} is unknown: give {fix}")
+    return problems
+
+
+def _decoder_problems(given: Namespace) -> list[str]:
+    """Sizes and probabilities of the model that cannot be, each a sentence."""
+    problems = []
+    for constant, limit in (("SIZES", at_least(1)), ("PROBABILITIES", BELOW_ONE)):
+        values = {key: given.get(key) for key in (f"decoder.{name}" for name in names("model/config.py", constant))}
+        problems += [f"{k} {v} must be {limit.text}" for k, v in values.items() if v is not None and not limit.holds(v)]
     return problems
 
 

@@ -36,6 +36,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from ..common.environment import environment, now, process_info
 from ..common.errors import UserError
 from ..common.files import copy_files, write_file, write_json
+from ..common.limits import config_problems
 from ..common.lock import HEARTBEAT, LOCK, FolderLock, acquire_lock
 from ..model import DecoderConfig
 from ..runs import reading
@@ -84,21 +85,13 @@ class RunSettings:
 
     def check(self) -> None:
         """UserError naming every setting that cannot be used."""
-        problems = [
-            f"run.{name} {getattr(self, name)} must be at least 1"
-            for name in ("checkpoint_every", "keep_checkpoints", "keep_every", "max_consecutive_skips")
-            if getattr(self, name) is not None and getattr(self, name) < 1
-        ]
+        problems = config_problems("run", vars(self).get)
         if self.keep_every and self.keep_every % max(1, self.checkpoint_every):
             problems.append(
                 f"run.keep_every {self.keep_every} must be a multiple of run.checkpoint_every {self.checkpoint_every}"
             )
-        if min(self.keep_steps, default=1) < 1:
-            problems.append(f"run.keep_steps {self.keep_steps} must be steps of at least 1")
         if self.on_full_disk not in ON_FULL_DISK:
             problems.append(f"run.on_full_disk {self.on_full_disk!r} is unknown: give {' or '.join(ON_FULL_DISK)}")
-        if not self.spike_threshold > 0:
-            problems.append(f"run.spike_threshold {self.spike_threshold} must be above 0")
         if unknown := sorted({each for each in self.loggers if isinstance(each, str)} - set(LOGGERS)):
             problems.append(f"run.loggers {unknown} is unknown: give any of {', '.join(LOGGERS)}")
         if "wandb" in self.loggers and importlib.util.find_spec("wandb") is None:

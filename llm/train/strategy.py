@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from ..common.errors import UserError
+from ..common.limits import config_problems
 from .fully_sharded import FullyShardedStrategy
 
 STARTING = 600.0
-LONGEST = 1e7  # seconds, 116 days: collectives count in an integer of 64 bits, in nanoseconds
 SHARDED = ("deepspeed", "fsdp2")
 NAMES = ("auto", "ddp", *SHARDED)
 DTYPES = ("fp32", "bf16")
@@ -70,8 +70,6 @@ class StrategySettings:
         problems = []
         if self.name not in NAMES:
             problems.append(f"strategy.name {self.name!r} is unknown: give one of {', '.join(NAMES)}")
-        if self.stage not in (1, 2, 3):
-            problems.append(f"strategy.stage {self.stage} must be 1, 2 or 3")
         if self.offload_optimizer and self.name != "deepspeed":
             problems.append("strategy.offload_optimizer needs strategy.name deepspeed")
         if self.name in SHARDED and precision == "bf16-true":
@@ -92,11 +90,7 @@ class StrategySettings:
                 f"strategy.communication_dtype bf16 would round gradients of trainer.precision {precision}, which are "
                 "sent as they are: set fp32, or trainer.precision bf16-mixed"
             )
-        if self.bucket_elements < 1:
-            problems.append(f"strategy.bucket_elements {self.bucket_elements} must be at least 1")
-        if not 0 < self.timeout <= LONGEST:
-            problems.append(f"strategy.timeout {self.timeout:g} must be above 0 and at most {LONGEST:,.0f} seconds")
-        return problems
+        return problems + config_problems("strategy", vars(self).get)
 
     def build(self, devices: int, gradient_clip: float | None, half_precision: bool) -> Strategy | str:
         """The Lightning strategy for `devices` devices in all.

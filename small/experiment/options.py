@@ -6,39 +6,20 @@ option of the command line (`add_options`), the settings of a command line and i
 """
 
 import argparse
-import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from llm.common.arguments import add_command, add_version
 from llm.common.errors import UserError, exit_status
+from llm.common.limits import Limit
 from llm.common.threads import set_wait_policy, warn_if_busy
 
 Settings = TypeVar("Settings")  # a dataclass
 Presets = Mapping[str, Mapping[str, Any]]  # name -> the values that it sets; the first is the default
-
-
-class Limit(NamedTuple):
-    """What a value must be, in words and as a function."""
-
-    text: str
-    holds: Callable[[Any], bool]
-
-
-POSITIVE = Limit("a finite number above 0", lambda value: 0 < value < math.inf)
-NOT_NEGATIVE = Limit("a finite number of at least 0", lambda value: 0 <= value < math.inf)
-BELOW_ONE = Limit("at least 0 and below 1", lambda value: 0 <= value < 1)
-SHARE = Limit("between 0 and 1", lambda value: 0 <= value <= 1)
-INSIDE = Limit("between 0 and 1", lambda value: 0 < value < 1)
-
-
-def at_least(least: float) -> Limit:
-    """Return the limit of a number that is at least `least`."""
-    return Limit(f"at least {least}", lambda value: value >= least)
 
 
 def option(

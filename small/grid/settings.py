@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm.common.errors import UserError
+from llm.common.limits import BELOW_ONE, NOT_NEGATIVE, POSITIVE, at_least
 
-from ..experiment.options import BELOW_ONE, NOT_NEGATIVE, POSITIVE, at_least, option, problems, raise_problems
+from ..experiment.options import option, problems, raise_problems
 
 OBJECTIVES = ("steps", "parallel")
 PRODUCTS = ("float32", "bfloat16")

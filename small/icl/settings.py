@@ -5,18 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm.common.errors import UserError
+from llm.common.limits import BELOW_ONE, INSIDE, NOT_NEGATIVE, POSITIVE, SHARE, at_least
 
-from ..experiment.options import (
-    BELOW_ONE,
-    INSIDE,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SHARE,
-    at_least,
-    option,
-    problems,
-    raise_problems,
-)
+from ..experiment.options import option, problems, raise_problems
 
 CLASSIC = "classic"
 PRODUCTS = ("float32", "bfloat16")

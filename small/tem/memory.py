@@ -25,9 +25,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from llm.common.limits import at_least
 from llm.model.attention import eager_attention
 
-from ..experiment.options import at_least, option, problems, raise_problems
+from ..experiment.options import option, problems, raise_problems
 
 ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda p: p,

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ..experiment.options import INSIDE, POSITIVE, at_least, option, problems, raise_problems
+from llm.common.limits import INSIDE, POSITIVE, at_least
+
+from ..experiment.options import option, problems, raise_problems
 
 SYMBOLS = 45
 TRANSITIONS = ("identity", "relu")

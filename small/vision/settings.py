@@ -7,7 +7,9 @@ Transformer for Small-Size Datasets") trained a ViT, as their public code has th
 
 from dataclasses import dataclass
 
-from ..experiment.options import BELOW_ONE, NOT_NEGATIVE, POSITIVE, at_least, option, problems, raise_problems
+from llm.common.limits import BELOW_ONE, NOT_NEGATIVE, POSITIVE, at_least
+
+from ..experiment.options import option, problems, raise_problems
 
 PRESETS = {"paper": {"seeds": 3}}
 PRODUCTS = ("float32", "bfloat16")

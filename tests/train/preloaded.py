@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 
 import torch
@@ -37,6 +39,15 @@ def end_all() -> None:
         process.wait()
         process.log.unlink(missing_ok=True)
     _made.clear()
+
+
+def wait_for_none(seconds: float = 60) -> None:
+    """Wait until none of these processes is left, nor what they have started; fails after a time."""
+    server = Path(f"/proc/{forkserver._forkserver._forkserver_pid}")
+    deadline = time.monotonic() + seconds
+    while left := (server / "task" / server.name / "children").read_text().split():
+        assert time.monotonic() < deadline, f"processes {left} live on"
+        time.sleep(0.05)
 
 
 class Python:

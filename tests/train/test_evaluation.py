@@ -371,7 +371,7 @@ def test_settings_that_cannot_be_are_refused(
 ) -> None:
     wrong = {
         ("every", "7"): "evaluation.every 7 must be a multiple of run.checkpoint_every 5",
-        ("every", "0"): "evaluation.every 0 must be a multiple",
+        ("every", "0"): "evaluation.every 0 must be at least 1",
         ("threads", "0"): "evaluation.threads 0 must be at least 1",
         ("nice", "20"): "evaluation.nice 20 must be 0 to 19",
         ("nise", "3"): "unknown config key evaluation.nise: did you mean evaluation.nice?",

@@ -267,7 +267,7 @@ BAD_INPUT: dict[str, tuple[list[str], str]] = {
     "nothing at once": (["--data.batch_size", "0", "--data.workers", "-1"], "data.workers -1"),
     "optimizer": (["--model.optimizer.lr", "-1", "--model.optimizer.betas", "[0.9,1.5]"], "betas"),
     "clip": (["--model.gradient_clip", "0"], "null for none"),
-    "warm-up": (["--model.schedule.warmup_steps", "-5"], "0 or more"),
+    "warm-up": (["--model.schedule.warmup_steps", "-5"], "warmup_steps -5 must be at least 0"),
     "validation": (["--data.validation_rows", "-1"], "validation_rows"),
     "logging": (["--trainer.log_every_n_steps", "0"], "log_every_n_steps"),
     "workers": (["--data.workers", "100000"], "data.workers 100000 must be 0 to 256"),

@@ -109,7 +109,7 @@ def full(real: Any, words: list[str]) -> None:
     """What the parser of the classes says, and of what it has parsed what `CLI` says of names."""
     with options.class_paths(any_path=False):
         parsed = real.parse_args(words)
-    if problems := [*options.trainer_problems(parsed), *options._name_problems(parsed)]:
+    if problems := options.problems_of(parsed):
         raise UserError("; ".join(problems))
 
 
