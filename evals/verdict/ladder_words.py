@@ -36,7 +36,9 @@ def sentence(verdict: LadderVerdict, arm: str) -> str:
         ]
     else:
         assert found.slope is not None
-        parts = [_compute(ladder, found, found.mean, percent), _slope(found.mean, found.slope)]
+        parts = [_compute(ladder, found, found.mean, percent)]
+        if not _is_open(found.mean.by_seeds):
+            parts.append(_slope(found.mean, found.slope))
     if arm != ladder.null:
         parts.append(_null(verdict))
     return "; ".join(parts) + "."
@@ -56,9 +58,9 @@ def at_equal_cost(verdict: LadderVerdict, arm: str, ratio: Interval) -> str:
 
 
 def extrapolation(verdict: LadderVerdict, arm: str) -> str:
-    """The prediction a decade of compute beyond the largest size; empty where the line is given up."""
+    """The prediction a decade of compute beyond the largest size; empty without a line, or where it says nothing."""
     found = verdict.arms[arm]
-    if found.beyond is None or found.beyond_compute is None:
+    if found.beyond is None or found.beyond_compute is None or _is_open(found.beyond):
         return ""
     return (
         f"Extrapolated: if ln m stays on its line, {arm} needs {in_compute(found.beyond.value)} compute at "
@@ -155,6 +157,11 @@ def _compute(ladder: Ladder, found: ArmVerdict, mean: Claim, percent: str) -> st
         f"{found.arm} needs {in_compute(seeds.value)} compute than {ladder.baseline} ({percent} {bounds(seeds)}) {over}"
         + _by_seeds_alone(mean, bounds)
     )
+
+
+def _is_open(log_multiplier: Interval) -> bool:
+    """Whether an interval reaches beyond a factor of `MOST` both ways, and so says nothing of compute."""
+    return min(-log_multiplier.low, log_multiplier.high) > math.log(MOST)
 
 
 def _slope(mean: Claim, slope: Claim) -> str:

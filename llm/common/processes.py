@@ -53,7 +53,7 @@ def end_with_parent() -> None:
 
 
 def end_with_creator(_: int = 0) -> None:
-    """Have a loading process end with the process that made it; torch looks at its parent, which may be a fork server."""
+    """Have a loading process end with its maker. Torch watches its parent, which may be a fork server instead."""
     creator = multiprocessing.parent_process()
     if creator is not None:
         threading.Thread(target=_end_after, args=(creator,), name="creator", daemon=True).start()

@@ -12,7 +12,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from evals.verdict import ladder_words as words
-from evals.verdict.ladder import Ladder, Run, Size, judge, judge_arm, make_ladder
+from evals.verdict.ladder import Claim, Ladder, Run, Size, judge, judge_arm, make_ladder
 from evals.verdict.ladder_simulation import SMALLEST, STEP, TRUTHS, Design, Seeds, Truth, simulate
 from evals.verdict.statistics import Interval
 from llm.common.errors import UserError
@@ -317,6 +317,15 @@ def test_no_sentence_says_more_than_its_intervals(truth):
                 assert sentence.count("by seeds alone") == unfirm
             else:
                 assert "slope" not in sentence and "compute than" not in sentence
+
+
+def test_where_compute_is_unknown_no_slope_and_no_extrapolation_are_given():
+    verdict = judge(ladder_of(CONSTANT, Design(4, 3), 1))
+    found, unknown = verdict.arms["values"], Interval(0.2, -5.0, 5.0, 0.9)
+    assert "slope" in words.sentence(verdict, "values") and words.extrapolation(verdict, "values")
+    open_ = replace(found, mean=Claim(unknown, None), beyond=unknown)
+    verdict = replace(verdict, arms=verdict.arms | {"values": open_})
+    assert "slope" not in words.sentence(verdict, "values") and not words.extrapolation(verdict, "values")
 
 
 @pytest.mark.parametrize(
