@@ -26,6 +26,7 @@ from .flops import flops_per_token
 from .initial_weights import Source, check_tokenizer, read_source, start_from
 from .loss_guard import NotFiniteError
 from .metrics import ValidationBar
+from .precision import slower_in_bf16
 from .ranks import ReportedOnRankZeroError, is_lost_rank_error
 from .run_folder import RunFolder
 from .signals import SAVING, Signals
@@ -156,7 +157,8 @@ class Attempt(LightningCLI):
             return []
         if self.evaluations is not None:
             self.evaluations.check()
-        print(data.summary(trainer.max_steps), *map("note: {}".format, data.warnings), sep="\n", file=sys.stderr)
+        notes = [*data.warnings, *self._precision_notes()]
+        print(data.summary(trainer.max_steps), *map("note: {}".format, notes), sep="\n", file=sys.stderr)
         if trainer.world_size > 1:
             print(data.division(trainer.world_size), file=sys.stderr)
         facts = {
@@ -175,6 +177,14 @@ class Attempt(LightningCLI):
         if self.evaluations is not None:
             self.evaluations.begin(run.resumed.step if run.resumed else 0, trainer.max_steps)
         return loggers
+
+    def _precision_notes(self) -> list[str]:
+        if self.trainer.strategy.root_device.type != "cpu" or "bf16" not in str(self.trainer.precision):
+            return []
+        data = self.datamodule
+        rows = data.batch_size // (self.trainer.world_size * data.micro_batches(self.trainer.world_size))
+        note = slower_in_bf16(self.model.decoder_config, rows * data.context)
+        return [note] if note else []
 
     def _evaluate_rest(self, step: int) -> None:
         """Take up what the attempts of a finished run have left to evaluate."""

@@ -12,9 +12,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -25,6 +28,7 @@ from ..common.errors import UserError
 from ..common.processes import PARENT
 from ..data.module import TokenDataModule
 from ..model import DecoderConfig
+from ..runs import reading
 from .attempt import Attempt
 from .evaluation import EvaluationSettings
 from .module import LanguageModule
@@ -34,10 +38,13 @@ from .options import (
     TRAINER_DEFAULTS,
     Sentences,
     class_paths,
+    given_options,
     seed_problems,
     trainer_problems,
     with_new_names,
+    with_value,
 )
+from .precision import AUTO, choose
 from .ranks import ReportedOnRankZeroError
 from .run_folder import RunSettings
 from .strategy import StrategySettings, device_count, plugins
@@ -116,10 +123,35 @@ def main(command: str, arguments: list[str]) -> None:
         UserError: anything in the config or the data that cannot be used.
         StoppedError: a signal stopped the run, whose state is saved.
     """
+    if command == "fit":
+        arguments = with_precision(arguments)
     try:
         parse([command, *arguments])
     except ReportedOnRankZeroError as error:
         raise SystemExit(0) from error  # any other status would have this rank's watchers end rank zero in mid-sentence
+
+
+def with_precision(arguments: list[str]) -> list[str]:
+    """The arguments of `fit` with a precision in place of `trainer.precision: auto`: the run's own, or a measured one.
+
+    Raises:
+        UserError: there are several devices, which might decide differently.
+    """
+    given = given_options("fit", arguments)
+    if given["trainer.precision"] != AUTO:
+        return arguments
+    if device_count(given["trainer.devices"]) * given["trainer.num_nodes"] != 1:
+        raise UserError("trainer.precision auto is for one device: give bf16-mixed or 32-true")
+    before = Path(given["run.folder"]) / "config.yaml"
+    if before.is_file():
+        precision = reading.config(before.parent).get("trainer", {}).get("precision")
+    else:
+        sizes = {name: given[f"decoder.{name}"] for name in ("hidden_size", "intermediate_size", "feedforward")}
+        on_gpu = given["trainer.accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        rows = given["data.micro_batch_size"] or given["data.batch_size"]
+        precision = choose(DecoderConfig(**sizes), rows * given["data.context"], on_gpu)
+    print(f"trainer.precision auto: {precision}", file=sys.stderr)
+    return [*with_value(arguments, "trainer", "precision", AUTO, precision), f"--trainer.precision={precision}"]
 
 
 def parse(arguments: list[str], run: bool = True) -> CLI:

@@ -74,7 +74,8 @@ FOLLOWED = {
     "accelerator": "kind of device: cpu, gpu, or auto",
     "devices": "devices of a node: a number, a list of indices, or auto for all",
     "num_nodes": "nodes",
-    "precision": "32-true; bf16-mixed: products in bfloat16, master weights in float32; or bf16-true",
+    "precision": "32-true; bf16-mixed: products in bfloat16, master weights in float32; bf16-true; or auto: on one "
+    "device, whichever of the first two is faster, measured for a new run and kept by it",
     "max_steps": "optimizer steps of the run",
     "log_every_n_steps": "optimizer steps between rows of metrics",
     "limit_val_batches": "batches of a validation, or a fraction of them (default: all)",
@@ -89,7 +90,7 @@ FOLLOWED = {
 # Packages whose classes and functions a config may name under trainer (callbacks, plugins, profiler, ...): naming one
 # is enough to have it called, so that any other takes --allow-class-path.
 CALLABLE = ("lightning", "llm")
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "32", 32, None)
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "auto", "32", 32, None)
 
 EXAMPLES = {
     "fit": "python -m llm fit --config configs/stories_values.yaml --trainer.max_steps 100",
@@ -261,6 +262,12 @@ def _decoder_problems(given: Namespace) -> list[str]:
     return problems
 
 
+def given_options(command: str, arguments: list[str]) -> Namespace:
+    """The options of arguments that `check` has let pass."""
+    with class_paths(any_path=True):
+        return parser_of(command).parse_args(arguments)
+
+
 def _configs(arguments: list[str]) -> list[str]:
     """The values of --config that are paths: a text with a line or a key in it is a config itself."""
     pairs = zip(["", *arguments], arguments, strict=False)
@@ -374,6 +381,21 @@ def with_new_names(arguments: list[str], quietly: bool = False) -> list[str]:
     for old in dict.fromkeys(met) if first_rank and not quietly else ():
         new = reading.new_name(old)
         print(f"note: {old} is now called {new}; the old name works until version 0.3", file=sys.stderr)
+    return found
+
+
+def with_value(arguments: list[str], part: str, key: str, old: Any, new: Any) -> list[str]:
+    """The arguments with another value of a key in config files and texts that have `old` there."""
+    found = []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        option, equals, value = word.partition("=")
+        path = word if before in ("--config", "-c") else value if option == "--config" and value else None
+        if path is not None:
+            config = yaml.safe_load(Path(path).read_text() if path in _configs(["--config", path]) else path)
+            if config.get(part, {}).get(key) == old:
+                config[part][key] = new
+                word = f"{option}{equals}" * (path is value) + yaml.safe_dump(config, sort_keys=False)
+        found.append(word)
     return found
 
 
