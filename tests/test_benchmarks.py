@@ -15,9 +15,8 @@ from llm.common.errors import UserError
 
 FILES = sorted(RESULTS.glob("*.json"))
 STEPS = [path for path in FILES if "seconds_to_first_step" in load(path.stem)]  # of llm bench
-LONG = {
-    template: [place.name for place in places(template)] for template in TEMPLATES.glob("*.md") if template != SUMMARY
-}
+SHORT = {SUMMARY, TEMPLATES / "LOG.md"}  # pages that take single figures from the results of others
+LONG = {template: [place.name for place in places(template)] for template in set(TEMPLATES.glob("*.md")) - SHORT}
 
 
 def page_of(name: str) -> str:
