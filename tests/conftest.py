@@ -4,7 +4,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 # Before torch is imported: two test processes share two cores, and OpenMP threads that spin for each other's core
 # make both ten times slower.
@@ -18,10 +17,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import hypothesis
 import pytest
 import yaml
-from jsonargparse import _signatures
 
 from llm.cli import main
 
+from . import signatures as signatures  # which it makes quicker to read
 from .real_data import need
 from .train.preloaded import end_all
 
@@ -40,21 +39,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((n for n, name in enumerate(LONGEST) if name in parts), len(LONGEST))
 
     items.sort(key=place)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def signatures_are_read_once() -> Iterator[None]:
-    """For each parser jsonargparse reads the source of Lightning's classes, for 0.2 s; a program makes one parser."""
-    read, known = _signatures.get_signature_parameters, {}
-
-    def remembered(component: Any, method: str | None = None, logger: Any = None) -> list[Any]:
-        if (component, method) not in known:
-            known[component, method] = read(component, method, logger)
-        return list(known[component, method])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_signatures, "get_signature_parameters", remembered)
-        yield
 
 
 @pytest.fixture(autouse=True)

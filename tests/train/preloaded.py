@@ -16,7 +16,7 @@ import torch
 
 _context = multiprocessing.get_context("forkserver")
 # deepspeed imports its Muon where it builds any optimizer, and compiles there
-_preload = ["llm.train.cli", "deepspeed", "deepspeed.runtime.zero.muon.original_muon"]
+_preload = ["tests.signatures", "llm.train.cli", "deepspeed", "deepspeed.runtime.zero.muon.original_muon"]
 if os.environ.get("KILLS"):  # of all programs, many times
     _preload += ["datasets", "lm_eval.evaluator", "evals.harness.run", "evals.page.curves", "small.grid.train"]
 _context.set_forkserver_preload(_preload)

@@ -131,7 +131,7 @@ def test_any_schedule_rises_then_falls_within_bounds(
         (Schedule(warmup_steps=6, cooldown_steps=5), 10, "longer than the run"),
         (Schedule(), -1, "max_steps"),
         (Schedule(shape="wsd"), 10, "set model.schedule.cooldown_steps"),
-        (Schedule(warmup_steps=-5), 10, "0 or more"),
+        (Schedule(warmup_steps=-5), 10, "must be at least 0"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_named(schedule: Schedule, steps: int, message: str) -> None:

@@ -26,8 +26,7 @@ STRATEGIES = {
 }
 VARIANTS: dict[str, dict] = {
     "classic": {"decoder__stream": []},
-    "queries": {"decoder__stream": ["queries"]},
-    "keys": {"decoder__stream": ["keys"]},
+    "queries and keys": {"decoder__stream": ["queries", "keys"]},
     "values": {"decoder__stream": ["values"]},
     "learned": {  # weights of one number, and of an odd number of them
         "decoder__stream": ["queries", "keys", "values"],

@@ -8,11 +8,9 @@ import pytest
 from hypothesis import given
 
 from llm.common.errors import UserError
+from llm.common.limits import BELOW_ONE, POSITIVE, at_least
 from small.experiment.options import (
-    BELOW_ONE,
-    POSITIVE,
     add_options,
-    at_least,
     chosen,
     option,
     problems,
