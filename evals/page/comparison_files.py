@@ -1,4 +1,4 @@
-"""A comparison as files: page, numbers, the table as CSV and LaTeX, the losses as PNG, every picture in pictures/."""
+"""A comparison as files: page, numbers, the losses as PNG; every table in tables/, picture in pictures/."""
 
 import csv
 import io
@@ -52,6 +52,7 @@ def write(arms: Sequence[Comparison], out: Path, made_by: str) -> None:
         {
             **{out / n: as_png(draw_losses(losses_of(found.pairs))) for n, found in zip(names, arms, strict=True)},
             **{out / "pictures" / name: content for name, content in picture_files(sections).items()},
+            **{out / "tables" / name: content for name, content in table_files(sections).items()},
             out / "table.csv": _csv(table),
             out / "table.tex": latex_table(table[0], table[1:]),
             out / "results.json": as_json(content),
@@ -62,13 +63,29 @@ def write(arms: Sequence[Comparison], out: Path, made_by: str) -> None:
 
 def picture_files(sections: Sequence[Section]) -> dict[str, str | bytes]:
     """The page's pictures as NN-CAPTION.svg and .pdf, in the order of the page."""
-    pictures = [picture for section in sections for picture in section.pictures]
     files: dict[str, str | bytes] = {}
+    pictures = (picture for section in sections for picture in section.pictures)
     for number, picture in enumerate(pictures, start=1):
-        words = re.sub(r"[^a-z0-9]+", "-", picture.caption.lower()).strip("-")
-        name = f"{number:02d}-{words[:60].rstrip('-')}"
+        name = _file_name(number, picture.caption)
         files |= {f"{name}.svg": picture.svg, f"{name}.pdf": picture.pdf}
     return files
+
+
+def table_files(sections: Sequence[Section]) -> dict[str, str]:
+    """The page's tables as NN-CAPTION.csv and .tex, in the order of the page."""
+    files: dict[str, str] = {}
+    for number, table in enumerate((table for section in sections for table in section.tables), start=1):
+        name = _file_name(number, table.caption)
+        files |= {
+            f"{name}.csv": _csv([table.header, *table.rows]),
+            f"{name}.tex": latex_table(table.header, table.rows),
+        }
+    return files
+
+
+def _file_name(number: int, caption: str) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")
+    return f"{number:02d}-{words[:60].rstrip('-')}"
 
 
 def _csv(lines: Sequence[Sequence[Any]]) -> str:

@@ -176,7 +176,7 @@ def test_all_that_was_measured_is_on_the_page(tmp_path, pdfs):
         add_recall(export, numbers.random(20) + gain)
     assert compare(runs, tmp_path / "out") == 0
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        "report.html", "results.json", "table.csv", "table.tex", "loss.png", "pictures",
+        "report.html", "results.json", "table.csv", "table.tex", "loss.png", "pictures", "tables",
     }  # fmt: skip
     pictures = sorted(file.name for file in (tmp_path / "out/pictures").iterdir())
     assert len(pictures) == 28 and pictures[:2] == [
@@ -184,6 +184,12 @@ def test_all_that_was_measured_is_on_the_page(tmp_path, pdfs):
     ]
     assert all((tmp_path / "out/pictures" / name).read_bytes().startswith((b"%PDF-1", b"<svg")) for name in pictures)
     check_page(tmp_path / "out/report.html", pictures=14)
+    tables = sorted(file.name for file in (tmp_path / "out/tables").iterdir())
+    assert tables[:2] == ["01-what-was-measured.csv", "01-what-was-measured.tex"] and len(tables) % 2 == 0
+    with (tmp_path / "out/tables" / tables[0]).open(newline="") as file:
+        shown = list(csv.reader(file))
+    assert {len(row) for row in shown} == {len(shown[0])}
+    assert f">{html.escape(shown[1][0])}</th>" in (tmp_path / "out/report.html").read_text()
     with (tmp_path / "out/table.csv").open(newline="") as file:
         table = {row["measure"]: row for row in csv.DictReader(file)}
     for name in ("IOI correct name, 4 sentences, %", "IOI correct name, 4 sentences, as published, %"):

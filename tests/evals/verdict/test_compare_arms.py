@@ -85,6 +85,7 @@ def test_one_arm_has_no_word_of_several(tmp_path, capsys):
         "results.json",
         "table.csv",
         "table.tex",
+        "tables",
     }
     page = words_of((tmp_path / "out" / "report.html").read_text())
     assert "values: Loss" not in page and "over all arms" not in page
