@@ -43,8 +43,8 @@ submit_all() {
         echo "$stage, $size: job ${all[-1]}, $tasks tasks of $nodes nodes x $gpus GPUs"
     done <<< "$arrays"
     # shellcheck disable=SC2046
-    submit --job-name=study-verdict $(after "${all[@]}") --gpus-per-node=0 --output=slurm/logs/%x-%j.log \
-        slurm/study.sh "$STUDY" verdict | sed 's/^/verdict: job /'
+    submit --job-name=study-verdict $(after "${all[@]}") --gpus-per-node=0 --cpus-per-task=1 --mem=8G --time=1:00:00 \
+        --output=slurm/logs/%x-%j.log slurm/study.sh "$STUDY" verdict | sed 's/^/verdict: job /'
 }
 
 # The task's runs, one after the other, by `fit` of launch.sh. If one fails, the next one still has its turn; a run that diverges is a result.

@@ -87,6 +87,7 @@ def test_a_study_is_an_array_for_each_size_and_then_a_verdict(project: Path, tmp
         size = "small" if task.startswith(small) else "large"
         assert end(task)["JobState"] == "COMPLETED", log(project, f"study-{size}-{task}")
     assert facts(f"{large}_1")["NumNodes"] == "2"
+    assert facts(verdict)["NumCPUs"] == "1"
     wait(lambda: facts(verdict)["JobState"] != "PENDING")
     record = read_record(study)
     assert states(record) == ["done"] * 8
