@@ -8,6 +8,7 @@ from evals.verdict.ladder import ArmVerdict, AtSize, LadderVerdict, points
 from evals.verdict.ladder_words import at_equal_cost, bounds, extrapolation, held_out, in_compute, record
 from evals.verdict.statistics import Interval
 from evals.verdict.study import StudyVerdict
+from evals.verdict.study_arms import arm_sources, format_cost
 from evals.verdict.verdict import record as finding_record
 from evals.verdict.verdict import row as verdict_row
 from llm.common.tables import text_table
@@ -15,7 +16,8 @@ from llm.common.tables import text_table
 NONE = "–"
 NUMBERS = (
     "arm", "size", "parameters", "flops", "seeds", "difference", "difference_low", "difference_high", "p_value",
-    "p_value_holm", "multiplier", "multiplier_low", "multiplier_high", "shown",
+    "p_value_holm", "multiplier", "multiplier_low", "multiplier_high", "shown", "arm_parameters", "arm_flops",
+    "tuned", "source",
 )  # fmt: skip
 
 
@@ -43,6 +45,22 @@ def size_rows(verdict: LadderVerdict) -> list[list[str]]:
         for arm in verdict.ladder.changed
         for at in verdict.arms[arm].sizes
     ]  # fmt: skip
+
+
+def arm_header(found: StudyVerdict) -> list[str]:
+    """The header of `arm_rows`."""
+    tune = found.record.content.get("tune") or {}
+    return ["arm", "size", "parameters", "FLOPs", *([str(tune["key"])] if tune else []), "where it comes from"]
+
+
+def arm_rows(found: StudyVerdict) -> list[list[str]]:
+    """Every arm: what it has and takes relative to the baseline, and where it comes from. None if nothing is known."""
+    sources, tuned = arm_sources(found.record), bool(found.record.content.get("tune"))
+    rows = []
+    for (arm, size), cost in sorted(found.costs.items(), key=lambda item: found.record.arms.index(item[0][0])):
+        value = [NONE if cost.tuned is None else f"{cost.tuned:g}"] if tuned else []
+        rows.append([arm, size, *format_cost(cost), *value, sources.get(arm, NONE)])
+    return rows if sources or any(cost.parameters for cost in found.costs.values()) else []
 
 
 CLAIM_HEADER = ["arm", "claim", "by seeds", "by sizes", "shown"]
@@ -111,16 +129,22 @@ def format_study(found: StudyVerdict) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def number_rows(verdict: LadderVerdict) -> list[Sequence[Any]]:
-    """table.csv: each size of each arm in full precision, the null arm's too, under `NUMBERS`."""
-    return [NUMBERS, *(_numbers(arm, at) for arm in verdict.ladder.arms for at in verdict.arms[arm].sizes)]
+def number_rows(found: StudyVerdict) -> list[Sequence[Any]]:
+    """table.csv: each size of each arm in full precision, the null arm's too, under `NUMBERS`.
+
+    `arm_parameters` and `arm_flops` are ratios to the baseline's.
+    """
+    arms = found.verdict.arms
+    return [NUMBERS, *(_numbers(found, arm, at) for arm in found.verdict.ladder.arms for at in arms[arm].sizes)]
 
 
-def _numbers(arm: str, at: AtSize) -> list[Any]:
+def _numbers(found: StudyVerdict, arm: str, at: AtSize) -> list[Any]:
     multiplier = at.log_multiplier.mapped(math.exp)[:3] if at.log_multiplier else ("", "", "")
+    cost = found.costs.get((arm, at.size.name)) or ("", "", "")
     return [
         arm, at.size.name, at.size.parameters, math.exp(at.size.log_compute), at.seeds, *at.difference, at.adjusted,
-        *multiplier, at.shown,
+        *multiplier, at.shown, *("" if value is None else value for value in cost),
+        arm_sources(found.record).get(arm, ""),
     ]  # fmt: skip
 
 
@@ -170,6 +194,8 @@ def study_record(found: StudyVerdict, made_by: str) -> dict[str, Any]:
         "baseline": verdict.ladder.baseline,
         "null_arm": verdict.ladder.null,
         "arms": record(verdict.arms),
+        "costs": [{"arm": arm, "size": size} | record(cost) for (arm, size), cost in found.costs.items()],
+        "sources": arm_sources(found.record),
         "joint_fit": joint and {key: value for key, value in record(joint).items() if key not in left},
         "residuals": [] if joint is None else _residuals(verdict),
         "evaluations": [
