@@ -90,7 +90,8 @@ def _result(found: StudyVerdict, drawn: Drawn) -> Section:
     )
     costs = (
         f"Parameters, embeddings included, and FLOPs at equal tokens, relative to {verdict.ladder.baseline}. "
-        "Differences in nats are at equal tokens and count neither."
+        "Differences in nats are at equal tokens and count neither. At equal parameters or FLOPs: less what the "
+        "baseline gains from as many more, by its mean losses at these sizes, taken as exact; it needs two sizes."
     )
     made = [
         Table("At each size", tables.size_header(verdict.level), tables.size_rows(verdict), by_size),

@@ -1,12 +1,18 @@
-"""The arms of a study next to each other: where each comes from, how large it is and what it takes.
+"""The arms of a study next to each other: where each comes from, how large it is, what it takes, and what is left of
+its difference at equal parameters and FLOPs.
 
 A study of one size cannot turn parameters or FLOPs into nats: the baseline was not trained at another. So they are
 named, and a reader compares an arm with a control of its size if the study has one.
 """
 
+import math
 from collections.abc import Mapping
+from statistics import fmean
 from typing import NamedTuple
 
+import numpy as np
+
+from evals.verdict.ladder import LadderVerdict
 from llm.common.errors import UserError
 from llm.runs import reading
 from llm.runs.study_record import MAIN, NULL_ARM, SOURCE, RunState, StudyRecord, StudyRun
@@ -15,17 +21,19 @@ SEVERAL = 3  # arms with a change, up to which their own pictures are enough
 
 
 class ArmCost(NamedTuple):
-    """What an arm has and takes at a size, divided by the baseline's; None: not known.
+    """What an arm has and takes at a size; None: not known.
 
     Args:
-        parameters: all of them, embeddings included, as counted when the run started.
-        flops: model FLOPs of a run of equal tokens.
-        tuned: the value of the tuned key, if a search is over; not a ratio.
+        parameters: all of them, embeddings included, as counted when the run started, divided by the baseline's.
+        flops: model FLOPs of a run of equal tokens, divided by the baseline's.
+        tuned: the value of the tuned key, if a search is over.
+        count: parameters as such.
     """
 
     parameters: float | None
     flops: float | None
     tuned: float | None = None
+    count: int | None = None
 
 
 def arm_costs(record: StudyRecord, states: Mapping[StudyRun, RunState]) -> dict[tuple[str, str], ArmCost]:
@@ -45,6 +53,7 @@ def arm_costs(record: StudyRecord, states: Mapping[StudyRun, RunState]) -> dict[
             ours / base if ours and base else None,
             run.flops / run.tokens / (other.flops / other.tokens) if other else None,
             choices.get(size),
+            ours,
         )
     return found
 
@@ -54,6 +63,43 @@ def _parameters(record: StudyRecord, run: StudyRun) -> int | None:
         return reading.record(record.folder / run.name).get("parameters")
     except UserError:
         return None
+
+
+def adjusted_differences(
+    verdict: LadderVerdict, costs: Mapping[tuple[str, str], ArmCost]
+) -> dict[tuple[str, str], tuple[float | None, float | None]]:
+    """Return (arm, size) -> its difference in nats at equal parameters and at equal FLOPs; none with a single size.
+
+    From the difference is taken what the baseline gains from as many more parameters, or FLOPs: the slope of its mean
+    loss over their logarithm at that size, from the neighbouring sizes, times the logarithm of the ratio. The slope is
+    taken as exact. With budgets in tokens per parameter, larger baselines also see more tokens.
+    """
+    ladder = verdict.ladder
+    losses: dict[str, list[float]] = {}  # of the baseline, by size
+    for (arm, size, _), of_budgets in ladder.losses.items():
+        if arm == ladder.baseline and all(map(math.isfinite, of_budgets)):
+            losses.setdefault(size, []).append(fmean(of_budgets))
+    names = [size.name for size in ladder.sizes]
+    if len(names) < 2 or any(name not in losses for name in names):
+        return {}
+    means = [fmean(losses[name]) for name in names]
+    counts = [costs[ladder.baseline, name].count for name in names]
+    slopes = {
+        "parameters": np.gradient(means, np.log(np.array(counts, dtype=float))) if all(counts) else None,
+        "flops": np.gradient(means, [size.log_compute for size in ladder.sizes]),
+    }
+    found = {}
+    for arm in ladder.arms:
+        for at in verdict.arms[arm].sizes:
+            cost = costs.get((arm, at.size.name))
+            left = [
+                at.difference.value - float(slope[names.index(at.size.name)]) * math.log(ratio)
+                if slope is not None and (ratio := getattr(cost, name, None))
+                else None
+                for name, slope in slopes.items()
+            ]
+            found[arm, at.size.name] = (left[0], left[1])
+    return found
 
 
 def arm_sources(record: StudyRecord) -> dict[str, str]:

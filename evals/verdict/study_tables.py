@@ -8,7 +8,7 @@ from evals.verdict.ladder import ArmVerdict, AtSize, LadderVerdict, points
 from evals.verdict.ladder_words import at_equal_cost, bounds, extrapolation, held_out, in_compute, record
 from evals.verdict.statistics import Interval
 from evals.verdict.study import StudyVerdict
-from evals.verdict.study_arms import arm_sources, format_cost
+from evals.verdict.study_arms import adjusted_differences, arm_sources, format_cost
 from evals.verdict.verdict import record as finding_record
 from evals.verdict.verdict import row as verdict_row
 from llm.common.tables import text_table
@@ -17,7 +17,7 @@ NONE = "–"
 NUMBERS = (
     "arm", "size", "parameters", "flops", "seeds", "difference", "difference_low", "difference_high", "p_value",
     "p_value_holm", "multiplier", "multiplier_low", "multiplier_high", "shown", "arm_parameters", "arm_flops",
-    "tuned", "source",
+    "tuned", "at_equal_parameters", "at_equal_flops", "source",
 )  # fmt: skip
 
 
@@ -49,17 +49,20 @@ def size_rows(verdict: LadderVerdict) -> list[list[str]]:
 
 def arm_header(found: StudyVerdict) -> list[str]:
     """The header of `arm_rows`."""
-    tune = found.record.content.get("tune") or {}
-    return ["arm", "size", "parameters", "FLOPs", *([str(tune["key"])] if tune else []), "where it comes from"]
+    tune, several = found.record.content.get("tune") or {}, len(found.verdict.ladder.sizes) > 1
+    tuned, equal = [str(tune.get("key"))] if tune else [], ["nats at equal parameters", "nats at equal FLOPs"]
+    return ["arm", "size", "parameters", "FLOPs", *(equal if several else []), *tuned, "where it comes from"]
 
 
 def arm_rows(found: StudyVerdict) -> list[list[str]]:
     """Every arm: what it has and takes relative to the baseline, and where it comes from. None if nothing is known."""
     sources, tuned = arm_sources(found.record), bool(found.record.content.get("tune"))
+    several, equal = len(found.verdict.ladder.sizes) > 1, adjusted_differences(found.verdict, found.costs)
     rows = []
     for (arm, size), cost in sorted(found.costs.items(), key=lambda item: found.record.arms.index(item[0][0])):
+        left = [NONE if value is None else f"{value:+.4f}" for value in equal.get((arm, size), (None, None))]
         value = [NONE if cost.tuned is None else f"{cost.tuned:g}"] if tuned else []
-        rows.append([arm, size, *format_cost(cost), *value, sources.get(arm, NONE)])
+        rows.append([arm, size, *format_cost(cost), *(left if several else []), *value, sources.get(arm, NONE)])
     return rows if sources or any(cost.parameters for cost in found.costs.values()) else []
 
 
@@ -134,17 +137,22 @@ def number_rows(found: StudyVerdict) -> list[Sequence[Any]]:
 
     `arm_parameters` and `arm_flops` are ratios to the baseline's.
     """
-    arms = found.verdict.arms
-    return [NUMBERS, *(_numbers(found, arm, at) for arm in found.verdict.ladder.arms for at in arms[arm].sizes)]
+    arms, sources = found.verdict.arms, arm_sources(found.record)
+    equal = adjusted_differences(found.verdict, found.costs)
+    rows: list[Sequence[Any]] = [NUMBERS]
+    for arm in found.verdict.ladder.arms:
+        for at in arms[arm].sizes:
+            cost, left = found.costs.get((arm, at.size.name)), equal.get((arm, at.size.name), (None, None))
+            costs = [*(cost[:3] if cost else (None,) * 3), *left]
+            rows.append([*_numbers(arm, at), *("" if each is None else each for each in costs), sources.get(arm, "")])
+    return rows
 
 
-def _numbers(found: StudyVerdict, arm: str, at: AtSize) -> list[Any]:
+def _numbers(arm: str, at: AtSize) -> list[Any]:
     multiplier = at.log_multiplier.mapped(math.exp)[:3] if at.log_multiplier else ("", "", "")
-    cost = found.costs.get((arm, at.size.name)) or ("", "", "")
     return [
         arm, at.size.name, at.size.parameters, math.exp(at.size.log_compute), at.seeds, *at.difference, at.adjusted,
-        *multiplier, at.shown, *("" if value is None else value for value in cost),
-        arm_sources(found.record).get(arm, ""),
+        *multiplier, at.shown,
     ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import yaml
 
 from evals.__main__ import main
 from evals.verdict.study import judge_study
-from evals.verdict.study_arms import ArmCost, format_cost
-from llm.runs.study_record import StudyRecord, StudyRun
+from evals.verdict.study_arms import ArmCost, adjusted_differences, format_cost
+from llm.runs.study_record import StudyRecord, StudyRun, read_record
 
 # arm -> final loss of three seeds, parameters, FLOPs per token
 ARMS = {
@@ -51,9 +52,10 @@ def study(tmp_path: Path) -> Path:
 
 def test_parameters_and_flops_are_relative_to_the_baseline(study: Path) -> None:
     found = judge_study(study)
-    assert found.costs["larger", "small"] == pytest.approx((1.2, 1.5, 3e-3))
-    assert found.costs["worse", "small"] == pytest.approx((0.99, 0.95, 5e-3))
-    assert found.costs["null", "small"] == pytest.approx((1, 1, 1e-3))  # tuned as the baseline
+    assert found.costs["larger", "small"] == pytest.approx((1.2, 1.5, 3e-3, 1200))
+    assert found.costs["worse", "small"] == pytest.approx((0.99, 0.95, 5e-3, 990))
+    assert found.costs["null", "small"] == pytest.approx((1, 1, 1e-3, 1000))  # tuned as the baseline
+    assert adjusted_differences(found.verdict, found.costs) == {}  # one size says nothing of another
     assert format_cost(found.costs["larger", "small"]) == ("+20.0%", "1.50 ×")
     assert format_cost(None) == format_cost(ArmCost(None, None)) == ("–", "–")
 
@@ -90,17 +92,29 @@ def test_three_arms_or_fewer_have_no_common_picture(study: Path, tmp_path: Path)
     assert not (tmp_path / "out" / "forest.png").exists() and (tmp_path / "out" / "better-effect.png").is_file()
 
 
-def test_two_sizes_are_named_in_the_picture(study: Path, tmp_path: Path) -> None:
-    content = json.loads((study / "study.json").read_text())
-    record = StudyRecord(**content | {"folder": study, "runs": [StudyRun(**run) for run in content["runs"]]})
+def test_two_sizes_give_differences_at_equal_parameters_and_flops(study: Path, tmp_path: Path) -> None:
+    """All losses of the larger size are 0.1 lower, with twice the parameters and four times the FLOPs."""
+    record = read_record(study)
     for run in list(record.runs):
-        more = replace(run, name=run.name.replace("small", "large"), size="large", parameters=900, flops=2 * run.flops)
-        record.runs.append(replace(more, seed=run.seed + 10))
-        (folder := study / more.name).mkdir(parents=True)
-        for name in ("run.json", "summary.json"):
-            (folder / name).write_text((study / run.name / name).read_text())
+        name = run.name.replace("small", "large")
+        record.runs.append(
+            replace(run, name=name, size="large", seed=run.seed + 10, parameters=900, flops=4 * run.flops)
+        )
+        (study / name).mkdir(parents=True)
+        parameters = 2 * json.loads((study / run.name / "run.json").read_text())["parameters"]
+        (study / name / "run.json").write_text(json.dumps({"parameters": parameters}))
+        loss = json.loads((study / run.name / "summary.json").read_text())["validation_loss"] - 0.1
+        (study / name / "summary.json").write_text(json.dumps({"step": 10, "validation_loss": loss}))
     record.sizes.append("large")
     record.write()
+    found = judge_study(study)
+    left = adjusted_differences(found.verdict, found.costs)
+    for size in ("small", "large"):  # the mean difference is -0.11
+        assert left["larger", size] == pytest.approx(
+            (-0.11 + 0.1 / math.log(2) * math.log(1.2), -0.11 + 0.1 / math.log(4) * math.log(1.5))
+        )
+        assert left["better", size] == pytest.approx((-0.59 / 3, -0.59 / 3))
     assert main(["study", str(study), "--out", str(tmp_path / "out")]) == 0
-    svg = (tmp_path / "out" / "forest.svg").read_text()
+    svg, page = ((tmp_path / "out" / name).read_text() for name in ("forest.svg", "report.html"))
     assert svg.index(">better, small<") < svg.index(">better, large<") < svg.index(">worse, small<")
+    assert "nats at equal FLOPs" in page and "\N{MINUS SIGN}0.0837" in page
