@@ -27,13 +27,13 @@ class ArmCost(NamedTuple):
         parameters: all of them, embeddings included, as counted when the run started, divided by the baseline's.
         flops: model FLOPs of a run of equal tokens, divided by the baseline's.
         tuned: the value of the tuned key, if a search is over.
-        count: parameters as such.
+        total: parameters as such.
     """
 
     parameters: float | None
     flops: float | None
     tuned: float | None = None
-    count: int | None = None
+    total: int | None = None
 
 
 def arm_costs(record: StudyRecord, states: Mapping[StudyRun, RunState]) -> dict[tuple[str, str], ArmCost]:
@@ -83,9 +83,9 @@ def adjusted_differences(
     if len(names) < 2 or any(name not in losses for name in names):
         return {}
     means = [fmean(losses[name]) for name in names]
-    counts = [costs[ladder.baseline, name].count for name in names]
+    totals = [costs[ladder.baseline, name].total for name in names]
     slopes = {
-        "parameters": np.gradient(means, np.log(np.array(counts, dtype=float))) if all(counts) else None,
+        "parameters": np.gradient(means, np.log(np.array(totals, dtype=float))) if all(totals) else None,
         "flops": np.gradient(means, [size.log_compute for size in ladder.sizes]),
     }
     found = {}
