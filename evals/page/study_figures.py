@@ -12,6 +12,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatt
 from evals.verdict.ladder import AtSize, LadderVerdict, points
 from evals.verdict.scaling_law import Law
 from evals.verdict.statistics import Interval
+from evals.verdict.study_arms import ArmCost, format_cost
 from llm.common.plots import COLOURS, INK, MARKERS, new_figure, style
 
 SHARED: dict[str, Any] = {"linewidth": 3, "alpha": 0.4}
@@ -42,6 +43,34 @@ def draw_effect(verdict: LadderVerdict, arm: str) -> Figure:
         axes.set_title(f"validation loss, {arm} − {verdict.ladder.baseline}")
         axes.legend(fontsize=8)
         axes.grid(axis="y")
+    return figure
+
+
+def draw_forest(verdict: LadderVerdict, costs: Mapping[tuple[str, str], ArmCost]) -> Figure:
+    """Every arm minus baseline at every size, the best arm first and the null arm last; costs on the right."""
+    changed = [arm for arm in verdict.ladder.changed if verdict.arms[arm].sizes]
+    changed.sort(key=lambda arm: np.mean([at.difference.value for at in verdict.arms[arm].sizes]))
+    arms = [*changed, *([verdict.ladder.null] if verdict.null else [])]
+    rows = [(arm, at) for arm in arms if arm for at in verdict.arms[arm].sizes]
+    several = len(verdict.ladder.sizes) > 1
+    with style():
+        figure = new_figure(6.4, 1.2 + 0.26 * len(rows))
+        axes = figure.subplots()
+        axes.axvline(0, color=INK, linewidth=0.8)
+        for place, (arm, at) in enumerate(rows):
+            null, effect = arm == verdict.ladder.null, at.difference
+            colour, fill = INK if null else COLOURS[1], "full" if at.differs else "none"
+            axes.plot([effect.low, effect.high], [place] * 2, color=colour, linewidth=1.6, solid_capstyle="butt")
+            axes.plot(effect.value, place, "D" if null else MARKERS[1], color=colour, markersize=5, fillstyle=fill)
+        labels = [f"{arm}, {at.size.name}" if several else arm for arm, at in rows]
+        axes.set_yticks(range(len(rows)), labels, fontsize=8)
+        axes.set(xlabel="difference (nats per token)", ylim=(len(rows) - 0.5, -0.5))
+        axes.set_title(f"validation loss, arm − {verdict.ladder.baseline}")
+        axes.grid(axis="x")
+        right = axes.secondary_yaxis("right")
+        taken = [format_cost(costs.get((arm, at.size.name))) for arm, at in rows]
+        right.set_yticks(range(len(rows)), [", ".join(each) for each in taken], fontsize=8)
+        right.tick_params(length=0)
     return figure
 
 

@@ -28,7 +28,7 @@ def study(path: Path, out: Path | None, level: float = LEVEL, bench: Path | None
     drawn = draw(found)
     content = study_record(found, made_by)
     table = io.StringIO(newline="")
-    csv.writer(table, lineterminator="\n").writerows(number_rows(found.verdict))
+    csv.writer(table, lineterminator="\n").writerows(number_rows(found))
     by_size = latex_table(size_header(found.verdict.level), size_rows(found.verdict))
     write_files(
         {

@@ -12,9 +12,11 @@ from evals.page import study_figures as figures
 from evals.page.html import Headline, Picture, Section, Table, page, typeset
 from evals.verdict import study_tables as tables
 from evals.verdict.study import StudyVerdict
+from evals.verdict.study_arms import SEVERAL
 from llm.common.plots import as_svg
 from llm.runs.study_record import TUNE
 
+FOREST = "forest"  # file name of the picture of all arms
 Drawn = Mapping[str, tuple[Figure, str]]  # file name without its ending -> picture and caption
 
 
@@ -23,6 +25,11 @@ def draw(found: StudyVerdict) -> dict[str, tuple[Figure, str]]:
     drawn: dict[str, tuple[Figure, str]] = {}
     verdict = found.verdict
     base, level = verdict.ladder.baseline, f"{100 * verdict.level:g}%"
+    if len(verdict.ladder.changed) > SEVERAL and any(verdict.arms[arm].sizes for arm in verdict.ladder.changed):
+        caption = f"Every arm minus {base} with {level} intervals, the best first; filled: shown after Holm's "
+        caption += f"correction over all of them; null: {base} with other initial weights; right: parameters and FLOPs "
+        caption += f"relative to {base}"
+        drawn[FOREST] = figures.draw_forest(verdict, found.costs), caption
     for arm in verdict.ladder.changed:
         sizes = verdict.arms[arm].sizes
         if sizes:
@@ -59,7 +66,7 @@ def format_study_page(found: StudyVerdict, drawn: Drawn, content: dict[str, Any]
     arms = found.verdict.ladder.changed
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     each = [_arm(arm, drawn) for arm in arms]
-    sections = [_result(found), *each, _evaluations(found), _joint(found), _runs(found), _text(found)]
+    sections = [_result(found, drawn), *each, _evaluations(found), _joint(found), _runs(found), _text(found)]
     return page(
         f"{', '.join(arms)} against {found.verdict.ladder.baseline} over sizes",
         [Headline(sentence) for sentence in found.sentences.values()],
@@ -69,7 +76,7 @@ def format_study_page(found: StudyVerdict, drawn: Drawn, content: dict[str, Any]
     )
 
 
-def _result(found: StudyVerdict) -> Section:
+def _result(found: StudyVerdict, drawn: Drawn) -> Section:
     verdict = found.verdict
     by_size = (
         "Differences are arm minus baseline over pairs of equal seed, means over the budgets. Compute is what the arm "
@@ -81,12 +88,21 @@ def _result(found: StudyVerdict) -> Section:
         "By seeds: the sample is the seeds at these sizes. By sizes: the sample is the sizes. Firm: both intervals "
         "exclude zero on the same side. Extrapolated: one decade beyond the largest size, with a prediction interval."
     )
+    costs = (
+        f"Parameters, embeddings included, and FLOPs at equal tokens, relative to {verdict.ladder.baseline}. "
+        "Differences in nats are at equal tokens and count neither. At equal parameters or FLOPs: less what the "
+        "baseline gains from as many more, by its mean losses at these sizes, taken as exact; it needs two sizes."
+    )
     made = [
         Table("At each size", tables.size_header(verdict.level), tables.size_rows(verdict), by_size),
         Table("Over the sizes", tables.CLAIM_HEADER, tables.claim_rows(verdict), claims),
+        Table("The arms", tables.arm_header(found), tables.arm_rows(found), costs),
     ]
     lines = [*tables.outlook(found), *found.missing, *(f"Note: {note}" for note in found.notes)]
-    return Section("Result", "\n\n".join(lines), tables=[table for table in made if table.rows])
+    pictures = (
+        [Picture(as_svg(figure, caption), caption) for figure, caption in [drawn[FOREST]]] if FOREST in drawn else []
+    )
+    return Section("Result", "\n\n".join(lines), pictures, [table for table in made if table.rows])
 
 
 def _arm(arm: str, drawn: Drawn) -> Section:

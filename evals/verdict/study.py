@@ -5,7 +5,7 @@ study.json and run folders (`llm.runs.study_record`) -> state of each run -> lad
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import yaml
 from evals.verdict import ladder_words
 from evals.verdict.ladder import LEVEL, Ladder, LadderVerdict, Run, Size, judge, make_ladder
 from evals.verdict.statistics import Interval, student_interval
+from evals.verdict.study_arms import ArmCost, arm_costs
 from evals.verdict.study_evaluations import Evaluation, read_evaluations
 from llm.common.errors import UserError
 from llm.common.files import read_json
@@ -47,6 +48,7 @@ class StudyVerdict:
         verdict: on all finished runs.
         step_times: of arms, over the baseline's, where they were measured.
         evaluations: of the runs' exports, where there are any.
+        costs: (arm, size) -> parameters and FLOPs relative to the baseline's.
     """
 
     record: StudyRecord
@@ -58,6 +60,7 @@ class StudyVerdict:
     verdict: LadderVerdict
     step_times: Mapping[str, Interval]
     evaluations: Sequence[Evaluation] = ()
+    costs: Mapping[tuple[str, str], ArmCost] = field(default_factory=dict)
 
     @property
     def sentences(self) -> dict[str, str]:
@@ -90,7 +93,8 @@ def judge_study(path: Path, level: float = LEVEL, bench: Path | None = None) -> 
     notes = dict.fromkeys(
         [*record.notes, *_costs(record), *(note for arm in found.arms.values() for note in arm.notes), *unpaired]
     )
-    return StudyVerdict(record, text, changes, states, missing, list(notes), found, times, evaluations)
+    costs = arm_costs(record, states)
+    return StudyVerdict(record, text, changes, states, missing, list(notes), found, times, evaluations, costs)
 
 
 def _ladder(record: StudyRecord, states: States) -> tuple[Ladder, list[str]]:

@@ -8,6 +8,7 @@ from evals.verdict.ladder import ArmVerdict, AtSize, LadderVerdict, points
 from evals.verdict.ladder_words import at_equal_cost, bounds, extrapolation, held_out, in_compute, record
 from evals.verdict.statistics import Interval
 from evals.verdict.study import StudyVerdict
+from evals.verdict.study_arms import adjusted_differences, arm_sources, format_cost
 from evals.verdict.verdict import record as finding_record
 from evals.verdict.verdict import row as verdict_row
 from llm.common.tables import text_table
@@ -15,7 +16,8 @@ from llm.common.tables import text_table
 NONE = "–"
 NUMBERS = (
     "arm", "size", "parameters", "flops", "seeds", "difference", "difference_low", "difference_high", "p_value",
-    "p_value_holm", "multiplier", "multiplier_low", "multiplier_high", "shown",
+    "p_value_holm", "multiplier", "multiplier_low", "multiplier_high", "shown", "arm_parameters", "arm_flops",
+    "tuned", "at_equal_parameters", "at_equal_flops", "source",
 )  # fmt: skip
 
 
@@ -43,6 +45,25 @@ def size_rows(verdict: LadderVerdict) -> list[list[str]]:
         for arm in verdict.ladder.changed
         for at in verdict.arms[arm].sizes
     ]  # fmt: skip
+
+
+def arm_header(found: StudyVerdict) -> list[str]:
+    """The header of `arm_rows`."""
+    tune, several = found.record.content.get("tune") or {}, len(found.verdict.ladder.sizes) > 1
+    tuned, equal = [str(tune.get("key"))] if tune else [], ["nats at equal parameters", "nats at equal FLOPs"]
+    return ["arm", "size", "parameters", "FLOPs", *(equal if several else []), *tuned, "where it comes from"]
+
+
+def arm_rows(found: StudyVerdict) -> list[list[str]]:
+    """Every arm: what it has and takes relative to the baseline, and where it comes from. None if nothing is known."""
+    sources, tuned = arm_sources(found.record), bool(found.record.content.get("tune"))
+    several, equal = len(found.verdict.ladder.sizes) > 1, adjusted_differences(found.verdict, found.costs)
+    rows = []
+    for (arm, size), cost in sorted(found.costs.items(), key=lambda item: found.record.arms.index(item[0][0])):
+        left = [NONE if value is None else f"{value:+.4f}" for value in equal.get((arm, size), (None, None))]
+        value = [NONE if cost.tuned is None else f"{cost.tuned:g}"] if tuned else []
+        rows.append([arm, size, *format_cost(cost), *(left if several else []), *value, sources.get(arm, NONE)])
+    return rows if sources or any(cost.parameters for cost in found.costs.values()) else []
 
 
 CLAIM_HEADER = ["arm", "claim", "by seeds", "by sizes", "shown"]
@@ -111,9 +132,20 @@ def format_study(found: StudyVerdict) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def number_rows(verdict: LadderVerdict) -> list[Sequence[Any]]:
-    """table.csv: each size of each arm in full precision, the null arm's too, under `NUMBERS`."""
-    return [NUMBERS, *(_numbers(arm, at) for arm in verdict.ladder.arms for at in verdict.arms[arm].sizes)]
+def number_rows(found: StudyVerdict) -> list[Sequence[Any]]:
+    """table.csv: each size of each arm in full precision, the null arm's too, under `NUMBERS`.
+
+    `arm_parameters` and `arm_flops` are ratios to the baseline's.
+    """
+    arms, sources = found.verdict.arms, arm_sources(found.record)
+    equal = adjusted_differences(found.verdict, found.costs)
+    rows: list[Sequence[Any]] = [NUMBERS]
+    for arm in found.verdict.ladder.arms:
+        for at in arms[arm].sizes:
+            cost, left = found.costs.get((arm, at.size.name)), equal.get((arm, at.size.name), (None, None))
+            costs = [*(cost[:3] if cost else (None,) * 3), *left]
+            rows.append([*_numbers(arm, at), *("" if each is None else each for each in costs), sources.get(arm, "")])
+    return rows
 
 
 def _numbers(arm: str, at: AtSize) -> list[Any]:
@@ -170,6 +202,8 @@ def study_record(found: StudyVerdict, made_by: str) -> dict[str, Any]:
         "baseline": verdict.ladder.baseline,
         "null_arm": verdict.ladder.null,
         "arms": record(verdict.arms),
+        "costs": [{"arm": arm, "size": size} | record(cost) for (arm, size), cost in found.costs.items()],
+        "sources": arm_sources(found.record),
         "joint_fit": joint and {key: value for key, value in record(joint).items() if key not in left},
         "residuals": [] if joint is None else _residuals(verdict),
         "evaluations": [

@@ -19,6 +19,7 @@ from . import reading
 
 RECORD = "study.json"
 NULL_ARM = "null"  # the baseline with other initial weights
+SOURCE = "source"  # key of an arm in the YAML: the paper that it is from, and how it differs; for the page alone
 BASE = "base: "  # before a change of the base config
 TUNE, MAIN = "tune", "main"  # stages: the runs of a search, and those that are compared
 

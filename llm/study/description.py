@@ -19,7 +19,7 @@ import yaml
 
 from ..common.errors import UserError
 from ..runs import reading
-from ..runs.study_record import NULL_ARM
+from ..runs.study_record import NULL_ARM, SOURCE
 from .sections import SET_BY_THE_STUDY, Resources, Tokens, Tune
 
 NAME = re.compile(r"[\w.+-]+")
@@ -113,6 +113,9 @@ def read_study(path: Path) -> Study:
     except UserError as error:
         problems.append(str(error))
     arms = _names("arms", content.get("arms"), problems)
+    for name, overrides in arms.items():
+        if not isinstance(overrides.pop(SOURCE, ""), str):
+            problems.append(f"arms.{name}.{SOURCE} must be text: the paper, and how this arm differs from it")
     sizes = _names("sizes", _dialled(content.get("sizes"), problems), problems)
     tokens = _section(Tokens, "tokens", content.get("tokens"), problems)
     tune = _section(Tune, "tune", content["tune"], problems) if content.get("tune") else None

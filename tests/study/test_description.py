@@ -171,3 +171,11 @@ def test_budgets() -> None:
     absolute = Tokens(absolute=["1e6", 2_500_000_000])
     assert absolute.of(300) == [1e6, 2.5e9] and [absolute.label(n) for n in (0, 1)] == ["1M", "2.5B"]
     assert Tokens(absolute=20).label(0) == "20"
+
+
+def test_the_source_of_an_arm_is_text_and_no_override(write: Write) -> None:
+    values = {"source": "Somebody 2020", "decoder.stream": ["values"]}
+    study = read_study(write(arms={"classic": {"source": "plain"}, "values": values}))
+    assert study.arms == {"classic": {}, "values": {"decoder.stream": ["values"]}}
+    with pytest.raises(UserError, match=r"arms\.values\.source must be text"):
+        read_study(write(arms={"classic": {}, "values": values | {"source": ["Somebody"]}}))
