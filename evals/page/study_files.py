@@ -4,7 +4,8 @@ import csv
 import io
 from pathlib import Path
 
-from evals.page.study_page import draw, format_study_page
+from evals.page.comparison_files import table_files
+from evals.page.study_page import draw, format_study_page, study_sections
 from evals.verdict.ladder import LEVEL
 from evals.verdict.study import judge_study
 from evals.verdict.study_tables import format_study, number_rows, size_header, size_rows, study_record
@@ -26,6 +27,7 @@ def study(path: Path, out: Path | None, level: float = LEVEL, bench: Path | None
         raise UserError(f"{out} is a file; give a folder with --out")
     found = judge_study(path, level, bench)
     drawn = draw(found)
+    sections = study_sections(found, drawn)
     content = study_record(found, made_by)
     table = io.StringIO(newline="")
     csv.writer(table, lineterminator="\n").writerows(number_rows(found))
@@ -35,11 +37,12 @@ def study(path: Path, out: Path | None, level: float = LEVEL, bench: Path | None
             **{out / f"{name}.png": as_png(figure) for name, (figure, _) in drawn.items()},
             **{out / f"{name}.pdf": as_pdf(figure) for name, (figure, _) in drawn.items()},
             **{out / f"{name}.svg": as_svg(figure, caption) for name, (figure, caption) in drawn.items()},
+            **{out / "tables" / name: content for name, content in table_files(sections).items()},
             out / "study.yaml": found.text,
             out / "table.csv": table.getvalue(),
             out / "table.tex": by_size,
             out / "results.json": as_json(content),
-            out / "report.html": format_study_page(found, drawn, content, made_by),
+            out / "report.html": format_study_page(found, sections, content, made_by),
         }
     )
     return format_study(found)

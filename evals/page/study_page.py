@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -61,16 +61,20 @@ def _searches(found: StudyVerdict) -> dict[str, dict[str, dict[float, list[float
     return losses
 
 
-def format_study_page(found: StudyVerdict, drawn: Drawn, content: dict[str, Any], made_by: str) -> str:
-    """Return the page as HTML; `content` is what results.json holds, and travels inside it."""
-    arms = found.verdict.ladder.changed
-    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    each = [_arm(arm, drawn) for arm in arms]
+def study_sections(found: StudyVerdict, drawn: Drawn) -> list[Section]:
+    """Return the page's sections, without those of which the study has nothing."""
+    each = [_arm(arm, drawn) for arm in found.verdict.ladder.changed]
     sections = [_result(found, drawn), *each, _evaluations(found), _joint(found), _runs(found), _text(found)]
+    return [section for section in sections if section is not None]
+
+
+def format_study_page(found: StudyVerdict, sections: Sequence[Section], content: dict[str, Any], made_by: str) -> str:
+    """Return the page as HTML; `content` is what results.json holds, and travels inside it."""
+    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return page(
-        f"{', '.join(arms)} against {found.verdict.ladder.baseline} over sizes",
+        f"{', '.join(found.verdict.ladder.changed)} against {found.verdict.ladder.baseline} over sizes",
         [Headline(sentence) for sentence in found.sentences.values()],
-        typeset([section for section in sections if section is not None]),
+        typeset(sections),
         f"{made_by}, {when}",
         json.dumps(content, ensure_ascii=False),
     )

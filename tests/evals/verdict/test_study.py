@@ -133,8 +133,10 @@ def test_the_page_has_all_pictures_and_needs_no_network(judged: tuple[Path, str]
         assert str(folder / "runs" / run.name) in page
     assert escape(study.read_text()) in page and (out / "study.yaml").read_text() == study.read_text()
     pictures = {f"{name}.{ending}" for name in names for ending in ("svg", "png", "pdf")}
-    others = {"report.html", "results.json", "table.csv", "table.tex", "study.yaml"}
+    others = {"report.html", "results.json", "table.csv", "table.tex", "study.yaml", "tables"}
     assert {path.name for path in out.iterdir()} == pictures | others
+    with (out / "tables" / "01-at-each-size.csv").open(newline="") as file:
+        assert [row[0] for row in csv.reader(file)][1:5] == [f"s{n}" for n in range(4)]
     latex = (out / "table.tex").read_text().splitlines()
     assert latex[0].startswith(r"\begin{tabular}{l") and latex[-1] == r"\end{tabular}" and len(latex) == 4 + 4 + 2
     assert [line.partition(" & ")[0] for line in latex[4:8]] == [f"s{n}" for n in range(4)]
