@@ -31,9 +31,8 @@ def write_walk(folder: Path, run: str, graph: Graph, cells: np.ndarray, activity
     units = []
     for name, values in activity.items():
         missing = len(cells) - len(values)
-        shown = [None] * missing + [
-            float(f"{value:.3g}") if np.isfinite(value) else None for value in values[: last - missing]
-        ]
+        shown: list[float | None] = [None] * missing
+        shown += [float(f"{value:.3g}") if np.isfinite(value) else None for value in values[: last - missing]]
         units.append({"name": name, "activity": shown})
     places = np.round(at / side, 3).tolist()  # sides of a cell's square
     content = {"run": run, "places": places, "cells": cells[:last].tolist(), "units": units}
