@@ -1,14 +1,14 @@
 """What the figures of the small experiments have in common."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from llm.common.files import write_file
-from llm.common.plots import as_png
+from llm.common.files import write_files
+from llm.common.plots import COLOURS, INK, in_every_form
 
 from .experiment.groups import half_interval
 from .spaces import Graph
@@ -16,22 +16,24 @@ from .spaces import Graph
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart under every common colour-blindness.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's palette: distinguishable under every common colour blindness. Brown replaces their yellow, which is
+# hard to see on white.
+PALETTE = (*COLOURS, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B4513", INK)
 
 
-def write(figure: "Figure", path: Path) -> Path:
-    """Write a PNG; returns the path."""
-    write_file(path, as_png(figure))
-    return path
+class Picture(NamedTuple):
+    """A figure of an experiment: the name of its files without the suffix, its caption, and what draws it."""
+
+    name: str
+    caption: str
+    draw: Callable[[], "Figure"]
 
 
-def show(text: str, folder: Path, table: str, figures: Iterable[tuple[str, "Figure"]]) -> None:
-    """Print a table and the paths of its figures; write the table to the folder, and figures as PNGs."""
-    write_file(folder / table, text + "\n")
-    print(text, end="\n\n")
-    for name, figure in figures:
-        print(write(figure, folder / f"{name}.png"))
+def write(picture: Picture, folder: Path) -> Path:
+    """Draw a picture and write it to the folder as PNG, SVG and PDF; returns the path of the PNG."""
+    files = in_every_form(picture.draw(), picture.name, picture.caption)
+    write_files({folder / name: content for name, content in files.items()})
+    return folder / f"{picture.name}.png"
 
 
 def draw_curves(
@@ -59,23 +61,30 @@ def colours(count: int) -> list[Any]:
     return [colormaps["viridis"](place) for place in np.linspace(0, 0.9, count)]
 
 
+def layout(graph: Graph) -> tuple[np.ndarray, float]:
+    """Return where cells are drawn (S, 2), y downwards, and the side of their squares.
+
+    The layers of a space of three dimensions lie side by side; cells without a place, on a circle in their order.
+    """
+    at = graph.places
+    if at is None:
+        angles = np.linspace(0, 2 * np.pi, len(graph.cells), endpoint=False)
+        at = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    if at.shape[1] == 3:
+        at = np.stack([at[:, 0] + (np.ptp(at[:, 0]) + 2) * at[:, 2], at[:, 1]], axis=1)
+    distances = np.linalg.norm(at[:, None] - at[None], axis=-1)
+    return at, float(distances[distances > 0].min())
+
+
 def draw_map(axes: Any, rates: np.ndarray, graph: Graph, top: float | None = None) -> Any:
     """A square for every cell, where the cell is, coloured from the least rate to the greatest, or from 0 to `top`.
 
-    The layers of a space of three dimensions lie side by side; cells without a place, on a circle in their order.
     Returns the squares, for a colour bar.
     """
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
-    at = graph.places
-    if at is None:
-        angles = np.linspace(0, 2 * np.pi, len(rates), endpoint=False)
-        at = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    if at.shape[1] == 3:
-        at = np.stack([at[:, 0] + (np.ptp(at[:, 0]) + 2) * at[:, 2], at[:, 1]], axis=1)
-    distances = np.linalg.norm(at[:, None] - at[None], axis=-1)
-    side = distances[distances > 0].min()
+    at, side = layout(graph)
     squares = [Rectangle((x - side / 2, -y - side / 2), side, side) for x, y in at]
     patches = PatchCollection(squares, array=rates, cmap="viridis", linewidths=0)
     if top is not None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from evals.page.comparison_page import format_page, page_sections
-from evals.page.html import Section
 from evals.page.loss_curves import draw_losses
 from evals.verdict import verdict
 from evals.verdict.compare import ComparisonSettings, find
 from evals.verdict.record import Comparison, arm_rows, change, header, losses_of, records, sentence
 from llm.common.errors import UserError
 from llm.common.files import as_json, write_files
+from llm.common.html import Section
 from llm.common.plots import as_png
 from llm.common.tables import latex_table, text_table
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from evals.harness.suites import DECISION_ACCURACY
 from evals.page import curves, figures
-from evals.page.html import Headline, Picture, Section, Table, page, typeset
 from evals.page.loss_curves import draw_loss
 from evals.page.training import (
     config_table,
@@ -21,6 +20,7 @@ from evals.probes import continuations, heads, incontext, sparsity
 from evals.verdict import verdict
 from evals.verdict.record import Comparison, arm_rows, change, header, losses_of, saving_rows
 from llm.common.errors import UserError
+from llm.common.html import Headline, Picture, Section, Table, page, typeset
 from llm.common.plots import as_pdf, as_svg
 
 if TYPE_CHECKING:

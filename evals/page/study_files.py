@@ -11,7 +11,7 @@ from evals.verdict.study import judge_study
 from evals.verdict.study_tables import format_study, number_rows, size_header, size_rows, study_record
 from llm.common.errors import UserError
 from llm.common.files import as_json, write_files
-from llm.common.plots import as_pdf, as_png, as_svg
+from llm.common.plots import in_every_form
 from llm.common.tables import latex_table
 
 
@@ -34,9 +34,11 @@ def study(path: Path, out: Path | None, level: float = LEVEL, bench: Path | None
     by_size = latex_table(size_header(found.verdict.level), size_rows(found.verdict))
     write_files(
         {
-            **{out / f"{name}.png": as_png(figure) for name, (figure, _) in drawn.items()},
-            **{out / f"{name}.pdf": as_pdf(figure) for name, (figure, _) in drawn.items()},
-            **{out / f"{name}.svg": as_svg(figure, caption) for name, (figure, caption) in drawn.items()},
+            **{
+                out / file: content
+                for name, (figure, caption) in drawn.items()
+                for file, content in in_every_form(figure, name, caption).items()
+            },
             **{out / "tables" / name: content for name, content in table_files(sections).items()},
             out / "study.yaml": found.text,
             out / "table.csv": table.getvalue(),

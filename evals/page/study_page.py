@@ -9,10 +9,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from evals.page import study_figures as figures
-from evals.page.html import Headline, Picture, Section, Table, page, typeset
 from evals.verdict import study_tables as tables
 from evals.verdict.study import StudyVerdict
 from evals.verdict.study_arms import SEVERAL
+from llm.common.html import Headline, Picture, Section, Table, page, typeset
 from llm.common.plots import as_svg
 from llm.runs.study_record import TUNE
 

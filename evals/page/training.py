@@ -10,10 +10,10 @@ from matplotlib import colormaps
 from safetensors import SafetensorError, safe_open
 
 from evals.exported_steps import Curve, ExportedRun
-from evals.page.html import Table
 from evals.page.loss_curves import token_unit
 from evals.probes.heads import whole_ticks
 from llm.common.exported import weight_files
+from llm.common.html import Table
 from llm.common.plots import new_figure, style
 from llm.runs import reading
 

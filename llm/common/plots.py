@@ -63,6 +63,17 @@ def as_pdf(figure: "Figure") -> bytes:
     return pdf.getvalue()
 
 
+def in_every_form(figure: "Figure", name: str, caption: str) -> dict[str, bytes | str]:
+    """A figure as NAME.png, NAME.svg and NAME.pdf: file name -> content. It is laid out once, for the first."""
+    png = as_png(figure)
+    figure.set_layout_engine("none")  # laying out hundreds of panels takes longer than drawing them
+    return {
+        f"{name}.png": png,
+        f"{name}.svg": as_svg(figure, caption),
+        f"{name}.pdf": as_pdf(figure),
+    }
+
+
 def as_svg(figure: "Figure", label: str) -> str:
     """A figure for a page: one <svg> element with no ground of its own, in the page's text colour, told as `label`.
 

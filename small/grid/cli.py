@@ -76,33 +76,33 @@ def _tables(options: argparse.Namespace) -> None:
 
 
 def _show(folder: Path) -> None:
-    """Print the table of the runs in a folder; write it and the figures of both errors there."""
-    from ..plots import show
+    """Print the table of the runs in a folder; write it, the figures of both errors and the page there."""
+    from ..page import show
     from .gallery import of_errors
     from .runs import read_runs
     from .tables import error_table
 
     runs = read_runs(folder)
-    show(error_table(runs), folder, "errors.txt", ((name, draw()) for name, draw in of_errors(runs)))
+    show(error_table(runs), folder, "errors.txt", of_errors(runs), "small.grid", [folder])
 
 
 def _figures(options: argparse.Namespace) -> None:
     from llm.common.processes import progress_bar
 
     from ..experiment.runs import make_folder
-    from ..plots import show, write
-    from .gallery import of_errors, of_neurons, without_runs
+    from ..page import show, show_pictures
+    from .gallery import chosen_run, of_errors, of_neurons, without_runs
     from .recording import record_once
     from .runs import read_runs
     from .tables import neuron_table
+    from .walk import record_walk
 
     check_figures_out(options)
     if not options.folders:
         if options.out is None:
             raise UserError("give the folders of trainings, or --out DIR for the figures that need no training")
         make_folder(options.out)
-        for name, draw in without_runs():
-            print(write(draw(), options.out / f"{name}.png"))
+        show_pictures(options.out, without_runs(), "small.grid")
     device, how = device_of(options), chosen(options, RecordingSettings)
     for folder in options.folders:
         runs, neurons = read_runs(folder), {}
@@ -113,7 +113,9 @@ def _figures(options: argparse.Namespace) -> None:
         out = options.out or folder
         make_folder(out)
         made = [*without_runs(), *of_errors(runs), *of_neurons(runs, of[0])]
-        show(neuron_table(runs, *of), out, "cells.txt", ((name, draw()) for name, draw in made))
+        walker = chosen_run(runs)
+        record_walk(out, walker, of[0](walker), device)
+        show(neuron_table(runs, *of), out, "cells.txt", made, "small.grid", [folder])
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from llm.common.plots import new_figure, style
+from llm.common.plots import INK, new_figure, style
 
 from ..plots import PALETTE, colours, draw_curves
 from ..variants import Act
@@ -29,19 +29,22 @@ def over_trials(runs: Sequence[GridRun]) -> "Figure":
     groups = grouped(runs)
     drawn = list(zip(colours(len(groups)), groups, names(groups), strict=True))
     with style():
-        figure = new_figure(8.0, 6.0)
+        figure = new_figure(9.6, 6.0)
         panels = figure.subplots(2, 2, sharex=True, sharey=True)
         for row, name in zip(panels, ("reference", "working"), strict=True):
             for axes, maps in zip(row, MAPS, strict=True):
                 for colour, group, label in drawn:
                     _draw_group(axes, group, maps, name, colour, label)
                 chance = 1 - 1 / runs[0].settings.letters
-                axes.axhline(chance, color="black", linestyle=":", linewidth=0.8)
-                axes.set(title=f"{TITLES[name]}, {maps} maps", ylim=(0, 1.02))
+                axes.axhline(chance, color=INK, linestyle=":", linewidth=0.8, label="chance")
+                axes.set_ylim(0, 1.02)
+                axes.set_title(f"{TITLES[name]}, {maps} maps", fontsize=10)
                 axes.grid(True)
         for axes in panels[1]:
             axes.set_xlabel("trials")
-        panels[0, 1].legend(fontsize=8)
+        for axes in panels[:, 0]:
+            axes.set_ylabel("error, share of predictions")
+        panels[0, 1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return figure
 
 
@@ -90,7 +93,8 @@ def _against(
             at = [places[value] for value in values]
             axes.errorbar(at, means, deviations, color=colour, marker="o", capsize=3, label=name)
         axes.set_xticks(list(places.values()), [f"{value:g}" for value in places])
-        axes.set(xlabel=xlabel, ylabel=f"{TITLES[error]}, familiar maps")
+        axes.set(xlabel=xlabel, ylabel=TITLES[error])
+        axes.set_title("familiar maps", fontsize=10)
         axes.legend(fontsize=8)
         axes.grid(True)
     return figure
@@ -106,7 +110,8 @@ def across_activations(runs: Sequence[GridRun]) -> "Figure":
             values = _reference(group)
             axes.bar(place, np.mean(values), yerr=np.std(values), color=PALETTE[0], capsize=3)
         axes.set_xticks(range(len(groups)), names(groups), rotation=30, ha="right", fontsize=8)
-        axes.set(ylabel="reference-memory error, familiar maps")
+        axes.set(ylabel=TITLES["reference"])
+        axes.set_title("familiar maps", fontsize=10)
         axes.grid(True, axis="y")
     return figure
 

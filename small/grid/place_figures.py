@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from llm.common.plots import new_figure, style
+from llm.common.plots import INK, new_figure, style
 
 from ..plots import colours, draw_map, draw_squares
 from ..rate_maps import autocorrelogram
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Measure = Callable[[GridRun], Neurons]
 LAYERS = {"ffn": "feed-forward neurons", "softmax": "softmax neurons"}
 SHOWN = 16  # rate maps of a kind, four by four
+AT_MOST = 3  # groups next to each other
 EXACT_UP_TO = 7  # groups: 5,040 pairings
 
 
@@ -50,9 +51,10 @@ def best_maps(runs: Sequence[GridRun], measure: Measure, side: int = 4) -> "Figu
     firsts = [group[0] for group in groups]
     width = 1.15 * side if side <= 4 else 0.85 * side
     with style():
-        figure = new_figure(width * len(firsts), width)
-        parts: Any = figure.subfigures(1, len(firsts), squeeze=False)
-        for part, run, name in zip(parts[0], firsts, names(groups), strict=True):
+        rows, columns = -(-len(firsts) // AT_MOST), min(len(firsts), AT_MOST)
+        figure = new_figure(width * columns, width * rows)
+        parts: Any = figure.subfigures(rows, columns, squeeze=False)
+        for part, run, name in zip(parts.flat, firsts, names(groups), strict=False):
             neurons = measure(run)
             part.suptitle(name, fontsize=9)
             _draw_maps(part, neurons, "ffn", _by_score(neurons, "ffn")[: side * side], run.space, side)
@@ -110,12 +112,15 @@ def scores_and_errors(runs: Sequence[GridRun], measure: Measure) -> "Figure":
                 row[1].scatter(np.mean(own), np.mean(wrong), color=colour, s=32)
                 means.append(float(np.mean(own)))
                 errors.append(float(np.mean(wrong)))
-            row[0].plot([], [], "--", color="black", label="shuffled cells")
-            row[0].set(title=title, xlabel="place-cell score", ylabel="density")
-            row[1].set(xlabel="mean place-cell score", ylabel="reference-memory error", title=spearman(means, errors))
+            row[0].plot([], [], "--", color=INK, label="their shuffles")
+            row[0].set(xlabel="place-cell score", ylabel="density")
+            row[1].set(xlabel=f"mean place-cell score\n{spearman(means, errors)}", ylabel="reference-memory error")
+            row[0].set_title(f"{title}: scores", fontsize=10)
+            row[1].set_title(f"{title}: mean score and error", fontsize=10)
             for axes in row:
                 axes.grid(True)
-        figure.axes[0].legend(fontsize=7)
+        handles = figure.axes[0].get_legend_handles_labels()
+        figure.axes[1].legend(*handles, fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return figure
 
 
@@ -144,7 +149,8 @@ def spearman(left: Sequence[float], right: Sequence[float]) -> str:
         p = stats.permutation_test(
             (ranks,), lambda x: stats.pearsonr(x, other).statistic, permutation_type="pairings", n_resamples=np.inf
         ).pvalue
-    return f"Spearman's r = {found.statistic:.2f}, p = {p:.2g}, n = {len(left)}"
+    statistic = f"{found.statistic:.2f}".replace("-", "−")
+    return f"Spearman's r = {statistic}, p = {p:.2g}, n = {len(left)} groups"
 
 
 def position_codes(run: GridRun, neurons: Neurons) -> "Figure":

@@ -45,8 +45,9 @@ def _amicl(options: argparse.Namespace) -> None:
     from llm.common.processes import progress_bar
 
     from ..experiment.runs import make_folder
-    from ..plots import write
-    from . import amicl, figures
+    from ..page import show_pictures
+    from . import amicl
+    from .gallery import of_amicl
 
     device = device_of(options)
     make_folder(options.out)
@@ -54,18 +55,13 @@ def _amicl(options: argparse.Namespace) -> None:
         found = amicl.experiment(options.trials, options.seed, device, bar.update) | {"command": options.line}
     write_json(options.out / "amicl.json", found)
     print(amicl.format_amicl(found))
-    for name, figure in (
-        ("figure6", figures.matrices(seed=options.seed)),
-        ("figure7", figures.weight_curves(found)),
-        ("figure8", figures.size_curves(found)),
-    ):
-        print(write(figure, options.out / f"{name}.png"))
+    show_pictures(options.out, of_amicl(found, options.seed), "small.icl")
 
 
 def _train(options: argparse.Namespace) -> None:
     from .train import train
 
-    _show(train(options.out, _asked(options), _machine(options), options.line), options.out)
+    _show(train(options.out, _asked(options), _machine(options), options.line), options.out, [options.out])
 
 
 def _tables(options: argparse.Namespace) -> None:
@@ -75,18 +71,19 @@ def _tables(options: argparse.Namespace) -> None:
     if options.joint is not None:
         snapshots = joined(options.folders)
         make_folder(options.joint)
-        _show(snapshots, options.joint)
+        _show(snapshots, options.joint, options.folders)
         return
     for folder in options.folders:
-        _show(read_snapshots(folder), folder)
+        _show(read_snapshots(folder), folder, [folder])
 
 
-def _show(snapshots: list[Any], folder: Path) -> None:
-    """Print the tables; write them and Figure 3 to the folder."""
-    from ..plots import show
-    from . import figures, tables
+def _show(snapshots: list[Any], folder: Path, runs: Sequence[Path]) -> None:
+    """Print the tables; write them, Figure 3 and the page to the folder."""
+    from ..page import show
+    from .gallery import of_training
+    from .tables import format_tables
 
-    show(tables.format_tables(snapshots), folder, "tables.txt", [("figure3", figures.training(snapshots))])
+    show(format_tables(snapshots), folder, "tables.txt", of_training(snapshots), "small.icl", runs)
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -153,7 +150,7 @@ def _add_amicl(commands: Any) -> None:
         "measure the associative memory AMICL: Figures 6, 7 and 8",
         "Measures the accuracy of AMICL against a, sequence length and token width, with noise and last key as in the "
         "paper and as in the authors' code, and of all memories (similarity x separation x projection) at a = 2. "
-        "Prints tables; writes amicl.json, figure6.png, figure7.png and figure8.png.",
+        "Prints tables; writes amicl.json and the figures.",
         "python -m small.icl amicl --out runs/icl/amicl",
     )
     add_out(command, "output folder", "runs/icl/amicl")
@@ -172,7 +169,7 @@ def _add_train(commands: Any) -> None:
         "train two-layer transformers on the pair task: Figure 3, Tables 1, 5 and 6",
         "Trains every variant with every seed and evaluates each run every --evaluate-every steps. Stops when all runs "
         "have exceeded --stop-accuracy on IC and IC2 in five snapshots in a row. Prints Tables 1, 5 and 6 with the "
-        "paper's rows and the t-tests; writes tables.txt, figure3.png and snapshots.csv. To resume a training, "
+        "paper's rows and the t-tests; writes tables.txt, learning_curves.png and snapshots.csv. To resume a training, "
         "repeat the command. A variant is classic, or streams joined by + (queries, keys, values), followed by options "
         "joined by colons: previous, accumulated or first (what a stream carries), learned (the stream's weight is "
         "learned), nmdaALPHA (NMDA in the MLP).",
@@ -191,8 +188,8 @@ def _add_tables(commands: Any) -> None:
         commands,
         "tables",
         "print the tables of trainings and redraw Figure 3 from their snapshots",
-        "Prints the tables and the t-tests; writes tables.txt and figure3.png. Also works during training. --joint "
-        "merges trainings that differ in their seeds alone.",
+        "Prints the tables and the t-tests; writes tables.txt and learning_curves.png. Also works during training. "
+        "--joint merges trainings that differ in their seeds alone.",
         "python -m small.icl tables runs/icl/paper\n"
         "  python -m small.icl tables runs/icl/paper runs/icl/paper_from_seed_4 --joint runs/icl/eight_seeds",
     )

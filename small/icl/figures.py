@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm.common.plots import new_figure, style
+from llm.common.plots import INK, new_figure, style
 
 from ..plots import PALETTE
 from .amicl import SEPARATIONS, SHOWN, SIMILARITIES, attention
@@ -24,11 +24,11 @@ LABELS = {"dot": "dot product", "pearson": "Pearson's correlation", "manhattan":
 
 # Of the losses of one variant: colour, line, label. No colour is one of the first four variants'.
 LOSSES = {
-    "test": (PALETTE[6], "-", TITLES["test"]),
+    "test": (PALETTE[7], "-", TITLES["test"]),
     "iw": (PALETTE[4], "-", TITLES["iw"]),
     "ic": (PALETTE[5], "-", TITLES["ic"]),
-    "ic2": ("#8B4513", "-", "IC2, shifted label"),
-    UNSHIFTED: ("#8B4513", "--", "IC2, label that was learned"),
+    "ic2": (PALETTE[6], "-", "IC2, shifted label"),
+    UNSHIFTED: (PALETTE[6], "--", "IC2, label that was learned"),
 }
 
 
@@ -50,11 +50,11 @@ def training(snapshots: Sequence[Snapshot]) -> "Figure":
         for axes, kind in zip(panels.flat, ("test", "iw", "ic", "ic2"), strict=False):
             for colour, name in zip(_colours(names), names, strict=True):
                 _draw_runs(axes, [row for row in snapshots if row.variant == name], "accuracy", kind, colour, name)
-            axes.set(title=f"{TITLES[kind]} accuracy", ylim=(0, 1.02))
+            axes.set(title=f"{TITLES[kind]} accuracy", ylabel="share of right answers", ylim=(0, 1.02))
         axes = panels[1, 1]
         for colour, name in zip(_colours(names), names, strict=True):
             _draw_runs(axes, [row for row in snapshots if row.variant == name], "loss", "test", colour, name)
-        axes.set(title="Test loss, nats", ylim=(0, None))
+        axes.set(title="Test loss", ylabel="nats", ylim=(0, None))
         axes = panels[1, 2]
         own = [row for row in snapshots if row.variant == chosen]
         drawn = [kind for kind in LOSSES if all(kind in row.loss for row in own)]  # older trainings lack one
@@ -62,8 +62,9 @@ def training(snapshots: Sequence[Snapshot]) -> "Figure":
             colour, line, label = LOSSES[kind]
             _draw_runs(axes, own, "loss", kind, colour, label, line)
         finite = [row.loss[kind] for row in own for kind in drawn if np.isfinite(row.loss[kind])]
-        axes.set(title=f"losses of {chosen}, nats", ylim=(0, min(4 * np.log(32), 1.05 * max(finite, default=1.0))))
-        axes.legend(fontsize=6)
+        axes.set(title=f"losses of {chosen}", ylabel="nats")
+        axes.set_ylim(0, min(4 * np.log(32), 1.05 * max(finite, default=1.0)))
+        axes.legend(fontsize=7)
         panels[0, 0].legend(fontsize=8)
         for axes in panels[1]:
             axes.set_xlabel("thousand steps")
@@ -129,7 +130,7 @@ def weight_curves(found: Mapping[str, Any]) -> "Figure":
                     color=colour,
                     label=f"{LABELS[similarity]}, as in the {convention}",
                 )
-        axes.axhline(0.99, linewidth=0.6, color="grey")
+        axes.axhline(0.99, linewidth=0.8, color=INK, linestyle=":", label="0.99")
         axes.set(xlabel="a, weight of the previous token", ylabel="share of right answers", ylim=(0, 1.02))
         axes.grid(True)
         axes.legend(fontsize=8)
@@ -161,13 +162,16 @@ def size_curves(found: Mapping[str, Any]) -> "Figure":
 # ---- Sweeps: the phase plot ------------------------------------------------------------------------------------------
 
 
-def phase(x: tuple[str, list[Any]], y: tuple[str, list[Any]], steps: Mapping[str, Any], at_most: int) -> "Figure":
+def phase(
+    x: tuple[str, list[Any]], y: tuple[str, list[Any]], steps: Mapping[str, Any], at_most: int, threshold: float
+) -> "Figure":
     """Step at which IC passes the threshold over two knobs, a panel a variant; left white where a run never did.
 
     Args:
         x, y: names and values of the knobs.
         steps: {variant: (len(y), len(x)) mean steps, NaN where a run never passed}.
         at_most: steps that were trained.
+        threshold: accuracy on IC.
     """
     with style():
         figure = new_figure(1.2 + 2.9 * len(steps), 0.9 + 0.55 * max(3, len(y[1])))
@@ -186,5 +190,5 @@ def phase(x: tuple[str, list[Any]], y: tuple[str, list[Any]], steps: Mapping[str
             axes.set_yticks(range(len(y[1])), [str(value) for value in y[1]])
             axes.set(title=name, xlabel=x[0])
         panels[0].set_ylabel(y[0])
-        figure.colorbar(image, ax=list(panels), label="thousand steps until IC passes")
+        figure.colorbar(image, ax=list(panels), label=f"thousand steps until IC exceeds {threshold:g}")
     return figure

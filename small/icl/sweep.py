@@ -20,7 +20,7 @@ from llm.common.tables import text_table
 
 from ..experiment.runs import as_csv, make_folder, one_by_one
 from ..plots import write
-from . import figures
+from .gallery import of_sweep
 from .runs import IclSpec
 from .settings import IclSizes, Task
 from .tables import first_above
@@ -108,7 +108,7 @@ def sweep(
     write_file(out / "sweep.csv", as_csv(header, found))
     steps = made[0].settings.steps
     grids = {name: np.reshape(values, (len(y.values), len(x.values))) for name, values in means.items()}
-    write(figures.phase((x.name, list(x.values)), (y.name, list(y.values)), grids, steps), out / "phase.png")
+    write(of_sweep((x.name, list(x.values)), (y.name, list(y.values)), grids, steps, threshold), out)
     shown = [[point.label, *(_steps(means[name][n], steps) for name in means)] for n, point in enumerate(made)]
     return text_table([f"step at which IC passes {threshold}", *means], shown)
 

@@ -3,13 +3,13 @@
 Each figure is of runs and what was measured of their units.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from llm.common.plots import new_figure, style
+from llm.common.plots import INK, new_figure, style
 from llm.common.tables import text_table
 
 from ..experiment.groups import grouped, mean_and_deviation
@@ -69,18 +69,6 @@ def _greatest(scores: Tensor) -> float:
     return known.max().item() if len(known) else float("nan")
 
 
-def drawn(runs: Sequence[TemRun], room: Callable[[TemRun], Graph], measure: Measure) -> Iterator[tuple[str, "Figure"]]:
-    """Every figure with its name: of the first run of each group the maps, and of all runs the scores."""
-    for group in grouped(runs):
-        run, units = group[0], measure(group[0])
-        number = {"tem-t": "1", "tem": "2b"}[run.model.name]
-        name = run.folder.resolve().name
-        yield f"figure{number},{name}", codes_in_a_room(units, room(run))
-        yield f"figure5,{name}", in_environments(run, units)
-    if any(not measure(run).grid.isnan().all() for run in runs):
-        yield "scores", scores_and_shuffles(runs, measure)
-
-
 def codes_in_a_room(units: Units, room: Graph) -> "Figure":
     """Figures 1d to 1f and 2b: the codes with the greatest grid scores and the greatest band scores.
 
@@ -136,12 +124,10 @@ def in_environments(run: TemRun, units: Units) -> "Figure":
             colours(2), {"one environment": found.within, "two environments": found.across}.items(), strict=True
         ):
             axes.hist(values[np.isfinite(values)], bins=bins, histtype="step", color=colour, label=label)
-        axes.set(
-            xlabel="correlation of a unit's maps", ylabel="units",
-            title=f"kept pairs: {found.pairs:.2f}; of codes {codes.pairs:.2f}",
-        )  # fmt: skip
-        axes.title.set_fontsize(8)
-        axes.legend(fontsize=7, loc="upper center")
+        kept = f"kept pairs: {found.pairs:.2f}; of codes: {codes.pairs:.2f}".replace("-", "−")
+        axes.set(xlabel=f"correlation of a unit's maps\n{kept}", ylabel="units")
+        axes.set_title("alike in one and in two environments?", fontsize=9)
+        axes.legend(fontsize=7)
         axes.grid(True)
     return figure
 
@@ -163,5 +149,7 @@ def scores_and_shuffles(runs: Sequence[TemRun], measure: Measure) -> "Figure":
                     )
             axes.set(xlabel=title, ylabel="density")
             axes.grid(True)
+            axes.plot([], [], "--", color=INK, label="their shuffles")
+            axes.set_title(f"{title}s of all codes", fontsize=10)
         figure.axes[1].legend(fontsize=7)
     return figure

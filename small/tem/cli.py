@@ -96,25 +96,26 @@ def _tables(options: argparse.Namespace) -> None:
 
 
 def _show(folder: Path) -> None:
-    """Print the table of the runs in a folder; write it and Figure 4 there."""
-    from ..plots import show
-    from .figures import learning_curves
+    """Print the table of the runs in a folder; write it, Figure 4 and the page there."""
+    from ..page import show
+    from .gallery import of_training
     from .runs import read_runs
     from .tables import accuracy_table
 
     runs = read_runs(folder)
-    show(accuracy_table(runs), folder, "tables.txt", [("figure4", learning_curves(runs))])
+    show(accuracy_table(runs), folder, "tables.txt", of_training(runs), "small.tem", [folder])
 
 
 def _figures(options: argparse.Namespace) -> None:
     from llm.common.processes import progress_bar
 
     from ..experiment.runs import make_folder
-    from ..plots import show
-    from .cell_figures import drawn, unit_table
-    from .figures import learning_curves
+    from ..page import show
+    from .cell_figures import unit_table
+    from .gallery import of_training, of_units
     from .recording import record_once, room_of
     from .runs import read_runs
+    from .walk import record_walk
 
     check_figures_out(options)
     how, device = chosen(options, RecordingSettings), device_of(options)
@@ -127,21 +128,22 @@ def _figures(options: argparse.Namespace) -> None:
         asked = progress_bar(len(each), 0, "units", "model", iterable=each)
         units = {(run.folder, trained): record_once(run, how, device, trained) for run, trained in asked}
         of = [lambda run, trained=trained: units[run.folder, trained] for trained in (True, False)]  # noqa: B023
-        made = drawn(runs, lambda run: rooms[run.folder], of[0])
-        show(unit_table(runs, *of), out, "cells.txt", [("figure4", learning_curves(runs)), *made])
+        made = [*of_training(runs), *of_units(runs, lambda run: rooms[run.folder], of[0])]
+        record_walk(out, runs[0], of[0](runs[0]), device)
+        show(unit_table(runs, *of), out, "cells.txt", made, "small.tem", [folder])
 
 
 def _capacity(options: argparse.Namespace) -> None:
     from ..experiment.runs import make_folder
-    from ..plots import show
+    from ..page import show
     from .capacity import capacity_table, measure_capacity
-    from .figures import capacities
+    from .gallery import of_capacity
 
     curves = measure_capacity(
         options.widths, options.memories, options.repeats, options.noise, options.seed, device_of(options)
     )
     make_folder(options.out)
-    show(capacity_table(curves, options.memories), options.out, "capacity.txt", [("capacity", capacities(curves))])
+    show(capacity_table(curves, options.memories), options.out, "capacity.txt", of_capacity(curves), "small.tem")
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -169,7 +171,7 @@ def _add_train(commands: Any) -> None:
         "train TEM-t and TEM on the same walks: zero-shot accuracy per step and per second (Figure 4)",
         "Trains each model with each seed, one after the other, each in a folder of its own, on walks in fresh "
         "environments of one structure. Tests it in other environments: on visited cells, and on unvisited transitions "
-        "to visited cells (zero-shot links). Prints a table; writes tables.txt and figure4.png. To resume an "
+        "to visited cells (zero-shot links). Prints a table; writes tables.txt and learning_curves.png. To resume an "
         "interrupted training, repeat the command.",
         "python -m small.tem train --out runs/tem/small\n"
         "  python -m small.tem train --preset paper --transition relu --out runs/tem/paper\n"
@@ -214,7 +216,7 @@ def _add_tables(commands: Any) -> None:
         commands,
         "tables",
         "print the table of runs and redraw Figure 4",
-        "Prints the table; writes tables.txt and figure4.png. Also works during training.",
+        "Prints the table; writes tables.txt and learning_curves.png. Also works during training.",
         "python -m small.tem tables runs/tem/small",
     )
     add_folders(command)

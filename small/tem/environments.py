@@ -89,6 +89,8 @@ class Environments:
         cells, actions = np.zeros((2, environments, steps + 1), np.int64)
         for index, (space, sampler) in enumerate(zip(self.spaces, self.sampler, strict=True)):
             own = spaces == index
+            if not own.any():  # fewer environments than spaces
+                continue
             start = random.integers(len(space.cells), size=own.sum())
             cells[own], actions[own] = sampler.walks(start, steps, random)
         most = max(len(space.cells) for space in self.spaces)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llm.common.plots import new_figure, style
+from llm.common.plots import INK, new_figure, style
 
 from ..experiment.groups import grouped
 from ..plots import colours, draw_curves
@@ -60,11 +60,11 @@ def capacities(curves: Sequence[Curve]) -> "Figure":
                 (curve,) = (one for one in curves if (one.rule, one.width) == (rule, width))
                 dashed = "--" if rule == "exponential" else "-"  # lies on the softmax
                 axes.plot(curve.memories, curve.recall, color=colour, linestyle=dashed, label=rule)
-            axes.axhline(REACHED, color="black", linestyle=":", linewidth=0.8)
+            axes.axhline(REACHED, color=INK, linestyle=":", linewidth=0.8, label=f"recall {REACHED:g}")
             axes.set(xscale="log", title=f"width {width}", xlabel="memories", ylim=(0, 1.02))
             ticks = [10**power for power in range(1 + int(np.log10(max(curve.memories))))]
             axes.set_xticks(ticks, [f"{tick:,d}" for tick in ticks])
             axes.grid(True)
-        panels[0].set_ylabel("recall")
+        panels[0].set_ylabel("recall, share of memories")
         panels[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return figure

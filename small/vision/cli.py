@@ -81,14 +81,14 @@ def _tables(options: argparse.Namespace) -> None:
 def _show(folders: Sequence[Path], out: Path) -> None:
     """Print Table S1 of the runs in folders, with its tests; write it and the curves to `out`."""
     from ..experiment.runs import make_folder
-    from ..plots import show
-    from .figures import over_epochs
+    from ..page import show
+    from .gallery import of_training
     from .runs import read_runs
     from .tables import table_s1
 
     runs = read_runs(folders)
     make_folder(out)
-    show(table_s1(runs), out, "tables.txt", [("accuracy", over_epochs(runs))])
+    show(table_s1(runs), out, "tables.txt", of_training(runs), "small.vision", folders)
 
 
 # ---- Options ---------------------------------------------------------------------------------------------------------

@@ -27,8 +27,8 @@ def over_epochs(runs: Sequence[VisionRun]) -> "Figure":
                 accuracies = [{row.epoch: 100 * row.accuracy for row in run.rows} for run in group]
                 draw_curves(right, accuracies, colour, label)
             title = DATASETS[name].title
-            left.set(xlabel="epoch", title=f"{title}: training loss, nats")
-            right.set(xlabel="epoch", title=f"{title}: top-1 test accuracy, %")
+            left.set(xlabel="epoch", ylabel="nats per image", title=f"{title}: training loss")
+            right.set(xlabel="epoch", ylabel="% of test images", title=f"{title}: top-1 test accuracy")
             right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))
             for axes in (left, right):
                 axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)

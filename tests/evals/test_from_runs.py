@@ -13,8 +13,7 @@ from evals.__main__ import main
 from evals.probes.losses import sampled_documents
 from llm.cli import main as llm
 from llm.data.store import TokenStore
-
-from .browser import check_page
+from tests.browser import check_page
 
 Train = Callable[..., list[str]]
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from evals.__main__ import main
+from tests.browser import check_page
 
-from ..browser import check_page
 from ..made_up import FLOPS, add_incontext, add_ioi, add_recall, add_task, document_lengths, make_export, make_run
 
 DOCUMENTS = 300

@@ -24,7 +24,7 @@ from evals.verdict.study import judge_study
 from evals.verdict.study_tables import outlook
 from llm.common.errors import UserError
 from llm.runs.study_record import StudyRecord, StudyRun, read_record
-from tests.evals.browser import check_page
+from tests.browser import check_page
 from tests.evals.verdict.test_ladder import CONSTANT, runs_of, sizes_of
 
 DESIGN = Design(4, 3, 2)

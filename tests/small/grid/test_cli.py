@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,10 @@ def test_train_makes_a_run_for_every_combination_a_table_and_figures(tmp_path: P
         ("nmda:0", 2, 2), ("nmda:0", 3, 2), ("nmda:10", 2, 2), ("nmda:10", 3, 2), ("relu", 2, 2), ("relu", 3, 2)
     ]  # fmt: skip
     assert (out / "errors.txt").read_text().strip() in printed
-    assert all(is_a_picture(out / name) for name in ("figure3a.png", "figure3b.png", "figureS6.png"))
+    assert all(
+        is_a_picture(out / name)
+        for name in ("errors_over_trials.png", "reference_error_by_alpha.png", "first_visit_error_by_alpha.png")
+    )
     mean = np.mean(
         [run.last.errors["novel"].reference for run in runs if run.variant.act == "relu" and run.settings.maps == 2]
     )
@@ -159,8 +163,9 @@ def test_a_run_of_another_version_is_refused_by_name(tmp_path: Path, capsys) -> 
 
 def test_the_receptor_and_the_activations_need_no_run(tmp_path: Path) -> None:
     assert main(["figures", "--out", str(tmp_path / "new"), "--device", "cpu"]) == 0
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {"figure1.png", "figureS2.png"}
-    assert all(is_a_picture(path) for path in (tmp_path / "new").iterdir())
+    forms = {f"{name}.{form}" for name in ("receptor", "activations") for form in ("png", "svg", "pdf")}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == forms | {"index.html", "pictures.json"}
+    assert all(is_a_picture(path) for path in (tmp_path / "new").glob("*.png"))
 
 
 def test_auto_keeps_the_faster_dtype_for_all_runs_and_what_a_folder_has(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -195,15 +200,24 @@ def test_figures_are_those_that_the_runs_allow(tmp_path: Path, capsys) -> None:
     assert main([*words, "--alpha", "0", "10", "--position", "actions", "--out", str(tmp_path / "actions")]) == 0
     asked = ["--record-steps", "2000", "--normalisation", "occupancy", "--device", "cpu"]
     assert main(["figures", str(runs), "--out", str(out), *asked]) == 0
-    names = {path.stem.removeprefix("figure") for path in out.glob("*.png")}
+    names = {path.stem for path in out.glob("*.png")}
     assert names == {
-        "1", "S2", "3a", "3b", "3c", "4ab", "4cdef", "4g", "4h", "S6", "S7", "S10a", "S10b", "S13", "codes",
-        "5_workshop",
+        "receptor", "activations", "errors_over_trials", "reference_error_by_alpha", "reference_error_by_activation",
+        "rate_maps", "place_scores", "place_scores_by_activation", "place_cells", "first_visit_error_by_alpha",
+        "activation_p_values", "reference_error_by_slope", "place_scores_by_slope", "sparsity", "position_codes",
+        "place_cells_64",
     }  # fmt: skip
+    page, captions = (out / "index.html").read_text(), json.loads((out / "pictures.json").read_text())
+    assert set(captions) == names and all(escape(caption) in page for caption in captions.values())
+    walk = json.loads((out / "walk.json").read_text())
+    assert walk["run"] == "act=nmda:10,maps=16,seed=0" and len(walk["places"]) == 9 and len(walk["cells"]) == 17
+    assert all(len(unit["activity"]) == 17 and unit["activity"][0] is None for unit in walk["units"])
     assert all(is_a_picture(path) for path in out.glob("*.png"))
     assert main(["figures", str(tmp_path / "actions"), *asked]) == 0
-    names = {path.stem.removeprefix("figure") for path in (tmp_path / "actions").glob("*.png")}
-    assert names == {"1", "S2", "S4a", "S4b", "S5"}
+    assert {path.stem for path in (tmp_path / "actions").glob("*.png")} == {
+        "receptor", "activations", "errors_over_trials_without_recurrence",
+        "reference_error_by_alpha_without_recurrence", "place_scores_without_recurrence",
+    }  # fmt: skip
     printed = capsys.readouterr().out
     lines = {line.split("  ")[0] for line in printed.splitlines() if line.startswith("NMDA α = 10") and ": " in line}
     assert lines == {

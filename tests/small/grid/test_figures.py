@@ -58,7 +58,7 @@ def test_an_error_against_alpha_is_mean_and_deviation_of_what_differs_in_seeds_a
 def test_every_curve_is_drawn_however_many() -> None:
     runs = [made(f"nmda:{alpha}", 0, 0.5, lr=lr) for alpha in range(9) for lr in (1e-3, 1e-4)]
     assert len(points(figures.against_rate(runs).axes[0])) == 9
-    assert len(figures.over_trials(runs).axes[1].get_legend().get_texts()) == 18
+    assert len(figures.over_trials(runs).axes[1].get_legend().get_texts()) == 18 + 1  # chance
 
 
 def test_groups_differ_in_more_than_seeds_and_are_called_by_it() -> None:
@@ -83,11 +83,11 @@ def test_mann_whitney_is_that_of_all_orders(ties: bool) -> None:
 
 
 def test_spearman_is_exact_for_few_and_bounded_for_many() -> None:
-    assert spearman([1, 2, 3], [3, 2, 1]) == "Spearman's r = -1.00, p = 0.33, n = 3"
+    assert spearman([1, 2, 3], [3, 2, 1]) == "Spearman's r = −1.00, p = 0.33, n = 3 groups"
     left, right = [1.0, 2, 3, 4, 5], [2.0, 1, 3, 5, 4]
     rhos = [stats.spearmanr(left, order).statistic for order in permutations(right)]
     p = np.mean(np.abs(rhos) >= abs(stats.spearmanr(left, right).statistic) - 1e-9)
-    assert spearman(left, right) == f"Spearman's r = 0.80, p = {p:.2g}, n = 5"
+    assert spearman(left, right) == f"Spearman's r = 0.80, p = {p:.2g}, n = 5 groups"
     assert f"p = {2 / math.factorial(9):.2g}" in spearman(list(range(9)), list(range(9)))
     for few in (([1, 2], [1, 2]), ([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [1, math.nan, 3])):
         assert spearman(*few) == "too few groups for a correlation"

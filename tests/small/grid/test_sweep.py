@@ -37,7 +37,7 @@ def test_a_sweep_trains_what_train_does(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["sweep", *TINY, "--workers", "2", "--out", str(both)]) == 0
     assert "4 of 4 runs, 2 at once" in capsys.readouterr().out
     assert contents(one) == contents(both)
-    assert (both / "figure3b.png").is_file()
+    assert (both / "reference_error_by_alpha.png").is_file()
 
 
 def test_the_tasks_of_an_array_share_all_runs(tmp_path: Path) -> None:

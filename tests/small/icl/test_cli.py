@@ -46,16 +46,16 @@ def test_train_prints_tables_and_draws_figure_3(tmp_path: Path, capsys: pytest.C
     assert main([*words, "--out", str(out)]) == 0
     assert "Table 1" in capsys.readouterr().out
     assert "Table 6" in (out / "tables.txt").read_text()
-    assert is_a_picture(out / "figure3.png")
+    assert is_a_picture(out / "learning_curves.png")
     rows = read_snapshots(out)
     assert {(row.variant, row.seed) for row in rows} == {
         (v, s) for v in ("classic", "queries+values:learned") for s in (0, 1)
     }
     record = json.loads((out / "run.json").read_text())
     assert record["attempts"][0]["command"].startswith("python -m small.icl train --variants classic")
-    (out / "figure3.png").unlink()
+    (out / "learning_curves.png").unlink()
     assert main(["tables", str(out)]) == 0
-    assert is_a_picture(out / "figure3.png")
+    assert is_a_picture(out / "learning_curves.png")
 
 
 def test_a_training_killed_from_outside_goes_on(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_trainings_of_other_seeds_are_taken_as_one(tmp_path: Path, capsys: pytes
     assert main([*words, "--seeds", "1", "--first-seed", "2", "--out", str(other)]) == 0
     assert main([*words, "--seeds", "1", "--first-seed", "3", "--lr", "0.02", "--out", str(more)]) == 0
     assert main(["tables", str(one), str(other), "--joint", str(joint)]) == 0
-    assert is_a_picture(joint / "figure3.png")
+    assert is_a_picture(joint / "learning_curves.png")
     assert {row.seed for row in joined([one, other])} == {0, 1, 2}
     assert len(joined([one, other])) == len(read_snapshots(one)) + len(read_snapshots(other))
     capsys.readouterr()
@@ -241,7 +241,7 @@ def test_a_sweeps_grid_has_its_steps_where_they_belong(tmp_path: Path, monkeypat
 
     drawn = {}
     monkeypatch.setattr(sweeping, "train", trained)
-    monkeypatch.setattr(sweeping.figures, "phase", lambda x, y, grids, steps: drawn.update(x=x, y=y, **grids))
+    monkeypatch.setattr(sweeping, "of_sweep", lambda x, y, grids, *_: drawn.update(x=x, y=y, **grids))
     monkeypatch.setattr(sweeping, "write", lambda *_: None)
     x, y = Knob.parse("copies=1,2,3"), Knob.parse("novel=0,1")
     made = points(x, y, IclSpec(Task(pairs=6), IclSizes(), IclSettings(("keys",), (0, 1))))

@@ -1,5 +1,6 @@
 """Commands of `python -m small.tem`: what they write, that options arrive, bad input, help."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,7 +32,7 @@ def test_train_makes_a_table_and_figure_4(tmp_path: Path, capsys) -> None:
         ("tem-t", 0), ("tem-t", 1), ("tem", 0), ("tem", 1)
     ]  # fmt: skip
     assert {run.model.sizes.code for run in runs} == {12}
-    assert (out / "tables.txt").read_text().strip() in printed and is_a_picture(out / "figure4.png")
+    assert (out / "tables.txt").read_text().strip() in printed and is_a_picture(out / "learning_curves.png")
     mean = np.mean([run.last.zero_shot for run in runs[:2]])
     assert f"{mean:.3f} ± " in next(line for line in printed.splitlines() if line.startswith("TEM-t "))
     assert main(["tables", str(out)]) == 0 and capsys.readouterr().out.strip() in printed
@@ -71,8 +72,17 @@ def test_figures_are_of_every_model(tmp_path: Path, capsys, monkeypatch) -> None
     capsys.readouterr()
     assert main(["figures", str(tmp_path / "runs"), *words, "--environments", "3", "--out", str(tmp_path / "o")]) == 0
     printed = capsys.readouterr().out
-    names = {"figure1,tem-t,seed=0", "figure2b,tem,seed=0", "figure5,tem-t,seed=0", "figure5,tem,seed=0", "scores"}
-    assert {path.stem for path in (tmp_path / "o").glob("*.png")} == names | {"figure4"}
+    names = {
+        "codes,tem-t,seed=0",
+        "codes,tem,seed=0",
+        "remapping,tem-t,seed=0",
+        "remapping,tem,seed=0",
+        "grid_and_band_scores",
+    }
+    assert {path.stem for path in (tmp_path / "o").glob("*.png")} == names | {"learning_curves"}
+    walk = json.loads((tmp_path / "o" / "walk.json").read_text())
+    assert walk["run"] == "tem-t,seed=0" and "memory neuron" in walk["units"][-1]["name"]
+    assert '<script type="application/json" id="walk">' in (tmp_path / "o" / "index.html").read_text()
     assert all(is_a_picture(path) for path in (tmp_path / "o").glob("*.png"))
     assert (tmp_path / "o" / "cells.txt").read_text().strip() in printed
     names = [line.split("  ")[0] for line in printed.splitlines() if line.startswith("TEM")]
@@ -97,7 +107,7 @@ def test_families_have_maps_and_no_grid_scores(tmp_path: Path, capsys) -> None:
     (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("TEM-t  ") and "nan" in line)
     assert row.split()[3:9] == ["nan"] * 6
     assert {path.stem for path in tmp_path.glob("*.png")} == {
-        "figure1,tem-t,seed=0", "figure4", "figure5,tem-t,seed=0"
+        "codes,tem-t,seed=0", "learning_curves", "remapping,tem-t,seed=0"
     }  # fmt: skip
 
 

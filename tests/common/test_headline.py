@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from evals.page.html import Headline, Section, Table, page, typeset, with_minus
-from tests.evals.browser import check_page, open_page
+from llm.common.html import Headline, Section, Table, page, typeset, with_minus
+from tests.browser import check_page, open_page
 
 SHOWN = ("−0.0135", "−0.1798 to +0.1528", "no difference shown")
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from evals.page.html import Picture, Section, Table, page
 from llm.common import plots
-from tests.evals.browser import check_page, open_browser, open_page
+from llm.common.html import Picture, Section, Table, page
+from tests.browser import check_page, open_browser, open_page
 
 NASTY = """<script>alert("1")</script> & 'values' </title>"""
 PICTURES = 7
