@@ -152,9 +152,9 @@ def read_when_there(folder: Path) -> StudyRecord:
 
 
 def verdict_of(study: Path, tmp_path: Path) -> dict[str, Any]:
-    """All numbers and sentences of a verdict; without the command that made it."""
+    """All numbers and sentences of a verdict; without the command that made it, and when the study began."""
     out = tmp_path / f"{study.stem}-verdict"
     assert evals(["study", str(study), "--out", str(out)]) == 0
     found = json.loads((out / "results.json").read_text())
-    assert found.pop("made_by") and len(found["runs"]) == 24
+    assert found.pop("made_by") and found.pop("registered") and len(found["runs"]) == 24
     return found

@@ -36,7 +36,9 @@ def test_amicl_writes_its_figures_and_numbers(tmp_path: Path, capsys: pytest.Cap
         assert found[convention]["a"]["dot"][-1] > 0.98
         assert len(found[convention]["memories"]) == 24
     assert found["trials"] == 200
-    assert all(is_a_picture(out / f"figure{number}.png") for number in (6, 7, 8))
+    assert all(
+        is_a_picture(out / f"{name}.png") for name in ("attention_matrices", "accuracy_by_weight", "accuracy_by_size")
+    )
     assert "As in the code (200 trials" in capsys.readouterr().out
 
 
