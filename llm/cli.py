@@ -97,9 +97,9 @@ def _run(command: str, words: list[str]) -> None:
         return
     args = parser_of(command).parse_args(words)
     if hasattr(args, "overrides"):  # of the keys of --config
-        from .train import options
+        from .train import config_files, options
 
-        options.check("fit", options.with_new_names(["--config", args.config, *args.overrides], quietly=True))
+        options.check("fit", config_files.with_new_names(["--config", args.config, *args.overrides], quietly=True))
     module = importlib.import_module(COMMANDS[command][0])
     if module.__name__.startswith("llm.bench."):
         warn_if_busy()

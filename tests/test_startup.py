@@ -12,6 +12,7 @@ import pytest
 
 import evals.__main__
 from llm.cli import COMMANDS, parser_of
+from llm.common.limits import LIMITS
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {
@@ -83,6 +84,14 @@ def test_every_help_and_every_wrong_config_answers_without_torch(tmp_path: Path)
         ["--config", config, "--model.optimizer.name", "lamb"],
         ["--config", config, "--trainer.precision", "8"],
         ["--config", config, "--trainer.max_epochs", "3"],
+        *(
+            ["--config", config, f"--{key}", "-1"]
+            for key in (*LIMITS, "decoder.hidden_size")
+            if key != "run.keep_steps"
+        ),
+        ["--config", config, "--run.keep_steps", "[0]"],
+        ["--config", config, "--model.optimizer.betas", "[0.9, 1.0]"],
+        ["--config", config, "--decoder.attention_dropout", "1.0"],
     ]
     commands = [*helps(), *(["llm", "fit", *words] for words in refused)]
     for command in ("plan", "bench", "bench-loss", "bench-growth", "bench-ranks"):

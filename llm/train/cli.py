@@ -30,10 +30,12 @@ from ..data.module import TokenDataModule
 from ..model import DecoderConfig
 from ..runs import reading
 from .attempt import Attempt
+from .config_files import with_new_names, with_value
 from .evaluation import EvaluationSettings
 from .module import LanguageModule
 from .options import (
     ANY_PATH,
+    AUTO,
     OTHERS,
     TRAINER_DEFAULTS,
     Sentences,
@@ -41,10 +43,8 @@ from .options import (
     given_options,
     seed_problems,
     trainer_problems,
-    with_new_names,
-    with_value,
 )
-from .precision import AUTO, choose
+from .precision import choose
 from .ranks import ReportedOnRankZeroError
 from .run_folder import RunSettings
 from .strategy import StrategySettings, device_count, plugins

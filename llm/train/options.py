@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import re
-import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from jsonargparse._common import parsing_settings
 
 from ..common.errors import UserError
 from ..common.limits import BELOW_ONE, at_least, config_problems
-from ..runs import reading
+from .config_files import config_paths, read_config, with_new_names
 from .declarations import CHOICES, NESTED, Key, Unread, as_dataclass, choices, keys_of, names, nested, nested_keys
 
 # What the run folder does for itself is off in Lightning, and a run is counted in steps, not epochs.
@@ -90,7 +86,8 @@ FOLLOWED = {
 # Packages whose classes and functions a config may name under trainer (callbacks, plugins, profiler, ...): naming one
 # is enough to have it called, so that any other takes --allow-class-path.
 CALLABLE = ("lightning", "llm")
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "auto", "32", 32, None)
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "32", 32, None)
+AUTO = "auto"  # of fit alone, see `precision.py`
 
 EXAMPLES = {
     "fit": "python -m llm fit --config configs/stories_values.yaml --trainer.max_steps 100",
@@ -197,7 +194,7 @@ def check(command: str, arguments: list[str]) -> None:
     Raises:
         UserError: naming the key, and what it may be.
     """
-    for path in _configs(arguments):
+    for path in config_paths(arguments):
         read_config(path)
     if any(word.startswith(("--print_config", *_OF_CLASSES)) for word in arguments):
         return  # options that only classes have
@@ -231,7 +228,7 @@ def trainer_problems(given: Namespace) -> list[str]:
     devices = str(given["trainer.devices"])
     if not (isinstance(given["trainer.devices"], list) or re.fullmatch(r"auto|-1|0*[1-9]\d*", devices)):
         problems.append(f"trainer.devices {devices} must be a number of devices, a list of their indices, or auto")
-    if given["trainer.precision"] not in PRECISIONS:
+    if given["trainer.precision"] not in (*PRECISIONS, AUTO):
         known = ", ".join(name for name in PRECISIONS if isinstance(name, str))
         problems.append(f"trainer.precision must be one of {known}")
     return problems
@@ -266,33 +263,6 @@ def given_options(command: str, arguments: list[str]) -> Namespace:
     """The options of arguments that `check` has let pass."""
     with class_paths(any_path=True):
         return parser_of(command).parse_args(arguments)
-
-
-def _configs(arguments: list[str]) -> list[str]:
-    """The values of --config that are paths: a text with a line or a key in it is a config itself."""
-    pairs = zip(["", *arguments], arguments, strict=False)
-    values = [word.partition("=")[2] if "=" in word else "" for word in arguments if word.startswith("--config=")]
-    values += [word for before, word in pairs if before in ("--config", "-c")]
-    return [value for value in values if not re.search(r"\n|:\s|^\s*[{\[]", value)]
-
-
-def read_config(path: str) -> dict[str, Any]:
-    """The content of a config file.
-
-    Raises:
-        UserError: it is not there, or not a mapping in YAML.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        why = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise UserError(f"--config {path} {why}: give the YAML of a run, such as those in configs/") from error
-    except (ValueError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())
-        raise UserError(f"--config {path} is not YAML ({why}): correct it there") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--config {path} holds no keys: give the YAML of a run, such as those in configs/")
-    return content
 
 
 # ---- Parser and help -------------------------------------------------------------------------------------------------
@@ -356,53 +326,3 @@ def class_paths(any_path: bool) -> Iterator[None]:
         yield
     finally:
         parsing_settings.update(before)
-
-
-# ---- Old names -------------------------------------------------------------------------------------------------------
-
-
-def with_new_names(arguments: list[str], quietly: bool = False) -> list[str]:
-    """The arguments with today's names of options and of keys in config files; says, unless `quietly`, which it met."""
-    found, met = [], []
-    for before, word in zip(["", *arguments], arguments, strict=False):
-        option, equals, value = word.partition("=")
-        key = option.removeprefix("--").removesuffix("+")
-        if option.startswith("--") and key in reading.RENAMED:
-            met.append(key)
-            word = f"--{reading.new_name(key)}{'+' * option.endswith('+')}{equals}{value}"
-        elif before in ("--config", "-c") or option == "--config":
-            path = value if option == "--config" else word
-            if old_keys := _old_keys(path):
-                met += old_keys if not (Path(path).parent / "run.json").is_file() else []  # an older run's own
-                text = yaml.safe_dump(reading.renamed(yaml.safe_load(Path(path).read_text())), sort_keys=False)
-                word = f"--config={text}" if option == "--config" else text  # jsonargparse reads content too
-        found.append(word)
-    first_rank = os.environ.get("LOCAL_RANK", "0") == os.environ.get("SLURM_PROCID", "0") == "0"
-    for old in dict.fromkeys(met) if first_rank and not quietly else ():
-        new = reading.new_name(old)
-        print(f"note: {old} is now called {new}; the old name works until version 0.3", file=sys.stderr)
-    return found
-
-
-def with_value(arguments: list[str], part: str, key: str, old: Any, new: Any) -> list[str]:
-    """The arguments with another value of a key in config files and texts that have `old` there."""
-    found = []
-    for before, word in zip(["", *arguments], arguments, strict=False):
-        option, equals, value = word.partition("=")
-        path = word if before in ("--config", "-c") else value if option == "--config" and value else None
-        if path is not None:
-            config = yaml.safe_load(Path(path).read_text() if path in _configs(["--config", path]) else path)
-            if config.get(part, {}).get(key) == old:
-                config[part][key] = new
-                word = f"{option}{equals}" * (path is value) + yaml.safe_dump(config, sort_keys=False)
-        found.append(word)
-    return found
-
-
-def _old_keys(path: str) -> list[str]:
-    """The old names in a config file that are set there; none where it cannot be read: the parser says so."""
-    try:
-        config = dict(reading.flat(yaml.safe_load(Path(path).read_text())))
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
-        return []
-    return [old for old in reading.RENAMED if old in config or any(key.startswith(f"{old}.") for key in config)]

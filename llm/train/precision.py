@@ -13,7 +13,6 @@ import torch
 from ..model import DecoderConfig
 from ..model.fast_linear import linear
 
-AUTO = "auto"
 TOKENS = 512  # at most, in a product that is timed
 ROUNDS = 7
 MARGIN = 1.05  # below this ratio of times, one is as good as the other
