@@ -38,7 +38,7 @@ ROPE_TYPES = ("default", "linear", "llama3")  # those whose frequencies do not d
 class DecoderConfig(PretrainedConfig):
     """Sizes and switches of `DecoderForCausalLM`.
 
-    Sizes:
+    Attributes: Sizes
         vocab_size: rows of the embedding, padding included.
         unpadded_vocab_size: ids that the tokenizer has, where the rows were padded beyond them for speed; the logits of
             the padding can never win. None: no padding.
@@ -50,24 +50,28 @@ class DecoderConfig(PretrainedConfig):
         num_key_value_heads: key-value heads; None is as many as query heads.
         head_dim: width of a head; None is hidden_size / num_attention_heads.
         max_position_embeddings: longest context; a hard limit for learned positions.
-    Parts:
+
+    Attributes: Parts
         norm: of the blocks' inputs and of the last block's output.
         norm_eps: added to the mean square (rmsnorm) or variance (layernorm).
         position: how positions are told apart.
         rope_parameters: of rope, as in transformers: rope_type, rope_theta, ...
         feedforward: FFN with a gate (SwiGLU) or without.
-        attention_bias, mlp_bias: biases of these projections.
+        attention_bias: biases of the projections of attention.
+        mlp_bias: biases of those of the FFN.
         qk_norm: RMSNorm of each head's queries and keys, after streams and before rope.
         tie_word_embeddings: the output head uses the embedding's matrix.
-    Switches:
+
+    Attributes: Switches
         hidden_act: activation of the FFN, see `activations.py`.
-        nmda_alpha: alpha of NMDA, at least 0.
-        nmda_beta: beta of NMDA.
-        nmda_learnable: train alpha and beta of every layer.
-        swish_beta: beta of Swish.
-        swish_bias: bias of its gate.
-        swish_learned: which of them are trained in every layer: none, beta, bias or both.
-        xielu_positive, xielu_negative: first value of xIELU's coefficient on that side.
+        nmda_alpha (float): alpha of NMDA, at least 0.
+        nmda_beta (float): beta of NMDA.
+        nmda_learnable (bool): train alpha and beta of every layer.
+        swish_beta (float): beta of Swish.
+        swish_bias (float): bias of its gate.
+        swish_learned (str): which of them are trained in every layer: none, beta, bias or both.
+        xielu_positive (float): first value of xIELU's coefficient above 0.
+        xielu_negative (float): first value of the one below 0.
         stream: residual attention streams, see `streams.py`. Empty: none.
         stream_source: what a layer adds of the layers before it.
         stream_weight: factor of what is added: fixed, or learned by layer or head; mix learns that of the layer's own
@@ -86,17 +90,20 @@ class DecoderConfig(PretrainedConfig):
         attention_dropout: probability that an attention weight is dropped.
         residual_dropout: probability that an element of a block's output is dropped.
         embedding_dropout: probability that an element of an embedding is dropped.
-    Initial weights:
+
+    Attributes: Initial weights
         initializer_range: standard deviation of every matrix.
         initializer_seed: each tensor is drawn from a generator named by (seed, parameter name).
         scale_residual_init: divide the deviation of the projections that write to the residual stream by
             sqrt(2 layers), as GPT-2 does.
-    Scaling:
+
+    Attributes: Scaling
         parametrization: how settings follow the size, see `parametrization.py`.
         base_hidden_size: under completep, the hidden_size at which the settings were tuned.
         base_num_hidden_layers: under completep, the num_hidden_layers at which the settings were tuned.
         base_head_dim: under completep, the head_dim at which the settings were tuned.
-    Of transformers:
+
+    Attributes: Of transformers
         use_cache: keep keys and values when generating.
         pad_token_id, bos_token_id, eos_token_id: ids that generation uses; an export sets its tokenizer's.
 

@@ -245,10 +245,10 @@ def _value(node: ast.expr | None) -> Any:
 
 
 def descriptions(docstring: str) -> dict[str, str]:
-    """name -> text of the entries of a docstring's sections: `name: text` or `name, name: text`, then deeper lines."""
+    """name -> text of the entries of a docstring: `name: text`, `name (type): text` or `name, name: text`."""
     found: dict[str, str] = {}
     for entry in re.split(r"\n(?=    \S)", inspect.cleandoc(docstring)):
-        if match := re.match(r"    (\w+(?:, \w+)*):\s+(.*)", entry, re.S):
+        if match := re.match(r"    (\w+(?:, \w+)*)(?: \(\w+\))?:\s+(.*)", entry, re.S):
             text = " ".join(re.split(r"\n(?=\S)", match[2])[0].split())
             found |= dict.fromkeys(match[1].split(", "), text)
     return found
