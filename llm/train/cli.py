@@ -30,7 +30,7 @@ from ..data.module import TokenDataModule
 from ..model import DecoderConfig
 from ..runs import reading
 from .attempt import Attempt
-from .config_files import with_new_names, with_value
+from .config_files import asks_for, with_new_names, with_value
 from .evaluation import EvaluationSettings
 from .module import LanguageModule
 from .options import (
@@ -137,9 +137,12 @@ def with_precision(arguments: list[str]) -> list[str]:
     Raises:
         UserError: there are several devices, which might decide differently.
     """
+    if not asks_for(arguments, "trainer", "precision", AUTO):
+        return arguments
     given = given_options("fit", arguments)
     if given["trainer.precision"] != AUTO:
-        return arguments
+        precision = given["trainer.precision"]
+        return with_value(arguments, "trainer", "precision", AUTO, precision)
     if device_count(given["trainer.devices"]) * given["trainer.num_nodes"] != 1:
         raise UserError("trainer.precision auto is for one device: give bf16-mixed or 32-true")
     before = Path(given["run.folder"]) / "config.yaml"

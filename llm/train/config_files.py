@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
@@ -67,6 +68,14 @@ def with_new_names(arguments: list[str], quietly: bool = False) -> list[str]:
     return found
 
 
+def asks_for(arguments: list[str], part: str, key: str, value: Any) -> bool:
+    """Whether an option or a config file among the arguments gives a key this value, even if a later one overrides it."""
+    option = f"--{part}.{key}"
+    words = any(word == f"{option}={value}" for word in arguments)
+    words |= any(pair == (option, value) for pair in itertools.pairwise(arguments))
+    return words or with_value(arguments, part, key, value, None) != arguments
+
+
 def with_value(arguments: list[str], part: str, key: str, old: Any, new: Any) -> list[str]:
     """The arguments with another value of a key in config files and texts that have `old` there."""
     found = []
@@ -75,8 +84,9 @@ def with_value(arguments: list[str], part: str, key: str, old: Any, new: Any) ->
         path = word if before in ("--config", "-c") else value if option == "--config" and value else None
         if path is not None:
             config = yaml.safe_load(Path(path).read_text() if path in config_paths(["--config", path]) else path)
-            if config.get(part, {}).get(key) == old:
-                config[part][key] = new
+            section = config.get(part)
+            if isinstance(section, dict) and section.get(key) == old:
+                section[key] = new
                 word = f"{option}{equals}" * (path is value) + yaml.safe_dump(config, sort_keys=False)
         found.append(word)
     return found

@@ -260,9 +260,11 @@ def _decoder_problems(given: Namespace) -> list[str]:
 
 
 def given_options(command: str, arguments: list[str]) -> Namespace:
-    """The options of arguments that `check` has let pass."""
+    """The options of arguments that `check` has let pass, without those that only classes have."""
+    pairs = zip(["", *arguments], arguments, strict=False)
+    left_out = [w.startswith(_OF_CLASSES) or (b.startswith(_OF_CLASSES) and "=" not in b) for b, w in pairs]
     with class_paths(any_path=True):
-        return parser_of(command).parse_args(arguments)
+        return parser_of(command).parse_args([w for w, out in zip(arguments, left_out, strict=True) if not out])
 
 
 # ---- Parser and help -------------------------------------------------------------------------------------------------

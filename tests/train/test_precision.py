@@ -63,5 +63,7 @@ def test_a_run_keeps_what_was_chosen_when_it_began(
     said = capsys.readouterr().err
     assert said.count("trainer.precision auto: bf16-mixed") == 2
     assert said.count("bfloat16 products take 2 times as long as float32 ones: trainer.precision 32-true") == 1
+    assert fit(config, "--trainer.precision", "32-true", "--run.folder", str(tmp_path / "other")) == 0  # overrides it
+    assert yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())["trainer"]["precision"] == "32-true"
     assert fit(config, "--trainer.devices", "2") == 2
     assert "auto is for one device: give bf16-mixed or 32-true" in capsys.readouterr().err
