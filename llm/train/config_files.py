@@ -69,7 +69,7 @@ def with_new_names(arguments: list[str], quietly: bool = False) -> list[str]:
 
 
 def asks_for(arguments: list[str], part: str, key: str, value: Any) -> bool:
-    """Whether an option or a config file among the arguments gives a key this value, even if a later one overrides it."""
+    """Whether an option or a config file among the arguments gives a key this value, overridden or not."""
     option = f"--{part}.{key}"
     words = any(word == f"{option}={value}" for word in arguments)
     words |= any(pair == (option, value) for pair in itertools.pairwise(arguments))
