@@ -100,3 +100,11 @@ def copy_files(source: Path, target: Path) -> None:
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def with_attempts(record: dict[str, Any]) -> dict[str, Any]:
+    """The content of a run.json with its attempts under `attempts`; version 0.1 had another key for them."""
+    earlier = record.get("lives")
+    if earlier is None or "attempts" in record:
+        return record
+    return {key: value for key, value in record.items() if key != "lives"} | {"attempts": earlier}

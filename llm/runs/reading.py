@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ..common.errors import UserError
+from ..common.files import with_attempts
 from ..common.lock import HEARTBEAT, is_beating, owner
 
 # struct flock of Linux on 64 bits: type, whence, start, length, process, each at its native alignment.
@@ -101,10 +102,7 @@ class Lock(NamedTuple):
 def record(run: Path) -> dict[str, Any]:
     """The content of run.json. Raises UserError where `run` is not a run folder."""
     try:
-        content = dict(json.loads((run / "run.json").read_bytes()))
-        if "lives" in content:  # the key's name in version 0.1.0
-            content.setdefault("attempts", content.pop("lives"))
-        return content
+        return with_attempts(dict(json.loads((run / "run.json").read_bytes())))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"{run} is not a run folder (it has no run.json): give the run.folder of a training run"

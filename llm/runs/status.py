@@ -106,8 +106,10 @@ def _setting(config: dict[str, Any], section: str, name: str) -> int | None:
 def _attempts(record: dict[str, Any]) -> list[dict[str, Any]]:
     """From which step each attempt went on, and on what. What the first does not say of itself, run.json says of it."""
     unknown = {"from_step": 0, "device": None, "devices": None}
-    told = record.get("attempts")
-    first, *others = told if told and isinstance(told, list) and all(isinstance(each, dict) for each in told) else [{}]
+    listed = record.get("attempts") or [{}]
+    if not (isinstance(listed, list) and all(isinstance(each, dict) for each in listed)):
+        listed = [{}]
+    first, *others = listed
     of_first = {name: record[name] for name in ("device", "devices") if name in record}
     attempts = [of_first | first, *others]
     return [unknown | {name: each[name] for name in unknown if name in each} for each in attempts]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from llm.common.environment import environment, now
 from llm.common.errors import UserError
-from llm.common.files import write_file, write_json
+from llm.common.files import with_attempts, write_file, write_json
 from llm.common.lock import acquire_lock
 from llm.common.processes import progress_bar
 
@@ -277,9 +277,7 @@ def checkpoint_step(path: Path) -> int:
 def read_record(path: Path, program: str, parts: Iterable[str]) -> dict[str, Any]:
     """Read run.json of a training with these parts; UserError if there is none."""
     try:
-        record = json.loads((path / RECORD).read_bytes())
-        if "lives" in record:  # the key's name in version 0.1.0
-            record.setdefault("attempts", record.pop("lives"))
+        record = with_attempts(dict(json.loads((path / RECORD).read_bytes())))
         if not isinstance(record["attempts"], list) or not all(isinstance(record[part], dict) for part in parts):
             raise ValueError("it is of something else")
     except (OSError, ValueError, KeyError, TypeError) as error:
