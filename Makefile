@@ -1,5 +1,5 @@
 # `make install` sets up .venv to run; `make run` is the tutorial: the product's own commands, in order; `make test` sets
-# up .venv for development too, and is everything CI checks.
+# up .venv for development too; CI also runs the slow tests, `make test-all`.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -7,7 +7,7 @@ RUN := runs/stories
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install run study test test-slurm browser lint site
+.PHONY: install run study test test-all test-slurm browser lint site
 .DELETE_ON_ERROR:
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -56,6 +56,9 @@ site: .venv/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 test: lint
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not slurm and not slow'
+
+test-all: lint
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 # The sbatch scripts on a two-node Slurm cluster that the tests set up on this machine (apt-get, as root) and stop again.

@@ -61,8 +61,10 @@ def digests(run: Path) -> dict[int, tuple[str, str]]:
 
 @pytest.mark.parametrize(
     ("vocabulary", "compiled"),
-    [({"vocab_size": 50257, "unpadded_vocab_size": None}, True), ({"vocab_size": 131072}, False)],
-    ids=["compiled", "padded"],
+    [
+        pytest.param({"vocab_size": 50257, "unpadded_vocab_size": None}, True, id="compiled", marks=pytest.mark.slow),
+        pytest.param({"vocab_size": 131072}, False, id="padded"),
+    ],
 )
 def test_fifty_steps_killed_and_resumed_with_other_workers_see_the_same_data(
     vocabulary: dict, compiled: bool, store: Path, tmp_path: Path

@@ -124,6 +124,7 @@ class Evals:
         return sorted(numbers, key=str), same_files(out, "evals/samples/*.jsonl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fit", "two ranks", "prepare", "small", "evals"])
 def test_killed_at_random_and_begun_again(kind: str, tiny_config: Config, tmp_path: Path) -> None:
     made: dict[str, Callable[[], Any]] = {

@@ -90,6 +90,7 @@ def processes_of(scratch: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_terminated_it_leaves_nothing_behind(tiny_config: Config, scratch: Path) -> None:
     words = ["--config", str(tiny_config()), "--layouts", "ddp", "--folder", str(scratch), "--accelerator", "cpu"]
     command = [sys.executable, "-m", "llm", "bench-ranks", *words, "--steps", "100000"]

@@ -23,6 +23,7 @@ from llm.model import DecoderConfig
 from llm.train.cli import parse
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trials_start_fast")
 def test_bench_prints_both_ratios_and_memory(
     tiny_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -80,6 +81,7 @@ def test_time_is_told_of_the_part_that_takes_it(part: str, name: str, tiny_confi
     assert parts[part] > 1 and parts[part] == max(parts.values())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trials_start_fast")
 def test_bench_compares_the_contenders_that_are_asked_for(
     tiny_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
@@ -169,6 +171,7 @@ def test_the_search_for_a_micro_batch_finds_the_largest(rows: int, data: st.Data
     assert len(set(asked)) == len(asked) and set(asked) <= set(divisors)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trials_start_fast")
 def test_fit_says_what_to_set_and_the_run_takes_it(tiny_config: Callable[..., Path], tmp_path: Path, capsys) -> None:
     """A budget between the needs of many rows and of few: a context of 256 on a tiny model."""
@@ -271,6 +274,7 @@ def test_micro_batches_make_a_step(name: str, tiny_config: Callable[..., Path], 
     assert 0.5 < steps[1] / steps[0] < 1.3  # a mean, not a sum of three
 
 
+@pytest.mark.slow
 def test_the_loss_alone_by_chunks_and_whole(tiny_config: Callable[..., Path], tmp_path: Path, capsys) -> None:
     out = tmp_path / "loss.json"
     words = ["--config", str(tiny_config()), "--rounds", "2", "--json", str(out)]

@@ -46,6 +46,7 @@ def wait_for(condition: Any, process: Python) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_twice_it_ends_as_one_left_alone(
     tiny_study: Study, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -36,6 +36,7 @@ for keep in (False, True, False):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
 def test_freed_memory_is_kept_and_given_back() -> None:
     """In one of a few processes: the heap begins anywhere, and a small piece may come to lie above a large one."""

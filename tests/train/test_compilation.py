@@ -105,6 +105,7 @@ def members(group: int) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_stop_while_it_compiles_saves_and_stops(tiny_config: Config, tmp_path: Path) -> None:
     """Two ranks; the signal goes to all their processes, as Slurm sends it: to the compilers too."""
     config = tiny_config(model__compile=True, decoder__num_hidden_layers=1)

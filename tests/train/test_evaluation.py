@@ -95,6 +95,7 @@ def until(reached: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_run_with_evaluations_is_the_same_to_the_last_bit(tiny_config: Config, tmp_path: Path) -> None:
     """`python -m llm fit` with and without, with dropout, the real export and the real tasks."""
     with_it, without = tmp_path / "with", tmp_path / "without"

@@ -110,7 +110,9 @@ def test_a_fast_path_stays_within_the_spread_of_rounding(on: tuple[str, ...], ha
         assert far <= 2 * spread  # 0 on a processor whose plain path runs the same kernel
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "half", [pytest.param(False, id="fp32"), pytest.param(True, id="bf16", marks=pytest.mark.slow)]
+)
 def test_compiled_blocks_stay_within_the_spread_of_rounding(half: bool) -> None:
     """With the fast paths off, and on."""
     plain, spread = plain_and_spread(half)

@@ -237,7 +237,7 @@ def test_a_loss_that_stands_out_is_told_with_its_batch(
     assert [line["deviations"] for line in events(run)] == [spike["deviations"]] * 2
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+@pytest.mark.parametrize("precision", [pytest.param("bf16-mixed", marks=pytest.mark.slow), "32-true"])
 def test_activation_checkpointing_and_compile_train_alike(tiny_config: Config, tmp_path: Path, precision: str) -> None:
     curves = []
     switches: dict[str, dict[str, bool]] = {"plain": {}, "recompute": {"model__activation_checkpointing": True}}

@@ -54,6 +54,7 @@ def gone(pid: int) -> bool:
         return True
 
 
+@pytest.mark.slow
 def test_ten_kills_of_one_rank_or_of_both_change_nothing(tiny_config: Config, tmp_path: Path) -> None:
     """At random moments, checkpoints among them: metrics and weights are bitwise those of a run left alone.
 

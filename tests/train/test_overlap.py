@@ -62,6 +62,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 def test_every_ranks_copies_may_be_late(tiny_config: Config, tmp_path: Path) -> None:
     common = {"trainer__precision": "bf16-mixed", "trainer__max_steps": 4, "data__micro_batch_size": 2}
     common |= {"run__checkpoint_every": 1, "run__keep_checkpoints": 9, "run__loggers": ["csv"]}

@@ -42,8 +42,10 @@ VARIANTS: dict[str, dict] = {
     "rivals": {"decoder__value_embedding": "values", "decoder__residual": "hyper-manifold"},
     "muon": {"model__optimizer": {"name": "muon", "lr": 3e-3, "muon_lr": 6e-3}},
 }
+REPEATS = ("queries and keys", "rivals")  # marked slow
 RARE = ("offload2", "offload3", "fsdp2-2", "fsdp2-3")  # not for every stream
 MUON = ("ddp", "zero1", "zero2", "fsdp2-1")  # the others are refused
+PRECISIONS = ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)]
 COMMON = {
     "decoder__tie_word_embeddings": True,
     "data__micro_batch_size": 2,  # two micro-batches on each of two devices, four on one
@@ -99,7 +101,9 @@ def after():
 """
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=[pytest.mark.slow] * (name in REPEATS)) for name in VARIANTS]
+)
 def test_two_processes_train_as_one(tiny_config: Config, tmp_path: Path, variant: str) -> None:
     """fp32, every strategy and stream: losses within 1e-5 of one process, same data, tied embeddings still tied."""
     common, alone = COMMON | VARIANTS[variant], tmp_path / "alone"
@@ -231,7 +235,7 @@ def after():
 """
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_validation_and_checkpoints_as_under_nccl_change_nothing(
     tiny_config: Config, tmp_path: Path, precision: str
 ) -> None:
@@ -296,7 +300,7 @@ def after():
 """
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_run_goes_on_with_other_numbers_of_devices_and_stages(
     tiny_config: Config, tmp_path: Path, precision: str
 ) -> None:

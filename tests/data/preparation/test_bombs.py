@@ -163,6 +163,7 @@ assert "torch" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_bombs_in_a_process_with_little_memory(tmp_path):
     """Of 200 MB in a line, 600 MB in a page and 8 GB in an archive none needs more than 300 MB."""
     texts = [bomb(tmp_path / f"text{suffix}") for suffix in (".jsonl.gz", ".jsonl.zst", ".txt")]

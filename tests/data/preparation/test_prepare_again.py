@@ -201,6 +201,7 @@ def test_tasks_at_once_make_the_store_of_one(launcher, large, bpe_folder, tmp_pa
     assert tokens == pytest.approx(300_000, rel=0.01)  # every text is there twice
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["workers", "tasks"])
 def test_killed_at_ten_moments_it_is_the_store_of_an_undisturbed_run(how, launcher, large, bpe_folder, tmp_path):
     began = time.monotonic()

@@ -191,7 +191,7 @@ def hippoformer(tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: p
     return tmp_path / "out"
 
 
-@pytest.mark.parametrize("items", ["made up", "real"])
+@pytest.mark.parametrize("items", ["made up", pytest.param("real", marks=pytest.mark.slow)])
 def test_the_command_line_of_stock_lm_eval_gives_the_same_numbers(hub, hippoformer, items, request):
     """Official task, official command, on the folder as it is."""
     if items == "real":

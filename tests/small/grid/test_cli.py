@@ -193,6 +193,7 @@ def test_steps_are_timed_in_both_dtypes(tmp_path: Path, capsys) -> None:
     assert re.search(r"^dtype \w+: a step takes float32 [\d.]+ ms, bfloat16 [\d.]+ ms$", capsys.readouterr().out, re.M)
 
 
+@pytest.mark.slow
 def test_figures_are_those_that_the_runs_allow(tmp_path: Path, capsys) -> None:
     runs, out = tmp_path / "runs", tmp_path / "figures"
     words = ["train", *TINY, "--neurons", "2", "--seeds", "2", "--out", str(runs)]  # few maps to draw

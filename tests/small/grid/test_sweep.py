@@ -51,6 +51,7 @@ def test_the_tasks_of_an_array_share_all_runs(tmp_path: Path) -> None:
         assert len(read_runs(tmp_path)) == done
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_ended_leaves_no_worker_and_goes_on(tmp_path: Path) -> None:
     """Though each signal reaches the sweep's process alone: a worker that lived on would hold its folder."""
     words = ["sweep", *TINY, "--trials", "40", "--steps", "64", "--workers", "2"]

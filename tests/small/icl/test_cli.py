@@ -60,6 +60,7 @@ def test_train_prints_tables_and_draws_figure_3(tmp_path: Path, capsys: pytest.C
     assert is_a_picture(out / "learning_curves.png")
 
 
+@pytest.mark.slow
 def test_a_training_killed_from_outside_goes_on(tmp_path: Path) -> None:
     through, killed = tmp_path / "through", tmp_path / "killed"
     words = [

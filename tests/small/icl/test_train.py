@@ -111,7 +111,7 @@ def accuracies(rows: list[Snapshot]) -> dict[tuple[str, int], list[float]]:
     ("settings", "machine", "near"),
     [
         (SMALL, Machine(together=True), 1e-3),
-        (SMALL, Machine(compile=True), 1e-3),
+        pytest.param(SMALL, Machine(compile=True), 1e-3, marks=pytest.mark.slow),
         (small(variants=("values", "keys", "classic")), Machine(together=True), 1e-3),  # whatever is beside it
         (small(products="bfloat16"), Machine(), 0.03),
     ],

@@ -66,6 +66,7 @@ def test_the_papers_preset_is_the_reference_codes(tmp_path: Path, monkeypatch) -
     assert machine == Model(MachineSizes(code=120, modules=(30, 30, 24, 18, 18)), RULES["code"])
 
 
+@pytest.mark.slow
 def test_figures_are_of_every_model(tmp_path: Path, capsys, monkeypatch) -> None:
     words = ["--room", "5x5", "--walkers", "24", "--steps", "30", "--shuffles", "20", "--probes", "4"]
     assert main(["train", *WORDS, "--seeds", "2", "--code", "9", "--out", str(tmp_path / "runs")]) == 0
