@@ -68,7 +68,8 @@ def draw_forest(verdict: LadderVerdict, costs: Mapping[tuple[str, str], ArmCost]
         axes.set_title(f"validation loss, arm − {verdict.ladder.baseline}")
         axes.grid(axis="x")
         right = axes.secondary_yaxis("right")
-        taken = [format_cost(costs.get((arm, at.size.name))) for arm, at in rows]
+        shown = 3 if any(cost.step_time for cost in costs.values()) else 2
+        taken = [format_cost(costs.get((arm, at.size.name)))[:shown] for arm, at in rows]
         right.set_yticks(range(len(rows)), [", ".join(each) for each in taken], fontsize=8)
         right.tick_params(length=0)
     return figure

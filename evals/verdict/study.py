@@ -20,6 +20,7 @@ from llm.common.errors import UserError
 from llm.common.files import read_json
 from llm.runs.study_record import (
     BASE,
+    BENCH,
     MAIN,
     NULL_ARM,
     RunState,
@@ -74,7 +75,8 @@ def judge_study(path: Path, level: float = LEVEL, bench: Path | None = None) -> 
     Args:
         path: of the YAML or the folder.
         level: of the intervals.
-        bench: what `python -m llm bench --json` wrote with the baseline and arms as contenders.
+        bench: what `llm bench --json` or `llm study bench` wrote, with the baseline and arms as contenders (default:
+            the bench.json in the study's folder, if there is one).
 
     Raises:
         UserError: none of its runs has been started; no pair of an arm and the baseline is finished; its budgets do
@@ -87,13 +89,16 @@ def judge_study(path: Path, level: float = LEVEL, bench: Path | None = None) -> 
     states = {run: record.state(run) for run in record.runs}
     ladder, left_out = _ladder(record, states)
     missing = [*left_out, *_not_finished(record, states)]
+    if bench is None and (record.folder / BENCH).is_file():
+        bench = record.folder / BENCH
     times = {} if bench is None else _step_times(bench, ladder, level)
     found = judge(ladder, level)
     evaluations, unpaired = read_evaluations(record, states.items(), level)
     notes = dict.fromkeys(
         [*record.notes, *_costs(record), *(note for arm in found.arms.values() for note in arm.notes), *unpaired]
     )
-    costs = arm_costs(record, states)
+    of_step = {record.baseline: 1.0, **{arm: time.value for arm, time in times.items()}} if times else {}
+    costs = arm_costs(record, states, of_step)
     return StudyVerdict(record, text, changes, states, missing, list(notes), found, times, evaluations, costs)
 
 
@@ -193,8 +198,8 @@ def _step_times(bench: Path, ladder: Ladder, level: float) -> dict[str, Interval
     arms = [arm for arm in ladder.changed if arm in rates]
     if ladder.baseline not in rates or not arms or len(rates[ladder.baseline]) < 2:
         raise UserError(
-            f"{bench} has no two rounds of {ladder.baseline} and an arm of the study: run python -m llm bench "
-            f"--contenders {ladder.baseline} {' '.join(ladder.changed)}"
+            f"{bench} has no two rounds of {ladder.baseline} and an arm of the study: run python -m llm study "
+            "bench STUDY"
         )
     found = {}
     for arm in arms:

@@ -28,16 +28,26 @@ class ArmCost(NamedTuple):
         flops: model FLOPs of a run of equal tokens, divided by the baseline's.
         tuned: the value of the tuned key, if a search is over.
         total: parameters as such.
+        step_time: of a step, divided by the baseline's, if `llm study bench` measured it.
     """
 
     parameters: float | None
     flops: float | None
     tuned: float | None = None
     total: int | None = None
+    step_time: float | None = None
 
 
-def arm_costs(record: StudyRecord, states: Mapping[StudyRun, RunState]) -> dict[tuple[str, str], ArmCost]:
-    """Return (arm, size) -> its cost, of every arm and size with a run that is over."""
+def arm_costs(
+    record: StudyRecord, states: Mapping[StudyRun, RunState], step_times: Mapping[str, float]
+) -> dict[tuple[str, str], ArmCost]:
+    """Return (arm, size) -> its cost, of every arm and size with a run that is over.
+
+    Args:
+        record: of the study.
+        states: of its runs.
+        step_times: arm -> time of a step, divided by the baseline's; taken for every size.
+    """
     runs: dict[tuple[str, str], StudyRun] = {}
     for run, state in states.items():
         if run.stage == MAIN and state.over:
@@ -48,12 +58,13 @@ def arm_costs(record: StudyRecord, states: Mapping[StudyRun, RunState]) -> dict[
     for (arm, size), run in runs.items():
         ours, base = counts[arm, size], counts.get((record.baseline, size))
         other = runs.get((record.baseline, size))
-        choices = record.choices.get(record.baseline if arm == NULL_ARM else arm, {})
+        trained_as = record.baseline if arm == NULL_ARM else arm
         found[arm, size] = ArmCost(
             ours / base if ours and base else None,
             run.flops / run.tokens / (other.flops / other.tokens) if other else None,
-            choices.get(size),
+            record.choices.get(trained_as, {}).get(size),
             ours,
+            step_times.get(trained_as),
         )
     return found
 
@@ -108,10 +119,11 @@ def arm_sources(record: StudyRecord) -> dict[str, str]:
     return {arm: overrides[SOURCE] for arm, overrides in arms.items() if SOURCE in (overrides or {})}
 
 
-def format_cost(cost: ArmCost | None) -> tuple[str, str]:
-    """Return parameters as "+12.7%" and FLOPs as "1.15 x", "–" if they are not known."""
-    parameters, flops = (cost.parameters, cost.flops) if cost else (None, None)
+def format_cost(cost: ArmCost | None) -> tuple[str, str, str]:
+    """Return parameters as "+12.7%", FLOPs and step time as "1.15 ×", "–" if they are not known."""
+    parameters, flops, time = (cost.parameters, cost.flops, cost.step_time) if cost else (None, None, None)
     return (
         f"{100 * (parameters - 1):+.1f}%" if parameters else "–",
         f"{flops:.2f} ×" if flops else "–",
+        f"{time:.2f} ×" if time else "–",
     )

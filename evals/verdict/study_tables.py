@@ -51,7 +51,16 @@ def arm_header(found: StudyVerdict) -> list[str]:
     """The header of `arm_rows`."""
     tune, several = found.record.content.get("tune") or {}, len(found.verdict.ladder.sizes) > 1
     tuned, equal = [str(tune.get("key"))] if tune else [], ["nats at equal parameters", "nats at equal FLOPs"]
-    return ["arm", "size", "parameters", "FLOPs", *(equal if several else []), *tuned, "where it comes from"]
+    return [
+        "arm",
+        "size",
+        "parameters",
+        "FLOPs",
+        "step time",
+        *(equal if several else []),
+        *tuned,
+        "where it comes from",
+    ]
 
 
 def arm_rows(found: StudyVerdict) -> list[list[str]]:

@@ -256,13 +256,17 @@ def now() -> float:
 
 
 class Fit:
-    """A variant of our model through the whole fit loop: loader, callbacks, CSV and TensorBoard loggers."""
+    """Our model through the whole fit loop: loader, callbacks, CSV and TensorBoard loggers."""
 
-    def __init__(self, plan: Plan, variant: Variant) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, module: LanguageModule) -> None:
+        self.plan, self.module, self.model = plan, module, module.model
+
+    @classmethod
+    def of_variant(cls, plan: Plan, variant: Variant) -> Fit:
+        """A variant of the plan's module, with its weights."""
         given = plan.module
         with no_init_weights():  # to draw a billion numbers takes 20 seconds
-            self.module = LanguageModule(
+            module = LanguageModule(
                 with_settings(given.decoder_config, **variant.decoder),
                 given.optimizer_settings,
                 Schedule(shape="constant"),
@@ -273,8 +277,8 @@ class Fit:
                 disable_fast_paths=[*given.disable_fast_paths, *variant.plain],
                 retain_freed_memory=given.retain_freed_memory,
             )
-        self.model = self.module.model
-        copy_weights(given.model, self.model)
+        copy_weights(given.model, module.model)
+        return cls(plan, module)
 
     def window(self, steps: int, parts: bool) -> Window:
         """Train `steps` steps, and UNCOUNTED before; `parts` as in `StepTimer`."""
@@ -374,4 +378,6 @@ class TransformersBaseline:
 
 def contender(name: str, plan: Plan) -> Fit | TransformersBaseline:
     """The contender called `name`, its model built."""
-    return TransformersBaseline(plan, TRANSFORMERS[name]) if name in TRANSFORMERS else Fit(plan, VARIANTS[name])
+    return (
+        TransformersBaseline(plan, TRANSFORMERS[name]) if name in TRANSFORMERS else Fit.of_variant(plan, VARIANTS[name])
+    )

@@ -73,7 +73,7 @@ def measure(plan: Plan, sweeps: dict[str, list[tuple[int, dict[str, int], int]]]
                 vocabulary = int(config.unpadded_vocab_size or 0)
                 random_store(own.folder, vocabulary, (steps + UNCOUNTED) * own.tokens_per_step + 1)
                 torch._dynamo.reset()  # or it would give up compiling after eight forms of a block
-                window = Fit(own, Variant(settings)).window(steps, parts=False)
+                window = Fit.of_variant(own, Variant(settings)).window(steps, parts=False)
             seconds.setdefault((name, size), []).append(1 / window.tokens_per_second)
             rate = f"{window.tokens_per_second:,.0f} tokens/s"
             print(f"round {turn + 1}/{rounds}  {name} {size:<10,}{rate:>22}", file=sys.stderr, flush=True)

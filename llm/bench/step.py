@@ -56,9 +56,12 @@ AGAINST = {
 CUBE = {"cpu": 4096, "gpu": 8192}  # side of the matrices whose product gives the rate: large enough to be at its best
 
 
-def measure(plan: Plan, names: list[str], rounds: int, steps: int) -> tuple[dict[str, list[Window]], list[float]]:
+Contenders = dict[str, Fit | TransformersBaseline]
+
+
+def measure(plan: Plan, contenders: Contenders, rounds: int, steps: int) -> tuple[dict[str, list[Window]], list[float]]:
     """The windows of each contender in each round, one after the other; and the FLOP/s of matrix products."""
-    contenders = {name: contender(name, plan) for name in names}
+    names = list(contenders)
     windows: dict[str, list[Window]] = {name: [] for name in names}
     rates = []
     for turn in range(rounds):
@@ -193,7 +196,7 @@ def run(args: argparse.Namespace) -> None:
         if args.memory_of:
             print(json.dumps(peak_memory(plan, args.memory_of, args.steps)))
             return
-        windows, rates = measure(plan, names, args.rounds, args.steps)
+        windows, rates = measure(plan, {name: contender(name, plan) for name in names}, args.rounds, args.steps)
     if device == "gpu":
         memory = {name: max(window.peak_mib for window in windows[name]) for name in names}
     else:

@@ -18,6 +18,7 @@ from ..common.files import read_json, write_json
 from . import reading
 
 RECORD = "study.json"
+BENCH = "bench.json"  # step times of the arms, in the study's folder
 NULL_ARM = "null"  # the baseline with other initial weights
 SOURCE = "source"  # key of an arm in the YAML: the paper that it is from, and how it differs; for the page alone
 BASE = "base: "  # before a change of the base config

@@ -1,4 +1,4 @@
-"""`python -m llm study`: plan, run, status, tasks. docs/study.md describes a study's YAML."""
+"""`python -m llm study`: plan, run, status, tasks, bench. docs/study.md describes a study's YAML."""
 
 from __future__ import annotations
 
@@ -66,7 +66,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tasks.add_argument("--stage", choices=("tune", "main"), help="of the array")
     tasks.add_argument("--size", help="of the array")
     tasks.add_argument("--task", metavar="I/N", help="of the array")
-    for command in (plan, run, status, tasks):
+    bench = add_command(
+        commands,
+        "bench",
+        "step time of every arm",
+        "Time a step of every arm, in turns on one device, for the verdict. Writes bench.json to the study's folder.",
+        f"python -m llm study bench {EXAMPLE}",
+    )
+    bench.add_argument("--size", help="of the models (default: the largest)")
+    bench.add_argument("--rounds", type=int, default=5, help="how often each arm has its turn (default: 5)")
+    bench.add_argument("--steps", type=int, default=10, help="counted steps a turn (default: 10)")
+    for command in (plan, run, status, tasks, bench):
         command.add_argument("study", type=Path, metavar="STUDY", help="YAML of the study")
 
 
@@ -77,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
         UserError: a study that cannot be run, or runs that failed.
         StoppedError: a signal stopped the runs, whose states are saved.
     """
-    {"plan": _plan, "run": _run, "status": _status, "tasks": _tasks}[args.action](args)
+    {"plan": _plan, "run": _run, "status": _status, "tasks": _tasks, "bench": _bench}[args.action](args)
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -121,3 +131,15 @@ def _tasks(args: argparse.Namespace) -> None:
         raise UserError("give --stage, --size and --task together")
     inspection = inspect(study)
     print(*(task_configs(inspection, *given) if all(given) else arrays(inspection)), sep="\n")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    study = read_study(args.study)
+    size = args.size or list(study.sizes)[-1]
+    if size not in study.sizes:
+        raise UserError(f"--size {size} is unknown: give one of {', '.join(study.sizes)}")
+    if min(args.rounds, args.steps) < 1:
+        raise UserError("--rounds and --steps must be at least 1")
+    from .bench import bench
+
+    bench(study, size, args.rounds, args.steps)

@@ -52,12 +52,12 @@ def study(tmp_path: Path) -> Path:
 
 def test_parameters_and_flops_are_relative_to_the_baseline(study: Path) -> None:
     found = judge_study(study)
-    assert found.costs["larger", "small"] == pytest.approx((1.2, 1.5, 3e-3, 1200))
-    assert found.costs["worse", "small"] == pytest.approx((0.99, 0.95, 5e-3, 990))
-    assert found.costs["null", "small"] == pytest.approx((1, 1, 1e-3, 1000))  # tuned as the baseline
+    assert found.costs["larger", "small"][:4] == pytest.approx((1.2, 1.5, 3e-3, 1200))
+    assert found.costs["worse", "small"][:4] == pytest.approx((0.99, 0.95, 5e-3, 990))
+    assert found.costs["null", "small"][:4] == pytest.approx((1, 1, 1e-3, 1000))  # tuned as the baseline
     assert adjusted_differences(found.verdict, found.costs) == {}  # one size says nothing of another
-    assert format_cost(found.costs["larger", "small"]) == ("+20.0%", "1.50 ×")
-    assert format_cost(None) == format_cost(ArmCost(None, None)) == ("–", "–")
+    assert format_cost(found.costs["larger", "small"]) == ("+20.0%", "1.50 ×", "–")
+    assert format_cost(None) == format_cost(ArmCost(None, None)) == ("–", "–", "–")
 
 
 def test_the_page_has_all_arms_in_one_picture_and_one_table(study: Path, tmp_path: Path) -> None:
@@ -75,6 +75,20 @@ def test_the_page_has_all_arms_in_one_picture_and_one_table(study: Path, tmp_pat
         rows = {row["arm"]: row for row in csv.DictReader(file)}
     assert float(rows["larger"]["arm_flops"]) == pytest.approx(1.5) and rows["larger"]["source"] == SOURCES["larger"]
     assert float(rows["better"]["tuned"]) == 2e-3 and rows["equal"]["source"] == ""
+
+
+def test_step_times_that_were_measured_stand_in_picture_and_table(study: Path, tmp_path: Path) -> None:
+    """bench.json is the study's own; an arm that was not timed has none, and the null arm takes the baseline's."""
+    rates = {"classic": [100.0, 110.0], "better": [80.0, 88.0], "worse": [100.0, 110.0]}
+    (study / "bench.json").write_text(json.dumps({"tokens_per_second": rates}))
+    found = judge_study(study)
+    times = {arm: cost.step_time for (arm, _), cost in found.costs.items()}
+    expected = {"classic": 1.0, "better": 1.25, "larger": None, "equal": None, "worse": 1.0, "null": 1.0}
+    assert times == {arm: time and pytest.approx(time) for arm, time in expected.items()}
+    assert main(["study", str(study), "--out", str(tmp_path / "out")]) == 0
+    page, svg = ((tmp_path / "out" / name).read_text() for name in ("report.html", "forest.svg"))
+    assert ">+0.0%, 1.00 ×, 1.25 ×<" in svg and ">+20.0%, 1.50 ×, –<" in svg
+    assert "step time" in page
 
 
 def test_runs_without_a_count_leave_their_parameters_open(study: Path) -> None:
