@@ -379,27 +379,19 @@ def _limits(ladder: Ladder, line_p_value: float) -> tuple[Refusal, ...]:
     """Return what the number of sizes and the line's misfit forbid."""
     refusals = []
     if len(ladder.sizes) < 4:
-        refusals.append(
-            Refusal("three_sizes", "nothing is held out and nothing is firm with three sizes: train a fourth size")
-        )
+        why = "nothing is held out and nothing is firm with three sizes: train a fourth size"
+        refusals.append(Refusal("three_sizes", why))
     if line_p_value < LINE_MISFIT:
-        refusals.append(
-            Refusal(
-                "line_misfit",
-                f"the sizes do not lie on a line in log compute (p = {line_p_value:.2g}), so there is no slope and no "
-                "extrapolation: read them one by one",
-            )
+        why = (
+            f"the sizes do not lie on a line in log compute (p = {line_p_value:.2g}), so there is no slope and no "
+            "extrapolation: read them one by one"
         )
+        refusals.append(Refusal("line_misfit", why))
     return tuple(refusals)
 
 
 def _held_out(ladder: Ladder, losses: Losses, level: float) -> HeldOut:
     found = ladder_estimator.hold_out(losses)
     difference = found.difference._replace(value=-found.difference.value)
-    return HeldOut(
-        ladder.sizes[-1],
-        _interval(difference, level),
-        -float(found.measured_difference[0]),
-        _interval(found.loss, level),
-        float(found.measured_loss[0]),
-    )
+    measured, loss = -float(found.measured_difference[0]), float(found.measured_loss[0])
+    return HeldOut(ladder.sizes[-1], _interval(difference, level), measured, _interval(found.loss, level), loss)

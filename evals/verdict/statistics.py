@@ -278,8 +278,6 @@ def _over_seeds(differences: Floats, shares: Floats, level: float) -> tuple[floa
     does, gives them no variance where they happen to agree: three seeds agree in sign in a quarter of null pairs, and
     all of these are called different. So the interval is the root of that sum times a quantile between Student's of
     S - 1 and of N - 1 degrees of freedom (`critical`). Without item_i it is the paired t interval of the seeds' means.
-    What single items say of the least possible variance is no help: a test that uses it and keeps its level where seeds
-    matter gains next to nothing where they do not, so two seeds give wide intervals.
     """
     seeds, items = differences.shape
     return _student(_mean(differences, shares), variance_parts(differences, shares), seeds, items, level)

@@ -81,7 +81,7 @@ class Decoder(DecoderPreTrainedModel):
         output_hidden_states = output_hidden_states or self.config.output_hidden_states
         output_attentions = output_attentions or self.config.output_attentions
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
-        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         if not torch.compiler.is_compiling():  # a graph has no branch on data
             self._check_positions(hidden.shape[1] + seen, attention_mask, position_ids, seen)
         mask = create_causal_mask(  # before an empty cache is made: with one, packed documents would not be seen
@@ -91,12 +91,10 @@ class Decoder(DecoderPreTrainedModel):
             position_ids = self._positions(hidden.shape[1], seen, attention_mask, hidden.device)  # (B or 1, T)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-
         hidden, carry, angles = self._entering(hidden, input_ids, position_ids)
         every_hidden, every_attention = [], []
         outputs = [hidden] if self.depth_averages is not None else []  # of all blocks so far
-        # fewer layers while `generate` drafts by early exit
-        for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
+        for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):  # fewer in early-exit drafts
             if output_hidden_states:
                 every_hidden.append(self._collapsed(hidden))
             hidden, weights, *carry = layer(
@@ -249,12 +247,11 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             attention_mask: (B, S), 1 for tokens and 0 for padding, on either side.
             position_ids: (B, T); restarting at 0 inside a row packs several documents into it, and then none sees
                 another (needs attention_mask None).
-            past_key_values: key-value cache; made where `use_cache` asks for one. `cache` is its name
-                from transformers 5.24 on.
-            labels: (B, T), shifted inside: token t is predicted from the tokens before it. -100 is left out.
+            past_key_values: key-value cache (`cache` from transformers 5.24 on); made where `use_cache` asks for one.
+            labels: (B, T), shifted inside: token t is predicted from those before it; -100 is left out.
             logits_to_keep: compute the logits of the last n positions only (0: all).
-            num_items_in_batch: divide the summed loss by this, the number of predicted tokens of the whole global
-                batch, instead of by this micro-batch's own.
+            num_items_in_batch: predicted tokens of the whole global batch, by which the summed loss is divided
+                (default: those of this micro-batch).
             output_attentions: attention weights of each layer, (B, H, T, S); needs `attn_implementation="eager"`.
             **kwargs: `shift_labels` (B, T), already shifted: entry t is predicted at position t. For training: no
                 logits are returned, so that none need be kept. (transformers' Trainer would ask for every named

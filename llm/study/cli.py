@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ..common.arguments import add_command
 from ..common.errors import UserError
@@ -66,6 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tasks.add_argument("--stage", choices=("tune", "main"), help="of the array")
     tasks.add_argument("--size", help="of the array")
     tasks.add_argument("--task", metavar="I/N", help="of the array")
+    bench = _add_bench(commands)
+    for command in (plan, run, status, tasks, bench):
+        command.add_argument("study", type=Path, metavar="STUDY", help="YAML of the study")
+
+
+def _add_bench(commands: Any) -> argparse.ArgumentParser:
     bench = add_command(
         commands,
         "bench",
@@ -76,8 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bench.add_argument("--size", help="of the models (default: the largest)")
     bench.add_argument("--rounds", type=int, default=5, help="how often each arm has its turn (default: 5)")
     bench.add_argument("--steps", type=int, default=10, help="counted steps a turn (default: 10)")
-    for command in (plan, run, status, tasks, bench):
-        command.add_argument("study", type=Path, metavar="STUDY", help="YAML of the study")
+    return bench
 
 
 def run(args: argparse.Namespace) -> None:
