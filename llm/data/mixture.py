@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.errors import UserError
+from .contradictions import SLOTS
 from .order import WindowOrder
 from .store import TokenStore
 
-SLOTS = 1000
 ALIKE = ("tokenizer_fingerprint", "vocab_size", "begin_of_document", "end_of_document", "validation_fraction")
 Item = tuple[int, int]  # (number of the store, window or document of it)
 
@@ -100,18 +100,6 @@ class Component:
     share: int
     train: TokenStore
     validation: TokenStore
-
-
-def weight_problems(weights: Mapping[str, float]) -> list[str]:
-    """Weights that cannot be: each a sentence."""
-    problems = [
-        f"data.store: the weight {weight} of {path} must be a finite number above 0"
-        for path, weight in weights.items()
-        if not 0 < weight < math.inf
-    ]
-    if not 1 <= len(weights) <= SLOTS:
-        problems.append(f"data.store names {len(weights)} stores: give a path, or a mapping of 1 to {SLOTS:,} paths")
-    return problems
 
 
 def whole_shares(weights: Sequence[float]) -> list[int]:

@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from ..common.errors import UserError
 from ..common.limits import config_problems
 from ..common.processes import end_with_creator
-from .mixture import MixtureOrder, Pattern, mixed_fingerprint, open_stores, short_names, weight_problems
+from .contradictions import of_rows, of_weights
+from .mixture import MixtureOrder, Pattern, mixed_fingerprint, open_stores, short_names
 from .rows import KINDS, PACKING, Rows, TrainingBatches, ValidationBatches
 from .store import FEW_DOCUMENTS
 
@@ -105,9 +106,7 @@ class TokenDataModule(pl.LightningDataModule):
         problems = config_problems("data", settings.get)
         if self.kind not in KINDS:
             problems.append(f"data.packing {self.packing!r} is unknown: give one of {', '.join(PACKING)}")
-        elif self.mask_documents and self.kind == "documents":
-            problems.append("data.mask_documents has nothing to mask with data.packing per_document: leave one out")
-        return problems + weight_problems(self.weights)
+        return [*problems, *of_rows(self.packing, self.mask_documents), *of_weights(self.weights)]
 
     def open(self) -> None:
         """Open the stores, once.

@@ -12,12 +12,12 @@ from transformers.configuration_utils import PretrainedConfig
 
 from .activations import FIELDS, PARAMETRIC, settings_of
 from .activations import NAMES as ACTIVATION_NAMES
+from .contradictions import contradictions, fill_sizes
 from .feedforward import FEEDFORWARDS
 from .norms import NORMS
-from .parametrization import parametrization_problems
-from .residual import FORMS, residual_problems
-from .streams import SOURCES, STREAMS, WEIGHTS, stream_problems
-from .value_embeddings import PLACES, value_embedding_problems
+from .residual import FORMS
+from .streams import SOURCES, STREAMS, WEIGHTS
+from .value_embeddings import PLACES
 
 SIZES = (
     "vocab_size",
@@ -176,20 +176,13 @@ class DecoderConfig(PretrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.stream = list(self.stream or [])
-        if self.num_key_value_heads is None:
-            self.num_key_value_heads = self.num_attention_heads
-        if self.head_dim is None and self.num_attention_heads > 0:
-            self.head_dim = self.hidden_size // self.num_attention_heads
-        if self.intermediate_size is None:
-            wanted = 4 * self.hidden_size if self.feedforward == "plain" else 8 * self.hidden_size // 3
-            self.intermediate_size = -(-wanted // 64) * 64
-        if self.unpadded_vocab_size is None:
-            self.unpadded_vocab_size = self.vocab_size
+        fill_sizes(self)
         if self.position == "rope":
             self.rope_parameters = {"rope_type": "default", "rope_theta": 10_000.0} | (self.rope_parameters or {})
         super().__post_init__(**kwargs)
-        problems = [*self._size_problems(), *self._name_problems(), *self._number_problems()]
-        problems += parametrization_problems(self)
+        bad = [name for name in SIZES if not getattr(self, name) or getattr(self, name) < 1]
+        problems = [f"{', '.join(bad)} must be at least 1"] if bad else contradictions(self)
+        problems += [*self._name_problems(), *self._number_problems()]
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -229,28 +222,6 @@ class DecoderConfig(PretrainedConfig):
         """Transformers fills `rope_parameters` in here; learned positions have none to fill."""
         return super().convert_rope_params_to_dict(**kwargs) if self.position == "rope" else kwargs
 
-    def _size_problems(self) -> list[str]:
-        bad = [name for name in SIZES if not getattr(self, name) or getattr(self, name) < 1]
-        if bad:
-            return [f"{', '.join(bad)} must be at least 1"]
-        problems = []
-        heads, groups = self.num_attention_heads, self.num_key_value_heads
-        if self.hidden_size % heads and self.head_dim * heads == self.hidden_size // heads * heads:
-            problems.append(
-                f"num_attention_heads {heads} does not divide hidden_size {self.hidden_size}: change one of them or "
-                "give head_dim"
-            )
-        if heads % groups:
-            problems.append(f"num_key_value_heads {groups} does not divide num_attention_heads {heads}")
-        if self.position == "rope" and self.head_dim % 2:
-            problems.append(f"head_dim {self.head_dim} is odd: rope turns pairs, give an even head_dim")
-        if self.unpadded_vocab_size > self.vocab_size:
-            problems.append(
-                f"unpadded_vocab_size {self.unpadded_vocab_size} is larger than vocab_size {self.vocab_size}: "
-                "vocab_size counts the padding too"
-            )
-        return problems
-
     def _name_problems(self) -> list[str]:
         choices: dict[str, Any] = {
             "norm": NORMS,
@@ -271,8 +242,6 @@ class DecoderConfig(PretrainedConfig):
             problems.append(f"stream {unknown} is unknown: give any of {', '.join(STREAMS)}")
         if len(set(self.stream)) < len(self.stream):
             problems.append(f"stream {self.stream} names one twice")
-        problems += stream_problems(self) if self.stream else []
-        problems += [*value_embedding_problems(self), *residual_problems(self)]
         if self.position == "rope" and self.rope_parameters["rope_type"] not in ROPE_TYPES:
             problems.append(
                 f"rope_type {self.rope_parameters['rope_type']!r} is unknown: give one of {', '.join(ROPE_TYPES)}"

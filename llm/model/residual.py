@@ -200,10 +200,3 @@ def doubly_stochastic(logs: Tensor) -> Tensor:
     if torch.jit.is_tracing():  # a saved trace holds no Python function
         return _SinkhornFunction.forward(logs)
     return _SinkhornFunction.apply(logs)
-
-
-def residual_problems(config: Any) -> list[str]:
-    """One sentence for each setting that contradicts another."""
-    if config.residual in CONNECTIONS and config.residual_expansion < 2:
-        return [f"residual_expansion {config.residual_expansion} must be at least 2 with residual {config.residual}"]
-    return []

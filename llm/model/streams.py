@@ -53,21 +53,6 @@ def lacks_projections(config: Any, index: int) -> tuple[str, ...]:
     return tuple(config.stream) if alone else ()
 
 
-def stream_problems(config: Any) -> list[str]:
-    """One sentence for each setting that contradicts another."""
-    source, weight, layers = config.stream_source, config.stream_weight, config.stream_layers
-    own, depth, problems = config.stream_own, config.num_hidden_layers, list[str]()
-    if source in DENSE and weight == "fixed":
-        problems.append(f"stream_source {source} learns its weights: give stream_weight layer, head or mix")
-    if own == 0 and weight != "mix" and source != "first":
-        problems.append(
-            f"stream_own 0 leaves no projection for stream_source {source}: give first, or stream_weight mix"
-        )
-    if layers is not None and not all(0 < index < depth for index in layers):
-        problems.append(f"stream_layers {list(layers)} must be layers from 1 to {depth - 1}: layer 0 receives nothing")
-    return problems
-
-
 class AttentionStream(nn.Module):
     """Adds what arrives from earlier layers to one layer's queries, keys and values.
 

@@ -34,18 +34,6 @@ def gated_layers(config: Any) -> list[int]:
     return list(range(config.num_hidden_layers)) if layers is None else list(layers)
 
 
-def value_embedding_problems(config: Any) -> list[str]:
-    """One sentence for each setting that contradicts another."""
-    layers, depth = config.value_embedding_layers, config.num_hidden_layers
-    if config.value_embedding == "none" or layers is None:
-        return []
-    if not layers or len(set(layers)) < len(layers) or not all(0 <= index < depth for index in layers):
-        return [
-            f"value_embedding_layers {list(layers)} must be different layers from 0 to {depth - 1}, or unset for all"
-        ]
-    return []
-
-
 class ValueGate(nn.Module):
     """Adds a layer's share of the token values to its values: g (1,), learned from `initial` on."""
 

@@ -82,7 +82,8 @@ def data_of(run: Path, stores: Sequence[Path] = ()) -> Data:
     Raises:
         UserError: no run folder, a store that is not there, or one that does not hold the run's data.
     """
-    from ..data.mixture import MixtureOrder, mixed_fingerprint, open_stores, weight_problems
+    from ..data.contradictions import of_weights
+    from ..data.mixture import MixtureOrder, mixed_fingerprint, open_stores
     from ..data.rows import PACKING, Rows
 
     record, config = reading.record(run), reading.config(run)
@@ -100,7 +101,7 @@ def data_of(run: Path, stores: Sequence[Path] = ()) -> Data:
         raise UserError(
             f"{run}/config.yaml lacks what makes a batch ({error!r}): put the run's config there"
         ) from error
-    if problems := weight_problems(weights):
+    if problems := of_weights(weights):
         raise UserError("; ".join(problems))
     components = open_stores(_found(run, weights, stores))
     facts = {

@@ -33,6 +33,7 @@ from tqdm import tqdm
 from ..common.errors import UserError
 from ..common.limits import config_problems
 from ..runs import reading
+from .contradictions import of_interval
 
 if TYPE_CHECKING:  # it imports torch, which the program below does without
     from .run_folder import RunFolder
@@ -68,10 +69,7 @@ class EvaluationSettings:
         problems = config_problems("evaluation", vars(self).get)
         if self.every is None:
             return problems
-        if self.every % max(1, checkpoint_every):
-            problems.append(
-                f"evaluation.every {self.every} must be a multiple of run.checkpoint_every {checkpoint_every}"
-            )
+        problems += of_interval("evaluation.every", self.every, checkpoint_every)
         try:
             shlex.split(self.arguments)
         except ValueError as error:

@@ -17,6 +17,7 @@ from ..model import DecoderConfig, DecoderForCausalLM
 from ..model.fast_paths import FAST_PATHS
 from ..model.loss import IGNORED
 from .compilation import configure_compiler
+from .contradictions import of_context
 from .fully_sharded import FullyShardedStrategy, clip_sharded_gradients
 from .lightning_loop import is_logged
 from .optim import Optimizer, Schedule
@@ -99,10 +100,8 @@ class LanguageModule(pl.LightningModule):
             problems.append(
                 f"model.disable_fast_paths {sorted(unknown)} is unknown: give any of {', '.join(FAST_PATHS)}"
             )
-        positions = self.decoder_config.max_position_embeddings
-        if self.decoder_config.position == "learned" and context > positions:
-            problems.append(f"data.context {context} is beyond decoder.max_position_embeddings {positions}")
-        return problems
+        decoder = self.decoder_config
+        return problems + of_context(context, decoder.position, decoder.max_position_embeddings)
 
     def setup(self, stage: str) -> None:
         self.model.set_attn_implementation(self.attention)

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..common.limits import config_problems
 from ..model.parametrization import Scales, scales
+from .contradictions import of_schedule
 from .muon import ShardedMuon
 
 Groups = list[dict[str, Any]]
@@ -192,20 +193,7 @@ class Schedule:
         problems = config_problems("model.schedule", vars(self).get)
         if self.shape not in SHAPES:
             problems.append(f"model.schedule.shape {self.shape!r} is unknown: give {' or '.join(SHAPES)}")
-        if self.shape in DECAYS and self.cooldown_steps == 0:
-            problems.append(
-                f"model.schedule.shape {self.shape} decays over the last steps: set model.schedule.cooldown_steps, "
-                "usually 10 to 20% of trainer.max_steps"
-            )
-        if max_steps < 1:
-            problems.append(f"trainer.max_steps {max_steps} must be at least 1: the schedule is a function of it")
-        elif self.warmup_steps + self.cooldown_steps > max_steps:
-            problems.append(
-                f"warm-up {self.warmup_steps} and cool-down {self.cooldown_steps} are longer than the run of "
-                f"{max_steps} steps: lower --model.schedule.warmup_steps and --model.schedule.cooldown_steps or raise "
-                "--trainer.max_steps"
-            )
-        return problems
+        return problems + of_schedule(self, max_steps, DECAYS)
 
     def factor(self, step: int, max_steps: int) -> float:
         """The factor for the update that takes step `step` (from 0) to `step + 1`, above 0 and at most 1."""

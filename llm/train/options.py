@@ -20,7 +20,10 @@ from jsonargparse._common import parsing_settings
 
 from ..common.errors import UserError
 from ..common.limits import BELOW_ONE, at_least, config_problems
+from ..data.contradictions import of_rows, of_weights
+from ..model.contradictions import contradictions, fill_sizes
 from .config_files import config_paths, read_config, with_new_names
+from .contradictions import of_context, of_interval, of_schedule, of_strategy
 from .declarations import CHOICES, NESTED, Key, Unread, as_dataclass, choices, keys_of, names, nested, nested_keys
 
 # What the run folder does for itself is off in Lightning, and a run is counted in steps, not epochs.
@@ -207,7 +210,8 @@ def check(command: str, arguments: list[str]) -> None:
 def problems_of(given: Namespace) -> list[str]:
     """Values that cannot be, each a sentence."""
     names_and_seeds = [*seed_problems(given), *trainer_problems(given), *_name_problems(given)]
-    return [*names_and_seeds, *config_problems("", given.get), *_decoder_problems(given)]
+    single = [*names_and_seeds, *config_problems("", given.get), *_decoder_problems(given)]
+    return single or _contradictions(given)
 
 
 def seed_problems(given: Namespace) -> list[str]:
@@ -257,6 +261,24 @@ def _decoder_problems(given: Namespace) -> list[str]:
         values = {key: given.get(key) for key in (f"decoder.{name}" for name in names("model/config.py", constant))}
         problems += [f"{k} {v} must be {limit.text}" for k, v in values.items() if v is not None and not limit.holds(v)]
     return problems
+
+
+def _contradictions(given: Namespace) -> list[str]:
+    """Settings that cannot be together, a sentence each."""
+    decoder, data, run = given["decoder"].clone(), given["data"], given["run"]
+    fill_sizes(decoder)
+    max_steps, decays = given["trainer.max_steps"], names("train/optim.py", "DECAYS")
+    schedule, every = given["model.schedule"], run.checkpoint_every
+    return [
+        *contradictions(decoder),
+        *of_context(data.context, decoder.position, decoder.max_position_embeddings),
+        *of_rows(data.packing, data.mask_documents),
+        *of_weights(data.store),
+        *(of_schedule(schedule, max_steps, decays) if max_steps >= 1 else []),  # `plan` and `bench` do without
+        *of_strategy(given["strategy"], str(given["trainer.precision"]), bool(given["model.compile"])),
+        *of_interval("run.keep_every", run.keep_every, every),
+        *of_interval("evaluation.every", given["evaluation.every"], every),
+    ]
 
 
 def given_options(command: str, arguments: list[str]) -> Namespace:

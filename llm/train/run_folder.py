@@ -41,6 +41,7 @@ from ..common.lock import HEARTBEAT, LOCK, FolderLock, acquire_lock
 from ..model import DecoderConfig
 from ..runs import reading
 from . import checkpoint as checkpoints
+from .contradictions import of_interval
 from .external_loggers import BackgroundLogger, check_entry, make_logger
 from .loggers import GrowingFile, MetricsFile, TensorBoardFile
 
@@ -86,10 +87,7 @@ class RunSettings:
     def check(self) -> None:
         """UserError naming every setting that cannot be used."""
         problems = config_problems("run", vars(self).get)
-        if self.keep_every and self.keep_every % max(1, self.checkpoint_every):
-            problems.append(
-                f"run.keep_every {self.keep_every} must be a multiple of run.checkpoint_every {self.checkpoint_every}"
-            )
+        problems += of_interval("run.keep_every", self.keep_every, self.checkpoint_every)
         if self.on_full_disk not in ON_FULL_DISK:
             problems.append(f"run.on_full_disk {self.on_full_disk!r} is unknown: give {' or '.join(ON_FULL_DISK)}")
         if unknown := sorted({each for each in self.loggers if isinstance(each, str)} - set(LOGGERS)):

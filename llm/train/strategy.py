@@ -26,6 +26,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 
 from ..common.errors import UserError
 from ..common.limits import config_problems
+from .contradictions import of_strategy
 from .fully_sharded import FullyShardedStrategy
 
 STARTING = 600.0
@@ -70,27 +71,11 @@ class StrategySettings:
         problems = []
         if self.name not in NAMES:
             problems.append(f"strategy.name {self.name!r} is unknown: give one of {', '.join(NAMES)}")
-        if self.offload_optimizer and self.name != "deepspeed":
-            problems.append("strategy.offload_optimizer needs strategy.name deepspeed")
-        if self.name in SHARDED and precision == "bf16-true":
-            problems.append(
-                f"trainer.precision bf16-true has no fp32 master weights under {self.name}: give bf16-mixed"
-            )
-        if self.name == "deepspeed" and self.stage == 3 and compiled:
-            problems.append(
-                "strategy.stage 3 gathers weights in hooks within every block, and torch would compile those again and "
-                "again: set model.compile false, or strategy.stage 1 or 2"
-            )
         if self.communication_dtype not in DTYPES:
             problems.append(
                 f"strategy.communication_dtype {self.communication_dtype!r} is unknown: give {' or '.join(DTYPES)}"
             )
-        elif self.communication_dtype == "bf16" and precision != "bf16-mixed":
-            problems.append(
-                f"strategy.communication_dtype bf16 would round gradients of trainer.precision {precision}, which are "
-                "sent as they are: set fp32, or trainer.precision bf16-mixed"
-            )
-        return problems + config_problems("strategy", vars(self).get)
+        return [*problems, *of_strategy(self, precision, compiled), *config_problems("strategy", vars(self).get)]
 
     def build(self, devices: int, gradient_clip: float | None, half_precision: bool) -> Strategy | str:
         """The Lightning strategy for `devices` devices in all.

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.common.errors import UserError
+from llm.data.contradictions import of_weights
 from llm.data.mixture import (
     SLOTS,
     MixtureOrder,
@@ -18,7 +19,6 @@ from llm.data.mixture import (
     mixed_fingerprint,
     open_stores,
     short_names,
-    weight_problems,
     whole_shares,
 )
 from llm.data.order import WindowOrder
@@ -159,12 +159,12 @@ def test_some_shares(weights: list[float], shares: list[int]) -> None:
 
 def test_weights_that_cannot_be_are_named() -> None:
     bad = {"a": 0.0, "b": -1.0, "c": math.inf, "d": math.nan, "e": 0.5}
-    problems = weight_problems(bad)
+    problems = of_weights(bad)
     assert [problem.split(" of ")[1][0] for problem in problems] == ["a", "b", "c", "d"]
     assert all("above 0" in problem for problem in problems)
-    assert "0 stores" in weight_problems({})[0]
-    assert "1001 stores" in weight_problems({str(n): 1.0 for n in range(1001)})[0]
-    assert weight_problems({"a": 1.0, "b": 1e-9}) == []
+    assert "0 stores" in of_weights({})[0]
+    assert "1001 stores" in of_weights({str(n): 1.0 for n in range(1001)})[0]
+    assert of_weights({"a": 1.0, "b": 1e-9}) == []
 
 
 # ---- Stores ----------------------------------------------------------------------------------------------------------
