@@ -174,12 +174,9 @@ def _over_training(found: Comparison) -> Section | None:
 def _indirect_object(found: Comparison) -> Section | None:
     if found.table_2 is None:
         return None
-    pictures = [
-        _picture(
-            figures.draw_ioi(found.table_2, found.pairs.names),
-            "Probability of the right and the wrong name, four sentences: each model as it was trained",
-        )
-    ]
+    lines = "; lines: intervals of the mean over seeds" if len(found.pairs.pairs) > 1 else ""
+    caption = f"Probability of the right and the wrong name, four sentences: each model as it was trained{lines}"
+    pictures = [_picture(figures.draw_ioi(found.table_2, found.pairs.names), caption)]
     if found.published is None:
         return Section("Indirect objects", pictures=pictures)
     caption = "The same as published: models without a stream inside the one with the stream, dropout on"

@@ -123,7 +123,7 @@ def draw_needle(results: Mapping[str, Mapping[str, Any]]) -> "Figure":
 def draw_ioi(sentences: Sequence[dict[str, dict[str, list[float]]]], names: Sequence[str]) -> "Figure":
     """Table 2 of Burns et al. 2025: the right name's probability on each sentence, as bars, a model a colour.
 
-    sentences: of either side, {"correct": {"mean": [4], "deviation": [4]}, "incorrect": ...} in [0, 1].
+    sentences: of either side, {"correct": {"mean": [4], "half_width": [4] or None}, "incorrect": ...} in [0, 1].
     """
     with style():
         figure = new_figure()
@@ -133,9 +133,9 @@ def draw_ioi(sentences: Sequence[dict[str, dict[str, list[float]]]], names: Sequ
                 mean = 100 * np.array(outcomes[outcome]["mean"])
                 places = np.arange(mean.size) + (side - 0.5) * 0.4 + (0.1 if outcome == "incorrect" else -0.1)
                 axes.bar(places, mean, 0.18, color=colour, alpha=alpha, label=f"{names[side]}, {outcome}")
-                deviation = 100 * np.array(outcomes[outcome]["deviation"])
-                if deviation.any():
-                    axes.errorbar(places, mean, deviation, fmt="none", ecolor=INK, elinewidth=0.8)
+                if half := outcomes[outcome]["half_width"]:
+                    ends = np.array([np.minimum(mean, 100 * np.array(half)), 100 * np.array(half)])  # not below 0
+                    axes.errorbar(places, mean, ends, fmt="none", ecolor=INK, elinewidth=0.8)
         axes.set_xticks(range(4), [f"sentence {n}" for n in range(1, 5)])
         axes.set_ylabel("probability (%)")
         figure.legend(loc="outside upper center", ncols=2, fontsize=8)

@@ -7,6 +7,7 @@ that can be paired -> intervals and p values, corrected over the arms -> a sente
 What `python -m evals run`, `ioi`, `incontext` and `recall` left in the exports is taken up; nothing is trained here.
 """
 
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from evals.verdict import efficiency, related, verdict
 from evals.verdict.measurements import Exports, Measure, both, kept_losses, read_measures
 from evals.verdict.pair import Pairs, read_arms, read_companions, read_null
 from evals.verdict.record import Comparison
+from evals.verdict.statistics import student_interval
 from llm.common.errors import UserError
 from llm.data.mixture import Component, mixed_fingerprint, open_stores
 
@@ -124,7 +126,8 @@ def _comparison(
     savings = [efficiency.saving(pair) for pair in pairs.pairs]
     targets = {target: [efficiency.saving(pair, target) for pair in pairs.pairs] for target in settings.targets}
     costs = efficiency.costs(pairs.pairs, step_time)
-    table_2, published = (read_table_2(arm.exports, name, arm.notes) for name in ("ioi", "ioi_as_published"))
+    table_2 = read_table_2(arm.exports, "ioi", arm.notes, settings.level)
+    published = read_table_2(arm.exports, "ioi_as_published", arm.notes, settings.level)
     how = how_measured(kept_losses(arm.exports[0][0], next(iter(shares))) or {})
     of_null = null.finding if null else None
     spacing = efficiency.validation_spacing(pairs.pairs)
@@ -262,9 +265,11 @@ def how_measured(result: Mapping[str, Any]) -> dict[str, Any]:
     return {key: result[key] for key in ("device", "dtype", "batch_size", "context", "versions") if key in result}
 
 
-def read_table_2(exports: Exports, name: str, notes: list[str]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Both sides' probabilities on the paper's four sentences, mean and population deviation over the seeds, as
-    EXPORT/evals/`name`.json has them."""
+def read_table_2(
+    exports: Exports, name: str, notes: list[str], level: float
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Both sides' probabilities on the paper's four sentences, from EXPORT/evals/`name`.json: mean and population
+    deviation over the seeds, and half the width of Student's interval of the mean (of one seed: None)."""
     results = both(exports, name, notes)
     if results is None:
         return None
@@ -273,6 +278,19 @@ def read_table_2(exports: Exports, name: str, notes: list[str]) -> tuple[dict[st
         outcomes = {}
         for outcome in ("correct", "incorrect"):
             values = np.array([pair[which]["sentences"][outcome] for pair in results])  # [seeds, 4]
-            outcomes[outcome] = {"mean": values.mean(axis=0).tolist(), "deviation": values.std(axis=0).tolist()}
+            outcomes[outcome] = {
+                "mean": values.mean(axis=0).tolist(),
+                "deviation": values.std(axis=0).tolist(),
+                "half_width": _half_widths(values, level),
+            }
         sides.append(outcomes)
     return sides[0], sides[1]
+
+
+def _half_widths(values: np.ndarray, level: float) -> list[float] | None:
+    """(S, 4) -> of each column."""
+    seeds = len(values)
+    if seeds < 2:
+        return None
+    errors = values.std(axis=0, ddof=1) / math.sqrt(seeds)
+    return [student_interval(0, float(error), seeds - 1, level).high for error in errors]

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from evals.exports import open_export
+from evals.verdict.compare import read_table_2
 from evals.verdict.measurements import Measure, read_measures
 from evals.verdict.verdict import find
 from llm.common.errors import UserError
@@ -162,6 +164,22 @@ def test_a_quadruple_of_sentences_is_one_item(tmp_path):
         np.testing.assert_allclose(found[name].second, quadruples[:, 1])
         assert find([found[name]])[0].effect.items == 6
         assert not found[name].binary and found[name].family == "others" and found[name].weights is None
+
+
+def test_the_papers_sentences_have_intervals_over_seeds(tmp_path):
+    paths = make_exports(tmp_path, seeds=3)
+    for pair, (classic, values) in zip(paths, ((0.1, 0.3), (0.2, 0.5), (0.4, 0.4)), strict=True):
+        for export, correct in zip(pair, (classic, values), strict=True):
+            add_ioi(export, correct, 0.1, np.zeros(4))
+    exports = [(open_export(one), open_export(other)) for one, other in paths]
+    sides = read_table_2(exports, "ioi", [], 0.9)
+    for side, values in zip(sides, ((0.1, 0.2, 0.4), (0.3, 0.5, 0.4)), strict=True):
+        low, high = stats.t.interval(0.9, 2, np.mean(values), stats.sem(values))
+        assert side["correct"]["mean"] == pytest.approx([np.mean(values)] * 4)
+        assert side["correct"]["half_width"] == pytest.approx([(high - low) / 2] * 4)
+        assert side["incorrect"]["half_width"] == pytest.approx([0] * 4)
+    alone = read_table_2(exports[:1], "ioi", [], 0.9)
+    assert alone[0]["correct"]["half_width"] is None
 
 
 @pytest.mark.parametrize("gain", [0.5, -0.5])
