@@ -21,7 +21,7 @@ from ..common.files import first_line
 from .loggers import Tell
 from .options import sentence
 
-KEYS = {"class_path", "init_args"}
+KEYS = {"class_path", "init_args", "dict_kwargs"}  # jsonargparse's; the last for arguments that the class passes on
 MOST_WAITING = 10_000  # rows of about 1 kB
 LONGEST_PAUSE = 600.0  # seconds between two tries of a logger that fails
 PATIENCE = 60.0  # seconds that the end of a run waits for a logger to take what waits

@@ -32,6 +32,14 @@ def test_a_class_of_lightning_gets_every_row_and_the_config(tiny_config: Config,
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["run"]["loggers"][1]["class_path"] == CSV
 
 
+def test_arguments_that_a_class_passes_on(tiny_config: Config, tmp_path: Path) -> None:
+    """Lightning's TensorBoardLogger gives what it does not know to the writer."""
+    name = "lightning.pytorch.loggers.TensorBoardLogger"
+    given = {"init_args": {"save_dir": str(tmp_path), "name": "t"}, "dict_kwargs": {"filename_suffix": ".pair"}}
+    assert fit(tiny_config(trainer__max_steps=1, run__loggers=["csv", {"class_path": name, **given}])) == 0
+    assert list((tmp_path / "t").rglob("events*.pair"))
+
+
 def test_wandb_without_a_network(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of an offline run of W&B holds each step once, and the config."""
     pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
