@@ -32,12 +32,20 @@ def test_a_class_of_lightning_gets_every_row_and_the_config(tiny_config: Config,
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["run"]["loggers"][1]["class_path"] == CSV
 
 
-def test_arguments_that_a_class_passes_on(tiny_config: Config, tmp_path: Path) -> None:
-    """Lightning's TensorBoardLogger gives what it does not know to the writer."""
-    name = "lightning.pytorch.loggers.TensorBoardLogger"
-    given = {"init_args": {"save_dir": str(tmp_path), "name": "t"}, "dict_kwargs": {"filename_suffix": ".pair"}}
-    assert fit(tiny_config(trainer__max_steps=1, run__loggers=["csv", {"class_path": name, **given}])) == 0
-    assert list((tmp_path / "t").rglob("events*.pair"))
+class Passing(CSVLogger):
+    """As CometLogger: what it does not know goes to its service."""
+
+    def __init__(self, save_dir: str, **kwargs: Any) -> None:
+        super().__init__(save_dir)
+        self.for_service = dict(kwargs)
+
+
+def test_arguments_that_a_class_passes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning.pytorch.loggers.Passing", Passing, raising=False)
+    entry = {"class_path": "lightning.pytorch.loggers.Passing", "init_args": {"save_dir": str(tmp_path)}}
+    entry["dict_kwargs"] = {"offline_directory": "here"}
+    made = external_loggers.make_logger(entry)
+    assert isinstance(made, Passing) and made.for_service == {"offline_directory": "here"}
 
 
 def test_wandb_without_a_network(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
