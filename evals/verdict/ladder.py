@@ -243,7 +243,7 @@ def judge_arm(ladder: Ladder, arm: str, level: float = LEVEL) -> ArmVerdict:
     losses = _losses(ladder, arm, seeds)
     if len(ladder.sizes) < 3:
         moments = ladder_estimator.pool(losses)
-        sentence = f"a compute multiplier needs three sizes and there are {len(ladder.sizes)}: train more sizes"
+        sentence = f"three sizes are needed, and the study has {len(ladder.sizes)}: train more sizes"
         sizes = _in_nats(ladder, seeds, ladder_estimator.differences(moments), level)
         return ArmVerdict(arm, sizes, (Refusal("few_sizes", sentence),), notes)
     found = ladder_estimator.estimate(losses)

@@ -118,11 +118,14 @@ def joint_rows(verdict: LadderVerdict) -> list[list[str]]:
 def outlook(found: StudyVerdict) -> list[str]:
     """Measured cost, extrapolation, held-out size and what is refused, a sentence each, of every arm with a change."""
     verdict, sentences = found.verdict, []
+    refused: dict[str, list[str]] = {}  # why -> the arms
     for arm in verdict.ladder.changed:
-        refused = [f"{arm}: {refusal.sentence}." for refusal in verdict.arms[arm].refusals]
+        for refusal in verdict.arms[arm].refusals:
+            refused.setdefault(refusal.sentence, []).append(arm)
         if arm in found.step_times:
             sentences.append(at_equal_cost(verdict, arm, found.step_times[arm]))
-        sentences += [extrapolation(verdict, arm), held_out(verdict, arm), *refused]
+        sentences += [extrapolation(verdict, arm), held_out(verdict, arm)]
+    sentences += [f"{', '.join(arms)}: {why}." for why, arms in refused.items()]
     return [sentence for sentence in sentences if sentence]
 
 

@@ -98,6 +98,7 @@ def _choose(inspection: Inspection, record: StudyRecord) -> None:
     states = {run: state for run in record.runs if run.stage == TUNE and (state := record.state(run)).over}
     if tune is None or any(run.stage == TUNE and run not in states for run in record.runs):
         return
+    at_edges: dict[tuple[str, float], list[str]] = {}  # size and value -> arms
     for arm in study.arms:
         best: dict[float, float] = {}
         for size in map(str, tune.sizes):
@@ -108,14 +109,16 @@ def _choose(inspection: Inspection, record: StudyRecord) -> None:
             value, at_edge = tuning.best_value(losses)
             best[inspection.of(size, study.baseline).non_embedding] = value
             if at_edge:
-                record.notes.append(
-                    f"{tune.key} of {arm} at {size} is {value:g}, the edge of the values that were tried: a better one "
-                    "may lie beyond"
-                )
+                at_edges.setdefault((size, value), []).append(arm)
         rule = tuning.RULES[tune.rule](best)
         record.choices[arm] = {
             size: tuning.rounded(rule(inspection.of(size, study.baseline).non_embedding)) for size in study.sizes
         }
+    record.notes += [
+        f"{tune.key} of {', '.join(arms)} at {size} is {value:g}, the edge of the values that were tried: a better one "
+        "may lie beyond"
+        for (size, value), arms in at_edges.items()
+    ]
 
 
 def _check_started(inspection: Inspection, record: StudyRecord, configs: dict[str, dict[str, Any]]) -> None:

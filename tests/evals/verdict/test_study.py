@@ -235,7 +235,7 @@ def test_one_size_with_a_search_is_told_in_nats(study: Path, tmp_path: Path, cap
     told = capsys.readouterr().out
     expected = judge(make_ladder([run for run in RUNS if run.size == "s0"], sizes_of(DESIGN)[:1], "classic", "null"))
     assert told.rstrip().endswith(ladder_words.sentence(expected, "values"))
-    assert "a compute multiplier needs three sizes and there are 1" in told
+    assert "three sizes are needed, and the study has 1" in told
     for picture in ("effect", "loss", "search"):
         assert "mathdefault" not in (tmp_path / "out" / f"values-{picture}.svg").read_text()
     page = (tmp_path / "out" / "report.html").read_text()
