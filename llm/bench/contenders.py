@@ -67,6 +67,8 @@ VARIANTS = {
     "plain": Variant({"stream": []}, FAST_PATHS),
     "plain_loss": Variant({"stream": []}, ("loss",)),
 }
+# The config without one fast path each, and without all, for --fast-paths
+WITHOUT = {f"without_{name}": Variant(plain=(name,)) for name in FAST_PATHS} | {"without_all": Variant({}, FAST_PATHS)}
 TRANSFORMERS = {  # name -> how
     "transformers": "eager",
     "transformers_compiled": "compiled",
@@ -378,6 +380,17 @@ class TransformersBaseline:
 
 def contender(name: str, plan: Plan) -> Fit | TransformersBaseline:
     """The contender called `name`, its model built."""
-    return (
-        TransformersBaseline(plan, TRANSFORMERS[name]) if name in TRANSFORMERS else Fit.of_variant(plan, VARIANTS[name])
-    )
+    if name in TRANSFORMERS:
+        return TransformersBaseline(plan, TRANSFORMERS[name])
+    return Fit.of_variant(plan, (VARIANTS | WITHOUT)[name])
+
+
+def fast_paths_of(module: LanguageModule) -> list[str]:
+    """The fast paths that a model has a use for and its config does not switch off."""
+    c = module.decoder_config
+    unused = {
+        "dropout": not (c.attention_dropout or c.residual_dropout or c.embedding_dropout),
+        "rotary": c.position != "rope",
+        "norm": c.norm != "rmsnorm",
+    }
+    return [name for name in FAST_PATHS if not unused.get(name) and name not in module.disable_fast_paths]

@@ -35,6 +35,9 @@ def add_step(parser: argparse.ArgumentParser) -> None:
         help=f"variants of the config, the first of which the others are compared with: {', '.join(variants)} "
         f"(default: {' '.join(CONTENDERS)})",
     )  # fmt: skip
+    parser.add_argument(
+        "--fast-paths", action="store_true", help="compare the config with itself without each of its fast paths"
+    )
     parser.add_argument("--rows", type=int, help="rows a step (default: data.micro_batch_size or data.batch_size)")
     parser.add_argument("--micro-batches", type=int, default=1, help="of so many rows each, a step (default: 1)")
     parser.add_argument("--rounds", type=int, default=5, help="how often each contender has its turn (default: 5)")
@@ -50,9 +53,11 @@ def add_step(parser: argparse.ArgumentParser) -> None:
         help="memory budget of --find-micro-batch (default: 0.9 of what is free)",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, help="also write the result here")
+    without = [f"without_{name}" for name in (*names("model/fast_paths.py", "FAST_PATHS"), "all")]
     parser.add_argument(
-        "--memory-of", choices=[*names("bench/contenders.py", "TRANSFORMERS"), *variants], help=argparse.SUPPRESS
-    )
+        "--memory-of", choices=[*names("bench/contenders.py", "TRANSFORMERS"), *variants, *without],
+        help=argparse.SUPPRESS,
+    )  # fmt: skip
     parser.add_argument("overrides", nargs="*", help="after --, dotted overrides of the config")
     for old, new in (("--against", "--baseline"), ("--fit", "--find-micro-batch"), ("--memory", "--memory-budget")):
         accept_old_name(parser, old, new)

@@ -44,7 +44,7 @@ from ..train.flops import flops_per_token
 from ..train.module import LanguageModule
 from ..train.options import PRECISIONS
 from . import micro_batch
-from .contenders import MIB, PARTS, TRANSFORMERS, Fit, Plan, TransformersBaseline, Window, contender, now
+from .contenders import MIB, PARTS, TRANSFORMERS, Fit, Plan, TransformersBaseline, Window, contender, fast_paths_of, now
 from .options import CONTENDERS
 
 AGAINST = {
@@ -144,6 +144,7 @@ def command_line(args: argparse.Namespace) -> list[str]:
     words = ["--config", args.config, "--rounds", str(args.rounds), "--steps", str(args.steps)]
     words += ["--baseline", args.against] if args.against != "hf" else []
     words += ["--contenders", *args.contenders] if args.contenders != CONTENDERS else []
+    words += ["--fast-paths"] if args.fast_paths else []
     words += ["--rows", str(args.rows)] if args.rows else []
     words += ["--micro-batches", str(args.micro_batches)] if args.micro_batches > 1 else []
     words += ["--precision", args.precision] if args.precision else []
@@ -178,6 +179,10 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(
             "--find-micro-batch measures the config alone: leave out --rows, --micro-batches, --contenders, --baseline"
         )
+    if args.fast_paths and (args.fit or args.contenders != CONTENDERS or args.against != "hf"):
+        raise UserError(
+            "--fast-paths compares the config with itself: leave out --contenders, --baseline, --find-micro-batch"
+        )
     if args.fit:
         fit(args)
         return
@@ -186,6 +191,8 @@ def run(args: argparse.Namespace) -> None:
         check_liger(cli.model, device)
     data: TokenDataModule = cli.datamodule
     names = [*AGAINST[args.against], *args.contenders]
+    if args.fast_paths:
+        names = ["config", *(f"without_{name}" for name in fast_paths_of(cli.model)), "without_all"]
     with tempfile.TemporaryDirectory() as folder:
         compiled = args.compile or cli.model.compiled
         masked = data.mask_documents
@@ -215,6 +222,8 @@ def run(args: argparse.Namespace) -> None:
         **environment(),
     }
     report(result)
+    if args.fast_paths:
+        print(advice(result))
     write(args.json, result)
 
 
@@ -343,3 +352,17 @@ def report(result: dict[str, Any]) -> None:
                 f"{name.replace('_', ' ')}: {r['median']:.3f} ({r['least']:.3f} to {r['greatest']:.3f} over the "
                 f"rounds{interval})"
             )
+
+
+def advice(result: dict[str, Any]) -> str:
+    """Which fast paths to switch off: those without which a step is faster, by the whole interval."""
+    prefix, suffix = "without_", "_to_config"
+    slower = [
+        key.removeprefix(prefix).removesuffix(suffix)
+        for key, found in result.items()
+        if key.startswith(prefix) and key.endswith(suffix) and found["interval"] and found["interval"][0] > 1
+    ]
+    slower = [name for name in slower if name != "all"]
+    if not slower:
+        return "\nno fast path is shown to make a step slower here: leave model.disable_fast_paths empty"
+    return f"\nslower here than torch's own: set model.disable_fast_paths to [{', '.join(slower)}]"

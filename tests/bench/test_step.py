@@ -17,7 +17,7 @@ from scipy import stats
 from llm.bench.contenders import Plan, Window, contender, random_store
 from llm.bench.growth import SIZES, growth, variants
 from llm.bench.micro_batch import largest_fitting_divisor
-from llm.bench.step import figures, ratio
+from llm.bench.step import advice, figures, ratio
 from llm.cli import main
 from llm.model import DecoderConfig
 from llm.train.cli import parse
@@ -94,10 +94,38 @@ def test_bench_compares_the_contenders_that_are_asked_for(
     assert "transformers" not in printed
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("trials_start_fast")
+def test_bench_says_what_each_fast_path_is_worth(
+    tiny_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(tiny_config(decoder__residual_dropout=0.1, model__disable_fast_paths=["rotary"]))
+    assert main(["bench", "--config", config, "--rounds", "2", "--steps", "1", "--fast-paths"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("matmul", "attention", "dropout", "norm", "loss", "all"):
+        assert f"without {name} to config: " in printed
+    assert "without rotary" not in printed  # it is off already
+    assert "model.disable_fast_paths" in printed.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("intervals", "told"),
+    [
+        ({"norm": [1.01, 1.1], "loss": [0.7, 0.8], "all": [1.1, 1.2]}, "set model.disable_fast_paths to [norm]"),
+        ({"norm": [0.99, 1.1], "loss": None}, "leave model.disable_fast_paths empty"),
+    ],
+)
+def test_only_fast_paths_that_are_shown_to_be_slower_are_advised_against(intervals: dict, told: str) -> None:
+    result = {f"without_{name}_to_config": {"interval": interval} for name, interval in intervals.items()}
+    assert told in advice(result)
+
+
 def test_bench_refuses_what_cannot_be(tiny_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "--config", str(tiny_config())]
     assert main([*words, "--contenders", "values", "values"]) == 2
     assert "--contenders has one twice" in capsys.readouterr().err
+    assert main([*words, "--fast-paths", "--baseline", "none"]) == 2
+    assert "leave out --contenders, --baseline" in capsys.readouterr().err
     for option in ("--rounds", "--rows"):
         assert main([*words, option, "0"]) == 2
         assert "--rounds, --steps, --rows and --micro-batches must be at least 1" in capsys.readouterr().err
