@@ -87,12 +87,13 @@ def _show(snapshots: list[Any], folder: Path, runs: Sequence[Path]) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
+    from ..page import show
     from .sweep import Knob, points, sweep
 
     x, y = Knob.parse(options.x), Knob.parse(options.y)
     made = points(x, y, _asked(options), options.threshold)
-    print(sweep(x, y, made, options.out, options.threshold, _machine(options), options.line))
-    print(options.out / "phase.png")
+    table, picture = sweep(x, y, made, options.out, options.threshold, _machine(options), options.line)
+    show(table, options.out, "sweep.txt", [picture], "small.icl", [options.out])
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """Trainings over two knobs: at which step does IC pass a threshold?
 
-two knobs -> a training in OUT/<x>,<y> for each pair of values, resumed where it was killed -> sweep.csv -> phase plot
+two knobs -> a training in OUT/<x>,<y> for each pair of values, resumed where it was killed -> sweep.csv, phase plot
 
 A knob is a number of the task (noise, bursty, copies, ...), of the sizes (layers, key_width, ...), of the settings
 (lr, batch, ...), or `alpha`: NMDA's in the MLP of every variant.
@@ -19,7 +19,7 @@ from llm.common.files import write_file
 from llm.common.tables import text_table
 
 from ..experiment.runs import as_csv, make_folder, one_by_one
-from ..plots import write
+from ..plots import Picture
 from .gallery import of_sweep
 from .runs import IclSpec
 from .settings import IclSizes, Task
@@ -87,8 +87,8 @@ def _turned(spec: IclSpec, name: str, value: float) -> IclSpec:
 
 def sweep(
     x: Knob, y: Knob, made: Sequence[IclSpec], out: Path, threshold: float, machine: Machine, command: str
-) -> str:
-    """Train every point, write OUT/sweep.csv and OUT/phase.png, and return the table.
+) -> tuple[str, Picture]:
+    """Train every point, write OUT/sweep.csv, and return the table and the phase plot.
 
     A mean over seeds is taken where all of them passed; elsewhere it is NaN, shown as "> steps".
     """
@@ -108,9 +108,9 @@ def sweep(
     write_file(out / "sweep.csv", as_csv(header, found))
     steps = made[0].settings.steps
     grids = {name: np.reshape(values, (len(y.values), len(x.values))) for name, values in means.items()}
-    write(of_sweep((x.name, list(x.values)), (y.name, list(y.values)), grids, steps, threshold), out)
+    picture = of_sweep((x.name, list(x.values)), (y.name, list(y.values)), grids, steps, threshold)
     shown = [[point.label, *(_steps(means[name][n], steps) for name in means)] for n, point in enumerate(made)]
-    return text_table([f"step at which IC passes {threshold}", *means], shown)
+    return text_table([f"step at which IC passes {threshold}", *means], shown), picture
 
 
 def _steps(mean: float, at_most: int) -> str:

@@ -123,7 +123,7 @@ def test_sweep_draws_the_phase_plot_and_goes_on(tmp_path: Path, capsys: pytest.C
     words = ["sweep", "--x", "noise=0,0.5", "--y", "alpha=0,10", "--variants", "classic", "values", "--seeds", "2"]
     words += ["--steps", "20", *TINY, "--threshold", "0.01", "--out", str(out)]
     assert main(words) == 0
-    assert is_a_picture(out / "phase.png")
+    assert is_a_picture(out / "phase.png") and "phase.png" in (out / "index.html").read_text()
     with (out / "sweep.csv").open() as file:
         rows = list(csv.reader(file))
     assert len(rows) == 1 + 4 * 2 * 2
@@ -245,10 +245,9 @@ def test_a_sweeps_grid_has_its_steps_where_they_belong(tmp_path: Path, monkeypat
     drawn = {}
     monkeypatch.setattr(sweeping, "train", trained)
     monkeypatch.setattr(sweeping, "of_sweep", lambda x, y, grids, *_: drawn.update(x=x, y=y, **grids))
-    monkeypatch.setattr(sweeping, "write", lambda *_: None)
     x, y = Knob.parse("copies=1,2,3"), Knob.parse("novel=0,1")
     made = points(x, y, IclSpec(Task(pairs=6), IclSizes(), IclSettings(("keys",), (0, 1))))
-    text = sweeping.sweep(x, y, made, tmp_path, 0.9, Machine(), "")
+    text, _ = sweeping.sweep(x, y, made, tmp_path, 0.9, Machine(), "")
     expected = [[500 * (firsts[a, b] + 0.5) for a in (1, 2, 3)] for b in (0, 1)]
     expected[1][1] = np.nan
     np.testing.assert_array_equal(drawn["keys"], expected)
