@@ -279,10 +279,8 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             return CausalLMOutputWithPast(loss=loss, hidden_states=out.hidden_states)
         kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self._logits(self._for_head(out.last_hidden_state[:, kept]))
-        loss = None
-        if labels is not None:
-            shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-            loss = next_token_loss(logits, shifted, num_items_in_batch, z_loss)
+        shifted = None if labels is None else F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        loss = None if shifted is None else next_token_loss(logits, shifted, num_items_in_batch, z_loss)
         result = CausalLMOutputWithPast(loss, logits, out.past_key_values, out.hidden_states, out.attentions)
         return result if return_dict is not False else result.to_tuple()
 
