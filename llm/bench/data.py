@@ -186,7 +186,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cold", type=float, metavar="GIB", help="also read a store of this size from the disk")
     parser.add_argument("--shards", type=int, default=31_279, help="of the store that is started on (default: 31,279)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each task has its turn (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds in which each task is measured once (default: 5)")
     parser.add_argument("--folder", type=Path, help="of the disk where the temporary stores are written")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the result here")
     parser.epilog = "example: python -m llm bench-data data/*.jsonl.zstd --tokenizer gpt2 --cold 8 --folder /scratch"

@@ -40,8 +40,10 @@ def add_step(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rows", type=int, help="rows a step (default: data.micro_batch_size or data.batch_size)")
     parser.add_argument("--micro-batches", type=int, default=1, help="of so many rows each, a step (default: 1)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each contender has its turn (default: 5)")
-    parser.add_argument("--steps", type=int, default=10, help="counted steps a turn (default: 10)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds in which each contender is measured once (default: 5)"
+    )
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of a measurement (default: 10)")
     parser.add_argument("--precision", help="as trainer.precision (default: the config's)")
     parser.add_argument("--compile", action="store_true", help="torch.compile our blocks")
     parser.add_argument(
@@ -70,7 +72,9 @@ def add_loss(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m llm bench-loss`."""
     parser.add_argument("--config", required=True, help="YAML of a run")
     parser.add_argument("--rows", type=int, help="rows at once (default: data.micro_batch_size or data.batch_size)")
-    parser.add_argument("--rounds", type=int, default=7, help="how often either way has its turn (default: 7)")
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="rounds in which either way is measured once (default: 7)"
+    )
     parser.add_argument("--precision", help="as trainer.precision (default: the config's)")
     parser.add_argument("--json", type=Path, help="also write the result here")
     parser.add_argument("--memory-of", choices=names("bench/loss.py", "WAYS"), help=argparse.SUPPRESS)
@@ -84,8 +88,8 @@ def add_growth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="YAML of a run: the sizes in the middle")
     parser.add_argument("--sweep", nargs="+", choices=sizes, default=sizes, metavar="SIZE", help="which (all)")
     parser.add_argument("--rows", type=int, help="rows a step (default: data.micro_batch_size or data.batch_size)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each size has its turn (default: 3)")
-    parser.add_argument("--steps", type=int, default=3, help="counted steps a turn (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds in which each size is measured once (default: 3)")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of a measurement (default: 3)")
     parser.add_argument("--precision", help="as trainer.precision (default: the config's)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the blocks")
     parser.add_argument("--out", type=Path, required=True, help="folder for growth.json and growth.png")
@@ -109,8 +113,10 @@ def add_ranks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, default=2, help="of every layout but plain (default: 2)")
     parser.add_argument("--threads", type=int, help="of each process (default: the cores over the processes)")
     parser.add_argument("--rows", type=int, help="rows a step over all processes (default: data.batch_size)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each layout has its turn (default: 3)")
-    parser.add_argument("--steps", type=int, default=10, help="counted steps without and with a checkpoint")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds in which each layout is measured once (default: 3)"
+    )
+    parser.add_argument("--steps", type=int, default=10, help="timed steps without and with a checkpoint")
     parser.add_argument("--precision", help="as trainer.precision (default: the config's)")
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), help="default: gpu where there is one")
     parser.add_argument("--folder", type=Path, help="of the disk where the temporary runs are written")

@@ -60,19 +60,19 @@ class TokenDataModule(pl.LightningDataModule):
     Args:
         store: the folder that `python -m llm prepare` wrote, or a mapping {folder: weight}; weights are made whole
             shares of 1,000 rows, by largest remainder.
-        context: T, tokens of a row.
-        batch_size: rows of one optimizer step over all devices.
-        micro_batch_size: at most so many rows in one forward pass on one device; None is as many as fall on a device.
-            The same config has the same batches on any number of devices: see `division`.
-        packing: "packed": rows are windows of the token stream; "per_document": a document each.
+        context: context length T, in tokens.
+        batch_size: sequences per optimizer step, over all devices.
+        micro_batch_size: at most so many sequences in one forward pass on one device; None is as many as fall on a
+            device. The same config has the same batches on any number of devices.
+        packing: "packed": sequences of T tokens across documents; "per_document": a document each.
         mask_documents: packed rows only: no token sees another document, and positions count from the start of each.
             The first token of a document is still predicted, from the end-of-document token before it. Validation is
             masked alike.
         seed: of the order.
         validate_every: optimizer steps between validations.
         validation_rows: the first n rows of the validation split only; None is all of it.
-        workers: loading processes; 0 is fastest, reading is far quicker than any model. Either way up to `AHEAD`
-            micro-batches are read before they are used.
+        workers: loading processes; 0 is fastest, since reading is far quicker than any model. Either way up to 16
+            micro-batches are read ahead.
 
     Raises:
         UserError: no store, one too small, stores of different tokenizers, or a batch that does not divide (from

@@ -81,8 +81,8 @@ def _add_bench(commands: Any) -> argparse.ArgumentParser:
         f"python -m llm study bench {EXAMPLE}",
     )
     bench.add_argument("--size", help="of the models (default: the largest)")
-    bench.add_argument("--rounds", type=int, default=5, help="how often each arm has its turn (default: 5)")
-    bench.add_argument("--steps", type=int, default=10, help="counted steps a turn (default: 10)")
+    bench.add_argument("--rounds", type=int, default=5, help="rounds in which each arm is measured once (default: 5)")
+    bench.add_argument("--steps", type=int, default=10, help="timed steps of a measurement (default: 10)")
     return bench
 
 

@@ -54,9 +54,9 @@ class EvaluationSettings:
     Args:
         every: optimizer steps between evaluations, a multiple of run.checkpoint_every; the last step is evaluated too.
             None evaluates nothing.
-        arguments: what `python -m evals run EXPORT` is told; where it names no --device, the device is the CPU.
+        arguments: of `python -m evals run EXPORT`; without --device, it runs on the CPU.
         threads: of the processes that export and evaluate.
-        nice: how far they stand back behind training, 0 to 19.
+        nice: their niceness, 0 to 19.
     """
 
     every: int | None = None

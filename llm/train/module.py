@@ -35,7 +35,8 @@ class LanguageModule(pl.LightningModule):
 
     Args:
         decoder: sizes and switches of the model.
-        optimizer, schedule: see `optim.py`.
+        optimizer: its name and settings.
+        schedule: of the learning rate.
         seed: names the dropout of every step; initial weights have `decoder.initializer_seed`.
         gradient_clip: largest gradient norm; None does not clip. (The norm is logged either way.)
         z_loss: coefficient of the squared logarithm of the softmax's denominator, which is added to the loss in the

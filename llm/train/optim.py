@@ -68,7 +68,8 @@ class Optimizer:
         name: "adamw" (Loshchilov & Hutter 2019) or "muon" (Jordan et al. 2024). Embeddings, the output head and what
             is not a matrix have AdamW either way.
         lr: peak learning rate.
-        betas, eps: of AdamW's moments.
+        betas: decay rates of AdamW's moments.
+        eps: added to AdamW's denominator.
         weight_decay: on matrices only (two dimensions, embeddings among them); never on norms, biases, stream
             weights or the scalars of a learned activation.
         fused: torch's fused kernel of AdamW.

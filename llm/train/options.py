@@ -73,9 +73,9 @@ FOLLOWED = {
     "accelerator": "kind of device: cpu, gpu, or auto",
     "devices": "devices of a node: a number, a list of indices, or auto for all",
     "num_nodes": "nodes",
-    "precision": "32-true; bf16-mixed: products in bfloat16, master weights in float32; bf16-true; or auto: on one "
-    "device, whichever of the first two is faster, measured for a new run and kept by it",
-    "max_steps": "optimizer steps of the run",
+    "precision": "32-true (default); bf16-mixed: products in bfloat16, master weights in float32; bf16-true; or auto: "
+    "on one device, whichever of the first two is faster, measured for a new run and kept by it",
+    "max_steps": "optimizer steps of the run; has to be given",
     "log_every_n_steps": "optimizer steps between rows of metrics",
     "limit_val_batches": "batches of a validation, or a fraction of them (default: all)",
     "deterministic": "true or warn: deterministic algorithms alone",
@@ -117,7 +117,7 @@ OTHERS: dict[str, tuple[Any, Any, str]] = {
 _OF_CLASSES = tuple(f"--trainer.{name}" for name in ("accelerator.", "callbacks", "plugins", "profiler"))
 # jsonargparse's words for a key that there is not; the last is ours, of an error within settings of settings
 UNKNOWN = r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'|Key '([\w.]+)' is not|unknown config key (\w+)"
-ANY_PATH = "let class_path name any class, not only Lightning's and ours; counts on the command line alone"
+ANY_PATH = "let class_path name any class, not only Lightning's and ours; only accepted on the command line"
 
 
 class Sentences:
@@ -274,7 +274,9 @@ def _contradictions(given: Namespace) -> list[str]:
         *of_context(data.context, decoder.position, decoder.max_position_embeddings),
         *of_rows(data.packing, data.mask_documents),
         *of_weights(data.store),
-        *(of_schedule(schedule, max_steps, decays) if max_steps >= 1 else []),  # `plan` and `bench` do without
+        *(
+            of_schedule(schedule, max_steps, decays) if schedule and max_steps >= 1 else []
+        ),  # `plan` does without either
         *of_strategy(given["strategy"], str(given["trainer.precision"]), bool(given["model.compile"])),
         *of_interval("run.keep_every", run.keep_every, every),
         *of_interval("evaluation.every", given["evaluation.every"], every),
@@ -296,7 +298,12 @@ def parser_of(command: str, for_help: bool = False) -> LightParser:
     """The parser of a command; for its help without what is not followed, and with settings of settings one by one."""
     parser = LightParser(prog=f"python -m llm {command}", epilog=f"example: {EXAMPLES[command]}")
     parser.usage = f"python -m llm {command} --config FILE [--resume auto] [--PART.KEY VALUE ...]"
-    parser.add_argument("-c", "--config", action="config", help="YAML of a run; may be repeated, the last one counts")
+    parser.add_argument(
+        "-c",
+        "--config",
+        action="config",
+        help="YAML of a run; may be repeated: later files override earlier ones key by key",
+    )
     for part, summary in SUMMARIES.items():
         keys = [_declared(part, key, for_help) for key in keys_of(part) if not (for_help and key.name in _hidden(part))]
         parser.add_class_arguments(as_dataclass(part, tuple(keys)), part)

@@ -159,7 +159,7 @@ def test_a_contender_has_the_weights_of_the_config(tiny_config: Callable[..., Pa
         assert bool(found.keys() - given.keys()) == (name == "queries_keys")
 
 
-@pytest.mark.parametrize("how", ["transformers_compiled", "transformers_blocks"])
+@pytest.mark.parametrize("how", [pytest.param("transformers_compiled", marks=pytest.mark.slow), "transformers_blocks"])
 def test_transformers_compiled_is_the_same_model(how: str, tiny_config: Callable[..., Path], tmp_path: Path) -> None:
     module = parse(["--config", str(tiny_config(decoder__softmax_scale=1.0))], run=False).model
     plan = Plan(module, "32-true", 16, 2, "cpu", False, tmp_path)

@@ -46,8 +46,12 @@ main(sys.argv[3:])
         # rows of steps 4, 8, 10 (validation), 12, 16, 20
         ("windows", "llm.train.loggers:MetricsFile:log_metrics", 6),
         ("documents", "llm.train.checkpoint:_sync", 3 * 7 + 3),  # within the fourth checkpoint, seven times each
-        ("mixture", "llm.train.module:LanguageModule:training_step", 2 * 23 + 1),  # between two micro-batches
-        ("windows", "llm.train.gathering:HostCopies:_copy", 4),  # the fourth checkpoint is copied, and not written
+        pytest.param(  # between two micro-batches
+            "mixture", "llm.train.module:LanguageModule:training_step", 2 * 23 + 1, marks=pytest.mark.slow
+        ),
+        pytest.param(  # the fourth checkpoint is copied, and not written
+            "windows", "llm.train.gathering:HostCopies:_copy", 4, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_killed_and_resumed_equals_undisturbed(

@@ -155,6 +155,14 @@ def test_classes_by_path_are_left_to_the_real_parser(tmp_path: Path, monkeypatch
     assert options.CALLABLE == ("lightning", "llm")
 
 
+def test_a_config_needs_no_schedule_and_no_decoder(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        yaml.safe_dump({"data": {"store": "a", "context": 8, "batch_size": 2}, "trainer": {"max_steps": 9}})
+    )
+    options.check("fit", ["--config", str(config)])
+
+
 @pytest.mark.parametrize(
     ("words", "fix"),
     [

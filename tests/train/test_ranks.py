@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict] = {
     "rivals": {"decoder__value_embedding": "values", "decoder__residual": "hyper-manifold"},
     "muon": {"model__optimizer": {"name": "muon", "lr": 3e-3, "muon_lr": 6e-3}},
 }
-REPEATS = ("queries and keys", "rivals")  # marked slow
+REPEATS = ("queries and keys", "learned", "rivals")  # marked slow
 RARE = ("offload2", "offload3", "fsdp2-2", "fsdp2-3")  # not for every stream
 MUON = ("ddp", "zero1", "zero2", "fsdp2-1")  # the others are refused
 PRECISIONS = ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)]
@@ -151,6 +151,7 @@ def test_two_processes_train_as_one(tiny_config: Config, tmp_path: Path, variant
         assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+@pytest.mark.slow
 def test_muon_resumes_exactly_and_refuses_what_cuts_matrices(
     tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +174,7 @@ def test_muon_resumes_exactly_and_refuses_what_cuts_matrices(
     assert "model.optimizer.name muon updates whole matrices" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bf16_has_fp32_master_weights_in_every_stage(tiny_config: Config, tmp_path: Path) -> None:
     """Against one process, and against fp32; recomputed blocks too."""
     bf16 = {**COMMON, "trainer__precision": "bf16-mixed"}
