@@ -18,7 +18,14 @@ from llm.train.optim import Optimizer, Schedule
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     page.relative_to(ROOT)
-    for pattern in ("*.md", "docs/**/*.md", "small/*/*.md", "benchmarks/*.md", ".github/**/*.md")
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "small/*/*.md",
+        "small/notebooks/*.ipynb",
+        "benchmarks/*.md",
+        ".github/**/*.md",
+    )
     for page in ROOT.glob(pattern)
 )
 RUN_AS_WRITTEN = Path("docs/extending.md")  # by test_extending.py: its options are there once its diffs are applied
