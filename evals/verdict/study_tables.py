@@ -17,6 +17,7 @@ NONE = "–"
 NUMBERS = (
     "arm", "size", "parameters", "flops", "seeds", "difference", "difference_low", "difference_high", "p_value",
     "p_value_holm", "multiplier", "multiplier_low", "multiplier_high", "shown", "arm_parameters", "arm_flops",
+    "arm_step_time",
     "tuned", "at_equal_parameters", "at_equal_flops", "source",
 )  # fmt: skip
 
@@ -147,7 +148,7 @@ def format_study(found: StudyVerdict) -> str:
 def number_rows(found: StudyVerdict) -> list[Sequence[Any]]:
     """table.csv: each size of each arm in full precision, the null arm's too, under `NUMBERS`.
 
-    `arm_parameters` and `arm_flops` are ratios to the baseline's.
+    `arm_parameters`, `arm_flops` and `arm_step_time` are ratios to the baseline's.
     """
     arms, sources = found.verdict.arms, arm_sources(found.record)
     equal = adjusted_differences(found.verdict, found.costs)
@@ -155,7 +156,7 @@ def number_rows(found: StudyVerdict) -> list[Sequence[Any]]:
     for arm in found.verdict.ladder.arms:
         for at in arms[arm].sizes:
             cost, left = found.costs.get((arm, at.size.name)), equal.get((arm, at.size.name), (None, None))
-            costs = [*(cost[:3] if cost else (None,) * 3), *left]
+            costs = [*((*cost[:2], cost.step_time, cost.tuned) if cost else (None,) * 4), *left]
             rows.append([*_numbers(arm, at), *("" if each is None else each for each in costs), sources.get(arm, "")])
     return rows
 

@@ -89,6 +89,9 @@ def test_step_times_that_were_measured_stand_in_picture_and_table(study: Path, t
     page, svg = ((tmp_path / "out" / name).read_text() for name in ("report.html", "forest.svg"))
     assert ">+0.0%, 1.00 ×, 1.25 ×<" in svg and ">+20.0%, 1.50 ×, –<" in svg
     assert "step time" in page
+    with (tmp_path / "out" / "table.csv").open() as file:
+        times = {row["arm"]: row["arm_step_time"] for row in csv.DictReader(file)}
+    assert float(times["better"]) == pytest.approx(1.25) and times["larger"] == ""
 
 
 def test_runs_without_a_count_leave_their_parameters_open(study: Path) -> None:
