@@ -72,12 +72,18 @@ def format_study_page(found: StudyVerdict, sections: Sequence[Section], content:
     """Return the page as HTML; `content` is what results.json holds, and travels inside it."""
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return page(
-        f"{', '.join(found.verdict.ladder.changed)} against {found.verdict.ladder.baseline} over sizes",
-        [Headline(sentence) for sentence in found.sentences.values()],
+        _title(found),
+        [Headline(sentence) for sentence in found.headlines],
         typeset(sections),
         f"{made_by}, {when}",
         json.dumps(content, ensure_ascii=False),
     )
+
+
+def _title(found: StudyVerdict) -> str:
+    arms, baseline = found.verdict.ladder.changed, found.verdict.ladder.baseline
+    names = ", ".join(arms) if len(arms) <= SEVERAL else f"{len(arms)} arms"
+    return f"{names} against {baseline}" + (" over sizes" if len(found.verdict.ladder.sizes) > 1 else "")
 
 
 def _result(found: StudyVerdict, drawn: Drawn) -> Section:

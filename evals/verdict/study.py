@@ -14,7 +14,7 @@ import yaml
 from evals.verdict import ladder_words
 from evals.verdict.ladder import LEVEL, Ladder, LadderVerdict, Run, Size, judge, make_ladder
 from evals.verdict.statistics import Interval, student_interval
-from evals.verdict.study_arms import ArmCost, arm_costs
+from evals.verdict.study_arms import SEVERAL, ArmCost, arm_costs, overview
 from evals.verdict.study_evaluations import Evaluation, read_evaluations
 from llm.common.errors import UserError
 from llm.common.files import read_json
@@ -67,6 +67,11 @@ class StudyVerdict:
     def sentences(self) -> dict[str, str]:
         """The verdict on each arm with a change."""
         return {arm: ladder_words.sentence(self.verdict, arm) for arm in self.verdict.ladder.changed}
+
+    @property
+    def headlines(self) -> list[str]:
+        """The verdict in a few sentences: one for each arm, or of many arms an overview."""
+        return list(self.sentences.values()) if len(self.sentences) <= SEVERAL else [overview(self.verdict)]
 
 
 def judge_study(path: Path, level: float = LEVEL, bench: Path | None = None) -> StudyVerdict:

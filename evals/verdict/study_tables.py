@@ -140,7 +140,7 @@ def format_study(found: StudyVerdict) -> str:
         "\n".join(f"Changed since the first run: {change}." for change in found.changes),
         "\n".join(f"Note: {note}" for note in found.notes),
         "\n".join(outlook(found)),
-        "\n".join(found.sentences.values()),
+        "\n".join(found.headlines),
     ]
     return "\n\n".join(part for part in parts if part)
 

@@ -77,6 +77,17 @@ def test_the_page_has_all_arms_in_one_picture_and_one_table(study: Path, tmp_pat
     assert float(rows["better"]["tuned"]) == 2e-3 and rows["equal"]["source"] == ""
 
 
+def test_the_page_of_many_arms_begins_with_an_overview(study: Path, tmp_path: Path, capsys) -> None:
+    assert main(["study", str(study), "--out", str(tmp_path / "out")]) == 0
+    told = (
+        "A lower loss than that of classic is shown for 1 of 4 arms: better. A higher loss than that of classic is "
+        "shown for 1 of 4 arms: worse. For the others, no difference is shown. The null arm shows nothing."
+    )
+    assert capsys.readouterr().out.splitlines()[-1] == told
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert told in page and "4 arms against classic<" in page
+
+
 def test_step_times_that_were_measured_stand_in_picture_and_table(study: Path, tmp_path: Path) -> None:
     """bench.json is the study's own; an arm that was not timed has none, and the null arm takes the baseline's."""
     rates = {"classic": [100.0, 110.0], "better": [80.0, 88.0], "worse": [100.0, 110.0]}
