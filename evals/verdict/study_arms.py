@@ -115,7 +115,7 @@ def adjusted_differences(
 
 def overview(verdict: LadderVerdict) -> str:
     """Return which of many arms differ from the baseline, the largest difference first, in a few sentences."""
-    ladder, told = verdict.ladder, list[str]()
+    ladder, told, named = verdict.ladder, list[str](), set[str]()
     for word, sign in (("lower", -1), ("higher", 1)):
         found: dict[str, float] = {}
         for arm in ladder.changed:
@@ -123,12 +123,14 @@ def overview(verdict: LadderVerdict) -> str:
             at = [each for each in sizes if each.differs and sign * each.difference.value > 0]
             where = "" if len(at) == len(sizes) else f" (at {', '.join(each.size.name for each in at)})"
             if at:
+                named.add(arm)
                 found[arm + where] = -fmean(abs(each.difference.value) for each in at)
         if found:
             count = f"{len(found)} of {len(ladder.changed)} arms"
             names = ", ".join(sorted(found, key=found.__getitem__))
             told.append(f"A {word} loss than that of {ladder.baseline} is shown for {count}: {names}.")
-    told.append("For the others, no difference is shown." if told else "No arm is shown to differ.")
+    if len(named) < len(ladder.changed):
+        told.append("For the others, no difference is shown." if told else "No arm is shown to differ.")
     null = verdict.null
     if null and null.sizes:
         told.append(
