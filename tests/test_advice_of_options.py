@@ -72,11 +72,15 @@ CONTRADICTIONS: list[tuple[str, str, list[str]]] = [
 ]  # fmt: skip
 
 
+def as_options(words: str) -> list[str]:
+    """KEY=VALUE words, separated by spaces before a key, as options."""
+    return [f"--{word}" for word in re.split(r" (?=[\w.]+=)", words)]
+
+
 def refusal(words: str) -> str | None:
-    """What `check` says of KEY=VALUE words, separated by spaces before a key; None if nothing."""
-    given = [f"--{word}" for word in re.split(r" (?=[\w.]+=)", words)]
+    """What `check` says of KEY=VALUE words; None if nothing."""
     try:
-        options.check("fit", ["--config", CONFIG, *given])
+        options.check("fit", ["--config", CONFIG, *as_options(words)])
     except UserError as error:
         return str(error)
     return None

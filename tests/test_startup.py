@@ -14,6 +14,8 @@ import evals.__main__
 from llm.cli import COMMANDS, parser_of
 from llm.common.limits import LIMITS
 
+from .test_advice_of_options import CONTRADICTIONS, as_options
+
 ROOT = Path(__file__).parents[1]
 HEAVY = {
     "torch",
@@ -26,29 +28,6 @@ HEAVY = {
     "lm_eval",
     "huggingface_hub",
 }
-CONTRADICTIONS = [  # settings that are good alone and not together
-    ["--decoder.num_attention_heads", "3"],
-    ["--decoder.num_key_value_heads", "3"],
-    ["--decoder.head_dim", "5"],
-    ["--decoder.unpadded_vocab_size", "2000"],
-    ["--decoder.stream_source", "dense"],
-    ["--decoder.stream_own", "0"],
-    ["--decoder.stream_layers", "[0]"],
-    ["--decoder.value_embedding", "values", "--decoder.value_embedding_layers", "[9]"],
-    ["--decoder.residual", "hyper", "--decoder.residual_expansion", "1"],
-    ["--decoder.parametrization", "completep"],
-    ["--decoder.position", "learned", "--data.context", "999"],
-    ["--data.packing", "per_document", "--data.mask_documents", "true"],
-    ["--data.store", "{a: 0}"],
-    ["--model.schedule.shape", "wsd"],
-    ["--model.schedule.warmup_steps", "5000"],
-    ["--strategy.offload_optimizer", "true"],
-    ["--strategy.name", "fsdp2", "--trainer.precision", "bf16-true"],
-    ["--strategy.name", "deepspeed", "--strategy.stage", "3", "--model.compile", "true"],
-    ["--strategy.communication_dtype", "bf16"],
-    ["--run.keep_every", "7"],
-    ["--evaluation.every", "7"],
-]
 SMALL = ("small.grid", "small.icl", "small.tem", "small.vision")
 # Runs commands one after the other; prints of each its status and the heavy modules that are imported by then.
 EACH = """
@@ -115,7 +94,8 @@ def test_every_help_and_every_wrong_config_answers_without_torch(tmp_path: Path)
         ["--config", config, "--run.keep_steps", "[0]"],
         ["--config", config, "--model.optimizer.betas", "[0.9, 1.0]"],
         ["--config", config, "--decoder.attention_dropout", "1.0"],
-        *(["--config", config, *words] for words in CONTRADICTIONS),
+        ["--config", config, "--decoder.num_key_value_heads", "3"],
+        *(["--config", config, *as_options(words)] for words, _, _ in CONTRADICTIONS),
     ]
     commands = [*helps(), *(["llm", "fit", *words] for words in refused)]
     for command in ("plan", "bench", "bench-loss", "bench-growth", "bench-ranks"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,27 @@ def sentence(verdict: LadderVerdict, arm: str) -> str:
     if arm != ladder.null:
         parts.append(_null(verdict))
     return "; ".join(parts) + "."
+
+
+def overview(verdict: LadderVerdict) -> str:
+    """Which of many arms differ from the baseline, the largest difference first, and what the null arm shows."""
+    ladder, sentences, named = verdict.ladder, list[str](), set[str]()
+    for word, sign in (("lower", -1), ("higher", 1)):
+        found: dict[str, float] = {}
+        for arm in ladder.changed:
+            sizes = verdict.arms[arm].sizes
+            at = [each for each in sizes if each.differs and sign * each.difference.value > 0]
+            where = "" if len(at) == len(sizes) else f" (at {', '.join(each.size.name for each in at)})"
+            if at:
+                named.add(arm)
+                found[arm + where] = -statistics.fmean(abs(each.difference.value) for each in at)
+        if found:
+            names = ", ".join(sorted(found, key=found.__getitem__))
+            count = f"{len(found)} of {len(ladder.changed)} arms"
+            sentences.append(f"a {word} loss than that of {ladder.baseline} is shown for {count}: {names}")
+    if len(named) < len(ladder.changed):
+        sentences.append("for the others, no difference is shown" if named else "no arm is shown to differ")
+    return " ".join(f"{each[0].upper()}{each[1:]}." for each in [*sentences, _null(verdict)])
 
 
 def at_equal_cost(verdict: LadderVerdict, arm: str, ratio: Interval) -> str:

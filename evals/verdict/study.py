@@ -14,7 +14,7 @@ import yaml
 from evals.verdict import ladder_words
 from evals.verdict.ladder import LEVEL, Ladder, LadderVerdict, Run, Size, judge, make_ladder
 from evals.verdict.statistics import Interval, student_interval
-from evals.verdict.study_arms import SEVERAL, ArmCost, arm_costs, overview
+from evals.verdict.study_arms import SEVERAL, ArmCost, arm_costs
 from evals.verdict.study_evaluations import Evaluation, read_evaluations
 from llm.common.errors import UserError
 from llm.common.files import read_json
@@ -71,7 +71,9 @@ class StudyVerdict:
     @property
     def headlines(self) -> list[str]:
         """The verdict in a few sentences: one for each arm, or of many arms an overview."""
-        return list(self.sentences.values()) if len(self.sentences) <= SEVERAL else [overview(self.verdict)]
+        if len(self.sentences) > SEVERAL:
+            return [ladder_words.overview(self.verdict)]
+        return list(self.sentences.values())
 
 
 def judge_study(path: Path, level: float = LEVEL, bench: Path | None = None) -> StudyVerdict:

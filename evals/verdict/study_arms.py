@@ -113,32 +113,6 @@ def adjusted_differences(
     return found
 
 
-def overview(verdict: LadderVerdict) -> str:
-    """Return which of many arms differ from the baseline, the largest difference first, in a few sentences."""
-    ladder, told, named = verdict.ladder, list[str](), set[str]()
-    for word, sign in (("lower", -1), ("higher", 1)):
-        found: dict[str, float] = {}
-        for arm in ladder.changed:
-            sizes = verdict.arms[arm].sizes
-            at = [each for each in sizes if each.differs and sign * each.difference.value > 0]
-            where = "" if len(at) == len(sizes) else f" (at {', '.join(each.size.name for each in at)})"
-            if at:
-                named.add(arm)
-                found[arm + where] = -fmean(abs(each.difference.value) for each in at)
-        if found:
-            count = f"{len(found)} of {len(ladder.changed)} arms"
-            names = ", ".join(sorted(found, key=found.__getitem__))
-            told.append(f"A {word} loss than that of {ladder.baseline} is shown for {count}: {names}.")
-    if len(named) < len(ladder.changed):
-        told.append("For the others, no difference is shown." if told else "No arm is shown to differ.")
-    null = verdict.null
-    if null and null.sizes:
-        told.append(
-            "The null arm, which carries no change, differs too." if null.shown else "The null arm shows nothing."
-        )
-    return " ".join(told)
-
-
 def arm_sources(record: StudyRecord) -> dict[str, str]:
     """Return arm -> where it comes from and how it differs, as the YAML says; arms without such a text are left out."""
     arms = record.content.get("arms") or {}

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print, write and draw."""
     if min(args.rounds, args.steps, args.rows or 1) < 1:
         raise UserError("--rounds, --steps and --rows must be at least 1")
-    cli, rows, precision, device = resolve_options(args)
+    cli, rows, precision, device = resolve_options(args.config, args.overrides, args.rows, args.precision)
     data, config = cli.datamodule, cli.model.decoder_config
     plan = Plan(cli.model, precision, data.context, rows, device, args.compile, Path())
     sweeps = {name: variants(config, data.context, name) for name in args.sweep}

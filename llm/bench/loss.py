@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     """Measure and print; with --json write the figures too."""
     if min(args.rounds, args.rows or 1) < 1:
         raise UserError("--rounds and --rows must be at least 1")
-    cli, rows, precision, device = resolve_options(args)
+    cli, rows, precision, device = resolve_options(args.config, args.overrides, args.rows, args.precision)
     config, device = cli.model.decoder_config, "cuda" if device == "gpu" else "cpu"
     tokens = rows * cli.datamodule.context
     sizes = Sizes(tokens, config.hidden_size, config.unpadded_vocab_size, precision, device)

@@ -186,7 +186,7 @@ def run(args: argparse.Namespace) -> None:
     if args.fit:
         fit(args)
         return
-    cli, rows, precision, device = resolve_options(args)
+    cli, rows, precision, device = resolve_options(args.config, args.overrides, args.rows, args.precision)
     if args.against == "hf-liger":
         check_liger(cli.model, device)
     data: TokenDataModule = cli.datamodule
@@ -227,15 +227,17 @@ def run(args: argparse.Namespace) -> None:
     write(args.json, result)
 
 
-def resolve_options(args: argparse.Namespace) -> tuple[Any, int, str, str]:
+def resolve_options(
+    config: str, overrides: list[str], rows: int | None = None, precision: str | None = None
+) -> tuple[Any, int, str, str]:
     """What the options mean: the config's command line, rows of a micro-batch, precision, and gpu or cpu.
 
     Raises:
         UserError: it cannot be trained here.
     """
-    cli = parse(["--config", args.config, *args.overrides], run=False)
-    rows = args.rows or cli.datamodule.given_micro_batch_size or cli.datamodule.batch_size
-    precision = args.precision or str(cli.trainer.precision)
+    cli = parse(["--config", config, *overrides], run=False)
+    rows = rows or cli.datamodule.given_micro_batch_size or cli.datamodule.batch_size
+    precision = precision or str(cli.trainer.precision)
     device = "gpu" if torch.cuda.is_available() else "cpu"
     check(cli.model, cli.datamodule, precision, device)
     return cli, rows, precision, device

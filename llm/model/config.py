@@ -15,8 +15,8 @@ from .activations import NAMES as ACTIVATION_NAMES
 from .contradictions import contradictions, fill_sizes
 from .feedforward import FEEDFORWARDS
 from .norms import NORMS
-from .residual import FORMS
-from .streams import SOURCES, STREAMS, WEIGHTS
+from .residual import CONNECTIONS, FORMS
+from .streams import DENSE, SOURCES, STREAMS, WEIGHTS
 from .value_embeddings import PLACES
 
 SIZES = (
@@ -181,7 +181,7 @@ class DecoderConfig(PretrainedConfig):
             self.rope_parameters = {"rope_type": "default", "rope_theta": 10_000.0} | (self.rope_parameters or {})
         super().__post_init__(**kwargs)
         bad = [name for name in SIZES if not getattr(self, name) or getattr(self, name) < 1]
-        problems = [f"{', '.join(bad)} must be at least 1"] if bad else contradictions(self)
+        problems = [f"{', '.join(bad)} must be at least 1"] if bad else contradictions(self, DENSE, CONNECTIONS)
         problems += [*self._name_problems(), *self._number_problems()]
         if problems:
             raise ValueError("; ".join(problems))

@@ -5,6 +5,7 @@ Imports no torch: the options of `fit` are checked by these functions before it 
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from .parametrization import parametrization_problems
@@ -23,13 +24,19 @@ def fill_sizes(config: Any) -> None:
         config.unpadded_vocab_size = config.vocab_size
 
 
-def contradictions(config: Any) -> list[str]:
-    """One sentence for each setting that contradicts another; sizes are at least 1, and those that follow are set."""
+def contradictions(config: Any, dense: Container[str], hyper: Container[str]) -> list[str]:
+    """One sentence for each setting that contradicts another.
+
+    Args:
+        config: whose sizes are at least 1, those that follow from others set.
+        dense: names of the stream sources that learn their weights (`DENSE` in `streams.py`).
+        hyper: names of the residual forms with several copies (`CONNECTIONS` in `residual.py`).
+    """
     return [
         *_of_sizes(config),
-        *(_of_streams(config) if config.stream else []),
+        *(_of_streams(config, dense) if config.stream else []),
         *_of_value_embeddings(config),
-        *_of_residual(config),
+        *_of_residual(config, hyper),
         *parametrization_problems(config),
     ]
 
@@ -53,10 +60,10 @@ def _of_sizes(config: Any) -> list[str]:
     return problems
 
 
-def _of_streams(config: Any) -> list[str]:
+def _of_streams(config: Any, dense: Container[str]) -> list[str]:
     source, weight, layers = config.stream_source, config.stream_weight, config.stream_layers
     own, depth, problems = config.stream_own, config.num_hidden_layers, list[str]()
-    if source.startswith("dense") and weight == "fixed":
+    if source in dense and weight == "fixed":
         problems.append(f"stream_source {source} learns its weights: give stream_weight layer, head or mix")
     if own == 0 and weight != "mix" and source != "first":
         problems.append(
@@ -78,7 +85,7 @@ def _of_value_embeddings(config: Any) -> list[str]:
     return []
 
 
-def _of_residual(config: Any) -> list[str]:
-    if config.residual.startswith("hyper") and config.residual_expansion < 2:
+def _of_residual(config: Any, hyper: Container[str]) -> list[str]:
+    if config.residual in hyper and config.residual_expansion < 2:
         return [f"residual_expansion {config.residual_expansion} must be at least 2 with residual {config.residual}"]
     return []

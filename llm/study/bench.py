@@ -15,13 +15,12 @@ import torch
 import yaml
 
 from ..bench.contenders import Fit, Plan
-from ..bench.step import check, measure, ratio
+from ..bench.step import measure, ratio, resolve_options
 from ..common.environment import environment
 from ..common.errors import UserError
 from ..common.files import write_json
 from ..common.tables import text_table
 from ..runs.study_record import BENCH
-from ..train.cli import parse
 from ..train.compilation import RECOMPILE_LIMIT
 from ..train.optim import Schedule
 from .description import Study, configured
@@ -68,16 +67,12 @@ def _contender(study: Study, size: str, arm: str, folder: Path, steps: int) -> F
     config.write_text(
         yaml.safe_dump(configured(study.base, study.overrides(size, arm), {"trainer.max_steps": 1})), encoding="utf-8"
     )
-    cli = parse(["--config", str(config)], run=False)
-    module, data = cli.model, cli.datamodule
-    module.schedule = Schedule(shape="constant")
-    device = "gpu" if torch.cuda.is_available() else "cpu"
-    precision = str(cli.trainer.precision)
     try:
-        check(module, data, precision, device)
+        cli, rows, precision, device = resolve_options(str(config), [])
     except UserError as error:
         raise UserError(f"{arm} at {size}: {error}") from error
-    rows = data.given_micro_batch_size or data.batch_size
+    module, data = cli.model, cli.datamodule
+    module.schedule = Schedule(shape="constant")
     plan = Plan(module, precision, data.context, rows, device, module.compiled, folder, masked=data.mask_documents)
     plan.fill(steps)
     return Fit(plan, module)
@@ -91,6 +86,6 @@ def _table(baseline: str, result: dict[str, Any]) -> str:
             rows.append([*row, "1", ""])
             continue
         found = result[f"{arm}_to_{baseline}"]
-        low, high = found["interval"] or (float("nan"), float("nan"))
-        rows.append([*row, f"{1 / found['median']:.3f}", f"{1 / high:.3f} to {1 / low:.3f}"])
+        interval = "{1:.3f} to {0:.3f}".format(*(1 / end for end in found["interval"])) if found["interval"] else ""
+        rows.append([*row, f"{1 / found['median']:.3f}", interval])
     return text_table(["arm", "tokens/s", "range", "step time", "95% interval"], rows)

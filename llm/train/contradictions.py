@@ -35,12 +35,13 @@ def of_context(context: int, position: str, positions: int) -> list[str]:
     return []
 
 
-def of_strategy(strategy: Any, precision: str, compiled: bool) -> list[str]:
-    """What of a strategy does not go with the precision, with compiled blocks or with its own name."""
+def of_strategy(strategy: Any, precision: str, compiled: bool, sharded: Container[str]) -> list[str]:
+    """What of a strategy does not go with the precision, with compiled blocks or with its own name; `sharded` lists
+    the names of those without a whole copy of the weights on each device."""
     name, problems = strategy.name, list[str]()
     if strategy.offload_optimizer and name != "deepspeed":
         problems.append("strategy.offload_optimizer needs strategy.name deepspeed")
-    if name in ("deepspeed", "fsdp2") and precision == "bf16-true":
+    if name in sharded and precision == "bf16-true":
         problems.append(f"trainer.precision bf16-true has no fp32 master weights under {name}: give bf16-mixed")
     if name == "deepspeed" and strategy.stage == 3 and compiled:
         problems.append(
@@ -56,7 +57,7 @@ def of_strategy(strategy: Any, precision: str, compiled: bool) -> list[str]:
 
 
 def of_interval(key: str, value: int | None, checkpoint_every: int) -> list[str]:
-    """Whether an interval is no multiple of that between checkpoints."""
+    """Whether an interval is not a multiple of that between checkpoints."""
     if value and value % max(1, checkpoint_every):
         return [f"{key} {value} must be a multiple of run.checkpoint_every {checkpoint_every}"]
     return []

@@ -267,20 +267,20 @@ def _contradictions(given: Namespace) -> list[str]:
     """Settings that cannot be together, a sentence each."""
     decoder, data, run = given["decoder"].clone(), given["data"], given["run"]
     fill_sizes(decoder)
-    max_steps, decays = given["trainer.max_steps"], names("train/optim.py", "DECAYS")
-    schedule, every = given["model.schedule"], run.checkpoint_every
-    return [
-        *contradictions(decoder),
+    schedule, max_steps = given["model.schedule"], given["trainer.max_steps"]
+    precision, compiled = str(given["trainer.precision"]), bool(given["model.compile"])
+    problems = [
+        *contradictions(decoder, names("model/streams.py", "DENSE"), names("model/residual.py", "CONNECTIONS")),
         *of_context(data.context, decoder.position, decoder.max_position_embeddings),
         *of_rows(data.packing, data.mask_documents),
         *of_weights(data.store),
-        *(
-            of_schedule(schedule, max_steps, decays) if schedule and max_steps >= 1 else []
-        ),  # `plan` does without either
-        *of_strategy(given["strategy"], str(given["trainer.precision"]), bool(given["model.compile"])),
-        *of_interval("run.keep_every", run.keep_every, every),
-        *of_interval("evaluation.every", given["evaluation.every"], every),
+        *of_strategy(given["strategy"], precision, compiled, names("train/strategy.py", "SHARDED")),
+        *of_interval("run.keep_every", run.keep_every, run.checkpoint_every),
+        *of_interval("evaluation.every", given["evaluation.every"], run.checkpoint_every),
     ]
+    if schedule and max_steps >= 1:  # `plan` and `bench` read configs without either
+        problems += of_schedule(schedule, max_steps, names("train/optim.py", "DECAYS"))
+    return problems
 
 
 def given_options(command: str, arguments: list[str]) -> Namespace:

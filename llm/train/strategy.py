@@ -75,7 +75,8 @@ class StrategySettings:
             problems.append(
                 f"strategy.communication_dtype {self.communication_dtype!r} is unknown: give {' or '.join(DTYPES)}"
             )
-        return [*problems, *of_strategy(self, precision, compiled), *config_problems("strategy", vars(self).get)]
+        problems += of_strategy(self, precision, compiled, SHARDED)
+        return problems + config_problems("strategy", vars(self).get)
 
     def build(self, devices: int, gradient_clip: float | None, half_precision: bool) -> Strategy | str:
         """The Lightning strategy for `devices` devices in all.

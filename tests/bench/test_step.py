@@ -109,15 +109,15 @@ def test_bench_says_what_each_fast_path_is_worth(
 
 
 @pytest.mark.parametrize(
-    ("intervals", "told"),
+    ("intervals", "expected"),
     [
         ({"norm": [1.01, 1.1], "loss": [0.7, 0.8], "all": [1.1, 1.2]}, "set model.disable_fast_paths to [norm]"),
         ({"norm": [0.99, 1.1], "loss": None}, "leave model.disable_fast_paths empty"),
     ],
 )
-def test_only_fast_paths_that_are_shown_to_be_slower_are_advised_against(intervals: dict, told: str) -> None:
+def test_only_fast_paths_that_are_shown_to_be_slower_are_advised_against(intervals: dict, expected: str) -> None:
     result = {f"without_{name}_to_config": {"interval": interval} for name, interval in intervals.items()}
-    assert told in advice(result)
+    assert expected in advice(result)
 
 
 def test_bench_refuses_what_cannot_be(tiny_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,15 +16,15 @@ from .conftest import Study
 def test_every_arm_takes_turns(tiny_study: Study, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     study = tiny_study("study", arms={"classic": {}, "values": {"decoder.stream": ["values"]}}, sizes={"small": {}})
     assert main(["study", "bench", str(study), "--rounds", "2", "--steps", "1"]) == 0
-    told = capsys.readouterr()
-    turns = [line.split()[2] for line in told.err.splitlines() if line.startswith("round ")]
+    printed = capsys.readouterr()
+    turns = [line.split()[2] for line in printed.err.splitlines() if line.startswith("round ")]
     assert turns == ["classic", "values", "values", "classic"]
     folder = Path(yaml.safe_load(study.read_text())["folder"])
     found = json.loads((folder / "bench.json").read_text())
     assert {arm: len(rates) for arm, rates in found["tokens_per_second"].items()} == {"classic": 2, "values": 2}
     assert min(rate for rates in found["tokens_per_second"].values() for rate in rates) > 0
     assert found["size"] == "small" and "device" in found and "study bench" in found["command"]
-    header, _, classic, values, *_ = told.out.splitlines()
+    header, _, classic, values, *_ = printed.out.splitlines()
     assert header.split()[:2] == ["arm", "tokens/s"] and classic.split()[0] == "classic"
     median = 1 / found["values_to_classic"]["median"]
     assert f" {median:.3f} " in values
@@ -36,16 +36,16 @@ def test_every_arm_takes_turns(tiny_study: Study, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["--size", "huge"], "--size huge is unknown: give one of small"),
         (["--rounds", "0"], "--rounds and --steps must be at least 1"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(words: list[str], told: str, tiny_study: Study, capsys) -> None:
+def test_what_cannot_be_measured_is_refused(words: list[str], expected: str, tiny_study: Study, capsys) -> None:
     study = tiny_study("study", arms={"classic": {}, "values": {"decoder.stream": ["values"]}}, sizes={"small": {}})
     assert main(["study", "bench", str(study), *words]) == 2
-    assert told in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 def test_an_arm_that_cannot_be_trained_here_is_named(tiny_study: Study, tmp_path: Path, capsys) -> None:

@@ -79,13 +79,13 @@ def test_the_page_has_all_arms_in_one_picture_and_one_table(study: Path, tmp_pat
 
 def test_the_page_of_many_arms_begins_with_an_overview(study: Path, tmp_path: Path, capsys) -> None:
     assert main(["study", str(study), "--out", str(tmp_path / "out")]) == 0
-    told = (
+    expected = (
         "A lower loss than that of classic is shown for 1 of 4 arms: better. A higher loss than that of classic is "
         "shown for 1 of 4 arms: worse. For the others, no difference is shown. The null arm shows nothing."
     )
-    assert capsys.readouterr().out.splitlines()[-1] == told
+    assert capsys.readouterr().out.splitlines()[-1] == expected
     page = (tmp_path / "out" / "report.html").read_text()
-    assert told in page and "4 arms against classic<" in page
+    assert expected in page and "4 arms against classic<" in page
 
 
 def test_step_times_that_were_measured_stand_in_picture_and_table(study: Path, tmp_path: Path) -> None:
