@@ -19,6 +19,7 @@ from llm.common.errors import UserError
 
 Key = TypeVar("Key", bound=Hashable)
 Floats = NDArray[np.float64]
+LowHighP = tuple[float, float, float]
 
 AT_ONCE = 2_000_000  # resampled values held at a time: 16 MB an array
 EQUAL = 1e-12  # variances of equal means are rounding: below this part of what single values give
@@ -86,7 +87,7 @@ class McNemar(NamedTuple):
     p_value: float
 
 
-class Parts(NamedTuple):
+class VarianceComponents(NamedTuple):
     """What the variance of the mean over S seeds and N items is made of."""
 
     seeds: float  # of the seeds' own means: what differs from seed to seed, for all items or for single ones
@@ -169,7 +170,7 @@ def _checked(first: ArrayLike, second: ArrayLike, weights: ArrayLike | None) -> 
 
 def _no_surer_than_signs(
     differences: Floats, shares: Floats, low: float, high: float, p_value: float, level: float
-) -> tuple[float, float, float]:
+) -> LowHighP:
     """Low, high and p value, none of them surer than the signs of the items' differences allow.
 
     A spread that is estimated from few items may be far too small, and where all differ by the same it is zero. The
@@ -203,9 +204,7 @@ def _mean(differences: Floats, shares: Floats) -> float:
     return float((differences * shares).sum() / (len(differences) * shares.sum()))
 
 
-def _over_items(
-    differences: Floats, shares: Floats | None, level: float, resamples: int, seed: int
-) -> tuple[float, float, float]:
+def _over_items(differences: Floats, shares: Floats | None, level: float, resamples: int, seed: int) -> LowHighP:
     """Low, high and p value of the percentile bootstrap over items (Efron 1979), expanded for few items.
 
     The percentiles are those of a normal variable with 1 / N, not 1 / (N - 1), that give Student's quantile (Hesterberg
@@ -223,7 +222,7 @@ def _over_items(
         estimate = _mean(differences[None], kept)
         residuals = (differences - estimate) * kept / items
         variance = float((residuals**2).sum()) * widening**2
-        return _student(estimate, Parts(0.0, variance), items, items, level)
+        return _student(estimate, VarianceComponents(0.0, variance), items, items, level)
     drawn = stats.bootstrap(
         (differences,) if shares is None else (differences * shares, shares),
         np.mean if shares is None else _ratio,
@@ -244,7 +243,7 @@ def _ratio(products: Floats, shares: Floats, axis: int = -1) -> Floats:
     return products.sum(axis=axis) / shares.sum(axis=axis)
 
 
-def _over_groups(differences: Floats, shares: Floats, level: float) -> tuple[float, float, float]:
+def _over_groups(differences: Floats, shares: Floats, level: float) -> LowHighP:
     """Low, high and p value of a mean over groups: Student's interval, robust to groups of any size and variance.
 
     Of null pairs of 12 to 200 groups 4 to 6% are called different (docs/null_pairs.csv). Of 8 to 50 groups, sizes of
@@ -256,21 +255,21 @@ def _over_groups(differences: Floats, shares: Floats, level: float) -> tuple[flo
     return found.low, found.high, found.p_value
 
 
-def _with_spread(differences: Floats, shares: Floats, spread: Spread, level: float) -> tuple[float, float, float]:
+def _with_spread(differences: Floats, shares: Floats, spread: Spread, level: float) -> LowHighP:
     """Low, high and p value of one pair's mean that also covers what another run of either side would have given.
 
     Two runs that differ in nothing but their initial weights differ by a variance of twice `spread`, known with one
     degree of freedom less than there are runs. So the interval is that of several seeds, of which this is one.
     """
     variance, degrees = robust_variance(differences, shares)
-    parts = Parts(2 * spread.deviation**2, variance)
+    parts = VarianceComponents(2 * spread.deviation**2, variance)
     return _student(_mean(differences[None], shares), parts, spread.runs, degrees + 1, level)
 
 
 # ---- Several seeds ---------------------------------------------------------------------------------------------------
 
 
-def _over_seeds(differences: Floats, shares: Floats, level: float) -> tuple[float, float, float]:
+def _over_seeds(differences: Floats, shares: Floats, level: float) -> LowHighP:
     """Low, high and p value of a mean over several seeds and many items.
 
     d_si = effect + seed_s + item_i + rest_si. The mean's variance is the sum of `variance_parts`; the seeds' part is
@@ -278,12 +277,13 @@ def _over_seeds(differences: Floats, shares: Floats, level: float) -> tuple[floa
     does, gives them no variance where they happen to agree: three seeds agree in sign in a quarter of null pairs, and
     all of these are called different. So the interval is the root of that sum times a quantile between Student's of
     S - 1 and of N - 1 degrees of freedom (`critical`). Without item_i it is the paired t interval of the seeds' means.
+    Using the least variance that single items imply was tried, and gains next to nothing if the level is kept.
     """
     seeds, items = differences.shape
     return _student(_mean(differences, shares), variance_parts(differences, shares), seeds, items, level)
 
 
-def _student(estimate: float, parts: Parts, seeds: int, items: float, level: float) -> tuple[float, float, float]:
+def _student(estimate: float, parts: VarianceComponents, seeds: int, items: float, level: float) -> LowHighP:
     """Low, high and p value: estimate ± critical value x standard error, and the level at which that touches zero."""
     variance = parts.seeds + parts.items
     if variance <= 0:  # every item differs by the same, in each seed
@@ -343,7 +343,7 @@ def hierarchical_bootstrap(
     return _no_surer_than_signs(differences, shares, float(low), float(high), 0.0, level)[:2]
 
 
-def variance_parts(differences: Floats, shares: Floats) -> Parts:
+def variance_parts(differences: Floats, shares: Floats) -> VarianceComponents:
     """Seeds' and items' parts of the variance of the weighted mean, from differences (S, N) and weights (N,).
 
     Two-way analysis of variance of the residuals w_i (d_si - mean_s) / sum w. The variance of the items' means over
@@ -360,7 +360,7 @@ def variance_parts(differences: Floats, shares: Floats) -> Parts:
     both = float((shared**2).sum()) * correction
     single = float(((residuals - shared) ** 2).sum()) * correction / (seeds - 1)
     of_seeds, least = float(means.var(ddof=1)) / seeds, single / seeds
-    return Parts(least if of_seeds < EQUAL * least else of_seeds, max(0.0, both - least))
+    return VarianceComponents(least if of_seeds < EQUAL * least else of_seeds, max(0.0, both - least))
 
 
 def student_interval(value: float, error: float, degrees: float, level: float = 0.95) -> Interval:

@@ -257,14 +257,14 @@ def now() -> float:
     return time.perf_counter()
 
 
-class Fit:
+class TrainerLoop:
     """Our model through the whole fit loop: loader, callbacks, CSV and TensorBoard loggers."""
 
     def __init__(self, plan: Plan, module: LanguageModule) -> None:
         self.plan, self.module, self.model = plan, module, module.model
 
     @classmethod
-    def of_variant(cls, plan: Plan, variant: Variant) -> Fit:
+    def of_variant(cls, plan: Plan, variant: Variant) -> TrainerLoop:
         """A variant of the plan's module, with its weights."""
         given = plan.module
         with no_init_weights():  # to draw a billion numbers takes 20 seconds
@@ -378,11 +378,11 @@ class TransformersBaseline:
         return Window.of(watch, steps, self.plan.tokens_per_step)
 
 
-def contender(name: str, plan: Plan) -> Fit | TransformersBaseline:
+def contender(name: str, plan: Plan) -> TrainerLoop | TransformersBaseline:
     """The contender called `name`, its model built."""
     if name in TRANSFORMERS:
         return TransformersBaseline(plan, TRANSFORMERS[name])
-    return Fit.of_variant(plan, (VARIANTS | WITHOUT)[name])
+    return TrainerLoop.of_variant(plan, (VARIANTS | WITHOUT)[name])
 
 
 def fast_paths_of(module: LanguageModule) -> list[str]:

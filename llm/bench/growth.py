@@ -26,7 +26,7 @@ from ..common.environment import environment
 from ..common.errors import UserError
 from ..model import DecoderConfig
 from ..train.flops import flops_per_token
-from .contenders import UNCOUNTED, Fit, Plan, Variant, random_store, with_settings
+from .contenders import UNCOUNTED, Plan, TrainerLoop, Variant, random_store, with_settings
 from .step import resolve_options, write
 
 FACTORS = (0.5, 1, 2, 4)
@@ -73,7 +73,7 @@ def measure(plan: Plan, sweeps: dict[str, list[tuple[int, dict[str, int], int]]]
                 vocabulary = int(config.unpadded_vocab_size or 0)
                 random_store(own.folder, vocabulary, (steps + UNCOUNTED) * own.tokens_per_step + 1)
                 torch._dynamo.reset()  # or it would give up compiling after eight forms of a block
-                window = Fit.of_variant(own, Variant(settings)).window(steps, parts=False)
+                window = TrainerLoop.of_variant(own, Variant(settings)).window(steps, parts=False)
             seconds.setdefault((name, size), []).append(1 / window.tokens_per_second)
             rate = f"{window.tokens_per_second:,.0f} tokens/s"
             print(f"round {turn + 1}/{rounds}  {name} {size:<10,}{rate:>22}", file=sys.stderr, flush=True)

@@ -84,7 +84,7 @@ def largest_fitting_divisor(rows: int, start: int, fits: Callable[[int], bool]) 
     return None
 
 
-def seek(
+def tune_micro_batch(
     run: PlannedRun,
     precision: str,
     compiled: bool,

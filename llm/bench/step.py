@@ -44,7 +44,18 @@ from ..train.flops import flops_per_token
 from ..train.module import LanguageModule
 from ..train.options import PRECISIONS
 from . import micro_batch
-from .contenders import MIB, PARTS, TRANSFORMERS, Fit, Plan, TransformersBaseline, Window, contender, fast_paths_of, now
+from .contenders import (
+    MIB,
+    PARTS,
+    TRANSFORMERS,
+    Plan,
+    TrainerLoop,
+    TransformersBaseline,
+    Window,
+    contender,
+    fast_paths_of,
+    now,
+)
 from .options import CONTENDERS
 
 AGAINST = {
@@ -56,7 +67,7 @@ AGAINST = {
 CUBE = {"cpu": 4096, "gpu": 8192}  # side of the matrices whose product gives the rate: large enough to be at its best
 
 
-Contenders = dict[str, Fit | TransformersBaseline]
+Contenders = dict[str, TrainerLoop | TransformersBaseline]
 
 
 def measure(plan: Plan, contenders: Contenders, rounds: int, steps: int) -> tuple[dict[str, list[Window]], list[float]]:
@@ -79,7 +90,7 @@ def measure(plan: Plan, contenders: Contenders, rounds: int, steps: int) -> tupl
     return windows, rates
 
 
-def window_on_gpu(one: Fit | TransformersBaseline, steps: int) -> Window:
+def window_on_gpu(one: TrainerLoop | TransformersBaseline, steps: int) -> Window:
     """The parts of steps, which makes them longer, then throughput and peak memory of as many that nobody looks into.
 
     Raises:
@@ -294,7 +305,7 @@ def fit(args: argparse.Namespace) -> None:
     result = {
         "command": " ".join([*command, *command_line(args)]),
         "precision": precision,
-        **micro_batch.seek(run, precision, args.compile or run.compiled, budget, args.rounds, words),
+        **micro_batch.tune_micro_batch(run, precision, args.compile or run.compiled, budget, args.rounds, words),
         **environment(),
     }
     micro_batch.report(result)

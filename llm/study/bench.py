@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from ..bench.contenders import Fit, Plan
+from ..bench.contenders import Plan, TrainerLoop
 from ..bench.step import measure, ratio, resolve_options
 from ..common.environment import environment
 from ..common.errors import UserError
@@ -60,7 +60,7 @@ def bench(study: Study, size: str, rounds: int, steps: int) -> None:
     print(f"{study.folder / BENCH}: {size}, {plan.rows} x {plan.context} tokens a step, {plan.precision}")
 
 
-def _contender(study: Study, size: str, arm: str, folder: Path, steps: int) -> Fit:
+def _contender(study: Study, size: str, arm: str, folder: Path, steps: int) -> TrainerLoop:
     """Return an arm with a store of its own."""
     folder.mkdir()
     config = folder / "config.yaml"
@@ -75,7 +75,7 @@ def _contender(study: Study, size: str, arm: str, folder: Path, steps: int) -> F
     module.schedule = Schedule(shape="constant")
     plan = Plan(module, precision, data.context, rows, device, module.compiled, folder, masked=data.mask_documents)
     plan.fill(steps)
-    return Fit(plan, module)
+    return TrainerLoop(plan, module)
 
 
 def _table(baseline: str, result: dict[str, Any]) -> str:
