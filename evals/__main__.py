@@ -93,7 +93,7 @@ def _compare(options: argparse.Namespace) -> None:
     if options.plan:
         from evals.verdict import power
 
-        print(power.report(options))
+        print(power.pair_power(options))
         return
     if options.out is None:
         raise UserError("where the comparison goes is not said; give --out DIR")
@@ -110,9 +110,9 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _study(options: argparse.Namespace) -> None:
     if options.plan:
-        from evals.verdict.study_plan import report
+        from evals.verdict.study_plan import study_power
 
-        print(report(options))
+        print(study_power(options))
         return
     from evals.page.study_files import study
 
@@ -125,7 +125,7 @@ def _losses(options: argparse.Namespace) -> None:
 
     exports = [open_export(folder, options.trusted) for folder in options.exports]
     asked = (options.store, options.documents, options.batch_size, options.device, options.dtype, options.split)
-    results = [losses.measure(export, *asked, options.again, options.context) for export in exports]
+    results = [losses.measure_losses(export, *asked, options.again, options.context) for export in exports]
     print(losses.format_results(losses.labels(exports), results))
 
 
@@ -134,7 +134,7 @@ def _incontext(options: argparse.Namespace) -> None:
     from evals.probes.losses import labels
 
     exports = [open_export(folder, options.trusted) for folder in options.exports]
-    results = incontext.measure(
+    results = incontext.measure_incontext(
         exports, options.store, options.windows, options.context, options.batch_size, options.device, options.dtype,
         options.split,
     )  # fmt: skip
@@ -148,8 +148,8 @@ def _recall(options: argparse.Namespace) -> None:
     from evals.probes.losses import labels
 
     exports = [open_export(folder, options.trusted) for folder in options.exports]
-    settings = recall.Settings(tuple(options.pairs), tuple(options.lengths), options.sequences, options.seed)
-    results = recall.measure(
+    settings = recall.RecallSettings(tuple(options.pairs), tuple(options.lengths), options.sequences, options.seed)
+    results = recall.measure_recall(
         exports, options.store, settings, options.context, options.batch_size, options.device, options.dtype,
         options.split,
     )  # fmt: skip

@@ -20,7 +20,7 @@ COUNT, PROMPT, LENGTH = 3, 16, 48  # prompts; tokens of each; tokens that are ad
 CANDIDATES = 64  # documents, of which the first that are long enough are taken
 
 
-def measure(export: Export, path: Path, device: str = "auto", dtype: str = "auto") -> dict[str, Any]:
+def measure_continuations(export: Export, path: Path, device: str = "auto", dtype: str = "auto") -> dict[str, Any]:
     """Return {prompt: continuation} of one export on a store, kept in EXPORT/evals/continuations.json.
 
     What is kept there is returned at once if it is of the same weights and store.

@@ -147,7 +147,7 @@ def _standard_error(values: np.ndarray) -> list[float] | None:
 # ---- One export and one store ----------------------------------------------------------------------------------------
 
 
-def measure(
+def measure_incontext(
     exports: Sequence[Export],
     store: Path,
     windows: int = 256,

@@ -140,7 +140,7 @@ def _row_losses(model: Any, ids: Tensor) -> Tensor:
 # ---- One export and one store ----------------------------------------------------------------------------------------
 
 
-def measure(
+def measure_losses(
     export: Export,
     store: Path,
     documents: int = 1000,

@@ -50,7 +50,7 @@ class Queries(NamedTuple):
     places: Tensor
 
 
-class Settings(NamedTuple):
+class RecallSettings(NamedTuple):
     """What is generated: numbers of pairs, lengths in tokens (None: the context), sequences of each kind, seed."""
 
     pairs: tuple[int, ...] = ()
@@ -181,10 +181,10 @@ class Plan(NamedTuple):
     needles: Needles
 
 
-def measure(
+def measure_recall(
     exports: Sequence[Export],
     store: Path,
-    settings: Settings,
+    settings: RecallSettings,
     context: int | None = None,
     batch_size: int = 16,
     device: str = "auto",
@@ -209,7 +209,7 @@ def measure(
     return results
 
 
-def chosen(settings: Settings, context: int, store: TokenStore) -> list[tuple[int, int]]:
+def chosen(settings: RecallSettings, context: int, store: TokenStore) -> list[tuple[int, int]]:
     """Numbers of pairs and lengths; those of the default that fit where none are given.
 
     UserError: one that is given does not fit the context or the vocabulary.
@@ -234,7 +234,7 @@ def _first_token(store: TokenStore) -> int:
     return store.end_of_document if store.begin_of_document is None else store.begin_of_document
 
 
-def _measure(plan: Plan, settings: Settings, batch_size: int, device: str, dtype: str) -> Record:
+def _measure(plan: Plan, settings: RecallSettings, batch_size: int, device: str, dtype: str) -> Record:
     loaded = load_model(plan.export, device, dtype)
     needles = needle_gains(loaded.model, plan.needles, batch_size)
     return {
@@ -256,7 +256,7 @@ def _measure(plan: Plan, settings: Settings, batch_size: int, device: str, dtype
     }
 
 
-def _mqar(loaded: LoadedModel, plan: Plan, settings: Settings, batch_size: int) -> list[Record]:
+def _mqar(loaded: LoadedModel, plan: Plan, settings: RecallSettings, batch_size: int) -> list[Record]:
     found = []
     first = _first_token(plan.store)
     what = f"{loaded.export.name}, key-value pairs"
@@ -268,7 +268,7 @@ def _mqar(loaded: LoadedModel, plan: Plan, settings: Settings, batch_size: int) 
     return found
 
 
-def _induction(loaded: LoadedModel, plan: Plan, settings: Settings, batch_size: int) -> Record:
+def _induction(loaded: LoadedModel, plan: Plan, settings: RecallSettings, batch_size: int) -> Record:
     """Loss of the second copy of random tokens that fill the context, next to the first copy's and chance."""
     known, first = plan.store.vocab_size, _first_token(plan.store)
     length = min((plan.context - 1) // 2, known - 1)

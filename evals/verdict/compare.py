@@ -255,9 +255,11 @@ def measure_losses(pairs: Pairs, exports: Exports, settings: ComparisonSettings)
     for export in (export for pair in exports for export in pair):
         for component in components:
             count = max(2, round(settings.documents * component.share / total))
-            losses.measure(export, Path(component.path), count, settings.batch_size, settings.device, settings.dtype)
+            losses.measure_losses(
+                export, Path(component.path), count, settings.batch_size, settings.device, settings.dtype
+            )
     for export in exports[0]:
-        continuations.measure(export, Path(components[0].path), settings.device, settings.dtype)
+        continuations.measure_continuations(export, Path(components[0].path), settings.device, settings.dtype)
 
 
 def how_measured(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def report(options: argparse.Namespace) -> str:
+def pair_power(options: argparse.Namespace) -> str:
     """The two tables, what they assume, and the commands to run next. Raises UserError for values out of range."""
     _check(options)
     rate = 100 * (1 - options.level)

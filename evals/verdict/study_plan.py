@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def report(options: argparse.Namespace) -> str:
+def study_power(options: argparse.Namespace) -> str:
     """Say what a study can show.
 
     Raises:

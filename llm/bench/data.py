@@ -117,7 +117,7 @@ RATIOS = (  # of the first to the second, by their rates
 )
 
 
-def measure(tasks: dict[str, Task], rounds: int) -> dict[str, dict[str, list[float]]]:
+def time_tasks(tasks: dict[str, Task], rounds: int) -> dict[str, dict[str, list[float]]]:
     """Each task's figures, by unit, a value a round; a drift of the machine hits all tasks alike."""
     figures: dict[str, dict[str, list[float]]] = {name: {} for name in tasks}
     for turn in range(rounds):
@@ -215,7 +215,7 @@ def run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as name, one_thread():
         folder = Path(name)
         tasks = stall_tasks(args.stalls, args.step_ms / 1000) if args.stalls else all_tasks(args, folder)
-        figures = measure(tasks, args.rounds)
+        figures = time_tasks(tasks, args.rounds)
     result = {
         "command": "python -m llm bench-data " + command_line(args),
         "text": str(args.stalls or f"{FILES} files of {args.text_mib:g} MiB of text, the sources repeated"),

@@ -59,7 +59,9 @@ def growth(seconds: list[float], flops: list[float]) -> list[float]:
     return [(seconds[i + 1] / seconds[i]) / (flops[i + 1] / flops[i]) for i in range(len(seconds) - 1)]
 
 
-def measure(plan: Plan, sweeps: dict[str, list[tuple[int, dict[str, int], int]]], rounds: int, steps: int) -> dict:
+def measure_growth(
+    plan: Plan, sweeps: dict[str, list[tuple[int, dict[str, int], int]]], rounds: int, steps: int
+) -> dict:
     """Seconds of a token at every size of every sweep, one for each round; every round goes through all."""
     tokens = plan.tokens_per_step
     seconds: dict[tuple[str, int], list[float]] = {}
@@ -105,10 +107,10 @@ def run(args: argparse.Namespace) -> None:
         "compiled": args.compile,
         "tokens_per_step": plan.tokens_per_step,
         "context": data.context,
-        "sweeps": measure(plan, sweeps, args.rounds, args.steps),
+        "sweeps": measure_growth(plan, sweeps, args.rounds, args.steps),
         **environment(),
     }
-    report(result)
+    print_growth(result)
     write(args.out / "growth.json", result)
     draw(result, args.out / "growth.png")
     print(f"{args.out / 'growth.png'}")
@@ -124,7 +126,7 @@ def command_line(args: argparse.Namespace) -> list[str]:
     return words + (["--", *args.overrides] if args.overrides else [])
 
 
-def report(result: dict[str, Any]) -> None:
+def print_growth(result: dict[str, Any]) -> None:
     """A table: each size, and time against FLOPs from the one before."""
     print(f"{result['tokens_per_step']} tokens a step, {result['precision']}, {result['device']}")
     print(f"{'':22}{'us a token':>12}{'MFLOP a token':>16}{'GFLOP/s':>10}{'time to FLOPs, from the size before':>38}")

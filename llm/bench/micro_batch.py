@@ -186,7 +186,7 @@ def name_of(every: int) -> str:
     return f"{which} block recomputed"
 
 
-def report(result: dict[str, Any]) -> None:
+def print_search(result: dict[str, Any]) -> None:
     """What was tried as a table, and what to set."""
     print(f"budget {result['budget_mib']:,.0f} MiB, {result['precision']}, {result['device']}")
     print(f"{'':28}{'micro-batch':>12}{'predicted':>14}{'measured':>14}{'tokens/s':>12}")

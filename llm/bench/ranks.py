@@ -161,7 +161,7 @@ def terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def measure(plan: Plan, layouts: list[str], rounds: int) -> dict[str, list[list[dict[str, Any]]]]:
+def time_layouts(plan: Plan, layouts: list[str], rounds: int) -> dict[str, list[list[dict[str, Any]]]]:
     """What the ranks of each layout measured in each round; the order is turned round from one to the next."""
     found: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in layouts}
     for turn in range(rounds):
@@ -326,7 +326,7 @@ def run(args: argparse.Namespace) -> None:
         plan = Plan(args, sizes, Path(name))
         random_store(plan.store, vocabulary, sizes["rows"] * sizes["context"] * plan.max_steps + 1)
         (plan.store / "tokenizer").mkdir()  # which a run copies
-        raw = measure(plan, list(dict.fromkeys(args.layouts)), args.rounds)
+        raw = time_layouts(plan, list(dict.fromkeys(args.layouts)), args.rounds)
     result = {"command": f"python -m llm bench-ranks {command_line(args)}", **sizes, "raw": raw, **environment()}
     result["layouts"] = summary(result)
     print(*table(result), sep="\n")

@@ -70,7 +70,9 @@ CUBE = {"cpu": 4096, "gpu": 8192}  # side of the matrices whose product gives th
 Contenders = dict[str, TrainerLoop | TransformersBaseline]
 
 
-def measure(plan: Plan, contenders: Contenders, rounds: int, steps: int) -> tuple[dict[str, list[Window]], list[float]]:
+def take_turns(
+    plan: Plan, contenders: Contenders, rounds: int, steps: int
+) -> tuple[dict[str, list[Window]], list[float]]:
     """The windows of each contender in each round, one after the other; and the FLOP/s of matrix products."""
     names = list(contenders)
     windows: dict[str, list[Window]] = {name: [] for name in names}
@@ -214,7 +216,7 @@ def run(args: argparse.Namespace) -> None:
         if args.memory_of:
             print(json.dumps(peak_memory(plan, args.memory_of, args.steps)))
             return
-        windows, rates = measure(plan, {name: contender(name, plan) for name in names}, args.rounds, args.steps)
+        windows, rates = take_turns(plan, {name: contender(name, plan) for name in names}, args.rounds, args.steps)
     if device == "gpu":
         memory = {name: max(window.peak_mib for window in windows[name]) for name in names}
     else:
@@ -232,7 +234,7 @@ def run(args: argparse.Namespace) -> None:
         "peak_memory_mib": memory,
         **environment(),
     }
-    report(result)
+    print_comparison(result)
     if args.fast_paths:
         print(advice(result))
     write(args.json, result)
@@ -308,7 +310,7 @@ def fit(args: argparse.Namespace) -> None:
         **micro_batch.tune_micro_batch(run, precision, args.compile or run.compiled, budget, args.rounds, words),
         **environment(),
     }
-    micro_batch.report(result)
+    micro_batch.print_search(result)
     write(args.json, result)
 
 
@@ -340,7 +342,7 @@ def figures(plan: Plan, names: list[str], windows: dict[str, list[Window]], rate
     }
 
 
-def report(result: dict[str, Any]) -> None:
+def print_comparison(result: dict[str, Any]) -> None:
     """The result as a table."""
     rate = statistics.median(result["matrix_flops_per_second"])
     print(

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from ..bench.contenders import Plan, TrainerLoop
-from ..bench.step import measure, ratio, resolve_options
+from ..bench.step import ratio, resolve_options, take_turns
 from ..common.environment import environment
 from ..common.errors import UserError
 from ..common.files import write_json
@@ -43,7 +43,7 @@ def bench(study: Study, size: str, rounds: int, steps: int) -> None:
         contenders = {arm: _contender(study, size, arm, Path(folder, arm), steps) for arm in arms}
         plan = contenders[study.baseline].plan
         torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT * len(arms)  # their blocks are variants of one function
-        windows, _ = measure(plan, dict(contenders), rounds, steps)
+        windows, _ = take_turns(plan, dict(contenders), rounds, steps)
     result: dict[str, Any] = {
         "command": f"python -m llm study bench {study.path} --size {size} --rounds {rounds} --steps {steps}",
         "size": size,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llm.bench.data_read
-from llm.bench.data import long_files, measure
+from llm.bench.data import long_files, time_tasks
 from llm.bench.data_read import READERS, cold_tasks, random_store, run_seconds, sparse_store
 from llm.cli import main
 from llm.common.errors import UserError
@@ -63,7 +63,7 @@ def test_every_task_is_measured_in_every_round(small, bpe_folder, tmp_path, caps
 
 def test_a_round_is_turned_round_after_the_other():
     order = []
-    figures = measure({name: lambda name=name: order.append(name) or {"s": len(order)} for name in "abc"}, 2)
+    figures = time_tasks({name: lambda name=name: order.append(name) or {"s": len(order)} for name in "abc"}, 2)
     assert order == list("abccba")
     assert figures == {"a": {"s": [1, 6]}, "b": {"s": [2, 5]}, "c": {"s": [3, 4]}}
 

@@ -20,7 +20,7 @@ def test_the_likeliest_token_each_time(make_export: MakeExport, tokenizers, tmp_
     documents = [[1 + (7 * number + place) % (BEGIN - 1) for place in range(5 + 9 * number)] for number in range(6)]
     path = write_store(tmp_path / "store", [documents[:2]], tokenizer=tokenizers["words"], validation=[documents])
     folder = make_export(style="llama", context=context)
-    texts = continuations.measure(open_export(folder), path)
+    texts = continuations.measure_continuations(open_export(folder), path)
 
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -42,6 +42,6 @@ def test_the_likeliest_token_each_time(make_export: MakeExport, tokenizers, tmp_
     kept = json.loads((folder / "evals" / "continuations.json").read_text())
     kept["texts"] = {"once": "upon"}
     (folder / "evals" / "continuations.json").write_text(json.dumps(kept))
-    assert continuations.measure(open_export(folder), path) == {"once": "upon"}
+    assert continuations.measure_continuations(open_export(folder), path) == {"once": "upon"}
     (folder / "evals" / "continuations.json").write_text(json.dumps(kept | {"weights_sha256": "0"}))
-    assert continuations.measure(open_export(folder), path) == expected
+    assert continuations.measure_continuations(open_export(folder), path) == expected

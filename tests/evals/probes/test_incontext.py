@@ -151,7 +151,7 @@ def test_a_model_that_knows_nothing_learns_nothing_from_context(make_export, sto
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
     model.save_pretrained(folder)
-    (result,) = incontext.measure([open_export(folder)], store, windows=6)
+    (result,) = incontext.measure_incontext([open_export(folder)], store, windows=6)
     np.testing.assert_allclose(result["positions"]["loss"], [math.log(400)] * CONTEXT, rtol=1e-6)
     np.testing.assert_allclose(result["score"]["per_window"], [0] * 6, atol=1e-6)
     # Attention that knows nothing is even: token t of 1 + 2 * 15 sees t tokens.
@@ -170,7 +170,7 @@ def test_our_own_decoder(story_store: Path, tmp_path: Path) -> None:
     model = DecoderForCausalLM(DecoderConfig(**sizes)).eval()
     model.save_pretrained(tmp_path / "ours")
     load_tokenizer(story_store / "tokenizer").save_pretrained(tmp_path / "ours")
-    (result,) = incontext.measure([open_export(tmp_path / "ours")], story_store, windows=8, context=48)
+    (result,) = incontext.measure_incontext([open_export(tmp_path / "ours")], story_store, windows=8, context=48)
     opened = TokenStore.open(story_store, "validation")
     items = incontext.window_items(opened, 8, 48)
     rows = torch.stack([torch.from_numpy(opened.read(item * 48, 49)) for item in items])

@@ -172,7 +172,7 @@ def test_a_model_that_knows_nothing_loses_log_v(make_export, store, tmp_path) ->
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
     model.save_pretrained(folder)
-    result = losses.measure(open_export(folder), store)
+    result = losses.measure_losses(open_export(folder), store)
     assert result["loss"] == pytest.approx(math.log(400), rel=1e-6)
     assert result["standard_error"] == pytest.approx(0, abs=1e-6)
     np.testing.assert_allclose(result["nats"], np.multiply(result["tokens"], math.log(400)), rtol=1e-6)
@@ -233,14 +233,14 @@ def test_documents_of_groups_keep_them(make_export, tmp_path, tokenizers, monkey
         tmp_path / "store", [documents[:3]], tokenizer=tokenizers["words"], validation=[documents[:10], documents[10:]]
     )
     export = open_export(make_export(context=CONTEXT))
-    alone = losses.measure(export, folder, documents=20)
+    alone = losses.measure_losses(export, folder, documents=20)
     assert "groups" not in alone and alone["grouped_by"] is None
     index = json.loads((folder / "store.json").read_text())
     (folder / "store.json").write_text(json.dumps(index | {"groups": "book", "validation_groups": 7}))
     labels = np.random.default_rng(0).integers(0, 2**63, 7).astype("<u8")[np.arange(len(documents)) % 7]
     labels[:10].tofile(folder / "validation/00000-part.groups")
     labels[10:].tofile(folder / "validation/00001-part.groups")
-    found = losses.measure(export, folder, documents=20)
+    found = losses.measure_losses(export, folder, documents=20)
     assert found["grouped_by"] == "book" and found["nats"] == alone["nats"] and found["loss"] == alone["loss"]
     of_documents = labels[found["documents"]]
     assert [found["groups"][a] == found["groups"][b] for a in range(20) for b in range(20)] == [
@@ -254,7 +254,7 @@ def test_documents_of_groups_keep_them(make_export, tmp_path, tokenizers, monkey
     assert found["standard_error"] == pytest.approx(expected) != pytest.approx(alone["standard_error"])
     assert f"20 in {count} groups" in losses.format_results(["one"], [found])
     monkeypatch.setattr(losses, "load_model", lambda *_: pytest.fail("measured again"))
-    assert losses.measure(export, folder, documents=20) == found
+    assert losses.measure_losses(export, folder, documents=20) == found
 
 
 def test_what_was_measured_alike_is_kept(make_export, store, tmp_path, monkeypatch) -> None:
@@ -263,23 +263,23 @@ def test_what_was_measured_alike_is_kept(make_export, store, tmp_path, monkeypat
     )
     loads = []
     monkeypatch.setattr(losses, "load_model", lambda *asked: loads.append(asked) or load_model(*asked))
-    first = losses.measure(export, store, documents=5)
-    assert losses.measure(export, store, documents=5, dtype="float32", device="cpu") == first and len(loads) == 1
-    assert losses.measure(export, store, documents=5, again=True) == first and len(loads) == 2
+    first = losses.measure_losses(export, store, documents=5)
+    assert losses.measure_losses(export, store, documents=5, dtype="float32", device="cpu") == first and len(loads) == 1
+    assert losses.measure_losses(export, store, documents=5, again=True) == first and len(loads) == 2
     with pytest.raises(UserError, match="keeps the losses of 5 documents, and 4 would replace them"):
-        losses.measure(export, store, documents=4)
-    assert losses.measure(export, store, documents=4, again=True)["n"] == 4 and len(loads) == 3
-    assert losses.measure(export, store, documents=4, split="train")["split"] == "train" and len(loads) == 4
+        losses.measure_losses(export, store, documents=4)
+    assert losses.measure_losses(export, store, documents=4, again=True)["n"] == 4 and len(loads) == 3
+    assert losses.measure_losses(export, store, documents=4, split="train")["split"] == "train" and len(loads) == 4
     kept = export.result("losses")
     assert [(result["split"], result["n"]) for result in kept] == [("validation", 4), ("train", 4)]
-    assert losses.measure(export, store, documents=4) == kept[0] and len(loads) == 4
+    assert losses.measure_losses(export, store, documents=4) == kept[0] and len(loads) == 4
     (export.folder / "hippoformer.json").write_text(json.dumps(export.info | {"checkpoint_sha256": "b"}))
-    losses.measure(open_export(export.folder), store, documents=4)
+    losses.measure_losses(open_export(export.folder), store, documents=4)
     assert len(loads) == 5
     weights = load_file(export.folder / "model.safetensors")
     weights["transformer.wte.weight"][7, 7] += 0.5  # under the same card
     save_file(weights, export.folder / "model.safetensors", {"format": "pt"})
-    losses.measure(open_export(export.folder), store, documents=4)
+    losses.measure_losses(open_export(export.folder), store, documents=4)
     assert len(loads) == 6
     assert not list(export.results.glob("*.part"))
 

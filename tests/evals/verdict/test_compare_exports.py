@@ -241,8 +241,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, tuple[Any
         kept = [each for each in export.result("losses", []) if each["store_fingerprint"] != line["store_fingerprint"]]
         (export.results / "losses.json").write_text(json.dumps([*kept, line]))
 
-    monkeypatch.setattr("evals.probes.losses.measure", measure)
-    monkeypatch.setattr("evals.probes.continuations.measure", lambda *_: {})  # no model is here to write
+    monkeypatch.setattr("evals.probes.losses.measure_losses", measure)
+    monkeypatch.setattr("evals.probes.continuations.measure_continuations", lambda *_: {})  # no model is here to write
     return asked
 
 

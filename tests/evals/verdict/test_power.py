@@ -105,7 +105,7 @@ def test_mcnemars_power_by_enumeration():
 def test_a_printed_loss_difference_is_shown_in_four_of_five_comparisons(seeds, of_seeds):
     random = np.random.default_rng(seeds)
     documents = 100
-    text = power.report(
+    text = power.pair_power(
         options("--seeds", str(seeds), "--documents", str(documents), "--seed-deviation", f"{of_seeds}")
     )
     least = float(columns(text, "Validation loss")[str(seeds)][0])
@@ -121,7 +121,7 @@ def test_a_printed_loss_difference_is_shown_in_four_of_five_comparisons(seeds, o
 def test_a_printed_accuracy_difference_is_shown_in_four_of_five_comparisons(seeds, deviation, items):
     random = np.random.default_rng(0)
     chosen = options("--seeds", str(seeds), "--items", str(items), "--accuracy-deviation", str(deviation))
-    (cell,) = columns(power.report(chosen), "one task alone")[f"{items:,}"]
+    (cell,) = columns(power.pair_power(chosen), "one task alone")[f"{items:,}"]
     least, shown = float(cell) / 100, []
     for _ in range(400):
         effects = np.clip(least + random.normal(0, deviation / 100, seeds), -0.15, 0.15)
@@ -140,7 +140,7 @@ def test_a_printed_accuracy_difference_is_shown_in_four_of_five_comparisons(seed
 
 
 def test_report():
-    text = power.report(options("--seeds", "1", "2", "5", "--items", "100", "1172", "--tests", "5"))
+    text = power.pair_power(options("--seeds", "1", "2", "5", "--items", "100", "1172", "--tests", "5"))
     losses = columns(text, "Validation loss")
     assert list(losses) == ["1", "2", "5"]
     alone, corrected = columns(text, "one task alone"), columns(text, "the one of 5 tests")
@@ -155,12 +155,12 @@ def test_report():
 
 
 def test_one_test_is_not_corrected():
-    assert "Holm" not in power.report(options("--tests", "1", "--items", "100"))
+    assert "Holm" not in power.pair_power(options("--tests", "1", "--items", "100"))
 
 
 def test_more_is_better():
     for change in (["--documents", "4000"], ["--seed-deviation", "0.007"], ["--power", "0.5"], ["--level", "0.9"]):
-        before, after = (columns(power.report(options(*extra)), "Validation loss") for extra in ([], change))
+        before, after = (columns(power.pair_power(options(*extra)), "Validation loss") for extra in ([], change))
         assert float(after["3"][0]) <= 1.01 * float(before["3"][0])  # levels are not exactly alike
         assert sum(float(cell) for (cell,) in after.values()) < sum(float(cell) for (cell,) in before.values())
 
@@ -181,7 +181,7 @@ def test_more_is_better():
 )
 def test_values_out_of_range(arguments, words):
     with pytest.raises(UserError, match=words):
-        power.report(options(*arguments))
+        power.pair_power(options(*arguments))
 
 
 def test_help_needs_no_scipy():
